@@ -1,0 +1,1 @@
+"""What a model needs and which partition of which GPU it gets: facts and decisions, no server, no torch."""

@@ -1,0 +1,114 @@
+"""What a client is told when a request cannot be served.
+
+::
+
+    ServingError                  carries status, OpenAI type/code/param and Retry-After
+    ├── BadRequest          400   the request is malformed: names the field, the value and the remedy
+    │   └── ContentBlocked  400   a guardrail refused it: names the family, never the value
+    ├── NotFound            404   no such model or route
+    ├── TooLarge            413   the body is larger than the server accepts
+    ├── Overloaded          429   full for this caller: Retry-After
+    └── Unavailable         503   loading, draining, full or dead: Retry-After
+        └── UpstreamFailed  502   the predictor answered something that is not an answer
+
+``gRPC`` status codes follow google.rpc's own mapping of HTTP statuses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+GRPC_CODE_BY_STATUS = {
+    400: "INVALID_ARGUMENT",
+    404: "NOT_FOUND",
+    413: "RESOURCE_EXHAUSTED",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    501: "UNIMPLEMENTED",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+class ServingError(Exception):
+    """A refusal with everything a client needs to act on it.
+
+    Args:
+        message: one sentence naming the field, the value and the remedy.
+        param: the request field at fault, OpenAI's ``error.param``.
+        code: machine-readable reason, OpenAI's ``error.code``.
+        status: HTTP status; defaults to the class's.
+        retry_after_s: seconds for the ``Retry-After`` header.
+    """
+
+    status: int = 500
+    type: str = "server_error"
+    retry_after_s: float | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+        self.status = type(self).status if status is None else status
+        self.retry_after_s = type(self).retry_after_s if retry_after_s is None else retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        """The error in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """Response headers that belong to the error (``Retry-After`` in whole seconds, rounded up)."""
+        if self.retry_after_s is None:
+            return {}
+        return {"retry-after": str(max(1, -int(-self.retry_after_s // 1)))}
+
+    @property
+    def grpc_code(self) -> str:
+        """Name of the ``grpc.StatusCode`` that says the same."""
+        return GRPC_CODE_BY_STATUS.get(self.status, "INTERNAL" if self.status >= 500 else "FAILED_PRECONDITION")
+
+
+class BadRequest(ServingError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class ContentBlocked(BadRequest):
+    type = "content_filter"
+
+
+class NotFound(ServingError):
+    status = 404
+    type = "invalid_request_error"
+
+
+class TooLarge(ServingError):
+    status = 413
+    type = "invalid_request_error"
+
+
+class Overloaded(ServingError):
+    status = 429
+    type = "rate_limit_error"
+    retry_after_s = 1
+
+
+class Unavailable(ServingError):
+    status = 503
+    type = "service_unavailable"
+    retry_after_s = 1
+
+
+class UpstreamFailed(Unavailable):
+    status = 502
+    type = "upstream_error"

@@ -1,0 +1,1 @@
+"""The partition-aware predictor runtime: a request becomes tokens."""

@@ -1,0 +1,95 @@
+"""The Engine protocol: OpenAI JSON in, OpenAI JSON out.
+
+An engine is the only thing that knows its library. The server above it knows routes, headers, metrics and
+errors, and nothing about tokens; an engine knows nothing about HTTP. Bodies arrive *as received*: an engine
+reads the fields it needs and refuses, by name, those it cannot honour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Json = dict[str, Any]
+
+#: A streamed answer: each item is one complete OpenAI chunk, JSON-encoded, without SSE framing and without
+#: ``[DONE]`` (the server adds both). Closing the generator (``aclose``) aborts the request in the engine.
+Stream = AsyncGenerator[bytes, None]
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one request, filled in by the engine as it goes; read by the server for metrics and logs."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """What the server knows about a request besides its body.
+
+    ``request_id`` is unique per request and becomes part of the answer's ``id`` (``chatcmpl-<request_id>``).
+    ``priority``: lower is served first, 0 is ordinary (vLLM's convention).
+    """
+
+    request_id: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+
+#: One operation, e.g. chat. It validates *before* it returns, so that a bad request is a 4xx and never an
+#: error inside a 200 stream. It answers a dict, or a Stream when ``body["stream"]`` is true.
+Operation = Callable[[Json, RequestContext], Awaitable["Json | Stream"]]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot for metrics and admission. Counts are requests, ``slots_total`` is the most that can run."""
+
+    running: int
+    waiting: int
+    slots_total: int
+    kv_cache_usage: float | None = None  # 0..1; None where the engine cannot tell
+
+
+class ModelLoadError(Exception):
+    """The model cannot be loaded. The message is one line that says what is wrong and where."""
+
+
+class Engine(Protocol):
+    """One loaded model.
+
+    Life: ``await load()`` once (may take minutes; must not block the event loop; raises ModelLoadError) →
+    operations → ``await drain(timeout_s)`` → ``await close()``.
+    """
+
+    name: str  # "llama_cpp" | "vllm": the ``engine`` label of metrics
+
+    @property
+    def operations(self) -> Mapping[str, Operation]:
+        """URL suffix below ``/v1`` → operation: ``chat/completions``, ``completions``, ``embeddings``,
+        ``responses``, ``tokenize`` …  Only what the loaded model really has. Stable after ``load``."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus answer, in tokens."""
+        ...
+
+    async def load(self) -> None: ...
+
+    def healthy(self) -> bool:
+        """False once the engine can answer no more (dead thread or process). Cheap: called on every probe."""
+        ...
+
+    def stats(self) -> EngineStats: ...
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until no request is running or waiting, at most ``timeout_s``; then abort what is left."""
+        ...
+
+    async def close(self) -> None: ...
