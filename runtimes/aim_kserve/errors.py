@@ -112,3 +112,7 @@ class Unavailable(ServingError):
 class UpstreamFailed(Unavailable):
     status = 502
     type = "upstream_error"
+
+
+class StartupError(Exception):
+    """The process cannot serve: one line that says what is wrong and where. Ends it with exit 1."""

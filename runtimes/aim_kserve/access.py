@@ -1,0 +1,133 @@
+"""One JSON line per request, a request id for everybody, and W3C trace context carried on.
+
+Pure ASGI and a few microseconds a request: it stands in front of every route.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+#: https://www.w3.org/TR/trace-context/#traceparent-header
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+
+
+@dataclass(slots=True)
+class RequestLog:
+    """What is known of one request; handlers add to ``fields`` (model, tokens, verdict …).
+
+    ``trace_id``/``span_id`` are W3C hex ids. ``parent_id`` is the caller's span, None where the trace starts here.
+    """
+
+    request_id: str
+    trace_id: str
+    span_id: str
+    parent_id: str | None
+    flags: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def traceparent(self) -> str:
+        """The header to send on: same trace, our span as the parent."""
+        return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
+
+
+def open_log(headers: list[tuple[bytes, bytes]]) -> RequestLog:
+    """Take the caller's ``x-request-id`` and ``traceparent`` where they are well-formed, else make new ones."""
+    request_id = trace = b""
+    for key, value in headers:
+        if key == b"x-request-id":
+            request_id = value
+        elif key == b"traceparent":
+            trace = value
+    given = request_id.decode("latin-1")
+    span_id = os.urandom(8).hex()
+    match = _TRACEPARENT.fullmatch(trace.decode("latin-1")) if trace else None
+    if match and match[1] != "ff" and match[2] != "0" * 32 and match[3] != "0" * 16:
+        trace_id, parent_id, flags = match[2], match[3], match[4]
+    else:
+        trace_id, parent_id, flags = os.urandom(16).hex(), None, "00"
+    return RequestLog(given if _REQUEST_ID.fullmatch(given) else trace_id, trace_id, span_id, parent_id, flags)
+
+
+def _is_probe(path: str) -> bool:
+    return path in ("/", "/metrics") or path.startswith("/v2/health/")
+
+
+def log_of(scope: Scope) -> RequestLog:
+    """The log of the request that ``scope`` belongs to."""
+    log: RequestLog = scope["aim.log"]
+    return log
+
+
+def write_line(line: bytes) -> None:
+    """Default sink: stdout, one write per line so that lines of threads never mix."""
+    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
+
+
+class AccessLog:
+    """ASGI middleware: opens a RequestLog, answers ``x-request-id``, writes the line when the response ends.
+
+    Probes (``/``, ``/metrics``, ``/v2/health/…``) that succeed are not logged.
+    """
+
+    def __init__(self, app: ASGIApp, *, enabled: bool = True, write: Callable[[bytes], None] = write_line) -> None:
+        self.app = app
+        self.enabled = enabled
+        self.write = write
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        log = scope["aim.log"] = open_log(scope["headers"])
+        started = time.perf_counter()
+        status, first_byte_at, complete = 500, 0.0, False
+        request_id = log.request_id.encode("latin-1")
+
+        async def send_logged(message: Message) -> None:
+            nonlocal status, first_byte_at, complete
+            if message["type"] == "http.response.start":
+                status, first_byte_at = message["status"], time.perf_counter()
+                headers = [item for item in message.get("headers", ()) if item[0] != b"x-request-id"]
+                message["headers"] = [*headers, (b"x-request-id", request_id)]
+            elif not message.get("more_body", False):
+                complete = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_logged)
+        finally:
+            if self.enabled and not (status < 400 and _is_probe(scope["path"])):
+                ended = time.perf_counter()
+                self.write(
+                    orjson.dumps(
+                        {
+                            "ts": time.time(),
+                            "request_id": log.request_id,
+                            "trace_id": log.trace_id,
+                            "span_id": log.span_id,
+                            "parent_id": log.parent_id,
+                            "client": (scope.get("client") or (None,))[0],
+                            "method": scope["method"],
+                            "path": scope["path"],
+                            "status": status,
+                            "complete": complete,
+                            "duration_ms": round((ended - started) * 1e3, 3),
+                            "first_byte_ms": round((first_byte_at - started) * 1e3, 3) if first_byte_at else None,
+                            **log.fields,
+                        },
+                        option=orjson.OPT_APPEND_NEWLINE,
+                        default=str,
+                    )
+                )

@@ -1,0 +1,158 @@
+"""Reading JSON bodies and answering JSON, errors and server-sent events, on bare ASGI.
+
+The OpenAI routes of both processes are hot: they use these few functions instead of FastAPI's dependency
+machinery (KServe's V1/V2 routes stay on FastAPI).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import orjson
+from starlette.types import Receive, Send
+
+from aim_kserve.errors import BadRequest, ServingError, TooLarge
+
+JSON = (b"content-type", b"application/json")
+SSE_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx and its ingress must not buffer a token stream
+]
+DONE = b"data: [DONE]\n\n"
+
+T = TypeVar("T")
+
+
+class ClientDisconnected(Exception):
+    """The client closed the connection before its request was answered."""
+
+
+async def read_body(receive: Receive, max_bytes: int) -> bytes:
+    """The whole request body.
+
+    Raises:
+        TooLarge: more than ``max_bytes``.
+        ClientDisconnected: the client left while sending.
+    """
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        body: bytes = message.get("body", b"")
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes)
+        return body
+    parts, size = [], 0
+    while message["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+        message = await receive()
+    raise ClientDisconnected
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"the request body is larger than {max_bytes} bytes: shorten it or raise --max_body_mib")
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        BadRequest: malformed JSON (with line and column), or JSON that is not an object.
+    """
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise BadRequest(f"the body must be a JSON object, not {type(value).__name__}", code="invalid_json")
+    return value
+
+
+async def send_bytes(
+    send: Send, body: bytes, *, status: int = 200, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    """One complete response; JSON unless ``headers`` say otherwise."""
+    head = [*(headers if headers is not None else [JSON]), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_json(send: Send, value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+    extra = [(key.encode("latin-1"), text.encode("latin-1")) for key, text in (headers or {}).items()]
+    await send_bytes(send, orjson.dumps(value), status=status, headers=[JSON, *extra])
+
+
+async def send_error(send: Send, error: ServingError) -> None:
+    """A refusal in OpenAI's shape, with ``Retry-After`` where the client should come again."""
+    await send_json(send, error.body(), status=error.status, headers=error.headers())
+
+
+def sse(payload: bytes) -> bytes:
+    """One server-sent event. A payload that already carries its ``event:`` line is framed as it is."""
+    return (payload if payload.startswith(b"event:") else b"data: " + payload) + b"\n\n"
+
+
+async def send_events(send: Send, receive: Receive, events: AsyncGenerator[bytes, None], *, done: bytes = DONE) -> None:
+    """Stream ``events`` (payloads without framing) and end in ``done`` or, on a ServingError, an error event
+    and ``done``. The generator is always closed: at the end, on error, and as soon as the client leaves.
+
+    Raises:
+        ClientDisconnected: the client left before the end; the generator has been closed.
+    """
+    async with aclosing(events):
+        stream = asyncio.ensure_future(_pump(send, events, done))
+        gone = asyncio.ensure_future(wait_disconnected(receive))
+        try:
+            await asyncio.wait({stream, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if stream.done():
+                stream.result()
+            else:
+                raise ClientDisconnected
+        finally:
+            for task in (stream, gone):
+                task.cancel()
+            await asyncio.gather(stream, gone, return_exceptions=True)
+
+
+async def _pump(send: Send, events: AsyncGenerator[bytes, None], done: bytes) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
+    try:
+        async for payload in events:
+            await send({"type": "http.response.body", "body": sse(payload), "more_body": True})
+    except ServingError as error:
+        await send({"type": "http.response.body", "body": sse(orjson.dumps(error.body())), "more_body": True})
+    await send({"type": "http.response.body", "body": done})
+
+
+async def wait_disconnected(receive: Receive) -> None:
+    """Return when the client has closed its connection (call only after the body has been read)."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def until_disconnected(receive: Receive, work: asyncio.Future[T]) -> T:
+    """The result of ``work``, which is cancelled when the client leaves first.
+
+    Raises:
+        ClientDisconnected: the client left; ``work`` has been cancelled and has ended.
+    """
+    gone = asyncio.ensure_future(wait_disconnected(receive))
+    try:
+        waiting: set[asyncio.Future[Any]] = {work, gone}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        raise ClientDisconnected
+    finally:
+        gone.cancel()
+        if not work.done():
+            work.cancel()

@@ -1,0 +1,142 @@
+"""KServe's FastAPI app with our routes in front and KServe's error answers mended.
+
+Two error shapes live side by side, because two kinds of clients do: ``{"error": "text"}`` on KServe's V1/V2
+routes (what ``tritonclient`` and KServe's own client parse) and OpenAI's ``{"error": {...}}`` everywhere below
+``/v1`` and ``/openai`` that is not V1 predict.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from aim_kserve.errors import BadRequest, NotFound, ServingError, Unavailable
+from aim_kserve.kserve import (
+    DataPlane,
+    InferenceError,
+    InvalidInput,
+    ModelNotFound,
+    ModelNotReady,
+    ModelRepositoryExtension,
+    ServerNotLive,
+    ServerNotReady,
+    UnsupportedProtocol,
+    metrics_handler,
+    register_v1_endpoints,
+    register_v2_endpoints,
+)
+
+logger = logging.getLogger("aim.server")
+
+
+def install(app: FastAPI, dataplane: DataPlane, routes: Sequence[BaseRoute]) -> FastAPI:
+    """Put ``routes`` first, KServe's V1/V2 after them, ``/`` and ``/metrics``, and our exception handlers."""
+    app.router.routes[:0] = [
+        *routes,
+        Route("/metrics", metrics_handler, methods=["GET"]),
+        Route("/", _live, methods=["GET"]),
+    ]
+    repository = ModelRepositoryExtension(model_registry=dataplane.model_registry)
+    register_v1_endpoints(app, dataplane, repository)
+    register_v2_endpoints(app, dataplane, repository)
+    handled: tuple[type[Exception], ...] = (ServingError, *MAPPED, RequestValidationError, HTTPException, Exception)
+    for kind in handled:
+        app.add_exception_handler(kind, _answer)
+    return app
+
+
+async def _live(_: Request) -> Response:
+    return JSONResponse({"status": "alive"})
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    refusal = as_serving_error(error)
+    if refusal.status == 500:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):
+        refusal.message = f"no such route: {request.method} {request.url.path}"
+    body = refusal.body() if _speaks_openai(request.url.path) else {"error": refusal.message}
+    return JSONResponse(body, status_code=refusal.status, headers=refusal.headers())
+
+
+class Tolerant:
+    """ASGI middleware around KServe's app for two of its habits.
+
+    * After a 500 Starlette re-raises and uvicorn drops the kept-alive connection, so that the client's next
+      request is reset: the error has been answered and logged, it ends here.
+    * KServe takes a body that is not labelled JSON for raw bytes; ``curl -d`` labels everything a form.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            scope["headers"] = _label_json(scope["headers"])
+        answered = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal answered
+            answered = answered or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_noted)
+        except Exception:  # process edge: handlers above have logged it and, if they could, answered
+            if not answered:
+                raise
+
+
+def _label_json(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    kinds = [value for key, value in headers if key == b"content-type"]
+    binary = any(key == b"inference-header-content-length" for key, _ in headers)
+    if not kinds and not binary:
+        return [*headers, (b"content-type", b"application/json")]
+    if binary:  # KServe's own transformer labels a binary body twice and JSON wins: octets are what it is
+        kind = b"application/octet-stream"
+    elif kinds[0].startswith(b"application/x-www-form-urlencoded"):
+        kind = b"application/json"
+    else:
+        return headers
+    return [*(item for item in headers if item[0] != b"content-type"), (b"content-type", kind)]
+
+
+def _speaks_openai(path: str) -> bool:
+    return path.startswith(("/openai/", "/v1/")) and not path.endswith((":predict", ":explain"))
+
+
+#: KServe's exceptions → ours.
+MAPPED: dict[type[Exception], type[ServingError]] = {
+    InvalidInput: BadRequest,
+    InferenceError: ServingError,
+    ModelNotFound: NotFound,
+    ModelNotReady: Unavailable,
+    ServerNotLive: Unavailable,
+    ServerNotReady: Unavailable,
+    UnsupportedProtocol: BadRequest,
+}
+
+
+def as_serving_error(error: Exception) -> ServingError:
+    """Any exception as the refusal a client is given; an unknown one is a 500 without its text."""
+    if isinstance(error, ServingError):
+        return error
+    for kind, ours in MAPPED.items():
+        if isinstance(error, kind):
+            return ours(str(error), code="model_not_found" if kind is ModelNotFound else None)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+        return BadRequest(f"{where}: {first['msg']} (got {str(first.get('input'))[:80]!r})", param=where)
+    if isinstance(error, HTTPException):
+        return ServingError(str(error.detail), status=error.status_code)
+    if isinstance(error, NotImplementedError):
+        return ServingError(str(error) or "not implemented", status=501)
+    return ServingError("internal error: the server's log has the cause, by x-request-id")

@@ -1,0 +1,205 @@
+"""A KServe ModelServer that tells the truth: it listens first, loads behind, drains, and says so.
+
+The order of a life, all in :meth:`Server.run`: bind the ports (a taken one is named) → register the model →
+serve, answering 503 → load in the background → ready → SIGTERM → not ready, no new connections → requests in
+flight finish (at most ``grace_period``) → exit 0. A model that cannot be loaded ends the process with exit 1 and
+one line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import uvicorn
+import uvloop
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from aim_kserve.access import AccessLog
+from aim_kserve.errors import StartupError
+from aim_kserve.grpc_server import GrpcServer
+from aim_kserve.kserve import (
+    Model,
+    ModelRepositoryExtension,
+    ModelServer,
+    kserve_app,
+)
+from aim_kserve.rest import Tolerant, install
+from aim_kserve.settings import ServerSettings
+
+logger = logging.getLogger("aim.server")
+
+
+class Served(Protocol):
+    """What the server asks of a model besides being a ``kserve.Model``."""
+
+    name: str
+
+    async def load_async(self) -> None:
+        """Get ready to answer. Raises StartupError with one line when that is impossible."""
+        ...
+
+    def start_draining(self) -> None:
+        """From now on ``healthy()`` is False; requests in flight go on."""
+        ...
+
+    async def drain(self, timeout_s: float) -> None:
+        """Return when no request is in flight; after ``timeout_s`` abort the rest."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
+    """One model behind KServe's V1/V2 REST and gRPC and our own ``routes``.
+
+    Args:
+        settings: ports, host, limits.
+        routes: Starlette routes that take precedence over KServe's (the OpenAI surface).
+        wrap: ASGI middlewares, innermost first, around the whole app (the access log is always outermost).
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        routes: Sequence[BaseRoute] = (),
+        wrap: Sequence[Callable[[ASGIApp], ASGIApp]] = (),
+    ) -> None:
+        super().__init__(
+            http_port=settings.http_port,
+            grpc_port=settings.grpc_port,
+            enable_grpc=settings.enable_grpc,
+            enable_latency_logging=False,
+            workers=1,
+        )
+        self.settings = settings
+        self.model_repository_extension = ModelRepositoryExtension(model_registry=self.registered_models)
+        app: ASGIApp = Tolerant(install(kserve_app, self.dataplane, routes))
+        for middleware in wrap:
+            app = middleware(app)
+        self.app: ASGIApp = AccessLog(app, enabled=settings.access_log)
+
+    def run(self, model: Model) -> int:
+        """Serve until a signal or a failed load; returns the exit code."""
+        try:
+            http_socket = bind(self.settings.host, self.settings.http_port, "--http_port")
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(self._run(model, http_socket))
+        except StartupError as error:
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201  the one line a person or kubectl logs reads
+            return 1
+
+    async def _run(self, model: Model, http_socket: socket.socket) -> int:
+        grpc = GrpcServer(self.settings, self.dataplane, self.model_repository_extension)
+        if self.settings.enable_grpc:
+            await grpc.start()
+        self.register_model(model)
+        http = _Http(self._uvicorn_config())
+        serving = asyncio.create_task(http.serve(sockets=[http_socket]))
+        loading = asyncio.create_task(_load(model))
+        stop = _stop_event()
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({serving, loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done() and loading.exception() is None:
+                await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return await self._shut_down(model, http, grpc, serving, loading)
+        finally:
+            stopping.cancel()
+
+    async def _shut_down(
+        self, model: Model, http: _Http, grpc: GrpcServer, serving: asyncio.Task[None], loading: asyncio.Task[None]
+    ) -> int:
+        logger.info("stopping: not ready, draining for at most %g s", self.settings.grace_period)
+        model.start_draining()
+        http.should_exit = True  # closes the listening socket and idle connections, waits for the rest
+        await asyncio.gather(model.drain(self.settings.grace_period), grpc.stop(self.settings.grace_period), serving)
+        failed = loading.exception() if loading.done() and not loading.cancelled() else None
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        await model.close()
+        if failed is not None:
+            raise failed
+        logger.info("stopped")
+        return 0
+
+    def _uvicorn_config(self) -> uvicorn.Config:
+        return uvicorn.Config(
+            self.app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=self.settings.timeout_keep_alive,
+            timeout_graceful_shutdown=max(1, round(self.settings.grace_period)),
+            ssl_certfile=self.settings.ssl_certfile,
+            ssl_keyfile=self.settings.ssl_keyfile,
+        )
+
+
+async def _load(model: Model) -> None:
+    logger.info("model %s: loading", model.name)
+    await model.load_async()
+    # Everything alive now lives as long as the process: keep it out of every later collection.
+    gc.collect()
+    gc.freeze()
+    logger.info("model %s: ready", model.name)
+
+
+class _Http(uvicorn.Server):
+    """uvicorn without signal handlers of its own: the Server above owns SIGTERM."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _stop_event() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; a second one ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            loop.remove_signal_handler(number)
+            signal.raise_signal(number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop
+
+
+def bind(host: str, port: int, flag: str) -> socket.socket:
+    """A bound, not yet listening TCP socket.
+
+    Raises:
+        StartupError: the port is taken or not allowed; names port, flag and remedy.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise StartupError(f"cannot listen on {host}:{port} ({error.strerror}): choose another {flag}") from error
+    return listener
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Plain lines on stderr for what the process does; requests go to the JSON access log on stdout."""
+    logging.basicConfig(
+        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    for noisy in ("kserve", "uvicorn", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,216 @@
+"""Settings from flags, environment and annotations, in one place and strictly.
+
+A process declares one frozen pydantic model; each field is at once a flag (``--http_port``, KServe's spelling,
+``--http-port`` works too), an environment variable (``AIM_HTTP_PORT``) and, where the field names one, a pod
+annotation (``aim.amd.com/max-model-len``) read through the Downward API. Flags win over environment, environment
+over annotations, annotations over defaults. An unknown flag, ``AIM_`` variable or ``aim.amd.com/`` annotation is
+an error: a typo must never be a silent default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+ENV_PREFIX = "AIM_"
+ANNOTATION_PREFIX = "aim.amd.com/"
+DEFAULT_ANNOTATIONS_FILE = Path("/etc/podinfo/annotations")
+
+#: Every annotation of the house (docs/architecture.md). A process reads those it declares; the others belong to
+#: another process of the same pod template and are left to it.
+KNOWN_ANNOTATIONS = frozenset(
+    {
+        "compute-partition",
+        "gpu-sharing",
+        "guardrail-policy",
+        "guardrails",
+        "latency-slo-ms",
+        "max-concurrency",
+        "max-model-len",
+        "memory-limit",
+        "memory-partition",
+        "metric",
+        "partition-count",
+        "partition-id",
+        "precision",
+        "profile",
+        "qos-priority",
+    }
+)
+#: ``AIM_`` variables that are not settings of a process: AIM's own images and our Makefile set them.
+FOREIGN_ENV = frozenset({"AIM_EMBEDDED_MODEL"})
+#: Kubernetes' service links: a Service called ``aim-x`` puts ``AIM_X_SERVICE_HOST``, ``AIM_X_PORT=tcp://…`` … into
+#: every pod of its namespace (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+_SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
+
+S = TypeVar("S", bound="ServerSettings")
+
+
+class SettingsError(Exception):
+    """A setting is wrong. The message is one line a setting: source, name, value and what is allowed."""
+
+
+class ServerSettings(BaseModel):
+    """What every process of ours accepts: KServe's flags by KServe's names.
+
+    Flags that KServe's controller injects (``--model_name --http_port --workers --predictor_host``) are all
+    here; those that change nothing in a single asyncio process are accepted and say so.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model_name: str = Field(
+        "model", min_length=1, pattern=r"^[^/\s]+(/[^/\s]+)*$", description="name the model is served under"
+    )
+    host: str = Field("0.0.0.0", description="address to listen on, HTTP and gRPC")
+    http_port: int = Field(8080, ge=0, le=65535, description="HTTP port; 0 picks a free one")
+    grpc_port: int = Field(8081, ge=0, le=65535, description="gRPC port; 0 picks a free one")
+    enable_grpc: bool = Field(True, description="serve the V2 protocol over gRPC")
+    grace_period: float = Field(30, ge=0, description="seconds to drain requests in flight after SIGTERM")
+    timeout_keep_alive: int = Field(65, ge=1, description="seconds an idle kept-alive connection stays open")
+    max_body_mib: float = Field(32, gt=0, description="largest request body accepted, MiB")
+    grpc_max_send_message_length: int = Field(8 * 1024 * 1024, ge=1, description="bytes")
+    grpc_max_receive_message_length: int = Field(8 * 1024 * 1024, ge=1, description="bytes")
+    access_log: bool = Field(True, description="one JSON line per request on stdout")
+    ssl_certfile: Path | None = Field(None, description="serve HTTPS with this certificate")
+    ssl_keyfile: Path | None = Field(None, description="private key of --ssl_certfile")
+    annotations_file: Path = Field(DEFAULT_ANNOTATIONS_FILE, description="pod annotations, Downward API format")
+    workers: int = Field(
+        1,
+        ge=1,
+        description="accepted for KServe's controller; one asyncio process serves, scale with replicas",
+    )
+    enable_latency_logging: bool = Field(True, description="accepted for KServe; latencies are in the access log")
+
+    @classmethod
+    def load(cls, argv: Sequence[str], env: Mapping[str, str] = os.environ, *, prog: str, description: str) -> Self:
+        """Read all sources and validate once.
+
+        Raises:
+            SettingsError: a source holds an unknown or wrong setting.
+            SystemExit: ``--help`` (0) or an unknown flag (2), by argparse.
+        """
+        flags = _read_flags(cls, argv, prog, description)
+        environment = _read_env(cls, env)
+        file = flags.get("annotations_file", environment.get("annotations_file", DEFAULT_ANNOTATIONS_FILE))
+        annotations = _read_annotations(cls, Path(file), required="annotations_file" in {**flags, **environment})
+        try:
+            return cls.model_validate({**annotations, **environment, **flags})
+        except ValidationError as error:
+            raise SettingsError(_explain(error, flags, environment, cls)) from error
+
+
+def annotation_of(field: FieldInfo) -> str | None:
+    """The annotation (without prefix) a field is also read from: ``Field(json_schema_extra={"annotation": …})``."""
+    extra = field.json_schema_extra
+    value = extra.get("annotation") if isinstance(extra, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def _read_flags(cls: type[S], argv: Sequence[str], prog: str, description: str) -> dict[str, str]:
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    for name, field in cls.model_fields.items():
+        is_bool = field.annotation is bool
+        parser.add_argument(
+            *dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")),
+            dest=name,
+            default=argparse.SUPPRESS,
+            help=_help(name, field),
+            nargs="?" if is_bool else None,
+            const="true" if is_bool else None,
+            metavar="BOOL" if is_bool else name.rsplit("_", 1)[-1].upper(),
+        )
+    return vars(parser.parse_args(argv))
+
+
+def _help(name: str, field: FieldInfo) -> str:
+    default = "required" if field.is_required() else f"default: {field.default}"
+    annotation = annotation_of(field)
+    also = f"; annotation {ANNOTATION_PREFIX}{annotation}" if annotation else ""
+    return f"{field.description or ''} ({default}; env {ENV_PREFIX}{name.upper()}{also})".replace("%", "%%")
+
+
+def _read_env(cls: type[S], env: Mapping[str, str]) -> dict[str, str]:
+    by_variable = {f"{ENV_PREFIX}{name.upper()}": name for name in cls.model_fields}
+    ours = {key: value for key, value in env.items() if key.startswith(ENV_PREFIX) and not _is_foreign(key, value)}
+    unknown = sorted(set(ours) - set(by_variable))
+    if unknown:
+        raise SettingsError(f"environment {unknown[0]}: unknown setting; known: {', '.join(sorted(by_variable))}")
+    return {by_variable[key]: value for key, value in ours.items()}
+
+
+def _is_foreign(key: str, value: str) -> bool:
+    is_service_link = _SERVICE_LINK.fullmatch(key) or re.match(r"(tcp|udp|sctp)://", value)
+    return key in FOREIGN_ENV or is_service_link is not None
+
+
+def _read_annotations(cls: type[S], file: Path, *, required: bool) -> dict[str, str]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if required:
+            raise SettingsError(f"annotations_file {file}: no such file") from None
+        return {}
+    except OSError as error:
+        raise SettingsError(f"annotations_file {file}: {error.strerror}") from error
+    by_annotation = {annotation_of(field): name for name, field in cls.model_fields.items()}
+    ours = {}
+    for key, value in parse_downward_api(text, file):
+        if not key.startswith(ANNOTATION_PREFIX):
+            continue
+        short = key.removeprefix(ANNOTATION_PREFIX)
+        if short in by_annotation:
+            ours[by_annotation[short]] = value
+        elif short not in KNOWN_ANNOTATIONS:
+            raise SettingsError(
+                f"annotation {key}: unknown; known under {ANNOTATION_PREFIX}: {', '.join(sorted(KNOWN_ANNOTATIONS))}"
+            )
+    return ours
+
+
+def parse_downward_api(text: str, file: Path) -> list[tuple[str, str]]:
+    """``key="escaped value"`` lines as the kubelet writes them (pkg/fieldpath: ``fmt.Sprintf("%v=%q")``).
+
+    Raises:
+        SettingsError: a line is not of that form, naming file and line.
+    """
+    pairs = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        match = re.fullmatch(r'([^=\s]+)=(".*")', line.strip())
+        try:
+            if match is None:
+                raise ValueError(line)
+            # Go's %q escapes are JSON's but for \a, \v and \xNN, which Kubernetes' UTF-8 text never needs.
+            pairs.append((match[1], json.loads(match[2])))
+        except ValueError:
+            raise SettingsError(f'{file} line {number}: not of the form key="value": {line[:80]!r}') from None
+    return pairs
+
+
+def _explain(error: ValidationError, flags: Mapping[str, Any], env: Mapping[str, Any], cls: type[S]) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        name = str(item["loc"][0]) if item["loc"] else ""
+        if name in flags:
+            where = f"--{name}"
+        elif name in env:
+            where = f"environment {ENV_PREFIX}{name.upper()}"
+        elif name in cls.model_fields and annotation_of(cls.model_fields[name]) and item["type"] != "missing":
+            where = f"annotation {ANNOTATION_PREFIX}{annotation_of(cls.model_fields[name])}"
+        else:
+            where = f"--{name}" if name else "settings"
+        message = item["msg"].removeprefix("Value error, ")
+        lines.append(
+            f"{where}: {message}" + ("" if item["type"] == "missing" or not name else f" (got {item['input']!r})")
+        )
+    return "\n".join(lines)
