@@ -1,0 +1,49 @@
+"""Bytes, MiB and GiB. GiB everywhere; GB only where a user wrote it."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import AimProfileError
+
+MIB = 1024**2
+GIB = 1024**3
+
+_UNIT_BYTES = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KI": 1024,
+    "MI": MIB,
+    "GI": GIB,
+    "TI": 1024 * GIB,
+    "KIB": 1024,
+    "MIB": MIB,
+    "GIB": GIB,
+    "TIB": 1024 * GIB,
+}
+_QUANTITY = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]+)\s*")
+
+
+def gib(byte_count: float) -> float:
+    """Bytes as GiB, rounded to a thousandth (1 MiB) for output; never used to decide."""
+    return round(byte_count / GIB, 3)
+
+
+def parse_memory(text: str, *, field: str = "memory") -> int:
+    """`40GB` (decimal), `40GiB` or `40Gi` (binary) as bytes. A bare number is refused: it has no unit.
+
+    Raises AimProfileError naming `field`.
+    """
+    found = _QUANTITY.fullmatch(text)
+    scale = _UNIT_BYTES.get(found.group(2).upper()) if found else None
+    if found is None or scale is None:
+        raise AimProfileError(
+            f"{field}: {text!r} is not a memory size",
+            field=field,
+            value=text,
+            remedy="write a number with a unit, as in 40GiB, 40Gi or 40GB",
+        )
+    return int(float(found.group(1)) * scale)
