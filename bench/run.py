@@ -1,0 +1,44 @@
+"""All benchmarks in one go: each script prints its table and writes ``bench/<name>.json``.
+
+``make bench`` runs them all; ``make bench BENCH_ARGS="hop engine --quick"`` runs some, shorter. Each compares with a
+peer in the same run, because machines differ and are noisy: quote the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+#: In reading order: from the request's way in to the planner.
+NAMES = ("start", "hop", "detectors", "server", "engine", "vllm_server", "planner")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of: {', '.join(NAMES)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a figure to quote")
+    options = parser.parse_args()
+    unknown = sorted(set(options.names) - set(NAMES))
+    if unknown:
+        parser.error(f"no benchmark called {unknown[0]!r}; there are: {', '.join(NAMES)}")
+    failed = [name for name in options.names or NAMES if not run(name, quick=options.quick)]
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run(name: str, *, quick: bool) -> bool:
+    print(f"\n=== {name}", flush=True)
+    started = time.monotonic()
+    command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(HERE / f"{name}.json")]
+    done = subprocess.run([*command, "--quick"] if quick else command, cwd=HERE.parent, check=False)
+    print(f"    ({time.monotonic() - started:.0f} s, bench/{name}.json)", flush=True)
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

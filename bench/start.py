@@ -1,0 +1,126 @@
+"""Process start → ready: the runtime with the embedded model, the transformer, and a bare KServe server as the peer.
+
+Each start is a new process polled on its per-model readiness route every 10 ms; starts of the three are interleaved,
+so that the machine's drift hits all alike. Usage: ``python bench/start.py [--quick] [--json FILE]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PEER = """
+import kserve
+class Echo(kserve.Model):
+    def predict(self, payload, headers=None, response_headers=None):
+        return payload
+model = Echo("smollm2")
+model.load()
+kserve.ModelServer().start([model])
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def commands(model_dir: str) -> dict[str, list[str]]:
+    """Name → argv without the ports."""
+    return {
+        "runtime (embedded model)": ["-m", "aim_runtime", "--model_name", "smollm2", "--model_dir", model_dir],
+        "transformer": ["-m", "aim_guardrail", "--model_name", "smollm2", "--predictor_host", "127.0.0.1:9"],
+        "peer: bare kserve.ModelServer": ["-c", PEER],
+    }
+
+
+def start_once(argv: list[str]) -> dict[str, float]:
+    """Wall seconds until ready, CPU seconds and resident MiB at that moment."""
+    port = free_port()
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *argv, "--http_port", str(port), "--grpc_port", str(free_port())],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    try:
+        while not ready(port):
+            if process.poll() is not None:
+                raise SystemExit(f"{argv} ended with exit {process.returncode}")
+            time.sleep(0.01)
+        wall = time.perf_counter() - started
+        stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks = os.sysconf("SC_CLK_TCK")
+        pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+        cpu = (int(stat[11]) + int(stat[12])) / ticks
+        return {"wall_s": wall, "cpu_s": cpu, "rss_mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:  # KServe's own server does not always stop
+            process.kill()
+            process.wait()
+
+
+def ready(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+    try:
+        connection.request("GET", "/v2/models/smollm2/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path, default=ROOT / "bench/start.json")
+    parser.add_argument("--model_dir", default=str(ROOT / ".models/smollm2"))
+    options = parser.parse_args()
+    rounds = 3 if options.quick else 9
+    samples: dict[str, list[dict[str, float]]] = {name: [] for name in commands(options.model_dir)}
+    for _ in range(rounds):
+        for name, argv in commands(options.model_dir).items():
+            samples[name].append(start_once(argv))
+    rows = [summary(name, taken) for name, taken in samples.items()]
+    peer = rows[-1]["wall_p50_s"]
+    print(
+        f"{'process start → ready':34} {'wall p50':>9} {'p95':>7} {'CPU s':>7} {'RSS MiB':>8} {'x peer':>7}  n={rounds}"
+    )
+    for row in rows:
+        row["ratio_to_peer"] = row["wall_p50_s"] / peer
+        print(
+            f"{row['name']:34} {row['wall_p50_s']:9.2f} {row['wall_p95_s']:7.2f} {row['cpu_p50_s']:7.2f}"
+            f" {row['rss_mib']:8.0f} {row['ratio_to_peer']:7.2f}"
+        )
+    options.json.write_text(json.dumps({"bench": "start", "rounds": rounds, "rows": rows}, indent=1))
+
+
+def summary(name: str, taken: list[dict[str, float]]) -> dict[str, float | str]:
+    wall = sorted(sample["wall_s"] for sample in taken)
+    return {
+        "name": name,
+        "wall_p50_s": statistics.median(wall),
+        "wall_p95_s": wall[min(len(wall) - 1, round(0.95 * (len(wall) - 1)))],
+        "cpu_p50_s": statistics.median(sample["cpu_s"] for sample in taken),
+        "rss_mib": statistics.median(sample["rss_mib"] for sample in taken),
+    }
+
+
+if __name__ == "__main__":
+    main()
