@@ -14,7 +14,9 @@ from typing import Any, Protocol
 Json = dict[str, Any]
 
 #: A streamed answer: each item is one complete OpenAI chunk, JSON-encoded, without SSE framing and without
-#: ``[DONE]`` (the server adds both). Closing the generator (``aclose``) aborts the request in the engine.
+#: ``[DONE]`` (the server adds both). An item that starts with ``event: `` is a named event (the responses API):
+#: its lines are complete but for the blank one that ends it. A ServingError raised on the way becomes the
+#: stream's last event. Closing the generator (``aclose``) aborts the request in the engine.
 Stream = AsyncGenerator[bytes, None]
 
 
