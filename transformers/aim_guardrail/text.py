@@ -1,0 +1,152 @@
+"""Text as detectors see it: folded to ASCII once, with a way back to the original's code points; and its units.
+
+**Folding** makes look-alike spellings equal before anything is searched: compatibility forms (fullwidth letters,
+ligatures, circled digits: Unicode NFKD), every script's decimal digits, typographic dashes and quotes become ASCII;
+invisible characters (category Cf: zero-width, soft hyphen, bidi controls) and combining marks vanish; letters with
+accents lose them; other Latin, Greek and Cyrillic letters become `x`; everything else (CJK, emoji, ...) becomes a
+line break, because no value we look for continues across it. Folding works code point by code point (hence NFKD
+without marks rather than NFKC), so it gives the same result however a stream is cut.
+
+**Units** are the pieces of folded text that no value crosses: a run without breaks, extended over the gaps between
+digit groups (`4111 1111 1111 1111`, `+49 (30) 123-45`), over the groups of an IBAN, over a whole URI and over a
+whole private key block. Text may be released, and scans may be windowed, between units and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from array import array
+
+CONTEXT_CHARS = 512
+"""How far back before a unit a detector may look (keywords such as `aws_secret_access_key = `)."""
+
+# Never inside a value: whitespace and the punctuation that quotes, lists and encloses.
+BREAKS = r"\s\",;<>()\[\]{}`"
+# What may stand between two digit groups of one phone, card or account number (libphonenumber's set).
+_GAP = r"[-x./ ()\[\]~]"
+
+_UNIT = re.compile(
+    rf"""(?:
+        [(\[][-x./\ ()\[\]~+]{{0,6}}(?=[0-9]|\Z)                      # ( of a number's area code
+      | (?<=[0-9]){_GAP}{{1,6}}(?=[0-9]|\Z)                           # between digit groups
+      | (?<![A-Z0-9])[A-Z]{{2}}[0-9]{{2}}(?:[ -]?[A-Z0-9])*+(?:[ -]\Z)?  # IBAN
+      | ://[^\s"'`]*+                                                 # the rest of a URI
+      | [0-9]++ | [A-Z]++ | : | [^{BREAKS}:A-Z0-9]++
+    )++""".replace(_GAP, _GAP.replace(" ", r"\ ")).replace("[ -]", r"[\ -]"),
+    re.VERBOSE,
+)
+
+_KEY_HEADER = r"-----BEGIN[ A-Z0-9_-]{0,100}?PRIVATE[ ]KEY(?:[ ]BLOCK)?-----"
+_KEY_GAP = r"(?:\s|\\[nrt]|[\"'+,])"
+_KEY_ATTRIBUTES = r"(?:[A-Za-z][A-Za-z-]*+:[^\n\\]*+(?:\n|\\n))*+"
+_KEY_LINE = r"[A-Za-z0-9+/=]{40,}+"
+
+PRIVATE_KEY = re.compile(
+    rf"(?i:{_KEY_HEADER}){_KEY_GAP}*+{_KEY_ATTRIBUTES}{_KEY_GAP}*+{_KEY_LINE}(?:{_KEY_GAP}++{_KEY_LINE})*+"
+    rf"(?:(?:{_KEY_GAP}++[A-Za-z0-9+/=]++){{0,2}}{_KEY_GAP}*(?i:-----END[ A-Z0-9_-]{{0,100}}?KEY(?:[ ]BLOCK)?-----)"
+    rf"|{_KEY_GAP}++[A-Za-z0-9+/=]++)?"
+)
+"""A private key block: armour header, attribute lines, Base64 lines; with its END line, or cut short."""
+
+_OPEN_KEY_BODY = re.compile(
+    rf"(?i:{_KEY_HEADER}){_KEY_GAP}*+(?:{_KEY_ATTRIBUTES}(?:[A-Za-z][A-Za-z-]*+:[^\n\\]*+\\?\Z"
+    rf"|{_KEY_GAP}*+(?:{_KEY_LINE}{_KEY_GAP}++)*+(?:[A-Za-z0-9+/=]++{_KEY_GAP}++){{0,2}}[A-Za-z0-9+/=]*+\\?"
+    r"(?i:-{1,5}(?:E(?:N(?:D[ A-Z0-9_-]{0,110})?)?)?)?\Z))"
+)
+_OPEN_KEY_HEADER = re.compile(r"-----BEGIN[ A-Z0-9_-]{0,130}\Z", re.IGNORECASE)
+
+
+class Text:
+    """A text and its folded form `scan` (ASCII). ASCII input is its own folded form, at no cost."""
+
+    __slots__ = ("_starts", "original", "scan")
+
+    def __init__(self, original: str) -> None:
+        self.original = original
+        self._starts: array[int] | None = None
+        if original.isascii() and "\0" not in original:
+            self.scan = original
+            return
+        self.scan = original.translate(_FOLD)
+        if any(len(_FOLD[ord(char)]) != 1 for char in set(original)):
+            self._starts = array("l", (i for i, char in enumerate(original) for _ in _FOLD[ord(char)]))
+
+    def origin(self, index: int) -> int:
+        """The code point of the original that `scan[index]` came from; the original's length at the end."""
+        if self._starts is None:
+            return index
+        return self._starts[index] if index < len(self._starts) else len(self.original)
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """The original's code points behind `scan[start:end]` (not empty), characters that folding removed
+        inside it or right after it included.
+        """
+        if self._starts is None:
+            return start, end
+        return self._starts[start], max(self.origin(end), self._starts[end - 1] + 1)
+
+
+def units(scan: str) -> list[tuple[int, int]]:
+    """The units of a folded text as (start, end), private key blocks aside."""
+    return [match.span() for match in _UNIT.finditer(scan)]
+
+
+def safe_cut(scan: str) -> int:
+    """The largest index up to which no value can be touched by text yet to come. `scan` must begin at a cut."""
+    cut = len(scan)
+    for unit in _UNIT.finditer(scan):
+        if unit.end() == len(scan):
+            cut = unit.start()
+    if "-----" in scan and (opened := _open_key(scan)) is not None:
+        cut = min(cut, next(start for start, end in units(scan) if start <= opened < end))
+    return cut
+
+
+def holds_private_key(scan: str) -> bool:
+    """Whether the text ends within a private key block whose header is complete."""
+    return "-----" in scan and _OPEN_KEY_BODY.search(scan) is not None
+
+
+def _open_key(scan: str) -> int | None:
+    match = _OPEN_KEY_HEADER.search(scan) or _OPEN_KEY_BODY.search(scan)
+    return match.start() if match else None
+
+
+_QUOTES = {**dict.fromkeys("‘’‚‛", "'"), **dict.fromkeys("“”„‟«»", '"'), "×": "x"}
+
+
+class _FoldTable(dict[int, str]):
+    """Code point to folded string, filled as code points are met."""
+
+    def __missing__(self, code_point: int) -> str:
+        folded = self[code_point] = _fold(chr(code_point))
+        return folded
+
+
+def _fold(char: str) -> str:
+    folded = "".join(_fold_part(part) for part in unicodedata.normalize("NFKD", char))
+    if any(part.isalnum() for part in folded):
+        return folded
+    return folded[:1]
+
+
+def _fold_part(char: str) -> str:
+    if char in _QUOTES:
+        return _QUOTES[char]
+    category = unicodedata.category(char)
+    if category in ("Cf", "Mn", "Me") or char == "\0":
+        return ""
+    if char.isascii():
+        return char
+    if category == "Nd":
+        return str(unicodedata.decimal(char))
+    if category == "Pd" or char == "\N{MINUS SIGN}":
+        return "-"
+    if category == "Zs":
+        return " "
+    # Latin, Greek and Cyrillic letters are part of a word; the scripts beyond need no spaces between words.
+    return "x" if category[0] == "L" and char < "\u0530" else "\n"
+
+
+_FOLD = _FoldTable({code_point: chr(code_point) for code_point in range(1, 128)})
