@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,26 @@ class RequestLog:
         """The header to send on: same trace, our span as the parent."""
         return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
 
+    @property
+    def unique_id(self) -> str:
+        """An id that no other request has, even where a client repeats its ``x-request-id`` or ``traceparent``."""
+        ours = self.parent_id is None and self.request_id == self.trace_id
+        return self.request_id if ours else f"{self.request_id}-{self.span_id}"
+
+    def add(self, **counts: int) -> None:
+        """Add to counting fields: one request of ours may be several of the engine's."""
+        for name, count in counts.items():
+            self.fields[name] = self.fields.get(name, 0) + count
+
+
+_current: ContextVar[RequestLog | None] = ContextVar("aim.log", default=None)
+
+
+def current_log() -> RequestLog:
+    """The log of the request being served, for code that KServe calls without a scope; a fresh one outside any."""
+    log = _current.get()
+    return log if log is not None else open_log([])
+
 
 def open_log(headers: list[tuple[bytes, bytes]]) -> RequestLog:
     """Take the caller's ``x-request-id`` and ``traceparent`` where they are well-formed, else make new ones."""
@@ -56,7 +77,10 @@ def open_log(headers: list[tuple[bytes, bytes]]) -> RequestLog:
         trace_id, parent_id, flags = match[2], match[3], match[4]
     else:
         trace_id, parent_id, flags = os.urandom(16).hex(), None, "00"
-    return RequestLog(given if _REQUEST_ID.fullmatch(given) else trace_id, trace_id, span_id, parent_id, flags)
+    request = given if _REQUEST_ID.fullmatch(given) else trace_id
+    log = RequestLog(request, trace_id, span_id, parent_id, flags)
+    _current.set(log)
+    return log
 
 
 def _is_probe(path: str) -> bool:
@@ -109,25 +133,30 @@ class AccessLog:
             await self.app(scope, receive, send_logged)
         finally:
             if self.enabled and not (status < 400 and _is_probe(scope["path"])):
-                ended = time.perf_counter()
                 self.write(
-                    orjson.dumps(
-                        {
-                            "ts": time.time(),
-                            "request_id": log.request_id,
-                            "trace_id": log.trace_id,
-                            "span_id": log.span_id,
-                            "parent_id": log.parent_id,
-                            "client": (scope.get("client") or (None,))[0],
-                            "method": scope["method"],
-                            "path": scope["path"],
-                            "status": status,
-                            "complete": complete,
-                            "duration_ms": round((ended - started) * 1e3, 3),
-                            "first_byte_ms": round((first_byte_at - started) * 1e3, 3) if first_byte_at else None,
-                            **log.fields,
-                        },
-                        option=orjson.OPT_APPEND_NEWLINE,
-                        default=str,
+                    access_line(
+                        log,
+                        started,
+                        client=(scope.get("client") or (None,))[0],
+                        method=scope["method"],
+                        path=scope["path"],
+                        status=status,
+                        complete=complete,
+                        first_byte_ms=round((first_byte_at - started) * 1e3, 3) if first_byte_at else None,
                     )
                 )
+
+
+def access_line(log: RequestLog, started: float, **known: Any) -> bytes:
+    """The JSON line of a request that ends now and began at ``started`` (``time.perf_counter()``)."""
+    line = {
+        "ts": time.time(),
+        "request_id": log.request_id,
+        "trace_id": log.trace_id,
+        "span_id": log.span_id,
+        "parent_id": log.parent_id,
+        "duration_ms": round((time.perf_counter() - started) * 1e3, 3),
+        **known,
+        **log.fields,
+    }
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE, default=str)

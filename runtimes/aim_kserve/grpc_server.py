@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core prints to stderr w
 import grpc
 from grpc import aio
 
+from aim_kserve.access import access_line, open_log, write_line
 from aim_kserve.errors import StartupError
 from aim_kserve.kserve import DataPlane, InferenceServicer, ModelRepositoryExtension, pb_grpc
 from aim_kserve.rest import as_serving_error
@@ -31,7 +33,7 @@ class GrpcServer:
     async def start(self) -> None:
         address = f"{self._settings.host}:{self._settings.grpc_port}"
         self._server = aio.server(
-            interceptors=(_Errors(),),
+            interceptors=(_Edge(access_log=self._settings.access_log),),
             options=[
                 ("grpc.max_send_message_length", self._settings.grpc_max_send_message_length),
                 ("grpc.max_receive_message_length", self._settings.grpc_max_receive_message_length),
@@ -51,30 +53,48 @@ class GrpcServer:
             await self._server.stop(grace=grace_s)
 
 
-class _Errors(aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
-    """Every exception becomes the status code that says what it is; KServe's own interceptor crashes on some."""
+class _Edge(aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
+    """Every exception becomes the status code that says what it is (KServe's own interceptor crashes on some), every
+    call an access line; calls that succeed and only ask whether we are well are not logged."""
+
+    def __init__(self, *, access_log: bool) -> None:
+        self._access_log = access_log
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         handler = await continuation(details)
         if handler is None or handler.unary_unary is None:
             return handler
         return grpc.unary_unary_rpc_method_handler(
-            _guarded(handler.unary_unary, details.method),
+            self._guarded(handler.unary_unary, details.method),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
+    def _guarded(self, call: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def guarded(request: Any, context: Any) -> Any:
+            metadata = context.invocation_metadata() or ()
+            log = open_log([(key.encode(), value.encode()) for key, value in metadata if isinstance(value, str)])
+            started, code = time.perf_counter(), "CANCELLED"
+            try:
+                answer = await call(request, context)
+                code = "OK"
+                return answer
+            except aio.AbortError:
+                code = context.code().name
+                raise
+            except Exception as error:  # process edge: gRPC would answer UNKNOWN with the exception's text
+                refusal = as_serving_error(error)
+                code = refusal.grpc_code
+                if code == "INTERNAL":
+                    logger.exception("%s failed", method)
+                return await context.abort(grpc.StatusCode[code], refusal.message)
+            finally:
+                if self._access_log and not (code == "OK" and method.endswith(_PROBES)):
+                    write_line(
+                        access_line(log, started, client=context.peer(), method="GRPC", path=method, status=code)
+                    )
 
-def _guarded(call: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
-    async def guarded(request: Any, context: Any) -> Any:
-        try:
-            return await call(request, context)
-        except aio.AbortError:
-            raise
-        except Exception as error:  # process edge: gRPC would answer UNKNOWN with the exception's text
-            refusal = as_serving_error(error)
-            if refusal.grpc_code == "INTERNAL":
-                logger.exception("%s failed", method)
-            return await context.abort(grpc.StatusCode[refusal.grpc_code], refusal.message)
+        return guarded
 
-    return guarded
+
+_PROBES = ("/ServerLive", "/ServerReady", "/ModelReady")

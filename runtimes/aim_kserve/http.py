@@ -100,35 +100,26 @@ def sse(payload: bytes) -> bytes:
 
 
 async def send_events(send: Send, receive: Receive, events: AsyncGenerator[bytes, None], *, done: bytes = DONE) -> None:
-    """Stream ``events`` (payloads without framing) and end in ``done`` or, on a ServingError, an error event
-    and ``done``. The generator is always closed: at the end, on error, and as soon as the client leaves.
+    """:func:`pump_events`, ended as soon as the client leaves.
 
     Raises:
         ClientDisconnected: the client left before the end; the generator has been closed.
     """
+    async with aclosing(events), cancelled_on_disconnect(receive):
+        await pump_events(send, events, done=done)
+
+
+async def pump_events(send: Send, events: AsyncGenerator[bytes, None], *, done: bytes = DONE) -> None:
+    """Stream ``events`` (payloads without framing) and end in ``done`` or, on a ServingError, an error event
+    and ``done``. The generator is always closed."""
     async with aclosing(events):
-        stream = asyncio.ensure_future(_pump(send, events, done))
-        gone = asyncio.ensure_future(wait_disconnected(receive))
+        await send({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
         try:
-            await asyncio.wait({stream, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if stream.done():
-                stream.result()
-            else:
-                raise ClientDisconnected
-        finally:
-            for task in (stream, gone):
-                task.cancel()
-            await asyncio.gather(stream, gone, return_exceptions=True)
-
-
-async def _pump(send: Send, events: AsyncGenerator[bytes, None], done: bytes) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
-    try:
-        async for payload in events:
-            await send({"type": "http.response.body", "body": sse(payload), "more_body": True})
-    except ServingError as error:
-        await send({"type": "http.response.body", "body": sse(orjson.dumps(error.body())), "more_body": True})
-    await send({"type": "http.response.body", "body": done})
+            async for payload in events:
+                await send({"type": "http.response.body", "body": sse(payload), "more_body": True})
+        except ServingError as error:
+            await send({"type": "http.response.body", "body": sse(orjson.dumps(error.body())), "more_body": True})
+        await send({"type": "http.response.body", "body": done})
 
 
 async def wait_disconnected(receive: Receive) -> None:
@@ -137,22 +128,46 @@ async def wait_disconnected(receive: Receive) -> None:
         pass
 
 
+class cancelled_on_disconnect:
+    """``async with``: the body is cancelled when the client leaves (use only after the request body has been read).
+
+    Raises:
+        ClientDisconnected: the client left; everything the body awaited has been cancelled and has ended.
+    """
+
+    __slots__ = ("_earlier", "_gone", "_receive", "_task", "_watch")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._gone = False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._earlier = task.cancelling()
+        self._watch = asyncio.ensure_future(self._cancel())
+
+    async def _cancel(self) -> None:
+        await wait_disconnected(self._receive)
+        self._gone = True
+        self._task.cancel()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._watch.cancel()
+        if not self._gone:
+            return
+        others = self._task.uncancel() > self._earlier  # somebody else wants this task to end, too
+        if error is None or (isinstance(error, asyncio.CancelledError) and not others):
+            raise ClientDisconnected from error
+
+
 async def until_disconnected(receive: Receive, work: asyncio.Future[T]) -> T:
     """The result of ``work``, which is cancelled when the client leaves first.
 
     Raises:
         ClientDisconnected: the client left; ``work`` has been cancelled and has ended.
     """
-    gone = asyncio.ensure_future(wait_disconnected(receive))
-    try:
-        waiting: set[asyncio.Future[Any]] = {work, gone}
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
-        raise ClientDisconnected
-    finally:
-        gone.cancel()
-        if not work.done():
-            work.cancel()
+    async with cancelled_on_disconnect(receive):
+        return await work
+    raise AssertionError  # unreachable: mypy takes the context for one that may swallow exceptions

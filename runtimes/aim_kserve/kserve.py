@@ -91,7 +91,13 @@ try:
     from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
     from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
     from kserve.protocol.grpc.servicer import InferenceServicer
-    from kserve.protocol.infer_type import InferInput, InferOutput, InferRequest, InferResponse
+    from kserve.protocol.infer_type import (
+        InferInput,
+        InferOutput,
+        InferRequest,
+        InferResponse,
+        to_http_parameters,
+    )
     from kserve.protocol.model_repository_extension import ModelRepositoryExtension
     from kserve.protocol.rest.server import metrics_handler
     from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
@@ -130,4 +136,5 @@ __all__ = [
     "pb_grpc",
     "register_v1_endpoints",
     "register_v2_endpoints",
+    "to_http_parameters",
 ]

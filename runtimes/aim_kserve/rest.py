@@ -36,14 +36,15 @@ from aim_kserve.kserve import (
 logger = logging.getLogger("aim.server")
 
 
-def install(app: FastAPI, dataplane: DataPlane, routes: Sequence[BaseRoute]) -> FastAPI:
+def install(
+    app: FastAPI, dataplane: DataPlane, repository: ModelRepositoryExtension, routes: Sequence[BaseRoute]
+) -> FastAPI:
     """Put ``routes`` first, KServe's V1/V2 after them, ``/`` and ``/metrics``, and our exception handlers."""
     app.router.routes[:0] = [
         *routes,
         Route("/metrics", metrics_handler, methods=["GET"]),
         Route("/", _live, methods=["GET"]),
     ]
-    repository = ModelRepositoryExtension(model_registry=dataplane.model_registry)
     register_v1_endpoints(app, dataplane, repository)
     register_v2_endpoints(app, dataplane, repository)
     handled: tuple[type[Exception], ...] = (ServingError, *MAPPED, RequestValidationError, HTTPException, Exception)
@@ -136,7 +137,8 @@ def as_serving_error(error: Exception) -> ServingError:
         where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
         return BadRequest(f"{where}: {first['msg']} (got {str(first.get('input'))[:80]!r})", param=where)
     if isinstance(error, HTTPException):
-        return ServingError(str(error.detail), status=error.status_code)
+        kind = BadRequest if 400 <= error.status_code < 500 else ServingError
+        return kind(str(error.detail), status=error.status_code)
     if isinstance(error, NotImplementedError):
         return ServingError(str(error) or "not implemented", status=501)
     return ServingError("internal error: the server's log has the cause, by x-request-id")

@@ -24,11 +24,11 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from aim_kserve.access import AccessLog
+from aim_kserve.dataplane import FixedRepository, TruthfulDataPlane
 from aim_kserve.errors import StartupError
 from aim_kserve.grpc_server import GrpcServer
 from aim_kserve.kserve import (
     Model,
-    ModelRepositoryExtension,
     ModelServer,
     kserve_app,
 )
@@ -81,8 +81,9 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
             workers=1,
         )
         self.settings = settings
-        self.model_repository_extension = ModelRepositoryExtension(model_registry=self.registered_models)
-        app: ASGIApp = Tolerant(install(kserve_app, self.dataplane, routes))
+        self.dataplane = TruthfulDataPlane(model_registry=self.registered_models)
+        self.model_repository_extension = FixedRepository(model_registry=self.registered_models)
+        app: ASGIApp = Tolerant(install(kserve_app, self.dataplane, self.model_repository_extension, routes))
         for middleware in wrap:
             app = middleware(app)
         self.app: ASGIApp = AccessLog(app, enabled=settings.access_log)

@@ -1,0 +1,31 @@
+"""``python -m aim_runtime``: serve one model."""
+
+from __future__ import annotations
+
+import sys
+
+from aim_kserve.settings import SettingsError
+from aim_runtime.settings import RuntimeSettings
+
+
+def main() -> None:
+    """Entry point of ``aim-runtime``. Exit codes: 0 stopped, 1 cannot serve, 2 wrong settings."""
+    try:
+        settings = RuntimeSettings.load(
+            sys.argv[1:], prog="aim-runtime", description="Serve one model over KServe V1, V2 (REST, gRPC) and OpenAI."
+        )
+    except SettingsError as error:
+        sys.exit(_refuse(str(error)))
+    from aim_runtime.server import run  # imports KServe: settings are checked before that second is spent
+
+    sys.exit(run(settings))
+
+
+def _refuse(reason: str) -> int:
+    for line in reason.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()
