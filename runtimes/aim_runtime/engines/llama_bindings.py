@@ -1,0 +1,309 @@
+"""llama.cpp in four small classes: model, context, batch, grammar. The only file that imports ``llama_cpp``.
+
+Import it late, in the loading thread: the library takes some 0.3 s. Nothing here is thread-safe but the model's
+vocabulary: a context, its batches and its grammars belong to one thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as lib
+import numpy as np
+from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+from .sampling import Logits, TokenIds
+
+logger = logging.getLogger(__name__)
+
+#: llama_decode's answer when the cache has no room for the batch; the cache is then as it was before.
+NO_KV_SLOT = 1
+_LEVELS = {4: logging.ERROR}  # ggml_log_level; its warnings are chatter to an operator
+_CONTINUES = 5
+
+
+class _Log:
+    """Routes llama.cpp's stderr chatter to logging, and remembers errors for the message of a failed load."""
+
+    def __init__(self) -> None:
+        self._level = logging.DEBUG
+        self.errors: list[str] = []
+
+    def __call__(self, level: int, text: bytes, _user_data: Any) -> None:
+        if level != _CONTINUES:
+            self._level = _LEVELS.get(level, logging.DEBUG)
+        line = text.decode("utf-8", "replace").strip()
+        if self._level == logging.ERROR and line:
+            self.errors = [*self.errors[-3:], line]
+        if line:
+            logger.log(min(self._level, logging.WARNING), "llama.cpp: %s", line)
+
+
+_log = _Log()
+_log_callback = lib.llama_log_callback(_log)  # kept alive: C holds no reference
+lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
+lib.llama_backend_init()
+
+
+class LlamaError(Exception):
+    """llama.cpp refused. The message is its own."""
+
+
+class LlamaModel:
+    """Weights and vocabulary of one GGUF file.
+
+    Raises:
+        LlamaError: llama.cpp cannot load the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        _log.errors = []
+        self._model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+        if not self._model:
+            raise LlamaError("; ".join(_log.errors) or "llama.cpp gives no reason")
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self.vocabulary_size: int = lib.llama_vocab_n_tokens(self._vocab)
+        self.trained_context: int = lib.llama_model_n_ctx_train(self._model)
+        self.adds_bos: bool = lib.llama_vocab_get_add_bos(self._vocab)
+        self.metadata = self._read_metadata()
+        self.end_tokens = frozenset(t for t in range(self.vocabulary_size) if lib.llama_vocab_is_eog(self._vocab, t))
+        self._pieces: dict[int, bytes] = {}
+
+    @property
+    def bos_text(self) -> str:
+        return self._special_text(lib.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos_text(self) -> str:
+        return self._special_text(lib.llama_vocab_eos(self._vocab))
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.metadata.get("tokenizer.chat_template")
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether a part of a sequence's state can be kept: not so for recurrent models."""
+        return not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Cache bytes of one token: layers * KV heads * (key + value length) * 2 (float16)."""
+        architecture = self.metadata.get("general.architecture", "")
+        heads = lib.llama_model_n_head(self._model)
+        length = lib.llama_model_n_embd(self._model) // max(1, heads)
+        key = int(self.metadata.get(f"{architecture}.attention.key_length", length))
+        value = int(self.metadata.get(f"{architecture}.attention.value_length", length))
+        layers, kv_heads = lib.llama_model_n_layer(self._model), lib.llama_model_n_head_kv(self._model)
+        return int(layers * kv_heads * (key + value) * 2)
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> TokenIds:
+        """Token ids of ``text``. Special tokens written out in it count as such with ``parse_special``."""
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 2
+        tokens = np.empty(room, dtype=np.int32)
+        pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        count = lib.llama_tokenize(self._vocab, data, len(data), pointer, room, add_special, parse_special)
+        if count < 0:
+            raise LlamaError(f"cannot tokenize {len(data)} bytes")
+        return tokens[:count].copy()
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes a token stands for: part of a character, a word, or nothing (a control token)."""
+        if special:
+            return self._piece(token, special=True)
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = self._piece(token, special=False)
+        return piece
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of ``tokens``, special tokens written out."""
+        return b"".join(self.piece(token, special=True) for token in tokens).decode("utf-8", "replace")
+
+    def new_context(self, *, cells: int, slots: int, batch_tokens: int, threads: int) -> LlamaContext:
+        """A cache of ``cells`` tokens shared by ``slots`` sequences, computed by ``threads`` threads.
+
+        Raises:
+            LlamaError: no memory for it, or the model refuses the sizes.
+        """
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_seq_max, params.kv_unified = cells, slots, True
+        params.n_batch = params.n_ubatch = batch_tokens
+        params.n_threads = params.n_threads_batch = threads
+        params.no_perf = True
+        _log.errors = []
+        context = lib.llama_init_from_model(self._model, params)
+        if not context:
+            raise LlamaError("; ".join(_log.errors) or "llama.cpp gives no reason")
+        return LlamaContext(context, self.vocabulary_size, batch_tokens, slots)
+
+    def new_grammar(self, gbnf: str) -> LlamaGrammar:
+        """Raises LlamaError when the grammar does not parse."""
+        _log.errors = []
+        sampler = lib.llama_sampler_init_grammar(self._vocab, gbnf.encode(), b"root")
+        if not sampler:
+            raise LlamaError("; ".join(_log.errors) or "the grammar does not parse")
+        return LlamaGrammar(sampler, self.vocabulary_size)
+
+    def close(self) -> None:
+        lib.llama_model_free(self._model)
+
+    def _special_text(self, token: int) -> str:
+        return "" if token < 0 else self._piece(token, special=True).decode("utf-8", "replace")
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            size = lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
+            if size >= 0:
+                return buffer.raw[:size]
+            room = -size
+
+    def _read_metadata(self) -> dict[str, str]:
+        entries = {}
+        for index in range(lib.llama_model_meta_count(self._model)):
+            key = _sized_text(lib.llama_model_meta_key_by_index, self._model, index)
+            entries[key] = _sized_text(lib.llama_model_meta_val_str_by_index, self._model, index)
+        return entries
+
+
+def _sized_text(call: Any, model: Any, index: int) -> str:
+    """llama.cpp writes what fits and answers the full length, like snprintf."""
+    room = 256
+    while True:
+        buffer = ctypes.create_string_buffer(room)
+        size = call(model, index, buffer, room)
+        if size < room:
+            return str(buffer.value.decode("utf-8", "replace"))
+        room = size + 1
+
+
+class Batch:
+    """Tokens of several sequences for one decode, as numpy arrays that llama.cpp reads in place."""
+
+    def __init__(self, room: int, slots: int) -> None:
+        self._tokens = np.zeros(room, np.int32)
+        self._positions = np.zeros(room, np.int32)
+        self._slot_counts = np.ones(room, np.int32)
+        self._wanted = np.zeros(room, np.int8)
+        self._slot_table = np.arange(slots, dtype=np.int32)
+        self._slot_pointers = np.zeros(room, np.uint64)
+        self.room = room
+        self.size = 0
+        self.raw = lib.llama_batch()
+        self.raw.token = _pointer(self._tokens, lib.llama_token)
+        self.raw.pos = _pointer(self._positions, lib.llama_pos)
+        self.raw.n_seq_id = _pointer(self._slot_counts, ctypes.c_int32)
+        self.raw.seq_id = _pointer(self._slot_pointers, ctypes.POINTER(lib.llama_seq_id))
+        self.raw.logits = _pointer(self._wanted, ctypes.c_int8)
+
+    def clear(self) -> None:
+        self.size = 0
+
+    def add(self, tokens: TokenIds, position: int, slot: int, *, wants_logits: bool) -> int:
+        """Append consecutive tokens of one slot. Returns the last one's index, which LlamaContext.logits takes."""
+        start, end = self.size, self.size + len(tokens)
+        self._tokens[start:end] = tokens
+        self._positions[start:end] = np.arange(position, position + len(tokens))
+        self._slot_pointers[start:end] = self._slot_table.ctypes.data + self._slot_table.itemsize * slot
+        self._wanted[start:end] = 0
+        self._wanted[end - 1] = wants_logits
+        self.size = end
+        return end - 1
+
+
+def _pointer(array: Any, ctype: Any) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(ctype))
+
+
+class LlamaContext:
+    """The cache of all sequences, and the computation over it."""
+
+    def __init__(self, context: Any, vocabulary_size: int, batch_tokens: int, slots: int) -> None:
+        self._context = context
+        self._memory = lib.llama_get_memory(context)
+        self._row_type = ctypes.c_float * vocabulary_size
+        self.cells: int = lib.llama_n_ctx(context)
+        self.batch = Batch(batch_tokens, slots)
+
+    def decode(self) -> int:
+        """Compute ``batch``. 0 is success, NO_KV_SLOT "no room", anything else a failure of the whole batch."""
+        self.batch.raw.n_tokens = self.batch.size
+        return int(lib.llama_decode(self._context, self.batch.raw))
+
+    def logits(self, index: int) -> Logits:
+        """The row of batch entry ``index``: llama.cpp's own memory, writable, valid until the next decode."""
+        pointer = lib.llama_get_logits_ith(self._context, index)
+        row: Logits = np.ctypeslib.as_array(self._row_type.from_address(ctypes.addressof(pointer.contents)))
+        return row
+
+    def keep(self, slot: int, length: int) -> bool:
+        """Forget a slot's tokens from position ``length`` on. False when only all of it can be forgotten."""
+        return bool(lib.llama_memory_seq_rm(self._memory, slot, length if length else -1, -1))
+
+    def share(self, source: int, target: int, length: int) -> None:
+        """Give an empty slot the first ``length`` tokens of another. Cells are shared, nothing is copied."""
+        lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
+
+    def close(self) -> None:
+        lib.llama_free(self._context)
+
+
+class LlamaGrammar:
+    """Where one answer stands in a GBNF grammar."""
+
+    def __init__(self, sampler: Any, vocabulary_size: int) -> None:
+        self._sampler = sampler
+        self._one = np.zeros(1, dtype=_CANDIDATE)
+        self._vocabulary_size = vocabulary_size
+
+    def allows(self, token: int) -> bool:
+        self._one["id"], self._one["logit"] = token, 0.0
+        self._apply(self._one)
+        return bool(np.isfinite(self._one["logit"][0]))
+
+    def mask(self, logits: Logits) -> None:
+        """Set the logits of tokens that cannot come next to -inf. Milliseconds: it tries the whole vocabulary."""
+        candidates = np.zeros(self._vocabulary_size, dtype=_CANDIDATE)
+        candidates["id"] = np.arange(self._vocabulary_size)
+        candidates["logit"] = logits
+        self._apply(candidates)
+        logits[:] = candidates["logit"]
+
+    def accept(self, token: int) -> None:
+        """Step past an allowed token. llama.cpp ends the process on any other."""
+        lib.llama_sampler_accept(self._sampler, token)
+
+    def close(self) -> None:
+        lib.llama_sampler_free(self._sampler)
+
+    def _apply(self, candidates: Any) -> None:
+        array = lib.llama_token_data_array(
+            data=_pointer(candidates, lib.llama_token_data), size=candidates.size, selected=-1, sorted=False
+        )
+        lib.llama_sampler_apply(self._sampler, ctypes.byref(array))
+
+
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+def gbnf_of_schema(schema: dict[str, Any]) -> str:
+    """A grammar of the JSON texts that a JSON schema allows.
+
+    Raises:
+        ValueError: the schema is not one, or uses what the converter cannot express.
+    """
+    try:
+        return str(json_schema_to_gbnf(json.dumps(schema)))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except (AssertionError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        # The converter checks with assertions and lets the rest fail where it falls.
+        raise ValueError(str(error) or type(error).__name__) from error
