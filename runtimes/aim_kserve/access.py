@@ -27,6 +27,7 @@ class RequestLog:
     """What is known of one request; handlers add to ``fields`` (model, tokens, verdict …).
 
     ``trace_id``/``span_id`` are W3C hex ids. ``parent_id`` is the caller's span, None where the trace starts here.
+    ``client_left``: the client did not wait for its answer; logged as status 499 where none had begun.
     """
 
     request_id: str
@@ -35,6 +36,7 @@ class RequestLog:
     parent_id: str | None
     flags: str
     fields: dict[str, Any] = field(default_factory=dict)
+    client_left: bool = False
 
     @property
     def traceparent(self) -> str:
@@ -140,7 +142,7 @@ class AccessLog:
                         client=(scope.get("client") or (None,))[0],
                         method=scope["method"],
                         path=scope["path"],
-                        status=status,
+                        status=499 if log.client_left and not first_byte_at else status,
                         complete=complete,
                         first_byte_ms=round((first_byte_at - started) * 1e3, 3) if first_byte_at else None,
                     )

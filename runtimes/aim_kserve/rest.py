@@ -12,12 +12,15 @@ from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from aim_kserve.access import log_of
 from aim_kserve.errors import BadRequest, NotFound, ServingError, Unavailable
+from aim_kserve.http import ClientDisconnected, cancelled_on_disconnect, read_body
 from aim_kserve.kserve import (
     DataPlane,
     InferenceError,
@@ -37,7 +40,12 @@ logger = logging.getLogger("aim.server")
 
 
 def install(
-    app: FastAPI, dataplane: DataPlane, repository: ModelRepositoryExtension, routes: Sequence[BaseRoute]
+    app: FastAPI,
+    dataplane: DataPlane,
+    repository: ModelRepositoryExtension,
+    routes: Sequence[BaseRoute],
+    *,
+    max_body_bytes: int,
 ) -> FastAPI:
     """Put ``routes`` first, KServe's V1/V2 after them, ``/`` and ``/metrics``, and our exception handlers."""
     app.router.routes[:0] = [
@@ -47,10 +55,34 @@ def install(
     ]
     register_v1_endpoints(app, dataplane, repository)
     register_v2_endpoints(app, dataplane, repository)
+    for route in app.router.routes:
+        if isinstance(route, APIRoute) and "POST" in route.methods:
+            route.app = _bounded(route.app, max_body_bytes)
     handled: tuple[type[Exception], ...] = (ServingError, *MAPPED, RequestValidationError, HTTPException, Exception)
     for kind in handled:
         app.add_exception_handler(kind, _answer)
     return app
+
+
+def _bounded(app: ASGIApp, max_body_bytes: int) -> ASGIApp:
+    """KServe reads a body of any size, and computes on when nobody is waiting any more."""
+
+    async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await read_body(receive, max_body_bytes)
+
+        async def replay() -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async with cancelled_on_disconnect(receive):
+            await app(scope, replay, send)
+
+    async def until_gone(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await bounded(scope, receive, send)
+        except ClientDisconnected:
+            log_of(scope).client_left = True
+
+    return until_gone
 
 
 async def _live(_: Request) -> Response:

@@ -83,7 +83,10 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
         self.settings = settings
         self.dataplane = TruthfulDataPlane(model_registry=self.registered_models)
         self.model_repository_extension = FixedRepository(model_registry=self.registered_models)
-        app: ASGIApp = Tolerant(install(kserve_app, self.dataplane, self.model_repository_extension, routes))
+        max_body_bytes = int(settings.max_body_mib * 1024**2)
+        app: ASGIApp = Tolerant(
+            install(kserve_app, self.dataplane, self.model_repository_extension, routes, max_body_bytes=max_body_bytes)
+        )
         for middleware in wrap:
             app = middleware(app)
         self.app: ASGIApp = AccessLog(app, enabled=settings.access_log)

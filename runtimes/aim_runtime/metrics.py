@@ -6,6 +6,7 @@ looked up once per operation and status, so that a request costs a few dictionar
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 
@@ -22,8 +23,8 @@ OPERATION_LABELS = (*MODEL_LABELS, "operation")
 DURATION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 TTFT_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40, 80)
 ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
-#: How an OpenAI chat stream opens: a chunk that carries the role and no token.
-OPENING = b'"content":""'
+#: Chunks of an OpenAI stream that carry no token: the role that opens a chat, the bare finish reason, the usage.
+NO_TOKEN = re.compile(rb'"content":""|"text":""|"delta":\{\}|"choices":\[\]')
 
 
 class Metrics:
@@ -120,11 +121,11 @@ class Meter:
 
     def tick(self, chunk: bytes) -> None:
         """A chunk of a streamed answer is here."""
+        if NO_TOKEN.search(chunk):
+            return
         now = time.perf_counter()
         if self._last:
             self._metrics.next_token.observe(now - self._last)
-        elif OPENING in chunk:
-            return
         else:
             self._ttft_s = now - self._started
             self._metrics.first_token.observe(self._ttft_s)

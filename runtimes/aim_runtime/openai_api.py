@@ -83,7 +83,7 @@ class OperationRoute(BaseRoute):
         except ServingError as error:
             await send_error(send, error)
         except ClientDisconnected:
-            log_of(scope).fields["client_left"] = True
+            log_of(scope).client_left = True
 
     async def _answer(self, operation: str, body: Json, scope: Scope, receive: Receive, send: Send) -> None:
         context = RequestContext(log_of(scope).unique_id, Headers(raw=scope["headers"]))

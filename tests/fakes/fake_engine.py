@@ -1,7 +1,8 @@
 """An engine that computes nothing: deterministic words at a settable pace, behind the real Engine protocol.
 
-Tests and benchmarks of the server use it. A body may carry ``"fake": {...}``: ``fail_after`` (tokens, then an
-unforeseen exception), ``refuse_after`` (tokens, then a ServingError), ``die`` (the engine is dead afterwards).
+Tests and benchmarks of the server use it. A body may carry ``"fake": {...}``: ``token_s`` (seconds per token),
+``fail_after`` (tokens, then an unforeseen exception), ``refuse_after`` (tokens, then a ServingError), ``die`` (the
+engine is dead afterwards).
 """
 
 from __future__ import annotations
@@ -129,11 +130,12 @@ class FakeEngine:
         finally:
             self._waiting -= 1
         self._running += 1
+        token_s = (request.body.get("fake") or {}).get("token_s", self.token_s)
         done = False
         try:
             for index, token in enumerate(words(request.max_tokens)):
                 request.misbehave(index)
-                await asyncio.sleep(self.token_s)
+                await asyncio.sleep(token_s)
                 request.context.usage.completion_tokens += 1
                 yield token
             done = True
