@@ -271,9 +271,15 @@ def fit(model: ModelFacts, device_memory_bytes: int, request: Request | None = N
         "shortfall_gib": math.ceil(max(0, -spare) / GIB * 1000) / 1000,
         "max_concurrency": max(0, room // need.kv_per_sequence),
         "max_context": max_context(model, request, room),
-        "notes": model.notes,
+        "notes": (*model.notes, *_precision_note(model, request.precision)),
     }
     return Fit(**numbers) if spare >= 0 else DoesNotFit(**numbers)
+
+
+def _precision_note(model: ModelFacts, precision: Precision | None) -> tuple[str, ...]:
+    if precision is None or precision == model.native_precision or precision in ("bf16", "fp16"):
+        return ()
+    return (f"sized as {precision}: whether such a checkpoint is published is not known here",)
 
 
 def max_context(model: ModelFacts, request: Request, room_bytes: int) -> int:
