@@ -112,7 +112,7 @@ class VllmEngine:
 
             self._operations = await vllm_serving.attach(built)
         except BaseException:
-            await asyncio.to_thread(built.shutdown)
+            await built.close()
             raise
         self._built = built
         if built.log_interval_s:
@@ -175,7 +175,7 @@ class VllmEngine:
         if self._log_task is not None:
             self._log_task.cancel()
         if built is not None:
-            await asyncio.to_thread(built.shutdown)
+            await built.close()
 
 
 def command_line(engine_args: Sequence[str] | Mapping[str, object]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import multiprocessing
 from argparse import Namespace
@@ -116,8 +117,18 @@ class Built:
     async def abort_all(self) -> None:
         await self.llm.abort(list(self.llm.output_processor.request_states), internal=True)
 
+    async def close(self) -> None:
+        """Stop the engine's processes, by force after a while; returns when they are gone."""
+        if self.unfinished():
+            await self.abort_all()
+        handler = self.llm.output_handler
+        if handler is not None:  # or it takes the end of its queue for the engine's death
+            handler.cancel()
+            await asyncio.gather(handler, return_exceptions=True)
+        await asyncio.to_thread(self.shutdown)
+
     def shutdown(self) -> None:
-        """Stop the engine's processes, by force after a while; blocks until they are gone."""
+        """:meth:`close` for an engine that was never attached to a loop; blocks."""
         self.llm.shutdown(timeout=max(SHUTDOWN_TIMEOUT_S, self.llm.vllm_config.shutdown_timeout))
         multiprocessing.active_children()  # reaps
 

@@ -40,10 +40,14 @@ def from_exception(error: BaseException) -> ServingError:
     if isinstance(error, ValidationError):
         return invalid_body(error)
     if isinstance(error, EngineDeadError):
-        return Unavailable("the engine has died: its log has the cause", code="engine_dead")
+        return dead()
     if isinstance(error, EngineGenerateError) and isinstance(error.__cause__, (ValueError, TypeError)):
         error = error.__cause__
     return from_response(create_error_response(error))
+
+
+def dead() -> Unavailable:
+    return Unavailable("the engine has died: its log has the cause", code="engine_dead")
 
 
 def from_response(response: ErrorResponse) -> ServingError:
@@ -54,6 +58,8 @@ def from_response(response: ErrorResponse) -> ServingError:
 def from_event(event: str) -> ServingError:
     """``data: {"error": …}``, vLLM's way to fail inside a stream."""
     info: dict[str, Any] = json.loads(event.removeprefix("data: "))["error"]
+    if info["message"] == str(EngineDeadError()):
+        return dead()
     return _refusal(info["message"], int(info["code"]), info.get("param"))
 
 
