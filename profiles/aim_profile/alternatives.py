@@ -105,9 +105,10 @@ def _other_modes(
     model: ModelFacts, current: PartitionMode, accelerator: Accelerator, deployment: Deployment, request: Request
 ) -> Iterator[Option]:
     """Each other compute mode of the same GPU, in its best tier: as asked, else over siblings, in fewer bits."""
-    best = {mode.compute: mode for mode in reversed(accelerator.modes(deployment))}
-    for mode in accelerator.modes(deployment):
-        if mode.compute == current.compute or best[mode.compute] is not mode:
+    best_first = accelerator.modes(deployment)
+    best = {mode.compute: mode for mode in reversed(best_first)}
+    for mode in best_first:
+        if mode.compute == current.compute or mode != best[mode.compute]:
             continue
         place = _Place(mode.memory_bytes, mode)
         if options := list(_try("partition", model, place, request)):
@@ -123,9 +124,11 @@ def _other_modes(
 def _whole_cards(
     model: ModelFacts, accelerator: Accelerator, deployment: Deployment, request: Request
 ) -> Iterator[Option]:
-    """Tensor parallel over whole cards, fewest first."""
+    """Tensor parallel over whole cards, fewest first; nothing where one card is enough."""
     whole = accelerator.mode("SPX/NPS1", deployment)
     place = _Place(whole.memory_bytes, whole)
+    if any(_try("partition", model, place, request)):
+        return
     for cards in _powers(request.tp, _MOST_CARDS):
         if options := list(_try("tensor-parallel", model, place, request, tp=cards)):
             yield from options
@@ -153,6 +156,8 @@ def _other_accelerators(
 def _try(kind: Any, model: ModelFacts, place: _Place, request: Request, **changes: Any) -> Iterator[Option]:
     """The option if it fits; nothing where it does not or the shape forbids it."""
     changed = request.model_copy(update=changes)
+    if not _computes(place, changed.precision or model.native_precision):
+        return
     try:
         need = demand(model, changed)
     except SizingError:
@@ -192,11 +197,14 @@ def _lower_precisions(model: ModelFacts, place: _Place, request: Request) -> Ite
     asked = request.precision or model.native_precision
     order = ("bf16", *_PRECISIONS)
     at = 0 if asked in ("bf16", "fp16", "fp32") else order.index(asked) if asked in order else len(order)
-    formats = catalog()[place.mode.accelerator].matrix_formats if place.mode else ("fp8",)
-    has_fp8 = any(name.startswith("fp8") for name in formats)
-    for precision in _PRECISIONS:
-        if order.index(precision) > at and (precision != "fp8" or has_fp8):
-            yield precision
+    yield from (p for p in _PRECISIONS if order.index(p) > at and _computes(place, p))
+
+
+def _computes(place: _Place, precision: str | None) -> bool:
+    """Whether that place's GPU is worth naming for the precision: fp8 wants matrix units that know it."""
+    if place.mode is None or precision != "fp8":
+        return True
+    return any(name.startswith("fp8") for name in catalog()[place.mode.accelerator].matrix_formats)
 
 
 def _powers(above: int, most: int) -> Iterator[int]:

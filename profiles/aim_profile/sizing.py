@@ -266,8 +266,8 @@ def fit(model: ModelFacts, device_memory_bytes: int, request: Request | None = N
         "kv_gib": gib(need.kv),
         "overhead_gib": gib(need.overhead),
         "budget_gib": gib(budget),
-        "headroom_gib": gib(spare),
-        # Rounded up: a refusal never says "by 0".
+        # Both rounded against us: a refusal never says "by 0", a fit never promises more than there is.
+        "headroom_gib": math.floor(spare / GIB * 1000) / 1000,
         "shortfall_gib": math.ceil(max(0, -spare) / GIB * 1000) / 1000,
         "max_concurrency": max(0, room // need.kv_per_sequence),
         "max_context": max_context(model, request, room),
