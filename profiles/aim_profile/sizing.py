@@ -233,6 +233,7 @@ def lora_bytes(model: ModelFacts, slots: int, rank: int) -> int:
 @lru_cache(maxsize=65536)
 def demand(model: ModelFacts, request: Request) -> Demand:
     """What each rank's device must hold, in bytes. Integers, so a planner can add them up exactly."""
+    _shape(model, request.tp)
     _check_context(model, request.context)
     weights = -(-weight_bytes(model, request.precision) // request.tp)
     overhead = int(weights * WEIGHT_OVERHEAD) + RUNTIME_OVERHEAD_BYTES
