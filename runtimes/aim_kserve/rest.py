@@ -93,10 +93,12 @@ async def _answer(request: Request, error: Exception) -> Response:
     refusal = as_serving_error(error)
     if refusal.status == 500:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    headers = refusal.headers()
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
         refusal.message = f"no such route: {request.method} {request.url.path}"
+        headers |= error.headers or {}
     body = refusal.body() if _speaks_openai(request.url.path) else {"error": refusal.message}
-    return JSONResponse(body, status_code=refusal.status, headers=refusal.headers())
+    return JSONResponse(body, status_code=refusal.status, headers=headers)
 
 
 class Tolerant:

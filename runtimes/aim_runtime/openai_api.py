@@ -7,6 +7,7 @@ operations and know no field of a body but ``model`` and what the answer's form 
 from __future__ import annotations
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route
@@ -69,14 +70,16 @@ class OperationRoute(BaseRoute):
         self.max_body_bytes = max_body_bytes
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http":
             return Match.NONE, {}
         operation = _operation(scope["path"])
         if operation is None or not (operation in ENDPOINTS or operation in self.model.runs_on.operations):
             return Match.NONE, {}
-        return Match.FULL, {"aim.operation": operation}
+        return Match.FULL if scope["method"] == "POST" else Match.PARTIAL, {"aim.operation": operation}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            raise HTTPException(405, headers={"allow": "POST"})
         try:
             body = parse_object(await read_body(receive, self.max_body_bytes))
             await self._answer(scope["aim.operation"], body, scope, receive, send)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import orjson
@@ -20,9 +20,9 @@ from aim_runtime.engines.base import EngineStats, Json, ModelLoadError, Operatio
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and")
 
 
-def words(count: int) -> list[str]:
+def words(count: int) -> Iterator[str]:
     """What the engine answers in ``count`` tokens."""
-    return [("" if index == 0 else " ") + WORDS[index % len(WORDS)] for index in range(count)]
+    return (("" if index == 0 else " ") + WORDS[index % len(WORDS)] for index in range(count))
 
 
 @dataclass
@@ -104,7 +104,7 @@ class FakeEngine:
 
     async def _answer(self, request: _Request) -> Json | Stream:
         request.check()
-        if self._waiting >= self.max_waiting:
+        if self._running + self._waiting >= self.slots + self.max_waiting:
             raise Unavailable(f"{self._waiting} requests are waiting already", code="engine_full")
         self.seen.append(request.context.request_id)
         if request.body.get("stream"):

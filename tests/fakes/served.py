@@ -27,10 +27,21 @@ class Served:
     Args:
         arguments: what follows ``python``.
         wait: until ``/v2/health/ready`` answers 200; raises RuntimeError with the process's stderr if it ends first.
+        env: instead of ours.
+        http_port, grpc_port: instead of free ones.
     """
 
-    def __init__(self, arguments: Sequence[str], *, wait: bool = True, env: Mapping[str, str] | None = None) -> None:
-        self.http_port, self.grpc_port = free_ports(2)
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        wait: bool = True,
+        env: Mapping[str, str] | None = None,
+        http_port: int | None = None,
+        grpc_port: int | None = None,
+    ) -> None:
+        free = free_ports(2)
+        self.http_port, self.grpc_port = http_port or free[0], grpc_port or free[1]
         self.url = f"http://127.0.0.1:{self.http_port}"
         self.grpc_url = f"127.0.0.1:{self.grpc_port}"
         ports = ["--host", "127.0.0.1", "--http_port", str(self.http_port), "--grpc_port", str(self.grpc_port)]
@@ -46,9 +57,13 @@ class Served:
                 raise
 
     @classmethod
-    def fake(cls, *flags: str, wait: bool = True, **options: Any) -> Served:
+    def fake(cls, *flags: str, wait: bool = True, **options: Any) -> Self:
         """The real runtime server over the fake engine, serving model ``m``."""
-        return cls([str(FAKE_SERVER), orjson.dumps(options).decode(), "--model_name", "m", *flags], wait=wait)
+        return cls(cls.fake_arguments(*flags, **options), wait=wait)
+
+    @staticmethod
+    def fake_arguments(*flags: str, **options: Any) -> list[str]:
+        return [str(FAKE_SERVER), orjson.dumps(options).decode(), "--model_name", "m", *flags]
 
     def wait_ready(self, timeout_s: float = 60) -> None:
         self.wait_status("/v2/health/ready", 200, timeout_s)

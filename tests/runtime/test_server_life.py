@@ -1,0 +1,142 @@
+"""The process: it listens first, tells the truth, drains, and ends with the right code and one line."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import httpx
+import pytest
+
+from aim_kserve.kserve import pb, pb_grpc
+from served import Served
+
+CHAT = "/v1/chat/completions"
+ASK = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def loading() -> Iterator[Served]:
+    """A server whose engine loads for longer than the tests last."""
+    with Served.fake(wait=False, load_s=600) as server:
+        server.wait_status("/v2/health/live", 200)
+        yield server
+
+
+@pytest.mark.parametrize("path", ["/v2/health/ready", "/v2/models/m/ready", "/v1/models/m"])
+def test_not_ready_while_loading(loading: Served, path: str) -> None:
+    assert httpx.get(loading.url + path).status_code == 503
+
+
+def test_what_is_true_while_loading(loading: Served) -> None:
+    assert httpx.get(f"{loading.url}/").status_code == 200
+    assert httpx.get(f"{loading.url}/v1/models").json()["models"] == ["m"]
+    assert "aim_engine_slots" in httpx.get(f"{loading.url}/metrics").text
+    with grpc.insecure_channel(loading.grpc_url) as channel:
+        stub = pb_grpc.GRPCInferenceServiceStub(channel)
+        assert stub.ServerLive(pb.ServerLiveRequest()).live
+        assert not stub.ServerReady(pb.ServerReadyRequest()).ready
+        assert not stub.ModelReady(pb.ModelReadyRequest(name="m")).ready
+        request = pb.ModelInferRequest(model_name="m")
+        request.inputs.add(name="prompt", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"x")
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(request)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/embeddings", "/openai/v1/completions"])
+def test_requests_are_told_to_come_again_while_loading(loading: Served, path: str) -> None:
+    answer = httpx.post(loading.url + path, json={"messages": ASK})
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.json()["error"]["type"] == "service_unavailable"
+
+
+def test_predict_is_told_to_come_again_while_loading(loading: Served) -> None:
+    answer = httpx.post(f"{loading.url}/v1/models/m:predict", json={"instances": ["x"]})
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_model_that_cannot_be_loaded_ends_with_1_and_one_line() -> None:
+    with Served.fake(wait=False, load_error="/mnt/models/x.gguf: bad magic") as server:
+        assert server.exit_code() == 1
+        assert server.stderr().splitlines()[-1] == "error: model m: /mnt/models/x.gguf: bad magic"
+        assert "Traceback" not in server.stderr()
+
+
+def test_terminated_while_loading_ends_with_0() -> None:
+    with Served.fake(wait=False, load_s=600) as server:
+        server.wait_status("/v2/health/live", 200)
+        server.terminate()
+        assert server.exit_code(10) == 0
+
+
+def test_a_stream_in_flight_completes_while_new_connections_are_refused() -> None:
+    with Served.fake(token_s=0.02) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        body = {"messages": ASK, "stream": True, "max_tokens": 75}
+        with client.stream("POST", CHAT, json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            server.terminate()
+            deadline = time.monotonic() + 5
+            while _accepts(server.http_port):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            rest = list(lines)
+        assert rest[-2:] == ["data: [DONE]", ""]
+        assert sum('"content":"' in line for line in rest) == 75
+        assert server.exit_code(10) == 0
+        assert "Traceback" not in server.stderr()
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_request_over_grpc_in_flight_completes() -> None:
+    with Served.fake(token_s=0.02) as server, grpc.insecure_channel(server.grpc_url) as channel:
+        stub = pb_grpc.GRPCInferenceServiceStub(channel)
+        request = pb.ModelInferRequest(model_name="m")
+        request.inputs.add(name="prompt", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"x")
+        request.parameters["max_tokens"].int64_param = 50
+        answer = stub.ModelInfer.future(request)
+        while httpx.post(f"{server.url}/v1/fake/state", json={}).json()["running"] == 0:
+            assert not answer.done()
+        server.terminate()
+        assert len(answer.result(10).outputs[0].contents.bytes_contents[0].split()) == 50
+        assert server.exit_code(10) == 0
+
+
+def test_what_does_not_finish_in_the_grace_period_is_cut_off() -> None:
+    with Served.fake("--grace_period", "1", token_s=0.02) as server, httpx.Client(base_url=server.url) as client:
+        with client.stream("POST", CHAT, json={"messages": ASK, "stream": True, "max_tokens": 100_000}) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            server.terminate()
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+        assert server.exit_code(10) == 0
+
+
+@pytest.mark.parametrize("name", ["http_port", "grpc_port"])
+def test_a_taken_port_is_named(name: str, port: int) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        with Served(Served.fake_arguments(), wait=False, **{name: port}) as server:
+            assert server.exit_code() == 1
+            last = server.stderr().splitlines()[-1]
+    assert last.startswith(f"error: cannot listen on 127.0.0.1:{port}")
+    assert last.endswith(f"choose another --{name}")
+
+
+def test_many_requests_at_once(fake: Served) -> None:
+    with httpx.Client(base_url=fake.url, timeout=30) as client, ThreadPoolExecutor(32) as pool:
+        body = {"messages": ASK, "fake": {"token_s": 0.001}}
+        answers = list(pool.map(lambda _: client.post(CHAT, json=body).status_code, range(64)))
+    assert answers == [200] * 64

@@ -1,0 +1,131 @@
+"""The runtime's own settings and the choice of an engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aim_kserve.errors import StartupError
+from aim_kserve.settings import SettingsError
+from aim_runtime.choose import create_engine, detect
+from aim_runtime.settings import RuntimeSettings
+
+
+def load(*argv: str, **env: str) -> RuntimeSettings:
+    return RuntimeSettings.load(argv, env, prog="aim-runtime", description="")
+
+
+def test_defaults_are_kserves() -> None:
+    settings = load()
+    assert (settings.model_dir, settings.engine) == (Path("/mnt/models"), "auto")
+    assert (settings.http_port, settings.grpc_port) == (8080, 8081)
+
+
+def test_annotations(tmp_path: Path) -> None:
+    file = tmp_path / "annotations"
+    file.write_text('aim.amd.com/max-model-len="4096"\naim.amd.com/max-concurrency="16"\nother.io/x="y"\n')
+    settings = load("--annotations_file", str(file), "--max_concurrency", "2")
+    assert (settings.max_model_len, settings.max_concurrency) == (4096, 2)  # a flag wins over an annotation
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("--dtype bfloat16 --enforce-eager", ["--dtype", "bfloat16", "--enforce-eager"]),
+        ('{"dtype": "bfloat16", "enforce-eager": true}', {"dtype": "bfloat16", "enforce-eager": True}),
+        ("", []),
+        ("""--hf-overrides '{"a": 1}'""", ["--hf-overrides", '{"a": 1}']),
+    ],
+)
+def test_engine_args(text: str, expected: object) -> None:
+    assert load("--engine", "vllm", "--engine_args", text).engine_args == expected
+    assert load("--engine", "vllm", AIM_ENGINE_ARGS=text).engine_args == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--engine", "tgi"], "--engine"),
+        (["--max_model_len", "0"], "--max_model_len"),
+        (["--max_concurrency", "many"], "--max_concurrency"),
+        (["--engine", "vllm", "--engine_args", '{"dtype": '], "--engine_args"),
+        (["--engine", "vllm", "--engine_args", "'unclosed"], "--engine_args"),
+        (["--engine", "vllm", "--threads", "2"], "--threads belongs to the llama_cpp engine; this is vllm"),
+        (["--engine", "llama_cpp", "--engine_args", "--dtype half"], "--engine_args belongs to the vllm engine"),
+        (["--model_name", "has space"], "--model_name"),
+    ],
+)
+def test_wrong_settings_are_named(argv: list[str], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        load(*argv)
+
+
+def test_auto_also_checks_whose_setting_it_is(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(StartupError, match="--tensor_parallel_size belongs to the vllm engine; this is llama_cpp"):
+        create_engine(load("--model_dir", str(tmp_path), "--tensor_parallel_size", "2"))
+
+
+def test_detection(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"found neither \*\.gguf .* nor config\.json with \*\.safetensors"):
+        detect(tmp_path)
+    (tmp_path / "config.json").touch()
+    with pytest.raises(StartupError, match=str(tmp_path)):
+        detect(tmp_path)
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    assert detect(tmp_path) == "vllm"
+    (tmp_path / "model.Q4.gguf").touch()
+    with pytest.raises(StartupError, match="choose with --engine"):
+        detect(tmp_path)
+    assert detect(tmp_path / "model.Q4.gguf") == "llama_cpp"
+    with pytest.raises(StartupError, match=r"config\.json: not a \.gguf file"):
+        detect(tmp_path / "config.json")
+    with pytest.raises(StartupError, match="nowhere: no such file or directory"):
+        detect(tmp_path / "nowhere")
+
+
+def test_an_engine_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(StartupError, match="the vllm engine is not installed in this environment: "):
+        create_engine(load("--engine", "vllm", "--model_dir", str(tmp_path)))
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "aim_runtime", *argv]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_wrong_flags_exit_2_and_help_0() -> None:
+    unknown = run("--modl_name", "x")
+    assert (unknown.returncode, "--modl_name" in unknown.stderr) == (2, True)
+    wrong = run("--http_port", "http")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert wrong.stderr.startswith("error: --http_port: ")
+    assert "aim.amd.com/max-model-len" in run("--help").stdout
+
+
+@pytest.mark.model
+def test_a_model_that_cannot_be_loaded_ends_the_process_with_one_line(tmp_path: Path) -> None:
+    missing = run("--model_dir", str(tmp_path))
+    assert missing.returncode == 1
+    assert missing.stderr.splitlines()[-1].startswith(f"error: --model_dir {tmp_path}: found neither")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\x00" * 100)
+    broken = run("--model_dir", str(tmp_path), "--http_port", "0", "--grpc_port", "0", "--host", "127.0.0.1")
+    assert broken.returncode == 1
+    last = broken.stderr.splitlines()[-1]
+    assert last.startswith("error: model model: ")
+    assert "broken.gguf" in last
+    assert "Traceback" not in broken.stderr
+
+
+def test_only_the_chosen_engine_is_imported() -> None:
+    script = (
+        "import sys; from aim_runtime.choose import create_engine; from aim_runtime.settings import RuntimeSettings\n"
+        "create_engine(RuntimeSettings(engine='llama_cpp'))\n"
+        "print([name for name in ('vllm', 'torch', 'aim_runtime.engines.vllm') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
