@@ -211,7 +211,9 @@ class Profile(_Frozen):
         if self.partition is not None and self.is_partitioned:
             gpu += f"-{self.partition.compute}-{self.partition.memory}".lower()
         kept = self.metadata
-        return f"{kept.engine}-{gpu}-{kept.precision}-tp{kept.gpu_count}-{kept.metric}"
+        # AIM's own files say fp4 inside and mxfp4 in their names.
+        precision = "mxfp4" if kept.precision == "fp4" else kept.precision
+        return f"{kept.engine}-{gpu}-{precision}-tp{kept.gpu_count}-{kept.metric}"
 
     @property
     def reference(self) -> str:
@@ -236,7 +238,7 @@ class ProfileId(NamedTuple):
 
 _ID = re.compile(
     rf"(?P<engine>{'|'.join(ENGINES)})-(?P<gpu>[a-z0-9]+)(?:-(?P<compute>[sdtqc]px)-(?P<memory>nps[1248]))?"
-    rf"-(?P<precision>{'|'.join(PRECISIONS)})-tp(?P<count>[1-8])-(?P<metric>{'|'.join(METRICS)})"
+    rf"-(?:mx)?(?P<precision>{'|'.join(PRECISIONS)})-tp(?P<count>[1-8])-(?P<metric>{'|'.join(METRICS)})"
 )
 
 
