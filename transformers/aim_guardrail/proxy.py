@@ -1,0 +1,229 @@
+"""Everything but KServe's own routes: checked on its way to the predictor and back, else untouched.
+
+``POST /v1/chat/completions`` and its kind are hot: plain ASGI in front of KServe's FastAPI app.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import orjson
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from aim_guardrail.metrics import Metrics
+from aim_guardrail.openai_stream import StreamScreen
+from aim_guardrail.pipeline import INLINE_CHARS
+from aim_guardrail.screen import NOT_TEXT, Json, Screening, Timed
+from aim_guardrail.sse import EventReader, EventTooLarge
+from aim_guardrail.transformer import GuardrailModel
+from aim_guardrail.upstream import Answer, sent_on
+from aim_kserve.access import RequestLog, log_of
+from aim_kserve.errors import BadRequest, ServingError, UpstreamFailed
+from aim_kserve.http import ClientDisconnected, cancelled_on_disconnect, parse_object, read_body, send_bytes, send_json
+
+logger = logging.getLogger("aim.server")
+
+#: OpenAI's bodies, whose fields without text are known. Others are checked to the last string.
+_KNOWN = frozenset(["chat/completions", "completions", "responses", "embeddings"])
+#: Answers of numbers.
+_NO_TEXT_IN_ANSWER = frozenset(["embeddings"])
+_EVENTS = b"text/event-stream"
+
+
+class Proxy:
+    """ASGI middleware around KServe's app."""
+
+    def __init__(self, app: ASGIApp, model: GuardrailModel, metrics: Metrics, max_body_bytes: int) -> None:
+        self.app = app
+        self._model = model
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or is_kserves(scope["method"], scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await read_body(receive, self._max_body_bytes)
+            async with cancelled_on_disconnect(receive):
+                await _Exchange(self._model, self._metrics, scope, send).serve(body)
+        except ClientDisconnected:
+            log_of(scope).client_left = True
+
+
+def is_kserves(method: str, path: str) -> bool:
+    """Whether KServe answers this itself: V1 predict and explain, V2 but a model's metadata, probes and metrics."""
+    if path.startswith("/v2"):
+        return method != "GET" or path.count("/") != 3 or not path.startswith("/v2/models/")
+    if path.startswith("/v1/models/"):
+        return path.endswith((":predict", ":explain"))
+    return path in ("/", "/metrics", "/docs", "/openapi.json")
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    __slots__ = ("_begun", "_endpoint", "_log", "_metrics", "_model", "_scope", "_screening", "_send", "_skip")
+
+    def __init__(self, model: GuardrailModel, metrics: Metrics, scope: Scope, send: Send) -> None:
+        self._model, self._metrics, self._scope, self._send = model, metrics, scope, send
+        self._log: RequestLog = log_of(scope)
+        self._endpoint = endpoint(scope["path"])
+        self._skip = NOT_TEXT if self._endpoint in _KNOWN else frozenset[str]()
+        self._begun = False
+
+    async def serve(self, body: bytes) -> None:
+        try:
+            self._screening = Screening(self._model.guard, self._metrics)
+        except ServingError as error:
+            await self._refuse(error, {})
+            return
+        try:
+            await self._pass(body)
+        except ServingError as error:
+            await self._refuse(error, self._screening.headers() if self._screening.action != "allow" else {})
+        except Exception:  # process edge: uvicorn would answer in plain text and drop the connection
+            logger.exception("%s %s failed", self._scope["method"], self._scope["path"])
+            if self._begun:
+                raise
+            refusal = ServingError("internal error: the server's log has the cause, by x-request-id")
+            await self._refuse(refusal, {})
+        finally:
+            self._log.fields.update(self._screening.log_fields())
+
+    async def _refuse(self, error: ServingError, headers: dict[str, str]) -> None:
+        await send_json(self._send, error.body(), status=error.status, headers={**headers, **error.headers()})
+
+    async def _pass(self, body: bytes) -> None:
+        scope, log = self._scope, self._log
+        body = await self._checked_prompt(body)
+        headers = sent_on(
+            scope["headers"], traceparent=log.traceparent, x_request_id=log.request_id, accept_encoding="identity"
+        )
+        query = scope["query_string"]
+        target = (scope["raw_path"] + b"?" + query if query else scope["raw_path"]).decode("latin-1")
+        async with await self._model.upstream.send(scope["method"], target, headers, body) as answer:
+            log.fields["upstream_status"] = answer.status
+            await self._bring_back(answer)
+
+    # --- the way there --------------------------------------------------------------------------------------------
+
+    async def _checked_prompt(self, body: bytes) -> bytes:
+        if not body or not self._screening.guard.policy.prompt:
+            return body
+        if any(key == b"content-encoding" and value != b"identity" for key, value in self._scope["headers"]):
+            raise BadRequest("content-encoding: a compressed body cannot be checked: send it as it is", status=415)
+        if _kind(self._scope["headers"]).startswith((b"multipart/", b"application/octet-stream")):
+            raise BadRequest("content-type: only JSON bodies can be checked by the guardrail", status=415)
+        with Timed(self._screening, self._metrics, "prompt"):
+            if len(body) <= INLINE_CHARS:
+                return self._check_prompt(body)
+            return await asyncio.to_thread(self._check_prompt, body)
+
+    def _check_prompt(self, body: bytes) -> bytes:
+        parsed = parse_object(body)
+        changed = self._screening.body("prompt", parsed, skip=self._skip)
+        return orjson.dumps(parsed) if changed or self._screening.has_repeated_keys(body) else body
+
+    # --- the way back ---------------------------------------------------------------------------------------------
+
+    async def _bring_back(self, answer: Answer) -> None:
+        kind = answer.header(b"content-type")
+        if not self._screening.guard.policy.answer or (self._endpoint in _NO_TEXT_IN_ANSWER and answer.status < 400):
+            await self._stream_through(answer)
+        elif answer.header(b"content-encoding") not in (b"", b"identity"):
+            raise UpstreamFailed("the predictor compressed its answer unasked: it cannot be checked")
+        elif kind.startswith(_EVENTS):
+            await self._stream_checked(answer)
+        elif kind.startswith((b"audio/", b"image/", b"video/")):
+            await self._stream_through(answer)
+        else:
+            await self._answer_checked(answer, is_json=b"json" in kind)
+
+    async def _answer_checked(self, answer: Answer, *, is_json: bool) -> None:
+        body = await answer.read()
+        if body:
+            check = self._check_json if is_json else self._check_text
+            with Timed(self._screening, self._metrics, "answer"):
+                body = check(body) if len(body) <= INLINE_CHARS else await asyncio.to_thread(check, body)
+        await send_bytes(self._send, body, status=answer.status, headers=self._head(answer))
+
+    def _check_json(self, body: bytes) -> bytes:
+        try:
+            parsed = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            raise UpstreamFailed("the predictor's answer is not the JSON it says it is") from None
+        box: Json = parsed if type(parsed) is dict else {"": parsed}
+        if not self._screening.body("answer", box, skip=self._skip):
+            return body
+        return orjson.dumps(parsed if box is parsed else box[""])
+
+    def _check_text(self, body: bytes) -> bytes:
+        try:
+            text = body.decode()
+        except UnicodeDecodeError:
+            raise UpstreamFailed("the predictor's answer is neither JSON nor text: it cannot be checked") from None
+        return self._screening.text("answer", text, "the answer").encode()
+
+    async def _stream_checked(self, answer: Answer) -> None:
+        stream, reader = StreamScreen(self._screening, self._metrics), EventReader()
+        await self._begin(answer)
+        try:
+            async for chunk in answer.chunks():
+                await self._send_events(stream, reader.feed(chunk))
+                if stream.ended:
+                    break
+            else:
+                await self._send_events(stream, reader.rest())
+                if not stream.ended:
+                    raise UpstreamFailed("the predictor broke off in the middle of its answer", code="predictor_broken")
+        except EventTooLarge as error:
+            await self._more(stream.failure(UpstreamFailed(f"the predictor's stream cannot be checked: {error}")))
+        except ServingError as error:
+            await self._more(stream.failure(error))
+        finally:
+            stream.close()
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _send_events(self, stream: StreamScreen, events: list[Any]) -> None:
+        out = []
+        try:
+            for event in events:
+                out.append(stream.feed(event))
+                if stream.ended:
+                    break
+        finally:
+            shown = b"".join(out)
+            if shown:
+                await self._more(shown)
+
+    async def _stream_through(self, answer: Answer) -> None:
+        await self._begin(answer, length=answer.length)
+        async for chunk in answer.chunks():
+            await self._more(chunk)
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _begin(self, answer: Answer, length: int | None = None) -> None:
+        self._begun = True
+        headers = self._head(answer)
+        if length is not None:
+            headers.append((b"content-length", str(length).encode()))
+        await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
+
+    async def _more(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    def _head(self, answer: Answer) -> list[tuple[bytes, bytes]]:
+        told = [(key.encode(), value.encode()) for key, value in self._screening.headers().items()]
+        return [*answer.headers, *told]
+
+
+def endpoint(path: str) -> str:
+    """``chat/completions`` of ``/v1/chat/completions`` or ``/openai/v1/chat/completions``; other paths as they are."""
+    return path.removeprefix("/openai").removeprefix("/v1/")
+
+
+def _kind(headers: list[tuple[bytes, bytes]]) -> bytes:
+    return next((value for key, value in headers if key == b"content-type"), b"")

@@ -1,0 +1,87 @@
+"""What the transformer is told: flags, ``AIM_*`` variables, annotations (see aim_kserve.settings)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from aim_guardrail.policy import Policy, load_policy, parse_policy, shipped_policy
+from aim_kserve.settings import ServerSettings
+
+_ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?")
+
+Protocol = Literal["v1", "v2", "grpc-v2"]
+
+
+class GuardrailSettings(ServerSettings):
+    """Settings of ``python -m aim_guardrail``. The ``predictor_*`` flags are KServe's, by KServe's names."""
+
+    predictor_host: str = Field(description="HOST[:PORT] of the predictor; KServe's controller gives it")
+    predictor_protocol: Protocol = Field(
+        "v1",
+        description="v1, v2: HTTP, calls go on in the protocol they came in; grpc-v2: predictor_host speaks gRPC only",
+    )
+    protocol: Protocol | None = Field(None, description="KServe's deprecated name of predictor_protocol")
+    predictor_grpc_host: str | None = Field(
+        None, description="HOST:PORT that gRPC calls go to; default: they go to predictor_host as V2 REST"
+    )
+    predictor_use_ssl: bool = Field(False, description="speak TLS with the predictor")
+    predictor_request_timeout_seconds: float = Field(
+        600, gt=0, description="longest silence of the predictor, before its answer and within it; then 504"
+    )
+    predictor_connect_timeout_seconds: float = Field(
+        1.5, gt=0, description="longest time to connect to the predictor, name look-up included; then 503"
+    )
+    predictor_request_retries: int = Field(0, ge=0, le=10, description="further tries to connect to the predictor")
+    enable_predictor_health_check: bool = Field(
+        False, description="ready only while the predictor's model is ready, too"
+    )
+    predictor_health_cache_seconds: float = Field(1, ge=0, description="how long the predictor's readiness is believed")
+    policy: Path | None = Field(
+        None,
+        description="policy file; default: the shipped policy 'chat'",
+        json_schema_extra={"annotation": "guardrail-policy"},
+    )
+    guardrails: str | None = Field(
+        None,
+        description="a policy in place: YAML list of type/action/threshold, applied to prompts and answers",
+        json_schema_extra={"annotation": "guardrails"},
+    )
+
+    @field_validator("predictor_host", "predictor_grpc_host")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        match = _ADDRESS.fullmatch(value) if value is not None else None
+        if value is not None and (match is None or not 0 < int(match["port"] or 80) < 65536):
+            raise ValueError("must be HOST or HOST:PORT, without scheme and path")
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.policy is not None and self.guardrails is not None:
+            raise ValueError("policy and guardrails are both given: give one")
+        if self.protocol is not None and self.protocol != self.speaks and "predictor_protocol" in self.model_fields_set:
+            raise ValueError(f"protocol {self.protocol} and predictor_protocol {self.speaks} differ: drop the former")
+        return self
+
+    @property
+    def speaks(self) -> Protocol:
+        """The predictor's protocol, by whichever of KServe's two names it was given."""
+        if self.protocol is not None and "predictor_protocol" not in self.model_fields_set:
+            return self.protocol
+        return self.predictor_protocol
+
+    def read_policy(self) -> Policy:
+        """The policy these settings name.
+
+        Raises:
+            PolicyError: one line: file (or annotation), line, key, what is wrong, the remedy.
+        """
+        if self.guardrails is not None:
+            # Line 1 is the annotation's own: `aim.amd.com/guardrails: |`.
+            source = f"prompt: &rules\n{self.guardrails}\nanswer: *rules\nversion: 1\nname: guardrails\n"
+            return parse_policy(source, origin="aim.amd.com/guardrails")
+        return load_policy(self.policy) if self.policy is not None else shipped_policy("chat")
