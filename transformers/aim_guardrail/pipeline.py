@@ -106,6 +106,18 @@ class Guard:
             return Checked("", verdict)
         return Checked(self.redact(direction, folded, verdict.findings, session), verdict)
 
+    def watches(self, direction: Direction) -> bool:
+        """Whether the policy checks this direction at all."""
+        return bool(self._by_direction[direction])
+
+    def may_find(self, direction: Direction, scan: str) -> bool:
+        """Whether judging these whole units (folded) could come to anything: a cheap test."""
+        return any(detector.may_find(scan) for detector in self._by_direction[direction])
+
+    def blocks(self, direction: Direction, finding: Finding) -> bool:
+        """Whether this finding's rule blocks."""
+        return any(r.type == finding.family and r.action == "block" for r in self.policy.rules(direction))
+
     def judge(self, direction: Direction, text: Text, since: int = 0) -> Verdict:
         """The verdict on the values in `text` from `since` (an index of `text.scan`) on.
 
@@ -116,7 +128,8 @@ class Guard:
         degraded: list[str] = []
         for detector in self._by_direction[direction]:
             try:
-                findings += detector.scan(text, since)
+                if detector.may_find(text.scan[since:]):
+                    findings += detector.scan(text, since)
             except Exception as error:  # the edge of third-party engines: whatever they raise, the policy decides
                 if self.policy.on_error == "closed":
                     raise DetectorFailed(detector.family, type(error).__name__) from error

@@ -26,6 +26,7 @@ Direction = Literal["prompt", "answer"]
 
 _FAMILY_ORDER = {family: rank for rank, family in enumerate(FAMILIES)}
 _ACTION_ORDER = {"block": 0, "redact": 1, "flag": 2}
+_VERDICT_ORDER = {**_ACTION_ORDER, "allow": 3}
 
 
 class PolicyError(ValueError):
@@ -157,6 +158,15 @@ class Verdict:
         """Whether the text must not pass at all."""
         return self.action == "block"
 
+    def joined(self, later: Verdict) -> Verdict:
+        """The verdict on this text and the one that follows it."""
+        return Verdict(
+            min(self.action, later.action, key=_VERDICT_ORDER.__getitem__),
+            _ordered({*self.families, *later.families}),
+            self.findings + later.findings,
+            tuple(sorted({*self.degraded, *later.degraded})),
+        )
+
 
 def decide(findings: Iterable[Finding], rules: Sequence[Rule], degraded: tuple[str, ...] = ()) -> Verdict:
     """The verdict of `rules` on `findings`. Where findings overlap, one remains: the strictest action, then
@@ -173,8 +183,11 @@ def decide(findings: Iterable[Finding], rules: Sequence[Rule], degraded: tuple[s
     if not final:
         return Verdict(degraded=degraded)
     action = min((acts[f.family] for f in final), key=_ACTION_ORDER.__getitem__)
-    families = tuple(sorted({f.family for f in final}, key=_FAMILY_ORDER.__getitem__))
-    return Verdict(action, families, tuple(final), degraded)
+    return Verdict(action, _ordered({f.family for f in final}), tuple(final), degraded)
+
+
+def _ordered(families: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(families, key=lambda family: (_FAMILY_ORDER.get(family, len(_FAMILY_ORDER)), family)))
 
 
 def _merge(findings: list[Finding], acts: dict[str, Action]) -> list[Finding]:
@@ -231,7 +244,7 @@ def parse_policy(source: str, origin: str) -> Policy:
         data = yaml.safe_load(source)
     except yaml.YAMLError as error:
         raise PolicyError(_yaml_problem(error, origin)) from error
-    if not isinstance(data, dict):
+    if root is None or not isinstance(data, dict):
         raise PolicyError(f"{origin}:1: a policy is a mapping (version, name, prompt, answer, ...)")
     try:
         return Policy.model_validate(data)
@@ -290,7 +303,7 @@ def _problem(error: Any) -> str:
         return f"{given!r} is not allowed: use {context['expected']}"
     if kind == "value_error":
         return str(context["error"])
-    message = str(error["msg"])
+    message = str(error["msg"]).replace("a valid tuple", "a list")
     return f"{given!r} is refused: {message[0].lower()}{message[1:]}"
 
 

@@ -1,40 +1,148 @@
 """The streaming guard: holds text back until it is proven safe, releases it, redacted, in order.
 
-See `StreamGuard`. API documentation: `aim_guardrail.pipeline`.
+How it can promise that no part of a value leaks, at any split into deltas: values lie within units of text
+(`aim_guardrail.text`), and a unit that the end of the text so far touches is held. When a unit is over, the finished
+units are scanned once, with the last `CONTEXT_CHARS` already released characters as left context (a keyword may stand
+before its value), and go out. What detectors report depends on nothing else, so the released text and the verdict are
+those of checking the whole answer at once. Two differences remain, both on the side of holding more: a run longer
+than `max_hold_chars` is blocked or withheld as the policy says, where a whole answer would be scanned; and what comes
+after a block is never looked at.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from aim_guardrail.detectors.base import Finding
 from aim_guardrail.pipeline import Guard, Session
 from aim_guardrail.policy import Verdict
+from aim_guardrail.text import CONTEXT_CHARS, Text, holds_private_key, run_end, safe_cut
+
+# While an overlong run is withheld, this much of it is kept to see where it ends.
+_TAIL_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """What may go out now (`""`: nothing yet) and the verdict on everything pushed so far."""
+    """What may go out now (`""`: nothing yet) and the verdict on everything judged so far."""
 
     text: str
     verdict: Verdict
 
 
 class StreamGuard:
-    """Checks one streamed answer (one choice). Feed it with `push`, end it with `finish`."""
+    """Checks one streamed answer (one choice). Feed it with `push`, end it with `finish`. Not thread-safe.
+
+    Findings' spans count code points from the start of the answer. Once the verdict is a block nothing more is
+    released: end the stream.
+    """
 
     def __init__(self, guard: Guard, session: Session) -> None:
-        self._guard, self._session, self._held = guard, session, ""
+        self._guard = guard
+        self._session = session
+        self._verdict = Verdict()
+        self._held = ""  # not yet released
+        self._held_from = 0  # where in the answer it begins
+        self._context = ""  # what was released before it, folded
+        self._withholding = False  # within a run longer than max_hold_chars
+
+    @property
+    def held_chars(self) -> int:
+        """How much is held back now, in code points."""
+        return len(self._held)
 
     def push(self, delta: str) -> Released:
         """Take a piece of the answer; give what is safe to show.
 
         Raises:
-            DetectorFailed: a detector failed and the policy's `on_error` is `closed`.
+            DetectorFailed: a detector failed and the policy's `on_error` is `closed`. Nothing was released.
         """
+        if self._verdict.blocked:
+            return Released("", self._verdict)
+        if not self._guard.watches("answer"):
+            return Released(delta, self._verdict)
         self._held += delta
-        return Released("", Verdict())
+        if self._withholding and not self._run_is_over():
+            return Released("", self._verdict)
+        text = Text(self._held)
+        released = self._release(text, safe_cut(text.scan))
+        if len(self._held) > self._guard.policy.stream.max_hold_chars and not self._verdict.blocked:
+            released += self._overflow()
+        return Released(released, self._verdict)
 
     def finish(self) -> Released:
         """The answer is complete: give the rest. Raises as `push`."""
-        checked = self._guard.check("answer", self._held, self._session)
-        return Released(checked.text, checked.verdict)
+        released = ""
+        if not self._verdict.blocked and not (self._withholding and not self._run_is_over()):
+            text = Text(self._held)
+            released = self._release(text, len(text.scan))
+        self._held = ""
+        return Released(released, self._verdict)
+
+    def _release(self, text: Text, cut: int) -> str:
+        """Judge and give what lies before `cut` (an index of `text.scan`); `text` is what is held."""
+        scan, end = text.scan[:cut], text.origin(cut)
+        piece = text.original[:end]
+        if self._guard.may_find("answer", scan):
+            piece = self._judge(text, scan, piece)
+        self._context = (self._context + scan)[-CONTEXT_CHARS:]
+        self._held_from += end
+        self._held = "" if self._verdict.blocked else text.original[end:]
+        return piece
+
+    def _judge(self, text: Text, scan: str, piece: str) -> str:
+        known = len(self._context)
+        verdict = self._guard.judge("answer", Text(self._context + scan), known)
+        if any(finding.start < known for finding in verdict.findings):
+            # A value that began in text already released: a detector broke its contract. Never go on then.
+            self._block(Finding("stream", "BOUNDARY", self._held_from, self._held_from, 1.0, "released-boundary"))
+            return ""
+        local = [_moved(f, text.span(f.start - known, f.end - known)) for f in verdict.findings]
+        if verdict.blocked:
+            first = next(f for f in local if self._guard.blocks("answer", f))
+            piece, shown = piece[: first.start], [f for f in local if f.end <= first.start]
+        else:
+            shown = local
+        offset = self._held_from
+        moved = tuple(_moved(f, (f.start + offset, f.end + offset)) for f in local)
+        self._verdict = self._verdict.joined(replace(verdict, findings=moved))
+        return self._guard.redact("answer", Text(piece), shown, self._session)
+
+    def _overflow(self) -> str:
+        scan = Text(self._held).scan
+        if holds_private_key(scan):
+            return ""  # certain to be redacted or blocked: its end is worth waiting for
+        start = self._held_from
+        finding = Finding("stream", "UNBROKEN_RUN", start, start + len(self._held), 1.0, "max_hold_chars")
+        if self._guard.policy.stream.on_overflow == "block":
+            self._block(finding)
+            return ""
+        self._verdict = self._verdict.joined(Verdict("redact", ("stream",), (finding,)))
+        placeholder = self._session.placeholder("UNBROKEN_RUN", scan)
+        self._withholding = True
+        self._drop(len(self._held) - _TAIL_CHARS)
+        return placeholder
+
+    def _run_is_over(self) -> bool:
+        """Drop what belongs to the withheld run; whether it ended."""
+        text = Text(self._held)
+        end = run_end(text.scan)
+        if end is None:
+            self._drop(len(self._held) - _TAIL_CHARS)
+            return False
+        self._context = text.scan[:end]
+        self._withholding = False
+        self._drop(text.origin(end))
+        return True
+
+    def _drop(self, count: int) -> None:
+        self._held_from += max(count, 0)
+        self._held = self._held[max(count, 0) :]
+
+    def _block(self, finding: Finding) -> None:
+        self._verdict = self._verdict.joined(Verdict("block", ("stream",), (finding,)))
+        self._held = ""
+
+
+def _moved(finding: Finding, span: tuple[int, int]) -> Finding:
+    return replace(finding, start=span[0], end=span[1])

@@ -23,6 +23,7 @@ CONTEXT_CHARS = 512
 
 # Never inside a value: whitespace and the punctuation that quotes, lists and encloses.
 BREAKS = r"\s\",;<>()\[\]{}`"
+BREAK_CHARS = frozenset(' \t\n\r\f\v\x1c\x1d\x1e\x1f",;<>()[]{}`')
 # What may stand between two digit groups of one phone, card or account number (libphonenumber's set).
 _GAP = r"[-x./ ()\[\]~]"
 
@@ -54,6 +55,7 @@ _OPEN_KEY_BODY = re.compile(
     rf"|{_KEY_GAP}*+(?:{_KEY_LINE}{_KEY_GAP}++)*+(?:[A-Za-z0-9+/=]++{_KEY_GAP}++){{0,2}}[A-Za-z0-9+/=]*+\\?"
     r"(?i:-{1,5}(?:E(?:N(?:D[ A-Z0-9_-]{0,110})?)?)?)?\Z))"
 )
+_KEY_START = re.compile("-----BEGIN", re.IGNORECASE)
 _OPEN_KEY_HEADER = re.compile(r"-----BEGIN[ A-Z0-9_-]{0,130}\Z", re.IGNORECASE)
 
 
@@ -98,19 +100,33 @@ def safe_cut(scan: str) -> int:
     for unit in _UNIT.finditer(scan):
         if unit.end() == len(scan):
             cut = unit.start()
-    if "-----" in scan and (opened := _open_key(scan)) is not None:
-        cut = min(cut, next(start for start, end in units(scan) if start <= opened < end))
-    return cut
+    return _before_keys(scan, cut) if "-----" in scan else cut
+
+
+def run_end(scan: str) -> int | None:
+    """Where the unbroken run that `scan` begins within is over, None if that is not known yet. Only whitespace and
+    quotes count, as the run may be a URI.
+    """
+    for unit in _UNIT.finditer(scan):
+        if unit.end() < len(scan) and scan[unit.end()] in " \t\n\r\"'`":
+            return unit.end()
+    return 0 if scan and scan[0] in " \t\n\r\"'`" else None
 
 
 def holds_private_key(scan: str) -> bool:
     """Whether the text ends within a private key block whose header is complete."""
-    return "-----" in scan and _OPEN_KEY_BODY.search(scan) is not None
+    return any(_OPEN_KEY_BODY.match(scan, header.start()) for header in _KEY_START.finditer(scan))
 
 
-def _open_key(scan: str) -> int | None:
-    match = _OPEN_KEY_HEADER.search(scan) or _OPEN_KEY_BODY.search(scan)
-    return match.start() if match else None
+def _before_keys(scan: str, cut: int) -> int:
+    """The cut, moved before every private key block that it, or the end of the text, falls into."""
+    for header in reversed(list(_KEY_START.finditer(scan))):
+        at = header.start()
+        block = PRIVATE_KEY.match(scan, at)
+        inside = block is not None and at < cut < block.end()
+        if inside or _OPEN_KEY_HEADER.match(scan, at) or _OPEN_KEY_BODY.match(scan, at):
+            cut = min(cut, next(start for start, end in units(scan) if start <= at < end))
+    return cut
 
 
 _QUOTES = {**dict.fromkeys("‘’‚‛", "'"), **dict.fromkeys("“”„‟«»", '"'), "×": "x"}
@@ -126,9 +142,10 @@ class _FoldTable(dict[int, str]):
 
 def _fold(char: str) -> str:
     folded = "".join(_fold_part(part) for part in unicodedata.normalize("NFKD", char))
-    if any(part.isalnum() for part in folded):
+    if len(folded) < 2:
         return folded
-    return folded[:1]
+    # Of "(1)" or "1/2" what can be part of a value; never a break, so that no unit ends within a character.
+    return "".join(part for part in folded if part not in BREAK_CHARS) or folded[0]
 
 
 def _fold_part(char: str) -> str:

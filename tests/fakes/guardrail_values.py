@@ -1,0 +1,242 @@
+"""Made-up values of every kind the guardrail knows, valid to the checksum, from a `random.Random`.
+
+Nothing here is real. Secrets are put together from parts at run time, so that no scanner of repositories takes this
+file for a leak.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import string
+import zlib
+from collections.abc import Callable
+from random import Random
+
+DIGITS = string.digits
+HEX = "0123456789abcdef"
+ALNUM = string.ascii_letters + DIGITS
+
+
+def chars(random: Random, count: int, alphabet: str = ALNUM) -> str:
+    """Random characters with at least one digit (an all-letter token is nothing a rule would call a secret)."""
+    picked = [random.choice(alphabet) for _ in range(count)]
+    if any(char in DIGITS for char in alphabet) and not any(char in DIGITS for char in picked):
+        picked[random.randrange(count)] = random.choice([char for char in alphabet if char in DIGITS])
+    return "".join(picked)
+
+
+# --- personal data -------------------------------------------------------------------------------------------------
+
+CARD_BRANDS = {
+    "visa": (["4"], 16),
+    "visa-19": (["4"], 19),
+    "mastercard": (["51", "52", "53", "54", "55"], 16),
+    "mastercard-2": (["2221", "2300", "2720"], 16),
+    "amex": (["34", "37"], 15),
+    "discover": (["6011", "65"], 16),
+    "jcb": (["3528", "3589"], 16),
+    "diners": (["36", "38"], 14),
+    "unionpay-18": (["62"], 18),
+    "maestro-19": (["6759"], 19),
+}
+
+
+def luhn_digit(digits: str) -> str:
+    total = 0
+    for position, char in enumerate(reversed(digits)):
+        double = int(char) * (2 if position % 2 == 0 else 1)
+        total += double - 9 if double > 9 else double
+    return str(-total % 10)
+
+
+def card(random: Random, brand: str | None = None) -> str:
+    prefixes, length = CARD_BRANDS[brand or random.choice(sorted(CARD_BRANDS))]
+    body = random.choice(prefixes)
+    body += chars(random, length - len(body) - 1, DIGITS)
+    number = body + luhn_digit(body)
+    separator = random.choice(["", " ", "-"])
+    if length in (14, 15):
+        return separator.join([number[:4], number[4:10], number[10:]])
+    return separator.join(number[i : i + 4] for i in range(0, length, 4))
+
+
+IBAN_LENGTHS = {"DE": 22, "FR": 27, "GB": 22, "ES": 24, "IT": 27, "NL": 18, "BE": 16, "PL": 28, "NO": 15, "CH": 21}
+_BBANS: dict[str, Callable[[Random], str]] = {
+    "GB": lambda r: chars(r, 4, string.ascii_uppercase) + chars(r, 14, DIGITS),
+    "NL": lambda r: chars(r, 4, string.ascii_uppercase) + chars(r, 10, DIGITS),
+    "FR": lambda r: chars(r, 10, DIGITS) + chars(r, 11, string.ascii_uppercase + DIGITS) + chars(r, 2, DIGITS),
+    "IT": lambda r: r.choice(string.ascii_uppercase) + chars(r, 10, DIGITS) + chars(r, 12, DIGITS),
+    "CH": lambda r: chars(r, 5, DIGITS) + chars(r, 12, DIGITS),
+}
+
+
+def iban(random: Random, country: str | None = None) -> str:
+    country = country or random.choice(sorted(IBAN_LENGTHS))
+    bban = _BBANS.get(country, lambda r: chars(r, IBAN_LENGTHS[country] - 4, DIGITS))(random)
+    as_number = "".join(str(int(char, 36)) for char in bban + country + "00")
+    number = f"{country}{98 - int(as_number) % 97:02d}{bban}"
+    assert len(number) == IBAN_LENGTHS[country]
+    if random.random() < 0.5:
+        return number
+    return " ".join(number[i : i + 4] for i in range(0, len(number), 4))
+
+
+def ssn(random: Random) -> str:
+    area = random.choice([random.randint(1, 665), random.randint(667, 899)])
+    separator = random.choice(["-", " ", "."])
+    return f"{area:03d}{separator}{random.randint(11, 99):02d}{separator}{random.randint(1000, 9999)}"
+
+
+def email(random: Random) -> str:
+    local = random.choice(["jane.doe", "o'brien", "x_y+news", "info", "a"]) + chars(random, 2, DIGITS)
+    return f"{local}@{random.choice(['example.com', 'mail.example.co.uk', 'uni-bonn.de', 'a-b.org'])}"
+
+
+def phone(random: Random) -> str:
+    four = random.randint(1000, 9999)
+    return random.choice(
+        [
+            f"+1 415-{random.randint(200, 999)}-{four}",
+            f"(212) {random.randint(200, 999)}-{four}",
+            f"+44 20 7946 {four}",
+            f"+49 (30) 9018{four}",
+            f"+33 1 42 68 {random.randint(10, 99)} {random.randint(10, 99)}",
+            f"+91 98{random.randint(100, 999)} {random.randint(10000, 99999)}",
+        ]
+    )
+
+
+def ip(random: Random) -> str:
+    groups = [f"{random.randint(1, 0xFFFF):x}" for _ in range(8)]
+    return random.choice(
+        [
+            ".".join(str(random.randint(1, 254)) for _ in range(4)),
+            ":".join(groups),
+            f"2001:db8::{random.randint(1, 0x9FFF):x}:{random.randint(1, 99)}",
+            f"fe80::{random.randint(1, 99)}",
+        ]
+    )
+
+
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+
+
+def bitcoin(random: Random) -> str:
+    payload = b"\x00" + random.randbytes(20)
+    raw = payload + hashlib.sha256(hashlib.sha256(payload).digest()).digest()[:4]
+    number, out = int.from_bytes(raw, "big"), ""
+    while number:
+        number, rest = divmod(number, 58)
+        out = _BASE58[rest] + out
+    return "1" * (len(raw) - len(raw.lstrip(b"\0"))) + out
+
+
+PII: dict[str, Callable[[Random], str]] = {
+    "CREDIT_CARD": card,
+    "CRYPTO": bitcoin,
+    "EMAIL_ADDRESS": email,
+    "IBAN_CODE": iban,
+    "IP_ADDRESS": ip,
+    "PHONE_NUMBER": phone,
+    "US_SSN": ssn,
+}
+
+# --- secrets: (what stands before the value, the value, what stands after it) ---------------------------------------
+
+_BASE62 = DIGITS + string.ascii_uppercase + string.ascii_lowercase
+
+
+def github_pat(random: Random) -> str:
+    body = chars(random, 30)
+    checksum, tail = zlib.crc32(body.encode()), ""
+    for _ in range(6):
+        checksum, rest = divmod(checksum, 62)
+        tail = _BASE62[rest] + tail
+    return "gh" + "p_" + body + tail
+
+
+def jwt(random: Random) -> str:
+    def part(value: object) -> str:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
+
+    head, body = part({"alg": "HS256", "typ": "JWT"}), part({"sub": chars(random, 12), "iat": 1700000000})
+    return f"{head}.{body}.{chars(random, 43)}"
+
+
+def private_key(random: Random, kind: str = "RSA ") -> str:
+    body = base64.b64encode(random.randbytes(random.choice([48, 121, 300, 608]))).decode()
+    lines = "\n".join(body[i : i + 64] for i in range(0, len(body), 64))
+    return f"-----BEGIN {kind}PRIVATE" + f" KEY-----\n{lines}\n-----END {kind}PRIVATE KEY-----"
+
+
+Secret = tuple[str, str, str]
+SECRETS: dict[str, Callable[[Random], Secret]] = {
+    "aws-id": lambda r: ("", "AK" + "IA" + chars(r, 16, string.ascii_uppercase + "234567"), ""),
+    "aws-secret": lambda r: ('aws_secret_access_key = "', chars(r, 40, ALNUM + "+/"), '"'),
+    "github": lambda r: ("", github_pat(r), ""),
+    "slack": lambda r: ("", "xo" + f"xb-{chars(r, 12, DIGITS)}-{chars(r, 12, DIGITS)}-{chars(r, 24)}", ""),
+    "stripe": lambda r: ("", "sk" + "_live_" + chars(r, 24), ""),
+    "openai": lambda r: ("", "sk" + "-proj-" + chars(r, 74) + "T3Blbk" + "FJ" + chars(r, 74), ""),
+    "gcp": lambda r: ("", "AI" + "za" + chars(r, 35), ""),
+    "jwt": lambda r: ("", jwt(r), ""),
+    "private-key": lambda r: ("", private_key(r), ""),
+    "npm": lambda r: ("", "np" + "m_" + chars(r, 36), ""),
+    "pypi": lambda r: ("", "py" + "pi-AgEIcHlwaS5vcmc" + chars(r, 90), ""),
+    "password": lambda r: (r.choice(["password = '", "DB_PASSWORD=", '"password": "', "pwd: "]), chars(r, 14), ""),
+    "postgres": lambda r: ("postgres://app:", chars(r, 16), "@db.internal:5432/app"),
+    "bearer": lambda r: ("Authorization: Bearer ", chars(r, 32), ""),
+    "gitlab": lambda r: ("", "gl" + "pat-" + chars(r, 20), ""),
+    "huggingface": lambda r: ("", "h" + "f_" + chars(r, 34, string.ascii_letters), ""),
+    "sendgrid": lambda r: ("", "S" + "G." + chars(r, 22) + "." + chars(r, 43), ""),
+}
+
+# --- what surrounds them -------------------------------------------------------------------------------------------
+
+_PROSE = (
+    "the quick brown fox jumps over a lazy dog, Then it rests (for a while); version 3.11 of 2024 costs 20 USD. "
+    "See section 4.2 [note 7] and call range(10) or f(x) = x^2 - 1. Das Café “schließt” um 18:30 Uhr… 你好，世界。 "
+    "naïve coöperation — 100 % of 1,234.56 items; C4, S3 and EKS; {key: value} <tag> `code` a/b path/to/file.py"
+)
+WORDS = _PROSE.split()
+
+TEMPLATES = (
+    "{0}",
+    '{{"id": 7, "value": "{0}", "next": null}}',
+    '{{"a":1,"value":"{0}","b":[2,3]}}',
+    "| name | {0} | 42 |",
+    "|{0}|",
+    "x = '{0}'  # set it",
+    'print("{0}")',
+    "- item: {0}\n- other",
+    "({0})",
+    "`{0}`",
+    "{0}.",
+    "{0}, and",
+    "价格{0}谢谢",
+    "<b>{0}</b>",
+    "```\nvalue={0}\n```",
+)
+
+
+def document(random: Random, planted: list[str]) -> str:
+    """The values among prose, JSON, tables and code; separated from it as values usually are."""
+    pieces = []
+    for value in planted:
+        pieces.append(" ".join(random.choice(WORDS) for _ in range(random.randint(0, 12))))
+        template = random.choice(TEMPLATES)
+        pieces.append(template.replace("{{", "{").replace("}}", "}").replace("{0}", value))
+    pieces.append(" ".join(random.choice(WORDS) for _ in range(random.randint(0, 6))))
+    return random.choice([" ", "\n", "\n\n", "; "]).join(pieces)
+
+
+def splits(random: Random, text: str) -> list[str]:
+    """The text in random pieces: characters, tokens or chunks."""
+    mean = random.choice([1, 4, 4, 12, 60, len(text) or 1])
+    pieces, at = [], 0
+    while at < len(text):
+        size = max(1, round(random.expovariate(1 / mean)))
+        pieces.append(text[at : at + size])
+        at += size
+    return pieces
