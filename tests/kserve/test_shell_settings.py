@@ -1,0 +1,116 @@
+"""Settings: flags over environment over annotations over defaults, and nothing unknown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from aim_kserve.settings import ServerSettings, SettingsError, parse_downward_api
+
+
+class Settings(ServerSettings):
+    length: int = Field(1, ge=1, json_schema_extra={"annotation": "max-model-len"})
+    loud: bool = False
+
+
+def load(*argv: str, annotations: str | None = None, tmp_path: Path | None = None, **env: str) -> Settings:
+    if annotations is not None:
+        assert tmp_path is not None
+        file = tmp_path / "annotations"
+        file.write_text(annotations)
+        argv = ("--annotations_file", str(file), *argv)
+    return Settings.load(argv, env, prog="test", description="")
+
+
+def test_precedence(tmp_path: Path) -> None:
+    annotations = 'aim.amd.com/max-model-len="2"'
+    assert load().length == 1
+    assert load(annotations=annotations, tmp_path=tmp_path).length == 2
+    assert load(annotations=annotations, tmp_path=tmp_path, AIM_LENGTH="3").length == 3
+    assert load("--length", "4", annotations=annotations, tmp_path=tmp_path, AIM_LENGTH="3").length == 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "loud"), [([], False), (["--loud"], True), (["--loud", "false"], False), (["--loud=true"], True)]
+)
+def test_booleans(argv: list[str], loud: bool) -> None:
+    assert load(*argv).loud is loud
+
+
+def test_kserves_flags_in_both_spellings() -> None:
+    settings = load("--http-port", "1", "--grpc_port", "2", "--model_name", "m", "--workers=3", "--enable_grpc=false")
+    assert (settings.http_port, settings.grpc_port, settings.model_name, settings.workers) == (1, 2, "m", 3)
+    assert settings.enable_grpc is False
+
+
+def test_an_unknown_flag_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load("--lenght", "2")
+    assert caught.value.code == 2
+    assert "--lenght" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({"AIM_LENGHT": "2"}, "environment AIM_LENGHT: unknown setting"),
+        ({"AIM_LENGTH": "two"}, "environment AIM_LENGTH: .*got 'two'"),
+        ({"AIM_LENGTH": "0"}, "environment AIM_LENGTH: .*greater than or equal to 1"),
+    ],
+)
+def test_wrong_environment(env: dict[str, str], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        load(**env)
+
+
+def test_kubernetes_service_links_are_not_settings() -> None:
+    """A Service called ``aim-length`` in the namespace must not stop every pod of ours."""
+    links = {
+        "AIM_LENGTH_SERVICE_HOST": "10.0.0.1",
+        "AIM_LENGTH_SERVICE_PORT": "80",
+        "AIM_LENGTH_SERVICE_PORT_HTTP": "80",
+        "AIM_LENGTH_PORT": "tcp://10.0.0.1:80",
+        "AIM_LENGTH_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "AIM_LENGTH_PORT_80_TCP_ADDR": "10.0.0.1",
+        "AIM_HTTP_PORT": "tcp://10.0.0.1:80",  # a Service called aim-http
+    }
+    settings = load(**links)
+    assert (settings.length, settings.http_port) == (1, 8080)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('aim.amd.com/max-model-length="2"', "annotation aim.amd.com/max-model-length: unknown; known under"),
+        ('aim.amd.com/max-model-len="two"', "annotation aim.amd.com/max-model-len: .*got 'two'"),
+        ("aim.amd.com/max-model-len=2", "line 1: not of the form"),
+        ('\n\nkey="bad\\q"', "line 3: not of the form"),
+    ],
+)
+def test_wrong_annotations(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=says):
+        load(annotations=text, tmp_path=tmp_path)
+
+
+def test_annotations_of_other_processes_and_others_are_left_alone(tmp_path: Path) -> None:
+    text = 'aim.amd.com/guardrails="- type: pii"\nprometheus.io/scrape="true"\n'
+    assert load(annotations=text, tmp_path=tmp_path) == load(annotations="", tmp_path=tmp_path)
+
+
+def test_a_missing_annotations_file_is_an_error_only_when_named(tmp_path: Path) -> None:
+    assert load().length == 1
+    with pytest.raises(SettingsError, match="nowhere: no such file"):
+        load("--annotations_file", str(tmp_path / "nowhere"))
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9./-]{0,20}", fullmatch=True), st.text(st.characters(codec="utf-8"))))
+def test_annotations_survive_the_kubelets_quoting(annotations: dict[str, str]) -> None:
+    """Go's ``%q`` escapes quotes, backslashes and control characters as JSON does (for what Kubernetes allows)."""
+    import json
+
+    text = "\n".join(f"{key}={json.dumps(value)}" for key, value in annotations.items())
+    assert dict(parse_downward_api(text, Path("x"))) == annotations
