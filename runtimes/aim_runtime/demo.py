@@ -46,7 +46,7 @@ def _ask(stack: Stack, number: int, title: str, prompt: str, stream: bool) -> st
         )
         if stream:
             for piece in _pieces(response):
-                print(piece, end="", flush=True)
+                print(piece.replace("\n", "\n            "), end="", flush=True)
             print()
         else:
             print(_answer(json.loads(response.read())))

@@ -6,15 +6,16 @@ operations and know no field of a body but ``model`` and what the answer's form 
 
 from __future__ import annotations
 
+import logging
+
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Match, Route
-from starlette.types import Receive, Scope, Send
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from aim_kserve.access import log_of
-from aim_kserve.errors import ServingError
+from aim_kserve.errors import BadRequest, ServingError
 from aim_kserve.http import (
     ClientDisconnected,
     cancelled_on_disconnect,
@@ -24,8 +25,11 @@ from aim_kserve.http import (
     send_error,
     send_json,
 )
+from aim_kserve.rest import as_serving_error
 from aim_runtime.engines.base import Json, RequestContext
 from aim_runtime.model import RuntimeModel, unknown_model
+
+logger = logging.getLogger("aim.server")
 
 PREFIXES = ("/openai/v1", "/v1")
 #: vLLM serves these beside ``/v1`` too.
@@ -52,41 +56,51 @@ ENDPOINTS = frozenset(
 )
 
 
-def openai_routes(model: RuntimeModel, *, max_body_bytes: int) -> list[BaseRoute]:
-    """The routes, most used first."""
+def model_routes(model: RuntimeModel) -> list[BaseRoute]:
+    """The model cards, for the router."""
     cards = ModelCards(model)
     return [
-        OperationRoute(model, max_body_bytes),
         *(Route(f"{prefix}/models", cards.all, methods=["GET"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/models/{{name:path}}", cards.one, methods=["GET"]) for prefix in PREFIXES),
     ]
 
 
-class OperationRoute(BaseRoute):
-    """``POST <prefix>/<operation>`` for whatever operations the engine has once it is loaded."""
+class WrongMethod(BadRequest):
+    status = 405
 
-    def __init__(self, model: RuntimeModel, max_body_bytes: int) -> None:
+    def headers(self) -> dict[str, str]:
+        return {"allow": "POST"}
+
+
+class Operations:
+    """ASGI middleware: ``POST <prefix>/<operation>`` for whatever operations the engine has once it is loaded.
+
+    It stands before the router and FastAPI's own middlewares: every token of a stream and every wake-up of a waiting
+    request would pass through each of them (a fifth of our CPU, ``bench/server.py``).
+    """
+
+    def __init__(self, app: ASGIApp, *, model: RuntimeModel, max_body_bytes: int) -> None:
+        self.app = app
         self.model = model
         self.max_body_bytes = max_body_bytes
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope["type"] != "http":
-            return Match.NONE, {}
-        operation = _operation(scope["path"])
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        operation = _operation(scope["path"]) if scope["type"] == "http" else None
         if operation is None or not (operation in ENDPOINTS or operation in self.model.runs_on.operations):
-            return Match.NONE, {}
-        return Match.FULL if scope["method"] == "POST" else Match.PARTIAL, {"aim.operation": operation}
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "POST":
-            raise HTTPException(405, headers={"allow": "POST"})
+            await self.app(scope, receive, send)
+            return
         try:
+            if scope["method"] != "POST":
+                raise WrongMethod(f"{scope['path']} takes POST, not {scope['method']}")
             body = parse_object(await read_body(receive, self.max_body_bytes))
-            await self._answer(scope["aim.operation"], body, scope, receive, send)
+            await self._answer(operation, body, scope, receive, send)
         except ServingError as error:
             await send_error(send, error)
         except ClientDisconnected:
             log_of(scope).client_left = True
+        except Exception as error:  # process edge: uvicorn would drop the connection without a word
+            logger.exception("%s failed", operation)
+            await send_error(send, as_serving_error(error))
 
     async def _answer(self, operation: str, body: Json, scope: Scope, receive: Receive, send: Send) -> None:
         context = RequestContext(log_of(scope).unique_id, Headers(raw=scope["headers"]))

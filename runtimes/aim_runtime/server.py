@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from aim_kserve.errors import StartupError
 from aim_kserve.server import Server, log_to_stderr
@@ -10,7 +11,7 @@ from aim_runtime.choose import create_engine
 from aim_runtime.engines.base import Engine
 from aim_runtime.metrics import Metrics
 from aim_runtime.model import RuntimeModel
-from aim_runtime.openai_api import openai_routes
+from aim_runtime.openai_api import Operations, model_routes
 from aim_runtime.settings import RuntimeSettings
 
 
@@ -28,5 +29,5 @@ def run(settings: RuntimeSettings) -> int:
 def serve(settings: RuntimeSettings, engine: Engine) -> int:
     """Serve ``engine`` until a signal: listen, load behind, answer, drain."""
     model = RuntimeModel(settings.model_name, engine, Metrics(settings.model_name, engine))
-    routes = openai_routes(model, max_body_bytes=int(settings.max_body_mib * 1024**2))
-    return Server(settings, routes).run(model)
+    operations = partial(Operations, model=model, max_body_bytes=int(settings.max_body_mib * 1024**2))
+    return Server(settings, model_routes(model), [operations]).run(model)

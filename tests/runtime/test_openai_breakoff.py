@@ -106,7 +106,8 @@ async def test_a_client_that_left_is_logged_as_such(client: httpx.AsyncClient, s
     headers = {"x-request-id": "left-early"}
     waiting = asyncio.create_task(client.post(CHAT, json=LONG, headers=headers))
     while (await state(client))["running"] == 0:
-        pass
+        assert not waiting.done()
+    await asyncio.sleep(0.1)  # some tokens
     waiting.cancel()
     await seconds_until_idle(client)
     (line,) = [line for line in slow.access_lines() if line["request_id"] == "left-early"]

@@ -76,16 +76,16 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt. Raises TemplateRefusal when the template refuses or fails on these messages."""
+        """The prompt. ``variables`` are the client's own (``chat_template_kwargs``).
+
+        Raises:
+            TemplateRefusal: the template refuses these messages, or fails on them.
+        """
+        names = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(
-                **{**self._special_tokens, **variables},
-                messages=messages,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-            )
+            return self._template.render({**self._special_tokens, **(variables or {}), **names})
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             # A template is a program: on unusual messages it fails like one.
             raise TemplateRefusal(str(error) or type(error).__name__) from error

@@ -33,6 +33,11 @@ class Mailbox:
         """Whether a choice is still being generated."""
         return self._open > 0
 
+    @property
+    def more(self) -> bool:
+        """Whether ``take`` has or will have something."""
+        return self._open > 0 or bool(self._pending)
+
     def put(self, delta: Delta) -> None:
         waiting = self._pending.get(delta.choice)
         if waiting is None:
@@ -188,7 +193,7 @@ class Answer:
     async def whole(self, mailbox: Mailbox) -> Json:
         """The complete answer."""
         parts: dict[int, Delta] = {}
-        while mailbox.open:
+        while mailbox.more:
             for delta in await mailbox.take():
                 self._count(delta)
                 if delta.choice in parts:
@@ -204,7 +209,7 @@ class Answer:
         """The chunks of a stream, as JSON."""
         envelope = orjson.dumps(self._envelope(self.form.chunk_object))[:-1] + b',"choices":'
         plain_end = b',"usage":null}' if self.include_usage else b"}"
-        while mailbox.open:
+        while mailbox.more:
             for delta in await mailbox.take():
                 self._count(delta)
                 end = b',"usage":' + orjson.dumps(usage_json(self.usage)) + b"}" if self.continuous_usage else plain_end

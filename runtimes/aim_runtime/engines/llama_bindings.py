@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import re
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -298,12 +300,30 @@ def gbnf_of_schema(schema: dict[str, Any]) -> str:
     """A grammar of the JSON texts that a JSON schema allows.
 
     Raises:
-        ValueError: the schema is not one, or uses what the converter cannot express.
+        ValueError: the schema is not one, or uses what the converter or llama.cpp's grammars cannot express.
     """
     try:
-        return str(json_schema_to_gbnf(json.dumps(schema)))
+        gbnf = str(json_schema_to_gbnf(json.dumps(schema)))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     except (AssertionError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         # The converter checks with assertions and lets the rest fail where it falls.
         raise ValueError(str(error) or type(error).__name__) from error
+    _check_grammar_size(gbnf)
+    return gbnf
+
+
+def _check_grammar_size(gbnf: str) -> None:
+    """llama.cpp parses grammars recursively and overflows its stack on deep ones: refuse those first."""
+    brackets = _GRAMMAR_LITERALS.sub("", gbnf)
+    depth = max(accumulate((bracket == "(") - (bracket == ")") for bracket in brackets), default=0)
+    if len(gbnf) > _MAX_GRAMMAR_CHARACTERS or depth > _MAX_GRAMMAR_DEPTH:
+        raise ValueError(
+            f"it becomes a grammar of {len(gbnf)} characters, nested {depth} deep; "
+            f"{_MAX_GRAMMAR_CHARACTERS} and {_MAX_GRAMMAR_DEPTH} are the limits"
+        )
+
+
+_GRAMMAR_LITERALS = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]')
+_MAX_GRAMMAR_CHARACTERS = 200_000
+_MAX_GRAMMAR_DEPTH = 1100  # 20000 ends the process on an 8 MiB stack, 5000 do not; a counted string is one each

@@ -1,7 +1,7 @@
 """The embedded engine: llama.cpp through llama-cpp-python, in this process, no GPU needed.
 
-Request → pieces in other files: ``llama_request`` and ``llama_messages`` check it, this file turns it into token
-sequences, ``llama_scheduler`` computes them, ``llama_answer`` shapes the answer.
+The way of a request: ``llama_request`` checks it, ``llama_prompts`` makes tokens of it, this file makes sequences,
+``llama_scheduler`` computes them, ``llama_answer`` shapes the answer.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from aim_kserve.errors import BadRequest, Unavailable
 
 from .base import EngineStats, Json, ModelLoadError, Operation, RequestContext, Stream
 from .chat_template import ChatTemplate, TemplateRefusal
 from .llama_answer import CHAT, COMPLETION, Answer, AnswerStream, Form, Mailbox
 from .llama_file import find_gguf
-from .llama_messages import plain_messages
+from .llama_prompts import Prompt, Prompts
 from .llama_request import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
     GenerationBody,
+    StreamOptions,
     TokenizeBody,
     check_common,
     check_prompts,
@@ -35,26 +34,25 @@ from .llama_request import (
     sampling_of,
 )
 from .llama_schema import grammar_of
-from .llama_sequence import Generation, Sequence
-from .sampling import TokenIds
+from .llama_sequence import Generation, Sequence, Sink
 
 if TYPE_CHECKING:  # the library behind these two takes 0.3 s to import: load() does it
     from .llama_bindings import LlamaModel
     from .llama_scheduler import Scheduler
 
-#: Text longer than this is templated and tokenized in a thread: llama.cpp tokenizes about 3 MB/s, so this is 2 ms.
-_INLINE_CHARACTERS = 6000
 #: vLLM's and OpenAI's default for text completions. Chat may use the rest of the context.
 _COMPLETION_TOKENS = 16
 _CELL_STEP = 256  # llama.cpp pads the cache to this
 
 
 @dataclass(frozen=True, slots=True)
-class _Prompt:
-    """One prompt and what its choices begin with."""
+class _Loaded:
+    """What a loaded engine has."""
 
-    tokens: TokenIds
-    head: str = ""
+    model: LlamaModel
+    scheduler: Scheduler
+    prompts: Prompts
+    has_template: bool
 
 
 class LlamaCppEngine:
@@ -96,8 +94,7 @@ class LlamaCppEngine:
         self._kv_cache_memory_bytes = kv_cache_memory_bytes
         self._max_model_len = max_model_len or 0
         self._operations: dict[str, Operation] = {}
-        self._template: ChatTemplate | None = None
-        self._loaded: tuple[LlamaModel, Scheduler] | None = None
+        self._loaded: _Loaded | None = None
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -121,22 +118,22 @@ class LlamaCppEngine:
             "tokenize": self._tokenize,
             "detokenize": self._detokenize,
         }
-        if self._template is not None:
+        if self._loaded.has_template:
             operations["chat/completions"] = self._chat
         self._operations = operations
 
     def healthy(self) -> bool:
-        return self._loaded is not None and self._loaded[1].alive
+        return self._loaded is not None and self._loaded.scheduler.alive
 
     def stats(self) -> EngineStats:
         if self._loaded is None:
             return EngineStats(0, 0, self._slots)
-        return self._loaded[1].stats()
+        return self._loaded.scheduler.stats()
 
     async def drain(self, timeout_s: float) -> None:
         if self._loaded is None:
             return
-        scheduler = self._loaded[1]
+        scheduler = self._loaded.scheduler
         deadline = time.monotonic() + timeout_s
         while scheduler.in_flight and scheduler.alive and time.monotonic() < deadline:  # noqa: ASYNC110 (a thread counts)
             await asyncio.sleep(0.02)
@@ -146,12 +143,11 @@ class LlamaCppEngine:
     async def close(self) -> None:
         if self._loaded is None:
             return
-        (model, scheduler), self._loaded = self._loaded, None
-        self._operations = {}
-        await asyncio.to_thread(scheduler.close)
-        await asyncio.to_thread(model.close)
+        loaded, self._loaded, self._operations = self._loaded, None, {}
+        await asyncio.to_thread(loaded.scheduler.close)
+        await asyncio.to_thread(loaded.model.close)
 
-    def _load(self) -> tuple[LlamaModel, Scheduler]:
+    def _load(self) -> _Loaded:
         path = find_gguf(self._model_dir)
         try:
             from .llama_bindings import LlamaError, LlamaModel
@@ -172,10 +168,10 @@ class LlamaCppEngine:
             )
         except LlamaError as error:
             raise ModelLoadError(f"llama.cpp cannot load {path}: {error}") from error
-        self._template = _template_of(model, path)
+        template = _template_of(model, path)
         scheduler = Scheduler(model, context, slots=self._slots, max_waiting=self._max_waiting)
         scheduler.start()
-        return model, scheduler
+        return _Loaded(model, scheduler, Prompts(model, template), template is not None)
 
     def _fit_length(self, trained: int, path: Path) -> None:
         wanted = self._wanted_len or trained
@@ -195,22 +191,23 @@ class LlamaCppEngine:
 
     async def _chat(self, body: Json, context: RequestContext) -> Json | Stream:
         request = parse(ChatBody, body)
-        prompt = await self._chat_prompt(request)
-        limit_name, limit = request.answer_tokens
-        rest = self._rest(prompt, "messages")
-        generation = self._generation(request, prompt, limit_name, rest if limit is None else limit, request.top)
-        return await self._answer(CHAT, [(_Prompt(prompt), generation)], request, context)
+        check_common(request, slots=self._slots, vocabulary_size=self._engine.model.vocabulary_size)
+        prompt = await self._engine.prompts.chat(request)
+        self._check_length(prompt, "messages")
+        name, limit = request.answer_tokens
+        generation = self._generation(request, prompt, name, limit, request.top)
+        return await self._answer(CHAT, [(prompt, generation)], request, context)
 
     async def _complete(self, body: Json, context: RequestContext) -> Json | Stream:
         request = parse(CompletionBody, body)
+        check_common(request, slots=self._slots, vocabulary_size=self._engine.model.vocabulary_size)
         if request.echo and request.logprobs is not None:
             raise BadRequest("'logprobs' with 'echo' needs the prompt's own, which are not kept", param="logprobs")
-        prompts = await self._completion_prompts(request)
         generations = []
-        for prompt in prompts:
-            rest = self._rest(prompt.tokens, "prompt")
+        for prompt in await self._engine.prompts.completion(request):
+            rest = self._check_length(prompt, "prompt")
             limit = min(_COMPLETION_TOKENS, rest) if request.max_tokens is None else request.max_tokens
-            generation = self._generation(request, prompt.tokens, "max_tokens", limit, request.logprobs)
+            generation = self._generation(request, prompt, "max_tokens", limit, request.logprobs)
             generations.append((prompt, generation))
         return await self._answer(COMPLETION, generations, request, context)
 
@@ -218,103 +215,58 @@ class LlamaCppEngine:
         request = parse(TokenizeBody, body)
         if (request.prompt is None) == (request.messages is None):
             raise BadRequest("give either 'prompt' or 'messages'", param="prompt")
-        if request.messages is not None:
-            tokens = await self._chat_prompt(request)
+        prompts, model = self._engine.prompts, self._engine.model
+        if request.prompt is None:
+            tokens = (await prompts.chat(request)).tokens
         else:
-            tokens = await self._tokens(request.prompt or "", add_special=request.add_special_tokens is not False)
-        ids = tokens.tolist()
+            tokens = await prompts.text(request.prompt, add_special=request.add_special_tokens is not False)
+        ids: list[int] = tokens.tolist()
         strings = None
         if request.return_token_strs:
-            strings = [self._model.piece(token, special=True).decode("utf-8", "replace") for token in ids]
+            strings = [model.piece(token, special=True).decode("utf-8", "replace") for token in ids]
         return {"count": len(ids), "max_model_len": self._max_model_len, "tokens": ids, "token_strs": strings}
 
     async def _detokenize(self, body: Json, context: RequestContext) -> Json:
         request = parse(DetokenizeBody, body)
+        model = self._engine.model
         if request.tokens:
-            check_prompts([request.tokens], self._model.vocabulary_size, param="tokens")
-        return {"prompt": self._model.detokenize(request.tokens)}
+            check_prompts([request.tokens], model.vocabulary_size, param="tokens")
+        return {"prompt": model.detokenize(request.tokens)}
 
     # -- from a request to sequences ---------------------------------------------------------------------------
 
     @property
-    def _model(self) -> LlamaModel:
-        return self._engine()[0]
-
-    def _engine(self) -> tuple[LlamaModel, Scheduler]:
+    def _engine(self) -> _Loaded:
         if self._loaded is None:
             raise Unavailable("the model is not loaded")
         return self._loaded
 
-    async def _chat_prompt(self, request: ChatBody | TokenizeBody) -> TokenIds:
-        template = self._template
-        if template is None:
-            raise BadRequest("this model file has no chat template: use completions", param="messages")
-        tools = getattr(request, "tools", None)
-        choice = getattr(request, "tool_choice", None)
-        if tools and choice != "none" and not template.takes_tools:
-            raise BadRequest("'tools': this model's chat template has no place for tools", param="tools")
-        if choice not in (None, "none", "auto"):
-            raise BadRequest(f"'tool_choice' {choice!r} cannot be enforced: use 'auto' or 'none'", param="tool_choice")
-        messages = plain_messages(request.messages or (), takes_tools=template.takes_tools)
-        size = sum(len(message["content"]) for message in messages)
-
-        def tokens() -> TokenIds:
-            try:
-                text = template.render(
-                    messages,
-                    tools=tools if choice != "none" else None,
-                    add_generation_prompt=request.add_generation_prompt is not False,
-                    **(request.chat_template_kwargs or {}),
-                )
-            except TemplateRefusal as refusal:
-                raise BadRequest(f"the model's chat template refuses: {refusal}", param="messages") from refusal
-            return self._model.tokenize(text, add_special=False, parse_special=True)
-
-        return await asyncio.to_thread(tokens) if size > _INLINE_CHARACTERS else tokens()
-
-    async def _completion_prompts(self, request: CompletionBody) -> list[_Prompt]:
-        check_prompts(request.prompts, self._model.vocabulary_size)
-        prompts = []
-        for prompt in request.prompts:
-            if isinstance(prompt, str):
-                tokens = await self._tokens(prompt, add_special=request.add_special_tokens is not False)
-                prompts.append(_Prompt(tokens, prompt if request.echo else ""))
-            else:
-                prompts.append(
-                    _Prompt(np.array(prompt, dtype=np.int32), self._model.detokenize(prompt) if request.echo else "")
-                )
-        return prompts
-
-    async def _tokens(self, text: str, *, add_special: bool) -> TokenIds:
-        if len(text) <= _INLINE_CHARACTERS:
-            return self._model.tokenize(text, add_special=add_special, parse_special=True)
-        return await asyncio.to_thread(self._model.tokenize, text, add_special=add_special, parse_special=True)
-
-    def _rest(self, prompt: TokenIds, field: str) -> int:
+    def _check_length(self, prompt: Prompt, field: str) -> int:
         """Tokens left for the answer. Raises BadRequest when there are none."""
-        rest = self._max_model_len - len(prompt)
-        if rest < 1:
+        count, most = len(prompt.tokens), self._max_model_len
+        if count >= most:
             raise BadRequest(
-                f"the prompt has {len(prompt)} tokens and the model's context is {self._max_model_len}, of which the "
-                f"answer needs at least 1: shorten '{field}' by {1 - rest} tokens",
+                f"the prompt has {count} tokens and the model's context is {most}, of which the answer needs "
+                f"at least 1: shorten '{field}' by {count - most + 1} tokens",
                 param=field,
                 code="context_length_exceeded",
             )
-        return rest
+        return most - count
 
     def _generation(
-        self, request: GenerationBody, prompt: TokenIds, limit_name: str, limit: int, logprobs: int | None
+        self, request: GenerationBody, prompt: Prompt, limit_name: str, limit: int | None, logprobs: int | None
     ) -> Generation:
-        rest = self._max_model_len - len(prompt)
+        rest = self._max_model_len - len(prompt.tokens)
+        limit = rest if limit is None else limit
         if limit > rest:
             raise BadRequest(
-                f"'{limit_name}' is {limit}, but the prompt's {len(prompt)} tokens leave {rest} of the model's "
-                f"context of {self._max_model_len}: ask for at most {rest}",
+                f"'{limit_name}' is {limit}, but the prompt's {len(prompt.tokens)} tokens leave {rest} of the "
+                f"model's context of {self._max_model_len}: ask for at most {rest}",
                 param=limit_name,
                 code="context_length_exceeded",
             )
         return Generation(
-            prompt=prompt,
+            prompt=prompt.tokens,
             max_tokens=limit,
             sampling=sampling_of(request),
             stops=request.stops,
@@ -322,30 +274,29 @@ class LlamaCppEngine:
             min_tokens=min(request.min_tokens or 0, limit),
             ignore_eos=bool(request.ignore_eos),
             logprobs=logprobs,
-            grammar=grammar_of(request.response_format, self._model),
+            grammar=grammar_of(request.response_format, self._engine.model),
         )
 
     async def _answer(
         self,
         form: Form,
-        generations: list[tuple[_Prompt, Generation]],
+        generations: list[tuple[Prompt, Generation]],
         request: GenerationBody,
         context: RequestContext,
     ) -> Json | Stream:
         """Start every choice, then answer whole or as a stream."""
-        model, scheduler = self._engine()
-        check_common(request, slots=self._slots, vocabulary_size=model.vocabulary_size)
+        scheduler = self._engine.scheduler
         n = request.choices
+        if n * len(generations) > scheduler.capacity:
+            raise BadRequest(
+                f"{len(generations)} prompts with {n} choices each are {n * len(generations)} sequences; "
+                f"the engine takes {scheduler.capacity}: send fewer prompts",
+                param="prompt",
+            )
         mailbox = Mailbox(n * len(generations), wake_at_end=not request.stream)
-        sequences: list[Sequence] = []
-        for _, generation in generations:
-            leader: Sequence | None = None
-            for _ in range(n):
-                sequence = Sequence(generation, len(sequences), mailbox.put, priority=context.priority, leader=leader)
-                leader = leader or sequence
-                sequences.append(sequence)
+        sequences = _sequences([g for _, g in generations], n, mailbox.put, context.priority)
         context.usage.prompt_tokens = sum(len(prompt.tokens) for prompt, _ in generations)
-        options = request.stream_options
+        options = request.stream_options or StreamOptions()
         answer = Answer(
             form,
             context.request_id,
@@ -354,21 +305,34 @@ class LlamaCppEngine:
             heads=[prompt.head for prompt, _ in generations for _ in range(n)],
             choices_per_prompt=n,
             logprobs=generations[0][1].logprobs,
-            include_usage=bool(options and options.include_usage),
-            continuous_usage=bool(options and options.continuous_usage_stats),
+            include_usage=bool(options.include_usage),
+            continuous_usage=bool(options.continuous_usage_stats),
         )
         scheduler.submit(sequences)
+
+        def release() -> None:
+            """The client is gone, or has its answer: stop what still runs."""
+            if mailbox.open:
+                scheduler.cancel(sequences)
+
         if request.stream:
-            return AnswerStream(answer.chunks(mailbox), lambda: self._release(mailbox, sequences))
+            return AnswerStream(answer.chunks(mailbox), release)
         try:
             return await answer.whole(mailbox)
         finally:
-            self._release(mailbox, sequences)
+            release()
 
-    def _release(self, mailbox: Mailbox, sequences: list[Sequence]) -> None:
-        """The client is gone, or has its answer: stop what still runs."""
-        if mailbox.open and self._loaded is not None:
-            self._loaded[1].cancel(sequences)
+
+def _sequences(generations: list[Generation], choices: int, sink: Sink, priority: int) -> list[Sequence]:
+    """Every choice of every prompt; the later choices of one wait for the first to compute it."""
+    sequences: list[Sequence] = []
+    for generation in generations:
+        leader: Sequence | None = None
+        for _ in range(choices):
+            sequence = Sequence(generation, len(sequences), sink, priority=priority, leader=leader)
+            leader = leader or sequence
+            sequences.append(sequence)
+    return sequences
 
 
 def _template_of(model: LlamaModel, path: Path) -> ChatTemplate | None:

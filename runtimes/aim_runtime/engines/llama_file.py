@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from .base import ModelLoadError
 _MAGIC = b"GGUF"
 _HEADER = struct.Struct("<4sIQQ")  # magic, version, tensor count, metadata count (ggml/docs/gguf.md)
 _VERSIONS = (2, 3)
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 def find_gguf(location: Path) -> Path:
@@ -30,10 +32,20 @@ def _only_gguf(directory: Path) -> Path:
     if not found:
         there = ", ".join(sorted(p.name for p in directory.iterdir())[:8]) or "nothing"
         raise ModelLoadError(f"model_dir {directory} holds no *.gguf file (it holds: {there})")
+    if len(found) > 1 and (first := _first_part(found)) is not None:
+        return first
     if len(found) > 1:
         names = ", ".join(p.name for p in found)
         raise ModelLoadError(f"model_dir {directory} holds {len(found)} GGUF files ({names}): name one of them")
     return found[0]
+
+
+def _first_part(paths: list[Path]) -> Path | None:
+    """The first of one model's parts (``gguf-split``), which llama.cpp takes for all; None if they are no such."""
+    parts = [_PART.fullmatch(path.name) for path in paths]
+    names = {(part[1], part[3]) for part in parts if part}
+    complete = all(parts) and len(names) == 1 and len(paths) == int(names.pop()[1])
+    return paths[0] if complete else None
 
 
 def _check_header(path: Path) -> None:

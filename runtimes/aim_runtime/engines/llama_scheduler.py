@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 STEP_TARGET_S = 0.25
 #: Smaller pieces of a prompt cost more per token than they save.
 MIN_PREFILL_TOKENS = 32
+#: llama.cpp's CPU flash attention computes 64 rows and more as tiles. That is faster the longer the context: per
+#: token 7.0 against 8.3 ms in the first 512, 9 against 20 ms at 1600 (SmolLM2-135M, one thread).
+TILE_TOKENS = 64
+LONG_CONTEXT_TOKENS = 512
 _WAKE = None
 
 
@@ -65,7 +69,7 @@ class Scheduler:
         self._context = context
         self._slots = Slots(slots, context, keeps_prefixes=model.keeps_prefixes)
         self._slot_count = slots
-        self._capacity = slots + max_waiting
+        self.capacity = slots + max_waiting
         self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._arrivals = itertools.count(1)
         # Written by one side each, so that their difference needs no lock.
@@ -136,9 +140,9 @@ class Scheduler:
         self._context.close()
 
     def _check_room(self, count: int) -> None:
-        if self.in_flight + count > self._capacity:
+        if self.in_flight + count > self.capacity:
             raise Unavailable(
-                f"{self.in_flight} sequences are running or waiting and {self._capacity} may: retry later",
+                f"{self.in_flight} sequences are running or waiting and {self.capacity} may: retry later",
                 code="queue_full",
             )
 
@@ -218,7 +222,7 @@ class Scheduler:
         prompts = [slot for slot in busy if slot.pending > 1]
         if not prompts:
             return entries
-        room = self._prefill_room(len(entries))
+        room = self._prefill_room(len(entries), max(slot.running.length for slot in prompts))
         oldest = min(prompts, key=lambda slot: slot.running.order)
         shortest = sorted(prompts, key=lambda slot: (slot.running.priority, slot.pending, slot.running.arrival))
         parts: dict[Slot, int] = {}
@@ -230,11 +234,11 @@ class Scheduler:
                 room -= part
         return entries + [_Entry(slot, part) for slot, part in parts.items()]
 
-    def _prefill_room(self, generating: int) -> int:
-        most = self._context.batch.room - generating
-        if not self._token_s:
-            return min(most, 2 * MIN_PREFILL_TOKENS)
-        return max(min(MIN_PREFILL_TOKENS, most), min(most, int(STEP_TARGET_S / self._token_s) - generating))
+    def _prefill_room(self, generating: int, longest: int) -> int:
+        """Prompt tokens for the next step, which has ``generating`` others and a prompt of ``longest`` tokens."""
+        least = TILE_TOKENS if longest > LONG_CONTEXT_TOKENS else MIN_PREFILL_TOKENS
+        affordable = int(STEP_TARGET_S / self._token_s) - generating if self._token_s else least
+        return min(self._context.batch.room - generating, max(least, affordable))
 
     def _learn_speed(self, tokens: int, elapsed_s: float) -> None:
         """A moving mean of seconds per token, from batches big enough to tell."""

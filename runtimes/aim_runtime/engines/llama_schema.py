@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -41,9 +42,10 @@ _UNENFORCED = frozenset(
         "multipleOf",
     )
 )
-#: Each of these becomes that many grammar rules; llama.cpp refuses grammars beyond its own limits anyway.
+#: Each of these is written out in the grammar. llama.cpp's own limit lies between 1000 and 2000.
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
-_MAX_COUNT = 2000
+_MAX_COUNT = 1000
+_REPEATS = re.compile(r"\{(\d*),?(\d*)\}")
 _ANY_OBJECT: Json = {"type": "object"}
 
 
@@ -79,8 +81,16 @@ def _check(schema: Json, *, strict: bool) -> None:
     for key, value, at in _keywords(schema, ""):
         if key in _COUNTS and not (isinstance(value, int) and 0 <= value <= _MAX_COUNT):
             raise BadRequest(f"'{_PARAM}{at}' is {value!r}: it may be 0 to {_MAX_COUNT}", param=_PARAM)
+        if key == "pattern" and isinstance(value, str):
+            _check_pattern(value, at)
         if strict and key in _UNENFORCED:
             raise BadRequest(f"'{_PARAM}{at}' cannot be enforced by this engine: drop it, or 'strict'", param=_PARAM)
+
+
+def _check_pattern(pattern: str, at: str) -> None:
+    counts = [int(count) for pair in _REPEATS.findall(pattern) for count in pair if count]
+    if max(counts, default=0) > _MAX_COUNT:
+        raise BadRequest(f"'{_PARAM}{at}' repeats {max(counts)} times: {_MAX_COUNT} is the most", param=_PARAM)
 
 
 def _keywords(schema: Any, at: str) -> Iterator[tuple[str, Any, str]]:
