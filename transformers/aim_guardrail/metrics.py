@@ -77,7 +77,8 @@ class Metrics:
         """Count a final verdict's findings."""
         actions = {rule.type: rule.action for rule in policy.rules(direction)}
         for finding in verdict.findings:
-            self._detections(finding.family, finding.label, actions[finding.family]).inc()
+            action = actions.get(finding.family, verdict.action)  # the stream's own findings have no rule
+            self._detections(finding.family, finding.label, action).inc()
 
     def detector_failed(self, detector: str, reason: str) -> None:
         self._errors(detector, reason).inc()

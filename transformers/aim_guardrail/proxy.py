@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,10 +16,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.openai_stream import StreamScreen
 from aim_guardrail.pipeline import INLINE_CHARS
+from aim_guardrail.policy import Direction
 from aim_guardrail.screen import NOT_TEXT, Json, Screening, Timed
 from aim_guardrail.sse import EventReader, EventTooLarge
 from aim_guardrail.transformer import GuardrailModel
-from aim_guardrail.upstream import Answer, sent_on
+from aim_guardrail.upstream import Answer, header, sent_on
+from aim_guardrail.v2 import JSON_LENGTH, check_binary
 from aim_kserve.access import RequestLog, log_of
 from aim_kserve.errors import BadRequest, ServingError, UpstreamFailed
 from aim_kserve.http import ClientDisconnected, cancelled_on_disconnect, parse_object, read_body, send_bytes, send_json
@@ -30,6 +33,10 @@ _KNOWN = frozenset(["chat/completions", "completions", "responses", "embeddings"
 #: Answers of numbers.
 _NO_TEXT_IN_ANSWER = frozenset(["embeddings"])
 _EVENTS = b"text/event-stream"
+_NOT_JSON = (b"multipart/", b"application/octet-stream")
+_INTERNAL = "internal error: the server's log has the cause, by x-request-id"
+
+T = TypeVar("T")
 
 
 class Proxy:
@@ -42,7 +49,7 @@ class Proxy:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or is_kserves(scope["method"], scope["path"]):
+        if scope["type"] != "http" or self._is_kserves(scope["path"]):
             await self.app(scope, receive, send)
             return
         try:
@@ -52,14 +59,15 @@ class Proxy:
         except ClientDisconnected:
             log_of(scope).client_left = True
 
+    def _is_kserves(self, path: str) -> bool:
+        """Whether KServe's app answers this: probes, metrics, and what V2 says about this very process; all of V2
+        where the predictor cannot be asked by HTTP."""
+        if path.startswith("/v2/models/"):
+            return path.endswith("/ready") or self._model.predictor.only_grpc
+        return path in _KSERVES or path.startswith(("/v2/health/", "/v2/repository/"))
 
-def is_kserves(method: str, path: str) -> bool:
-    """Whether KServe answers this itself: V1 predict and explain, V2 but a model's metadata, probes and metrics."""
-    if path.startswith("/v2"):
-        return method != "GET" or path.count("/") != 3 or not path.startswith("/v2/models/")
-    if path.startswith("/v1/models/"):
-        return path.endswith((":predict", ":explain"))
-    return path in ("/", "/metrics", "/docs", "/openapi.json")
+
+_KSERVES = frozenset(["/", "/metrics", "/v2", "/v2/models", "/docs", "/openapi.json"])
 
 
 class _Exchange:
@@ -88,50 +96,65 @@ class _Exchange:
             logger.exception("%s %s failed", self._scope["method"], self._scope["path"])
             if self._begun:
                 raise
-            refusal = ServingError("internal error: the server's log has the cause, by x-request-id")
-            await self._refuse(refusal, {})
+            await self._refuse(ServingError(_INTERNAL), {})
         finally:
             self._log.fields.update(self._screening.log_fields())
 
     async def _refuse(self, error: ServingError, headers: dict[str, str]) -> None:
-        await send_json(self._send, error.body(), status=error.status, headers={**headers, **error.headers()})
+        body = error.body() if speaks_openai(self._scope["path"]) else {"error": error.message}
+        await send_json(self._send, body, status=error.status, headers={**headers, **error.headers()})
 
     async def _pass(self, body: bytes) -> None:
         scope, log = self._scope, self._log
-        body = await self._checked_prompt(body)
-        headers = sent_on(
-            scope["headers"], traceparent=log.traceparent, x_request_id=log.request_id, accept_encoding="identity"
-        )
+        own = {"traceparent": log.traceparent, "x-request-id": log.request_id, "accept-encoding": "identity"}
+        if body and self._screening.guard.watches("prompt"):
+            with Timed(self._screening, self._metrics, "prompt"):
+                body = await self._checked_prompt(body, own)
+        headers = sent_on(scope["headers"], own)
         query = scope["query_string"]
         target = (scope["raw_path"] + b"?" + query if query else scope["raw_path"]).decode("latin-1")
-        async with await self._model.upstream.send(scope["method"], target, headers, body) as answer:
+        async with await self._model.predictor.http.send(scope["method"], target, headers, body) as answer:
             log.fields["upstream_status"] = answer.status
             await self._bring_back(answer)
 
     # --- the way there --------------------------------------------------------------------------------------------
 
-    async def _checked_prompt(self, body: bytes) -> bytes:
-        if not body or not self._screening.guard.policy.prompt:
-            return body
-        if any(key == b"content-encoding" and value != b"identity" for key, value in self._scope["headers"]):
+    async def _checked_prompt(self, body: bytes, own: dict[str, str]) -> bytes:
+        headers = self._scope["headers"]
+        if header(headers, b"content-encoding") not in (b"", b"identity"):
             raise BadRequest("content-encoding: a compressed body cannot be checked: send it as it is", status=415)
-        if _kind(self._scope["headers"]).startswith((b"multipart/", b"application/octet-stream")):
+        json_length = header(headers, JSON_LENGTH)
+        if not json_length and header(headers, b"content-type").startswith(_NOT_JSON):
             raise BadRequest("content-type: only JSON bodies can be checked by the guardrail", status=415)
-        with Timed(self._screening, self._metrics, "prompt"):
-            if len(body) <= INLINE_CHARS:
-                return self._check_prompt(body)
-            return await asyncio.to_thread(self._check_prompt, body)
+        if json_length:
+            body, length = await self._run(self._check_tensors, "prompt", body, json_length)
+            own[JSON_LENGTH.decode()] = str(length)
+            return body
+        return await self._run(self._check_prompt, body)
+
+    async def _run(self, check: Callable[..., T], *args: Any) -> T:
+        """Small bodies are checked at once, large ones in a thread."""
+        if sum(len(arg) for arg in args if isinstance(arg, bytes)) <= INLINE_CHARS:
+            return check(*args)
+        return await asyncio.to_thread(check, *args)
 
     def _check_prompt(self, body: bytes) -> bytes:
         parsed = parse_object(body)
         changed = self._screening.body("prompt", parsed, skip=self._skip)
-        return orjson.dumps(parsed) if changed or self._screening.has_repeated_keys(body) else body
+        if changed or self._screening.has_repeated_keys(body):
+            return orjson.dumps(parsed)
+        return body
+
+    def _check_tensors(self, direction: Direction, body: bytes, json_length: bytes) -> tuple[bytes, int]:
+        return check_binary(self._screening, direction, body, json_length)
 
     # --- the way back ---------------------------------------------------------------------------------------------
 
     async def _bring_back(self, answer: Answer) -> None:
         kind = answer.header(b"content-type")
-        if not self._screening.guard.policy.answer or (self._endpoint in _NO_TEXT_IN_ANSWER and answer.status < 400):
+        if not self._screening.guard.watches("answer") or (
+            self._endpoint in _NO_TEXT_IN_ANSWER and answer.status < 400
+        ):
             await self._stream_through(answer)
         elif answer.header(b"content-encoding") not in (b"", b"identity"):
             raise UpstreamFailed("the predictor compressed its answer unasked: it cannot be checked")
@@ -143,22 +166,24 @@ class _Exchange:
             await self._answer_checked(answer, is_json=b"json" in kind)
 
     async def _answer_checked(self, answer: Answer, *, is_json: bool) -> None:
-        body = await answer.read()
+        body, head = await answer.read(), answer.headers
+        json_length = answer.header(JSON_LENGTH)
         if body:
-            check = self._check_json if is_json else self._check_text
             with Timed(self._screening, self._metrics, "answer"):
-                body = check(body) if len(body) <= INLINE_CHARS else await asyncio.to_thread(check, body)
-        await send_bytes(self._send, body, status=answer.status, headers=self._head(answer))
+                if json_length:
+                    body, length = await self._run(self._check_tensors, "answer", body, json_length)
+                    head = [item for item in head if item[0] != JSON_LENGTH]
+                    head.append((JSON_LENGTH, str(length).encode()))
+                else:
+                    body = await self._run(self._check_json if is_json else self._check_text, body)
+        await send_bytes(self._send, body, status=answer.status, headers=[*head, *self._verdict()])
 
     def _check_json(self, body: bytes) -> bytes:
         try:
             parsed = orjson.loads(body)
         except orjson.JSONDecodeError:
             raise UpstreamFailed("the predictor's answer is not the JSON it says it is") from None
-        box: Json = parsed if type(parsed) is dict else {"": parsed}
-        if not self._screening.body("answer", box, skip=self._skip):
-            return body
-        return orjson.dumps(parsed if box is parsed else box[""])
+        return orjson.dumps(parsed) if self._screening.body("answer", boxed(parsed), skip=self._skip) else body
 
     def _check_text(self, body: bytes) -> bytes:
         try:
@@ -183,6 +208,9 @@ class _Exchange:
             await self._more(stream.failure(UpstreamFailed(f"the predictor's stream cannot be checked: {error}")))
         except ServingError as error:
             await self._more(stream.failure(error))
+        except Exception:  # process edge: the answer has begun, an error event is all we have left
+            logger.exception("%s %s failed in its stream", self._scope["method"], self._scope["path"])
+            await self._more(stream.failure(ServingError(_INTERNAL)))
         finally:
             stream.close()
         await self._send({"type": "http.response.body", "body": b""})
@@ -207,7 +235,7 @@ class _Exchange:
 
     async def _begin(self, answer: Answer, length: int | None = None) -> None:
         self._begun = True
-        headers = self._head(answer)
+        headers = [*answer.headers, *self._verdict()]
         if length is not None:
             headers.append((b"content-length", str(length).encode()))
         await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -215,9 +243,8 @@ class _Exchange:
     async def _more(self, body: bytes) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
-    def _head(self, answer: Answer) -> list[tuple[bytes, bytes]]:
-        told = [(key.encode(), value.encode()) for key, value in self._screening.headers().items()]
-        return [*answer.headers, *told]
+    def _verdict(self) -> list[tuple[bytes, bytes]]:
+        return [(key.encode(), value.encode()) for key, value in self._screening.headers().items()]
 
 
 def endpoint(path: str) -> str:
@@ -225,5 +252,11 @@ def endpoint(path: str) -> str:
     return path.removeprefix("/openai").removeprefix("/v1/")
 
 
-def _kind(headers: list[tuple[bytes, bytes]]) -> bytes:
-    return next((value for key, value in headers if key == b"content-type"), b"")
+def speaks_openai(path: str) -> bool:
+    """Whether errors have OpenAI's shape; KServe's V1 and V2 clients read ``{"error": "text"}``."""
+    return not path.startswith("/v2") and not path.endswith((":predict", ":explain"))
+
+
+def boxed(value: Any) -> Json:
+    """A JSON value as an object that holds it, an object as itself."""
+    return value if type(value) is dict else {"": value}

@@ -15,6 +15,7 @@ def run(settings: GuardrailSettings, policy: Policy) -> int:
     guard = ThreadPoolExecutor(1, "guard").submit(Guard.load, policy)
     # The guard's engines and KServe load side by side: a second each.
     from aim_guardrail.metrics import Metrics
+    from aim_guardrail.predictor import Predictor
     from aim_guardrail.proxy import Proxy
     from aim_guardrail.transformer import GuardrailModel
     from aim_guardrail.upstream import Upstream
@@ -31,7 +32,7 @@ def run(settings: GuardrailSettings, policy: Policy) -> int:
         silence_timeout_s=settings.predictor_request_timeout_seconds,
         retries=settings.predictor_request_retries,
     )
-    model = GuardrailModel(settings, upstream, _awaitable(guard))
+    model = GuardrailModel(settings, Predictor(settings, upstream), metrics, _awaitable(guard))
     max_body_bytes = int(settings.max_body_mib * 1024**2)
     return Server(settings, wrap=[lambda app: Proxy(app, model, metrics, max_body_bytes)]).run(model)
 

@@ -1,35 +1,51 @@
-"""The transformer as a ``kserve.Model``: V1, V2 REST and gRPC, and its life."""
+"""The transformer as a ``kserve.Model``: its life, its readiness, and V2 inference.
+
+HTTP is the proxy's, headers, statuses and all; KServe hands us what came over gRPC as an InferRequest. (V2 REST, too,
+where the predictor speaks gRPC only.)
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
-from aim_guardrail.pipeline import DetectorFailed, Guard
+from aim_guardrail.metrics import Metrics
+from aim_guardrail.pipeline import INLINE_CHARS, DetectorFailed, Guard
+from aim_guardrail.policy import Direction
+from aim_guardrail.predictor import Predictor, PredictorSaid
+from aim_guardrail.screen import Json, Screening, Timed
 from aim_guardrail.settings import GuardrailSettings
-from aim_guardrail.upstream import Upstream
-from aim_kserve.errors import StartupError, Unavailable
-from aim_kserve.kserve import Model
+from aim_guardrail.v2 import check_tensors, size_bytes
+from aim_kserve.access import current_log
+from aim_kserve.errors import BadRequest, StartupError, Unavailable
+from aim_kserve.kserve import InferRequest, InferResponse, Model, to_http_parameters
 
 
 class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
-    """Ready once its guard is loaded.
+    """Ready once its guard is loaded (and, where asked for, while the predictor is).
 
     Args:
+        predictor: where requests go.
         loading: the guard, being loaded.
     """
 
-    def __init__(self, settings: GuardrailSettings, upstream: Upstream, loading: Awaitable[Guard]) -> None:
-        super().__init__(settings.model_name, return_response_headers=True)
-        self.upstream = upstream
+    def __init__(
+        self, settings: GuardrailSettings, predictor: Predictor, metrics: Metrics, loading: Awaitable[Guard]
+    ) -> None:
+        super().__init__(settings.model_name)
+        self.predictor = predictor
+        self._metrics = metrics
         self._loading = loading
+        self._asks_predictor = settings.enable_predictor_health_check
         self._guard: Guard | None = None
         self._draining = False
 
+    # --- life ---------------------------------------------------------------------------------------------------
+
     async def load_async(self) -> None:
-        await self.upstream.start()
+        await self.predictor.start()
         try:
             self._guard = await self._loading
         except DetectorFailed as error:
@@ -50,7 +66,9 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         return self._guard
 
     async def healthy(self) -> bool:
-        return self._guard is not None and not self._draining
+        if self._guard is None or self._draining:
+            return False
+        return not self._asks_predictor or await self.predictor.healthy()
 
     def load(self) -> bool:
         """KServe's way to load a model that is not ready, per request: ours loads once, in the background."""
@@ -61,11 +79,49 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
 
     async def drain(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while self.upstream.in_use and time.monotonic() < deadline:  # noqa: ASYNC110  a counter without an event
+        while self._metrics.in_use and time.monotonic() < deadline:  # noqa: ASYNC110  a counter without an event
             await asyncio.sleep(0.02)
 
     async def close(self) -> None:
-        await self.upstream.close()
+        await self.predictor.close()
 
-    async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
-        raise NotImplementedError
+    # --- V2 inference ---------------------------------------------------------------------------------------------
+
+    async def predict(self, payload: Any, headers: Mapping[str, str] | None = None) -> InferResponse:
+        """Every BYTES element checked on its way to the predictor and back.
+
+        Raises:
+            Blocked: a text may not pass.
+            ServingError: what the predictor, or the way to it, said.
+        """
+        if not isinstance(payload, InferRequest):
+            raise BadRequest("only V2 inference requests are served here")
+        screening = Screening(self.guard, self._metrics)
+        try:
+            payload.parameters = to_http_parameters(payload.parameters or {})
+            await self._check(screening, "prompt", payload)
+            try:
+                answer = await self.predictor.infer(payload, headers or {})
+            except PredictorSaid as error:
+                error.message = screening.text("answer", error.message)
+                raise
+            answer.parameters = to_http_parameters(answer.parameters or {})
+            await self._check(screening, "answer", answer)
+            return answer
+        finally:
+            current_log().fields.update(screening.log_fields())
+
+    async def _check(self, screening: Screening, direction: Direction, tensors: InferRequest | InferResponse) -> None:
+        if not screening.guard.watches(direction):
+            return
+        with Timed(screening, self._metrics, direction):
+            if size_bytes(tensors) <= INLINE_CHARS:
+                check_tensors(screening, direction, tensors)
+            else:
+                await asyncio.to_thread(check_tensors, screening, direction, tensors)
+
+    async def get_input_types(self) -> list[Json]:
+        return await self.predictor.tensors("inputs")
+
+    async def get_output_types(self) -> list[Json]:
+        return await self.predictor.tensors("outputs")

@@ -82,11 +82,6 @@ class Upstream:
         if self._session is not None:
             await self._session.close()
 
-    @property
-    def in_use(self) -> bool:
-        """Whether a request waits for the predictor or reads its answer."""
-        return self._metrics.in_use > 0
-
     async def send(self, method: str, target: str, headers: Headers, body: bytes) -> Answer:
         """Send one request; ``target`` is path and query, ``headers`` are already :func:`sent_on`.
 
@@ -162,7 +157,7 @@ class Answer:
 
     def header(self, name: bytes) -> bytes:
         """The first header of that name, or nothing."""
-        return next((value for key, value in self.headers if key == name), b"")
+        return header(self.headers, name)
 
     @property
     def length(self) -> int | None:
@@ -210,9 +205,14 @@ class Answer:
         self._metrics.connection_taken(-1)
 
 
-def sent_on(headers: Iterable[tuple[bytes, bytes]], **own: str) -> list[tuple[bytes, bytes]]:
-    """A client's request headers as the predictor gets them; ``own`` (``x_request_id="…"``) replace the client's."""
-    ours = {name.replace("_", "-").encode(): value.encode("latin-1") for name, value in own.items()}
+def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
+    """The first header of that (lower-case) name, or nothing."""
+    return next((value for key, value in headers if key == name), b"")
+
+
+def sent_on(headers: Iterable[tuple[bytes, bytes]], own: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    """A client's request headers as the predictor gets them; ``own`` (names in lower case) replace the client's."""
+    ours = {name.encode(): value.encode("latin-1") for name, value in own.items()}
     dropped = _NOT_SENT_ON | ours.keys() | _named_by_connection(headers)
     return [*(item for item in headers if item[0] not in dropped), *ours.items()]
 

@@ -1,0 +1,182 @@
+"""Chunks of chat and text completions: ``choices[]`` with a ``delta`` or a ``text``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from aim_guardrail.metrics import Metrics
+from aim_guardrail.screen import NOT_TEXT, SHADOWS, Json, Screening, drop_shadows
+from aim_guardrail.sse import Event
+from aim_guardrail.stream_text import UNSUPPORTED, StreamText
+from aim_kserve.errors import ServingError, UpstreamFailed
+from aim_kserve.http import DONE, sse
+
+_CHUNK_FIELDS = NOT_TEXT | {"choices", "usage", "metrics", *SHADOWS}
+_CHOICE_FIELDS = NOT_TEXT | {"delta", "text", "stop_reason", *SHADOWS}
+
+#: What became of a piece: sent as it came, sent changed, nothing left to send.
+_SAME, _CHANGED, _HELD = 0, 1, 2
+
+
+class ChatStream:
+    """``take`` chunks; a choice's held text goes out in a chunk of its own before the one with its finish_reason."""
+
+    def __init__(self, screening: Screening, metrics: Metrics) -> None:
+        self._screening = screening
+        self._metrics = metrics
+        self._choices: dict[int, _Choice] = {}
+        self._last: Json = {}
+
+    def take(self, chunk: Json, event: Event) -> bytes:
+        """What may be sent now. Raises Blocked (then send ``blocked``), DetectorFailed, ServingError."""
+        self._last = chunk
+        if not chunk.keys() <= _CHUNK_FIELDS:
+            _refuse_unless_clean(self._screening, chunk, _CHUNK_FIELDS)
+        before, changed, held = b"", drop_shadows(chunk), 0
+        for item in chunk["choices"]:
+            choice = self._choice(item)
+            outcome = choice.take(item)
+            changed = changed or outcome != _SAME
+            held += outcome == _HELD
+            if item.get("finish_reason") is not None:
+                before += self._flushed(choice)
+        if held and held == len(chunk["choices"]) and not chunk.get("usage"):
+            return before
+        return before + (sse(orjson.dumps(chunk)) if changed else event.raw)
+
+    def flush(self) -> bytes:
+        """The stream ends: what was held of choices without a finish_reason. Raises as ``take``."""
+        return b"".join(self._flushed(choice) for choice in self._choices.values() if not choice.finished)
+
+    def blocked(self) -> bytes:
+        """How a block ends the stream: ``finish_reason: content_filter`` for every open choice, ``[DONE]``."""
+        return self._frame([choice.refused() for choice in self._choices.values() if not choice.finished]) + DONE
+
+    def failure(self, error: ServingError) -> bytes:
+        return sse(orjson.dumps(error.body())) + DONE
+
+    def close(self) -> None:
+        for choice in self._choices.values():
+            choice.close()
+
+    def _choice(self, item: Any) -> _Choice:
+        index = item.get("index", 0) if isinstance(item, dict) else None
+        if type(index) is not int:
+            raise UpstreamFailed("a choice of the predictor's stream is not an object with an index")
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = _Choice(index, self._screening, self._metrics)
+        return choice
+
+    def _flushed(self, choice: _Choice) -> bytes:
+        item = choice.flush()
+        return self._frame([item]) if item is not None else b""
+
+    def _frame(self, choices: list[Json]) -> bytes:
+        frame = {key: value for key, value in self._last.items() if key != "usage"}
+        return sse(orjson.dumps({**frame, "choices": choices}))
+
+
+class _Choice:
+    __slots__ = ("_calls", "_is_chat", "_metrics", "_screening", "_texts", "finished", "index")
+
+    def __init__(self, index: int, screening: Screening, metrics: Metrics) -> None:
+        self.index = index
+        self.finished = False
+        self._is_chat = True
+        self._screening = screening
+        self._metrics = metrics
+        self._texts: dict[str, StreamText] = {}
+        self._calls: dict[int, str] = {}
+
+    def take(self, item: Json) -> int:
+        """Check one chunk's choice in place."""
+        if not item.keys() <= _CHOICE_FIELDS:
+            _refuse_unless_clean(self._screening, item, _CHOICE_FIELDS)
+        holder: Json = item["delta"] if isinstance(item.get("delta"), dict) else item
+        self._is_chat = holder is not item
+        self.finished = False
+        outcome = _CHANGED if drop_shadows(item) else _SAME
+        for key, value in list(holder.items()) if self._is_chat else [("text", item.get("text"))]:
+            if not value or key == "role":
+                continue
+            if isinstance(value, str):
+                outcome = max(outcome, self._push(holder, key, value))
+            elif key == "tool_calls":
+                outcome = max(outcome, self._hold_calls(value))
+            elif key == "function_call":
+                outcome = max(outcome, self._hold_calls([{"index": -1, "function": value}]))
+            else:
+                raise UpstreamFailed(f"the streamed field {key!r} cannot be checked", code=UNSUPPORTED)
+        if outcome == _HELD and (item.get("finish_reason") or self._says_something(holder)):
+            return _CHANGED
+        return outcome
+
+    def _push(self, holder: Json, key: str, value: str) -> int:
+        text = self._texts.get(key)
+        if text is None:
+            text = self._texts[key] = StreamText(self._screening, self._metrics)
+        shown = text.push(value)
+        if shown == value:
+            return _SAME
+        holder[key] = shown
+        return _CHANGED if shown else _HELD
+
+    def _hold_calls(self, calls: list[Json]) -> int:
+        """Keep the arguments back (they are checked when they are complete), let id, type and name pass, checked."""
+        for position, call in enumerate(calls):
+            function = call.get("function")
+            if isinstance(function, dict) and function.get("arguments"):
+                index = call.get("index", position)
+                self._calls[index] = self._calls.get(index, "") + function["arguments"]
+                function["arguments"] = ""
+            _refuse_unless_clean(self._screening, call, NOT_TEXT)
+        return _HELD
+
+    def _says_something(self, holder: Json) -> bool:
+        """Whether more than emptied texts is left in a delta."""
+        if not self._is_chat:
+            return False
+        calls = [call.get("function") or call for call in holder.get("tool_calls") or ()]
+        if isinstance(holder.get("function_call"), dict):
+            calls.append(holder["function_call"])
+        named = any(call.get("name") or call.get("id") for call in calls)
+        return named or any(value for key, value in holder.items() if key not in ("tool_calls", "function_call"))
+
+    def flush(self) -> Json | None:
+        """The choice ends: what was still held, as a choice of one more chunk."""
+        rest: Json = {key: text.finish() for key, text in self._texts.items()}
+        delta = {key: text for key, text in rest.items() if text}
+        calls = {index: self._screening.json_text("answer", text) for index, text in self._calls.items()}
+        if -1 in calls:
+            delta["function_call"] = {"arguments": calls.pop(-1)}
+        if calls:
+            delta["tool_calls"] = [{"index": at, "function": {"arguments": text}} for at, text in calls.items()]
+        self.finished = True
+        self._texts.clear()
+        self._calls.clear()
+        return self._item(delta, None) if delta else None
+
+    def refused(self) -> Json:
+        """The choice as a block ends it."""
+        delta: Json = {key: text.last_words for key, text in self._texts.items() if text.last_words}
+        if not self._is_chat:
+            delta.setdefault("text", "")
+        return self._item(delta, "content_filter")
+
+    def _item(self, delta: Json, finish_reason: str | None) -> Json:
+        content = {"delta": delta} if self._is_chat else delta
+        return {"index": self.index, **content, "logprobs": None, "finish_reason": finish_reason}
+
+    def close(self) -> None:
+        for text in self._texts.values():
+            text.close()
+
+
+def _refuse_unless_clean(screening: Screening, holder: Json, known: frozenset[str]) -> None:
+    """Fields that no kind of chunk is known to have are checked piece by piece, which does not allow redaction."""
+    others = {key: value for key, value in holder.items() if key not in known}
+    if screening.body("answer", others, skip=NOT_TEXT):
+        raise UpstreamFailed(f"the policy refuses what the stream says in {', '.join(others)}", code=UNSUPPORTED)

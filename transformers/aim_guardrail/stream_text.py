@@ -1,0 +1,52 @@
+"""One text of a streamed answer, with what every kind of stream needs around its StreamGuard."""
+
+from __future__ import annotations
+
+from aim_guardrail.metrics import Metrics
+from aim_guardrail.screen import Blocked, Screening
+from aim_guardrail.stream import Released, StreamGuard
+
+UNSUPPORTED = "unsupported_stream"
+
+
+class StreamText:
+    """``push`` its pieces, ``finish`` it, or ``close`` it when the stream ends otherwise.
+
+    Attributes:
+        last_words: what may still be shown when a piece raised Blocked.
+    """
+
+    __slots__ = ("_guard", "_metrics", "_screening", "_seen", "last_words")
+
+    def __init__(self, screening: Screening, metrics: Metrics) -> None:
+        self._guard = StreamGuard(screening.guard, screening.session)
+        self._metrics = metrics
+        self._screening = screening
+        self._seen: Released | None = None
+        self.last_words = ""
+
+    def push(self, piece: str) -> str:
+        """What may be shown now. Raises Blocked; DetectorFailed."""
+        shown = self._take(self._guard.push(piece))
+        self._metrics.held_chars.observe(self._guard.held_chars)
+        return shown
+
+    def finish(self) -> str:
+        """What was still held. Raises as ``push``."""
+        shown = self._take(self._guard.finish())
+        self.close()
+        return shown
+
+    def close(self) -> None:
+        """Count what the text came to, once."""
+        if self._seen is not None:
+            self._screening.note("answer", self._seen.verdict)
+            self._seen = None
+
+    def _take(self, released: Released) -> str:
+        self._seen = released
+        if released.verdict.blocked:
+            self.close()
+            self.last_words = released.text
+            raise Blocked("the answer", released.verdict)
+        return released.text

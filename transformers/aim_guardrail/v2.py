@@ -1,0 +1,200 @@
+"""The V2 protocol's tensors of text: BYTES elements checked one by one, in JSON and in the binary extension.
+
+https://github.com/kserve/open-inference-protocol and Triton's extension_binary_data.md. Strings in a V2 body's JSON
+are checked as in any JSON; this file is for what is not JSON.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+
+from aim_guardrail.policy import Direction
+from aim_guardrail.screen import Json, Screening
+from aim_kserve.errors import BadRequest
+from aim_kserve.http import parse_object
+from aim_kserve.kserve import InferRequest, InferResponse, to_http_parameters
+
+JSON_LENGTH = b"inference-header-content-length"
+
+
+def check_binary(screening: Screening, direction: Direction, body: bytes, json_length: bytes) -> tuple[bytes, int]:
+    """A body of JSON and the raw tensors after it, checked; with the length of its JSON.
+
+    Raises:
+        BadRequest: lengths that do not add up.
+        Blocked, Unavailable: see :class:`Screening`.
+    """
+    try:
+        split = int(json_length)
+    except ValueError:
+        split = -1
+    if not 0 <= split <= len(body):
+        raise BadRequest(f"inference-header-content-length: {json_length!r} for a body of {len(body)} bytes")
+    head = parse_object(body[:split])
+    changed = screening.body(direction, head)
+    raws, offset = [], split
+    for tensor in _binary_tensors(head):
+        size = tensor["parameters"]["binary_data_size"]
+        raw = body[offset : offset + size]
+        if len(raw) != size:
+            raise BadRequest(f"{tensor.get('name')}: binary_data_size {size}, but {len(raw)} bytes are left")
+        offset += size
+        if tensor.get("datatype") == "BYTES":
+            checked = pack(check_elements(screening, direction, unpack(raw), str(tensor.get("name"))))
+            if checked != raw:
+                raw, changed = checked, True
+                tensor["parameters"]["binary_data_size"] = len(raw)
+        raws.append(raw)
+    if not changed and not screening.has_repeated_keys(body[:split]):
+        return body, split
+    text = orjson.dumps(head)
+    return b"".join([text, *raws, body[offset:]]), len(text)
+
+
+def _binary_tensors(head: Json) -> list[Json]:
+    tensors: Any = head.get("inputs") or head.get("outputs") or []
+    found = []
+    for tensor in tensors if isinstance(tensors, list) else []:
+        size = (tensor.get("parameters") or {}).get("binary_data_size") if isinstance(tensor, dict) else None
+        if size is not None:
+            if type(size) is not int or size < 0:
+                raise BadRequest(f"{tensor.get('name')}: binary_data_size must be a number of bytes (got {size!r})")
+            found.append(tensor)
+    return found
+
+
+def check_tensors(screening: Screening, direction: Direction, message: InferRequest | InferResponse) -> None:
+    """A message of KServe's, checked in place: its BYTES tensors and its string parameters.
+
+    Raises:
+        Blocked, Unavailable: see :class:`Screening`.
+    """
+    screening.body(direction, {"parameters": message.parameters})
+    for tensor in message.inputs if isinstance(message, InferRequest) else message.outputs:
+        if tensor.datatype != "BYTES":
+            continue
+        elements = unpack(tensor._raw_data) if tensor._raw_data else _flat(tensor.data)
+        checked = check_elements(screening, direction, elements, tensor.name)
+        if checked != elements:
+            if tensor._raw_data:
+                tensor._raw_data = pack(checked)
+            else:
+                tensor.data = [element.decode("utf-8", "replace") for element in checked]
+
+
+def _flat(data: Any) -> list[bytes]:
+    """A tensor's JSON data, which may be nested, as its elements."""
+    if isinstance(data, (str, bytes)):
+        return [data.encode() if isinstance(data, str) else data]
+    if not isinstance(data, Iterable):
+        raise BadRequest(f"a BYTES tensor holds {data!r}, not a string")
+    return [element for item in data for element in _flat(item)]
+
+
+def size_bytes(message: InferRequest | InferResponse) -> int:
+    """Roughly how much text a message holds."""
+    tensors = message.inputs if isinstance(message, InferRequest) else message.outputs
+    return sum(len(tensor._raw_data or b"") + sum(map(len, _texts(tensor.data))) for tensor in tensors)
+
+
+def _texts(data: Any) -> list[Any]:
+    return [item for item in data if isinstance(item, (str, bytes))] if isinstance(data, list) else []
+
+
+def check_elements(screening: Screening, direction: Direction, elements: list[bytes], where: str) -> list[bytes]:
+    """Each element checked as text; what is not UTF-8 as what a lenient reader would make of it."""
+    checked = []
+    for index, element in enumerate(elements):
+        text = element.decode("utf-8", "replace")
+        shown = screening.text(direction, text, f"{where}[{index}]")
+        checked.append(element if shown == text else shown.encode())
+    return checked
+
+
+def unpack(raw: bytes) -> list[bytes]:
+    """A BYTES tensor's elements: each a 4-byte little-endian length and that many bytes.
+
+    Raises:
+        BadRequest: it is cut short.
+    """
+    elements, offset = [], 0
+    while offset < len(raw):
+        end = offset + 4
+        length = struct.unpack_from("<I", raw, offset)[0] if end <= len(raw) else 0
+        offset, end = end, end + length
+        if end > len(raw):
+            raise BadRequest("a BYTES tensor's binary data is cut short: a 4-byte length and that many bytes each")
+        elements.append(raw[offset:end])
+        offset = end
+    return elements
+
+
+def pack(elements: list[bytes]) -> bytes:
+    """The inverse of :func:`unpack`."""
+    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
+
+
+def to_rest(request: InferRequest) -> tuple[bytes, int | None]:
+    """A gRPC request as a V2 REST body, and the length of its JSON where raw tensors follow it.
+
+    KServe's own ``InferRequest.to_rest`` forgets each tensor's ``binary_data_size``.
+    """
+    inputs: list[Json] = []
+    raws: list[bytes] = []
+    for tensor in request.inputs:
+        item: Json = {"name": tensor.name, "shape": list(tensor.shape), "datatype": tensor.datatype}
+        parameters = to_http_parameters(tensor.parameters or {})
+        elements = unpack(tensor._raw_data) if tensor._raw_data and tensor.datatype == "BYTES" else None
+        if elements is not None or tensor._raw_data is None:
+            item["data"] = _as_json(elements if elements is not None else tensor.data)
+        if item.get("data") is None:
+            raw = tensor._raw_data if tensor._raw_data is not None else pack(tensor.data)
+            parameters["binary_data_size"] = len(raw)
+            item.pop("data", None)
+            raws.append(raw)
+        inputs.append({**item, "parameters": parameters} if parameters else item)
+    head: Json = {"inputs": inputs}
+    if request.id:
+        head["id"] = request.id
+    if request.request_outputs:
+        head["outputs"] = [
+            {"name": output.name, "parameters": to_http_parameters(output.parameters or {})}
+            for output in request.request_outputs
+        ]
+    if request.parameters:
+        head["parameters"] = to_http_parameters(request.parameters)
+    text = orjson.dumps(head)
+    return b"".join([text, *raws]), len(text) if raws else None
+
+
+def _as_json(elements: Any) -> list[Any] | None:
+    """Elements as JSON has them; None where one is not UTF-8."""
+    try:
+        return [element.decode() if isinstance(element, bytes) else element for element in elements]
+    except UnicodeDecodeError:
+        return None
+
+
+def from_rest(body: bytes, json_length: bytes, request: InferRequest) -> InferResponse:
+    """A V2 REST answer for the gRPC client that sent ``request``.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not one.
+    """
+    if json_length:
+        answer = InferResponse.from_bytes(body, int(json_length))
+    else:
+        answer = InferResponse.from_rest(orjson.loads(body))
+    return InferResponse(
+        response_id=answer.id or request.id or "",
+        model_name=answer.model_name or request.model_name,
+        model_version=answer.model_version,
+        infer_outputs=answer.outputs,
+        parameters=answer.parameters,
+        use_binary_outputs=request.use_binary_outputs,
+        requested_outputs=request.request_outputs,
+    )
