@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .engine_args import DeviceShare, engine_args, environment, share_of, weights_state
 from .errors import SizingError
 from .facts import ModelFacts, Precision
-from .gpu import Accelerator, PartitionMode, by_name
+from .gpu import Accelerator, Deployment, PartitionMode, by_name
 from .known_models import by_id
 from .node_facts import AllocMode
 from .profile import (
@@ -62,6 +62,10 @@ class Wanted(BaseModel):
     finetuning: FineTuning | None = None
 
 
+class NoSuchProfileError(ProfileError):
+    """A well-formed request that no profile meets: an answer (exit code 1), not bad input."""
+
+
 class Refusal(NamedTuple):
     """Why there is no such profile. shortfall_gib: by how much the nearest try misses, None: not a matter of memory."""
 
@@ -94,7 +98,9 @@ def derive(model: ModelFacts, mode: PartitionMode, wanted: Wanted | None = None)
     return found if isinstance(found, Refusal) else _build(model, accelerator, mode, share, found, wanted)
 
 
-def derive_from_id(model_id: str, parts: ProfileId, wanted: Wanted | None = None) -> Profile:
+def derive_from_id(
+    model_id: str, parts: ProfileId, wanted: Wanted | None = None, deployment: Deployment = "bare-metal"
+) -> Profile:
     """The profile that a reference names. Raises ProfileError where there is none, with the reason."""
     precision = to_model_precision(parts.precision)
     if precision is None or parts.engine != "vllm":
@@ -104,11 +110,13 @@ def derive_from_id(model_id: str, parts: ProfileId, wanted: Wanted | None = None
             value=parts.engine,
             remedy="profiles are derived for vllm at int4, int8, fp4, fp8, fp16 and bf16",
         )
-    mode = by_name(parts.gpu).mode(parts.partition or "SPX/NPS1")
+    mode = by_name(parts.gpu).mode(parts.partition or "SPX/NPS1", deployment)
     named = {"precision": precision, "metric": parts.metric, "tensor_parallel": parts.gpu_count}
     found = derive(by_id(model_id), mode, (wanted or Wanted()).model_copy(update=named))
     if isinstance(found, Refusal):
-        raise ProfileError(f"profile: none for {model_id} on {parts.gpu} {mode.label}: {found.reason}", field="profile")
+        raise NoSuchProfileError(
+            f"{model_id}: {found.reason}", field="profile", remedy="`aim-profile fit` names what would fit"
+        )
     return found
 
 

@@ -76,12 +76,17 @@ class Unified(BaseModel):
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
 
 
-def as_ours(profile: Profile) -> str:
-    """The whole profile as YAML."""
+def body_of(profile: Profile) -> dict[str, Any]:
+    """The whole profile as plain values, without nulls and empty sections."""
     body = without_empty(profile.model_dump(mode="json", exclude_none=True))
     # null is a flag without a value there, so engine_args stay as they are.
     body["engine_args"], body["env_vars"] = dict(profile.engine_args), dict(profile.env_vars)
-    return dump({key: body[key] for key in Profile.model_fields if key in body})
+    return {key: body[key] for key in Profile.model_fields if key in body}
+
+
+def as_ours(profile: Profile) -> str:
+    """The whole profile as YAML."""
+    return dump(body_of(profile))
 
 
 def as_aim(profile: Profile) -> str:

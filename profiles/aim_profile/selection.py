@@ -207,7 +207,9 @@ def _rank(candidate: Candidate, wish: Wish) -> tuple[int, ...]:
 def _ordered(eligible: Sequence[Candidate], wish: Wish) -> Iterator[Judged]:
     for place, candidate in enumerate(eligible):
         if place == 0:
-            yield _judge(candidate, "chosen", "first by origin, device count, weights, precision and type")
+            alone = len(eligible) == 1
+            reason = "the only one that matches" if alone else "first by origin, device count, weights, precision, type"
+            yield _judge(candidate, "chosen", reason)
         else:
             yield _judge(candidate, "eligible", _why_second(eligible[0], candidate, wish))
 

@@ -1,0 +1,346 @@
+"""The verbs about facts: gpus, models, node, fit. Each returns the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .alternatives import size_on, size_on_bytes
+from .errors import AimProfileError, NodeError
+from .gpu import Accelerator, Deployment, PartitionMode, by_name, catalog
+from .model import ModelFacts, by_id, known_ids, load_model
+from .node import Card, Node, export_node, load_emulated, read_node
+from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_text, show
+from .sizing import DoesNotFit, Fit, Option, Request, kv_bytes_per_token, make_request, weight_bytes
+from .units import MIB, gib, parse_memory
+
+
+def gpus(output: Output, name: str | None, deployment: Deployment) -> int:
+    """Every accelerator, or one with all its modes."""
+    if name is not None:
+        return _one_gpu(output, by_name(name), deployment)
+    known = list(catalog().values())
+    rows = [_gpu_row(accelerator, deployment) for accelerator in known]
+    columns = ("GPU", "gfx", "XCDs", "CUs", "HBM MiB", "PCI ids", "validated", "driver-legal")
+    show(
+        output,
+        [_gpu_data(accelerator, deployment) for accelerator in known],
+        Table(columns, rows, right=("XCDs", "CUs", "HBM MiB"), title=f"Deployment {deployment}"),
+        _unverified(known),
+    )
+    return FITS
+
+
+def _gpu_row(accelerator: Accelerator, deployment: Deployment) -> tuple[str, ...]:
+    modes = accelerator.modes(deployment)
+    return (
+        accelerator.name + ("*" if accelerator.unverified else ""),
+        accelerator.gfx,
+        str(accelerator.xcds),
+        str(accelerator.compute_units),
+        str(accelerator.hbm_mib),
+        " ".join(f"{known.id:04x}" for known in accelerator.pci_ids),
+        " ".join(mode.label for mode in modes if mode.tier == "validated") or "-",
+        " ".join(mode.label for mode in modes if mode.tier == "driver-legal") or "-",
+    )
+
+
+def _unverified(accelerators: Sequence[Accelerator]) -> str:
+    doubtful = [f"{a.name}: {', '.join(a.unverified)}" for a in accelerators if a.unverified]
+    return f"* not established: {'; '.join(doubtful)}" if doubtful else ""
+
+
+def _gpu_data(accelerator: Accelerator, deployment: Deployment) -> dict[str, Any]:
+    return {
+        "name": accelerator.name,
+        "gfx": accelerator.gfx,
+        "pci_ids": [{"id": f"{known.id:#06x}", "function": known.function} for known in accelerator.pci_ids],
+        "xcds": accelerator.xcds,
+        "compute_units": accelerator.compute_units,
+        "hbm_mib": accelerator.hbm_mib,
+        "matrix_formats": list(accelerator.matrix_formats),
+        "unverified": list(accelerator.unverified),
+        "deployment": deployment,
+        "modes": [_mode_data(mode) for mode in accelerator.modes(deployment, "unsupported")],
+    }
+
+
+def _mode_data(mode: PartitionMode) -> dict[str, Any]:
+    return {
+        "mode": mode.label,
+        "tier": mode.tier,
+        "partitions": mode.partitions,
+        "compute_units": mode.cus,
+        "memory_mib": mode.memory_mib,
+        "resource": f"amd.com/{mode.resource_label}",
+        "source": mode.source,
+        "confidence": mode.confidence,
+        "note": mode.note,
+    }
+
+
+def _one_gpu(output: Output, accelerator: Accelerator, deployment: Deployment) -> int:
+    modes = accelerator.modes(deployment, "unsupported")
+    facts = Facts(
+        (
+            ("GPU", f"{accelerator.name} ({accelerator.architecture}, {accelerator.gfx})"),
+            ("XCDs", str(accelerator.xcds)),
+            ("compute units", str(accelerator.compute_units)),
+            ("HBM", f"{accelerator.hbm_mib} MiB"),
+            ("PCI ids", ", ".join(f"{known.id:#06x} ({known.function})" for known in accelerator.pci_ids)),
+            ("matrix formats", ", ".join(accelerator.matrix_formats)),
+            ("not established", ", ".join(accelerator.unverified)),
+            ("notes", "; ".join(accelerator.notes)),
+        )
+    )
+    rows = [(m.label, m.tier, str(m.partitions), str(m.cus), str(m.memory_mib), m.source, m.note or "-") for m in modes]
+    columns = ("mode", "tier", "devices", "CUs", "MiB", "source", "note")
+    title = f"Modes, deployment {deployment}"
+    show(
+        output,
+        _gpu_data(accelerator, deployment),
+        facts,
+        Table(columns, rows, right=("devices", "CUs", "MiB"), title=title),
+    )
+    return FITS
+
+
+def models(output: Output, reference: str | None) -> int:
+    """Every known model, or one with its facts."""
+    found = [load_model(reference)] if reference else [by_id(name) for name in known_ids()]
+    rows = [_model_row(model) for model in found]
+    columns = ("model", "architecture", "params", "native", "weights GiB", "KV B/token", "max context", "status")
+    table = Table(columns, rows, right=("params", "weights GiB", "KV B/token", "max context"))
+    data = [_model_data(model) for model in found]
+    if reference is None:
+        show(output, data, table)
+        return FITS
+    detail = Facts(
+        (("source", found[0].source), ("confidence", found[0].confidence), ("notes", "; ".join(found[0].notes)))
+    )
+    show(output, data[0], table, detail)
+    return FITS
+
+
+def _model_row(model: ModelFacts) -> tuple[str, ...]:
+    data = _model_data(model)
+    params = "unknown" if model.total_params is None else f"{model.total_params / 1e9:.2f}B"
+    return (
+        model.id,
+        model.architecture,
+        params,
+        *(str(data[key]) if data[key] is not None else "unknown" for key in _MODEL_COLUMNS),
+        model.status,
+    )
+
+
+_MODEL_COLUMNS = ("native_precision", "weights_gib", "kv_bytes_per_token", "max_positions")
+
+
+def _model_data(model: ModelFacts) -> dict[str, Any]:
+    """weights_gib: at the native precision."""
+    return {
+        "id": model.id,
+        "architecture": model.architecture,
+        "parameters": model.total_params,
+        "native_precision": model.native_precision,
+        "weights_gib": _weights_gib(model),
+        "kv_bytes_per_token": kv_bytes_per_token(model) if model.sizable else None,
+        "max_positions": model.max_positions,
+        "status": model.status,
+        "source": model.source,
+        "confidence": model.confidence,
+        "notes": list(model.notes),
+    }
+
+
+def _weights_gib(model: ModelFacts) -> float | None:
+    try:
+        return gib(weight_bytes(model))
+    except AimProfileError:
+        return None
+
+
+def node(output: Output, found: Node) -> int:
+    """The node's cards and their partitions."""
+    show(output, node_data(found), *_node_blocks(found))
+    return FITS
+
+
+def find_node(root: Path | None, amd_smi: Sequence[Path], emulated: Path | None) -> Node:
+    """The node that the options name. Raises NodeError."""
+    if emulated is not None and (root is not None or amd_smi):
+        raise NodeError(
+            "--node and --root/--amd-smi name two nodes", field="node", value=str(emulated), remedy="give one of them"
+        )
+    return load_emulated(emulated) if emulated is not None else read_node(root, amd_smi)
+
+
+def export(found: Node, file: Path | None) -> int:
+    """The node as an emulation file, on stdout where no file is named."""
+    write_out(export_node(found), file)
+    return FITS
+
+
+def write_out(text: str, file: Path | None, make_folder: bool = False) -> None:
+    """`text` to the file, or to stdout. Raises AimProfileError where the file cannot be written."""
+    if file is None or str(file) == "-":
+        print_text(text)
+        return
+    try:
+        if make_folder:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as problem:
+        raise AimProfileError(
+            f"{file}: {problem.strerror}", field="file", value=str(file), remedy="name a file in a folder that exists"
+        ) from problem
+
+
+def node_data(found: Node) -> dict[str, Any]:
+    """The node as JSON: every field of node_facts, unknown ones as null."""
+    return found.model_dump(mode="json")
+
+
+def _node_blocks(found: Node) -> tuple[Table | Facts, ...]:
+    facts = Facts(
+        (
+            ("node", found.name or "unnamed"),
+            ("deployment", found.deployment),
+            ("read from", found.backend),
+            ("cards", str(len(found.cards))),
+            ("devices", str(found.devices)),
+            ("notes", "; ".join(found.notes)),
+        )
+    )
+    columns = (
+        "card",
+        "address",
+        "PCI id",
+        "product",
+        "mode",
+        "alloc",
+        "hive",
+        "NUMA",
+        "devices",
+        "CUs each",
+        "MiB each",
+    )
+    rows = [_card_row(card) for card in found.cards]
+    remarks = [
+        (f"card {card.index}", note) for card in found.cards for note in (*card.notes, card.report or "") if note
+    ]
+    return facts, Table(columns, rows, right=("devices", "CUs each", "MiB each")), Facts(remarks)
+
+
+def _card_row(card: Card) -> tuple[str, ...]:
+    mode = card.mode_label or ("not partitionable" if card.partitionable is False else "unknown")
+    return (
+        str(card.index),
+        card.bdf or "unknown",
+        card.pci_id or "unknown",
+        card.product,
+        mode,
+        card.alloc_mode or "-",
+        "-" if card.hive_id is None else f"{card.hive_id:#x}",
+        "-" if card.numa_node is None else str(card.numa_node),
+        str(len(card.partitions)),
+        _each([part.compute_units for part in card.partitions]),
+        _each([part.memory_mib for part in card.partitions]),
+    )
+
+
+def _each(values: Sequence[int | None]) -> str:
+    """One figure, or `49136 to 49152` where devices differ."""
+    known = sorted({value for value in values if value is not None})
+    if len(known) < 2:
+        return str(known[0]) if known else "unknown"
+    return f"{known[0]} to {known[-1]}"
+
+
+FIT_FIELDS = (
+    *("fits", "weights_gib", "kv_bytes_per_token", "kv_gib", "overhead_gib", "budget_gib", "headroom_gib"),
+    *("max_concurrency", "shortfall_gib", "alternatives"),
+)
+
+
+def fit(
+    output: Output,
+    model_reference: str,
+    *,
+    gpu: str | None,
+    partition: str | None,
+    memory: str | None,
+    deployment: Deployment,
+    **asked: Any,
+) -> int:
+    """Whether a model fits a device: of a GPU's mode, or of that much memory."""
+    model, request = load_model(model_reference), make_request(**asked)
+    sized, where = _sized(model, request, gpu, partition, memory, deployment)
+    whole = sized.model_dump(mode="json", include=set(FIT_FIELDS))
+    show(output, {key: whole[key] for key in FIT_FIELDS}, *_fit_blocks(sized, where))
+    return FITS if sized.fits else DOES_NOT_FIT
+
+
+def _sized(
+    model: ModelFacts,
+    request: Request,
+    gpu: str | None,
+    partition: str | None,
+    memory: str | None,
+    deployment: Deployment,
+) -> tuple[Fit | DoesNotFit, str]:
+    if memory is not None and (gpu is not None or partition is not None):
+        raise AimProfileError(
+            "--memory and --gpu both say what the device is", field="memory", value=memory, remedy="give one of them"
+        )
+    if memory is not None:
+        device_bytes = parse_memory(memory)
+        return size_on_bytes(model, device_bytes, request), f"a device of {device_bytes // MIB} MiB"
+    if gpu is None:
+        raise AimProfileError(
+            "no device named", field="gpu", remedy="give --gpu MI300X (and --partition CPX/NPS4), or --memory 24GiB"
+        )
+    accelerator = by_name(gpu)
+    mode = accelerator.mode(partition or "SPX", deployment)
+    many = f"{request.tp} x " if request.tp > 1 else ""
+    where = (
+        f"{many}{accelerator.name} {mode.label} ({mode.tier} on {deployment}): {mode.memory_mib} MiB, {mode.cus} CUs"
+    )
+    return size_on(model, mode, accelerator, request), where
+
+
+def _fit_blocks(sized: Fit | DoesNotFit, where: str) -> tuple[Facts | Table | str, ...]:
+    verdict = (
+        f"fits, {sized.headroom_gib} GiB to spare"
+        if sized.fits
+        else f"does not fit, short by {sized.shortfall_gib} GiB"
+    )
+    each = " a device" if sized.tp > 1 else ""
+    facts = Facts(
+        (
+            (sized.model, verdict + each),
+            ("on", where),
+            (
+                "asked",
+                f"{sized.precision}, {sized.context} tokens, {sized.concurrency} at once, tensor parallel {sized.tp}",
+            ),
+            ("weights", f"{sized.weights_gib} GiB"),
+            ("KV cache", f"{sized.kv_gib} GiB ({sized.kv_bytes_per_token} bytes a token, {sized.kv_dtype})"),
+            ("overhead", f"{sized.overhead_gib} GiB (2 % of the weights, 2.3 GiB of runtime, adapters)"),
+            ("budget", f"{sized.budget_gib} GiB ({sized.utilization:.0%} of the device)"),
+            ("max concurrency", f"{sized.max_concurrency} of {sized.context} tokens"),
+            ("max context", f"{sized.max_context} tokens at {sized.concurrency}"),
+            ("notes", "; ".join(sized.notes)),
+        )
+    )
+    estimate = "An estimate: the engine's own start-up profiling is the last word."
+    return facts, _alternatives(sized.alternatives), estimate
+
+
+def _alternatives(options: Sequence[Option]) -> Table | str:
+    if not options:
+        return ""
+    rows = [(option.kind, option.description, str(option.headroom_gib)) for option in options]
+    return Table(("change", "what would fit", "headroom GiB"), rows, right=("headroom GiB",))
