@@ -30,7 +30,8 @@ class GrpcServer:
         self._servicer = InferenceServicer(dataplane, repository)
         self._server: Any = None
 
-    async def start(self) -> None:
+    async def start(self) -> str:
+        """The address it listens on."""
         address = f"{self._settings.host}:{self._settings.grpc_port}"
         self._server = aio.server(
             interceptors=(_Edge(access_log=self._settings.access_log),),
@@ -42,10 +43,11 @@ class GrpcServer:
         )
         pb_grpc.add_GRPCInferenceServiceServicer_to_server(self._servicer, self._server)
         try:
-            self._server.add_insecure_port(address)
+            port = self._server.add_insecure_port(address)
         except RuntimeError as error:
             raise StartupError(f"cannot listen on {address} (gRPC): choose another --grpc_port") from error
         await self._server.start()
+        return f"{self._settings.host}:{port}"
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, let those in flight finish for at most ``grace_s`` seconds."""

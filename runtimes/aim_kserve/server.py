@@ -103,8 +103,10 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
 
     async def _run(self, model: Model, http_socket: socket.socket) -> int:
         grpc = GrpcServer(self.settings, self.dataplane, self.model_repository_extension)
+        host, port = http_socket.getsockname()[:2]
+        logger.info("listening on %s:%d (HTTP)", host, port)
         if self.settings.enable_grpc:
-            await grpc.start()
+            logger.info("listening on %s (gRPC)", await grpc.start())
         self.register_model(model)
         http = _Http(self._uvicorn_config())
         serving = asyncio.create_task(http.serve(sockets=[http_socket]))

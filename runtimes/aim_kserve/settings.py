@@ -132,10 +132,11 @@ def _read_flags(cls: type[S], argv: Sequence[str], prog: str, description: str) 
 
 
 def _help(name: str, field: FieldInfo) -> str:
-    default = "required" if field.is_required() else f"default: {field.default}"
+    value = field.get_default(call_default_factory=True)
+    default = "required; " if field.is_required() else "" if value in (None, "", [], {}) else f"default: {value}; "
     annotation = annotation_of(field)
     also = f"; annotation {ANNOTATION_PREFIX}{annotation}" if annotation else ""
-    return f"{field.description or ''} ({default}; env {ENV_PREFIX}{name.upper()}{also})".replace("%", "%%")
+    return f"{field.description or ''} ({default}env {ENV_PREFIX}{name.upper()}{also})".replace("%", "%%")
 
 
 def _read_env(cls: type[S], env: Mapping[str, str]) -> dict[str, str]:

@@ -66,5 +66,5 @@ class RuntimeSettings(ServerSettings):
         """
         owners = {"max_waiting": "llama_cpp", "threads": "llama_cpp", "tensor_parallel_size": "vllm"}
         for name, owner in {**owners, "engine_args": "vllm"}.items():
-            if owner != engine and name in self.model_fields_set:
+            if owner != engine and name in self.model_fields_set and getattr(self, name) not in (None, [], {}):
                 raise ValueError(f"--{name} belongs to the {owner} engine; this is {engine}: leave it out")

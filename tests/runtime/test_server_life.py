@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -140,3 +143,16 @@ def test_many_requests_at_once(fake: Served) -> None:
         body = {"messages": ASK, "fake": {"token_s": 0.001}}
         answers = list(pool.map(lambda _: client.post(CHAT, json=body).status_code, range(64)))
     assert answers == [200] * 64
+
+
+def test_free_ports_are_told() -> None:
+    arguments = [*Served.fake_arguments(), "--host", "127.0.0.1", "--http_port", "0", "--grpc_port", "0"]
+    with subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        told = [re.search(r"listening on (127\.0\.0\.1:(\d+)) \((\w+)\)", process.stderr.readline()) for _ in range(2)]
+        (http, http_port, _), (_, grpc_port, _) = (match.groups() for match in told if match)
+        assert 0 not in (int(http_port), int(grpc_port))
+        assert httpx.get(f"http://{http}/v2/health/live").status_code == 200
+        process.terminate()
+        process.communicate()
+        assert process.returncode == 0

@@ -129,3 +129,8 @@ def test_only_the_chosen_engine_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_left_empty_belongs_to_no_engine() -> None:
+    """Templates of pods leave variables empty."""
+    assert load("--engine", "llama_cpp", AIM_ENGINE_ARGS="").engine_args == []
