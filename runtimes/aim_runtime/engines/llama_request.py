@@ -179,7 +179,10 @@ def parse(kind: type[Body], body: Json) -> Body:
 
 def _named(error: ValidationError, body: Json) -> BadRequest:
     """The deepest fault, by the path a client would write. Where a field may be several things, all are told."""
-    faults = [(_path(fault["loc"], body), fault) for fault in error.errors(include_url=False)]
+    faults = [
+        (_path(fault["loc"], body, missing=fault["type"] == "missing"), fault)
+        for fault in error.errors(include_url=False)
+    ]
     path, worst = max(faults, key=lambda fault: fault[0].count(".") + fault[0].count("["))
     if worst["type"] == "missing":
         return BadRequest(f"'{path}' is required", param=path)
@@ -189,13 +192,13 @@ def _named(error: ValidationError, body: Json) -> BadRequest:
     return BadRequest(f"'{path}' {' or '.join(reasons)}; got {shown}", param=path)
 
 
-def _path(location: tuple[int | str, ...], body: Any) -> str:
+def _path(location: tuple[int | str, ...], body: Any, *, missing: bool) -> str:
     """``messages[0].content``. Pydantic also puts the names of union members in the path; they lead nowhere."""
     path, node = "", body
-    for last, part in ((i == len(location) - 1, part) for i, part in enumerate(location)):
+    for left, part in zip(range(len(location) - 1, -1, -1), location, strict=True):
         if isinstance(part, int) and isinstance(node, list):
             path, node = f"{path}[{part}]", node[part] if part < len(node) else None
-        elif isinstance(node, dict) and (part in node or last):
+        elif isinstance(node, dict) and (part in node or (missing and not left)):
             path, node = f"{path}.{part}" if path else str(part), node.get(str(part))
     return path
 

@@ -61,8 +61,13 @@ def grammar_of(format_: ResponseFormat | None, model: LlamaModel) -> str | None:
         return _grammar(orjson.dumps(_ANY_OBJECT), model)
     if format_.json_schema is None or format_.json_schema.schema_ is None:
         raise BadRequest(f"'{_PARAM}' is required with response_format.type 'json_schema'", param=_PARAM)
-    _check(format_.json_schema.schema_, strict=bool(format_.json_schema.strict))
-    return _grammar(orjson.dumps(format_.json_schema.schema_), model)
+    schema = format_.json_schema.schema_
+    try:
+        text = orjson.dumps(schema)
+    except orjson.JSONEncodeError as error:  # more than 254 levels
+        raise BadRequest(f"'{_PARAM}' is nested too deeply", param=_PARAM) from error
+    _check(schema, strict=bool(format_.json_schema.strict))
+    return _grammar(text, model)
 
 
 @lru_cache(maxsize=64)

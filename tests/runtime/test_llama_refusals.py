@@ -1,0 +1,207 @@
+"""Whatever the embedded engine cannot honour is a 400 that names the field, before anything runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aim_kserve.errors import BadRequest
+from aim_runtime.engines.base import Json
+from aim_runtime.engines.llama_cpp import LlamaCppEngine
+from llama_engine import ask, chat, context, new_engine
+
+pytestmark = pytest.mark.model
+
+NAN, INF = float("nan"), float("inf")
+SCHEMA = "response_format.json_schema.schema"
+
+
+@pytest.fixture(scope="module")
+def engine(embedded_model: Path) -> Iterator[LlamaCppEngine]:
+    engine = new_engine(embedded_model, slots=2, max_waiting=2, max_model_len=256)
+    asyncio.run(engine.load())
+    yield engine
+    asyncio.run(engine.close())
+
+
+async def refusal(engine: LlamaCppEngine, operation: str, body: Json) -> BadRequest:
+    """The refusal, asked for as a stream: it must come before the stream is handed over."""
+    with pytest.raises(BadRequest) as caught:
+        await engine.operations[operation](body, context())
+    assert caught.value.status == 400
+    assert engine.stats().running == engine.stats().waiting == 0
+    return caught.value
+
+
+def messages(*items: Any) -> Json:
+    return {"messages": list(items)}
+
+
+def schema(value: Any, **fields: Any) -> Json:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": value, **fields}}}
+
+
+def nested(depth: int) -> Json:
+    return {"type": "object", "properties": {"a": nested(depth - 1)}} if depth else {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": NAN}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"top_p": INF}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"n": 0}, "n"),
+        ({"n": 3}, "n"),
+        ({"n": 1.5}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 250}, "max_tokens"),
+        ({"max_completion_tokens": 250}, "max_completion_tokens"),
+        ({"seed": 2**70}, "seed"),
+        ({"seed": "x"}, "seed"),
+        ({"stop": ["a", 3]}, "stop[1]"),
+        ({"stop": 3}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stop_token_ids": [10**6]}, "stop_token_ids"),
+        ({"logit_bias": {"word": 1}}, "logit_bias"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream": False, "stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream_options": {"include_usage": "x"}}, "stream_options.include_usage"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, SCHEMA),
+        (schema("no schema"), "response_format.json_schema.schema"),
+        (schema({"type": "nothing"}), SCHEMA),
+        (schema({"$ref": "https://example.org/schema.json"}), SCHEMA),
+        (schema({"$ref": "#/$defs/missing", "$defs": {}}), SCHEMA),
+        (schema({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}), SCHEMA),
+        (schema({"type": "string", "maxLength": 20_000}), SCHEMA),
+        (schema({"type": "string", "pattern": "^a{1,99999}$"}), SCHEMA),
+        (schema({"type": "string", "pattern": "no anchors"}), SCHEMA),
+        (schema({"type": "array", "items": {"type": "string"}, "minItems": -1}), SCHEMA),
+        (schema(nested(400)), SCHEMA),
+        (schema({"type": "integer", "minimum": 3}, strict=True), SCHEMA),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"audio": {"voice": "x"}}, "audio"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"guided_json": {}}, "guided_json"),
+        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"chat_template": "{{ x }}"}, "chat_template"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"messages": ["hi"]}, "messages[0]"),
+        (messages({"role": "wizard", "content": "x"}), "messages[0].role"),
+        (messages({"content": "x"}), "messages[0].role"),
+        (messages({"role": "user", "content": "x"}, {"role": ["user"], "content": "x"}), "messages[1].role"),
+        (messages({"role": "user"}), "messages[0].content"),
+        (messages({"role": "user", "content": None}), "messages[0].content"),
+        (messages({"role": "user", "content": 5}), "messages[0].content"),
+        (messages({"role": "user", "content": [{"type": "text"}]}), "messages[0].content[0].text"),
+        (
+            messages({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}),
+            "messages[0].content[1].type",
+        ),
+        (messages({"role": "tool", "content": "x"}), "messages[0].role"),
+        (messages({"role": "assistant", "content": "", "tool_calls": [{}]}), "messages[0].tool_calls"),
+    ],
+    ids=str,
+)
+async def test_chat_refuses(engine: LlamaCppEngine, fields: Json, param: str):
+    error = await refusal(engine, "chat/completions", {**chat("hi"), "stream": True, **fields})
+    assert error.param == param
+    assert param in error.message or "schema" in error.message
+    assert len(error.message) < 400
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a", ""]}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": {"text": "a"}}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt[1]"),
+        ({"prompt": [1, 10**6]}, "prompt"),
+        ({"prompt": [[1, -1]]}, "prompt"),
+        ({"prompt": ["a"] * 5}, "prompt"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "best_of": 2}, "best_of"),
+        ({"prompt": "a", "logprobs": True}, "logprobs"),
+        ({"prompt": "a", "logprobs": 2, "echo": True}, "logprobs"),
+    ],
+    ids=str,
+)
+async def test_completions_refuse(engine: LlamaCppEngine, body: Json, param: str):
+    assert (await refusal(engine, "completions", body)).param == param
+
+
+async def test_a_prompt_that_is_too_long_is_refused_by_how_much(engine: LlamaCppEngine):
+    tokens = await ask(engine, "tokenize", {"prompt": "word " * 300})
+    for operation, param, body in [
+        ("completions", "prompt", {"prompt": "word " * 300}),
+        ("chat/completions", "messages", chat("word " * 10_000)),
+    ]:
+        error = await refusal(engine, operation, body)
+        assert (error.param, error.code) == (param, "context_length_exceeded")
+        if param == "prompt":
+            over = tokens["count"] - 255
+            assert f"has {tokens['count']} tokens" in error.message
+            assert "context is 256" in error.message
+            assert f"by {over} tokens" in error.message
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "param"),
+    [
+        ("tokenize", {}, "prompt"),
+        ("tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "prompt"),
+        ("tokenize", {"prompt": 3}, "prompt"),
+        ("detokenize", {}, "tokens"),
+        ("detokenize", {"tokens": ["a"]}, "tokens[0]"),
+        ("detokenize", {"tokens": [10**6]}, "tokens"),
+    ],
+    ids=str,
+)
+async def test_tokenize_and_detokenize_refuse(engine: LlamaCppEngine, operation: str, body: Json, param: str):
+    assert (await refusal(engine, operation, body)).param == param
+
+
+async def test_harmless_fields_are_ignored_and_neutral_values_accepted(engine: LlamaCppEngine):
+    harmless = {"user": "u", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "x_unknown": 1}
+    neutral: Json = {"n": None, "stop": None, "seed": None, "logit_bias": {}, "tools": [], "functions": None}
+    choice = {"tool_choice": "none", "best_of": 1, "response_format": {"type": "text"}, "top_k": -1}
+    body = {**chat("hi", max_tokens=2), **harmless, **neutral, **choice}
+    assert (await ask(engine, "chat/completions", body))["usage"]["completion_tokens"] <= 2
+
+
+async def test_text_parts_are_joined_and_developers_are_the_system(engine: LlamaCppEngine):
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    a = await ask(
+        engine, "tokenize", messages({"role": "developer", "content": "S"}, {"role": "user", "content": parts})
+    )
+    b = await ask(
+        engine, "tokenize", messages({"role": "system", "content": "S"}, {"role": "user", "content": "Hello"})
+    )
+    assert a["tokens"] == b["tokens"]
