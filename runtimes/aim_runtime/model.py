@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
+from copy import copy
 from typing import Any
 
 from aim_kserve.access import current_log
@@ -139,8 +140,9 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         try:
             answer = await self.call(question.operation, {"model": self.name, **question.body}, context)
         except ServingError as error:
-            error.message = f"{question.where}: {error.message}"
-            raise
+            named = copy(error)  # an engine that dies gives all its requests the same one
+            named.message = f"{question.where}: {error.message}"
+            raise named from error
         assert isinstance(answer, dict)  # stream is not among the parameters
         return Answer.of(question, answer)
 
