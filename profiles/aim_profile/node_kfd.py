@@ -80,7 +80,7 @@ def _gpu_node(number: int, folder: Path, found: dict[str, int], processors: set[
     if not found["simd_per_cu"] or found["simd_count"] % found["simd_per_cu"]:
         raise _bad(file, f"{found['simd_count']} SIMDs at {found['simd_per_cu']} per compute unit")
     major, minor, step = gfx_parts(found.get("gfx_target_version", 0))
-    if (major, minor) == (9, 4) and not found.get("num_xcc"):
+    if major == 9 and minor >= 4 and not found.get("num_xcc"):
         raise _bad(file, "truncated: no num_xcc, which every driver of this GPU writes")
     return KfdNode(
         number=number,
