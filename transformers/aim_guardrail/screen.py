@@ -82,13 +82,13 @@ class Screening:
 
     def headers(self) -> dict[str, str]:
         """What the client is told: ``x-guardrail-verdict``, ``-families`` and ``-degraded``."""
-        return verdict_headers(self.action, tuple(self.families), tuple(self.degraded))
+        return verdict_headers(self.action, tuple(sorted(self.families)), tuple(self.degraded))
 
     def log_fields(self) -> dict[str, Any]:
         """What the access log is told."""
         fields: dict[str, Any] = {"verdict": self.action}
         if self.families:
-            fields["families"] = list(self.families)
+            fields["families"] = sorted(self.families)
         if self.degraded:
             fields["degraded"] = list(self.degraded)
         return fields
