@@ -21,7 +21,7 @@ from aim_guardrail.policy import parse_policy, shipped_policy
 from aim_guardrail.screen import Screening
 from aim_guardrail.sse import EventReader
 from fake_predictor import FakePredictor
-from guarded import ask, eventually, events, guardrail, metric, orders, said
+from guarded import ask, events, eventually, guardrail, metric, orders, said
 
 KEY = "AKIA" + "3XPZ7QKLMN2VWTYB"
 CARD = "4111 1111 1111 1111"
