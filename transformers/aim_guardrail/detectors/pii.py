@@ -175,12 +175,12 @@ def _ibans(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
 
 
 def _iban_from(scan: str, start: int, end: int, recognizer: Recognizer) -> list[Hit]:
-    """Presidio reads on into upper-case words behind the number and then finds no valid checksum: so, if need be, the
-    groups are given up one by one.
+    """Presidio reads on into upper-case words behind the number, so groups are added one by one. It knows each
+    country's length, but as the least one only: the first that is valid is the number.
     """
     if _IN_URI.search(scan, max(start - CONTEXT_CHARS, 0), start):
         end = start + len(scan[start:end].partition(" ")[0])
-    for stop in (end, *(start + gap.start() for gap in reversed(list(_GROUP.finditer(scan[start:end]))))):
+    for stop in (*(start + gap.start() for gap in _GROUP.finditer(scan[start:end])), end):
         if stop - start >= 15 and (hits := list(_around(scan[:stop], start, stop, recognizer))):
             return hits
     return []

@@ -1,0 +1,203 @@
+"""Policies: strict, named errors, pure decisions."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aim_guardrail.detectors.base import FAMILIES, Finding
+from aim_guardrail.policy import Policy, PolicyError, Rule, Verdict, decide, load_policy, parse_policy, shipped_policy
+
+GOOD = """\
+version: 1
+name: chat
+on_error: open
+prompt:
+  - {type: secrets, action: block}
+  - {type: pii, action: redact}
+answer:
+  - type: pii
+    action: flag
+    entities: [CREDIT_CARD, EMAIL_ADDRESS]
+    threshold: 0.5
+stream: {max_hold_chars: 2048, on_overflow: redact}
+"""
+
+
+def test_reads_every_field():
+    policy = parse_policy(GOOD, "p.yaml")
+    assert policy.on_error == "open"
+    assert policy.prompt == (Rule(type="secrets", action="block"), Rule(type="pii", action="redact"))
+    assert policy.rules("answer")[0].labels == {"CREDIT_CARD", "EMAIL_ADDRESS"}
+    assert policy.stream.max_hold_chars == 2048
+
+
+def test_fails_closed_by_default():
+    policy = parse_policy("version: 1\nname: a\nprompt: [{type: pii, action: redact}]\n", "p.yaml")
+    assert (policy.on_error, policy.stream.on_overflow) == ("closed", "block")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("on_error: open", "on_eror: open", 3, "on_eror: unknown key"),
+        ("on_error: open", "on_error: maybe", 3, "on_error: 'maybe' is not allowed: use 'closed' or 'open'"),
+        ("version: 1\n", "", 1, "version: missing"),
+        ("version: 1", "version: 2", 1, "version: 2 is not allowed: use 1"),
+        ("name: chat", "name: Chat!", 2, "name: 'Chat!' is refused"),
+        (
+            "type: pii, action: redact",
+            "type: pi, action: redact",
+            6,
+            "prompt[1].type: unknown type 'pi': use one of secrets",
+        ),
+        (
+            "action: block",
+            "action: drop",
+            5,
+            "prompt[0].action: 'drop' is not allowed: use 'block', 'redact' or 'flag'",
+        ),
+        ("EMAIL_ADDRESS]", "EMAIL]", 10, "answer[0].entities: unknown entity 'EMAIL': use some of CREDIT_CARD"),
+        ("EMAIL_ADDRESS]", "CREDIT_CARD]", 10, "answer[0].entities: an entity is listed twice"),
+        ("[CREDIT_CARD, EMAIL_ADDRESS]", "[]", 10, "answer[0].entities: "),
+        ("threshold: 0.5", "threshold: 1.5", 11, "answer[0].threshold: 1.5 is refused"),
+        ("threshold: 0.5", "threshold: high", 11, "answer[0].threshold: 'high' is refused"),
+        ("CREDIT_CARD, EMAIL", "PHONE_NUMBER, EMAIL", 11, "answer[0].threshold: 0.5 can never match PHONE_NUMBER"),
+        ("type: pii, action", "type: secrets, action", 4, "prompt: type 'secrets' appears twice"),
+        ("max_hold_chars: 2048", "max_hold_chars: 1", 12, "stream.max_hold_chars: 1 is refused"),
+        ("max_hold_chars: 2048", "hold: 1", 12, "stream.hold: unknown key"),
+        ("name: chat", "name: chat\nname: two", 3, "name: given twice"),
+        ("stream: {", "stream: {{", 13, "not valid YAML"),
+        ("prompt:\n", "prompt: 3\nx:\n", 4, "prompt: 3 is refused"),
+    ],
+)
+def test_errors_are_one_line_with_file_line_key_and_remedy(old: str, new: str, line: int, message: str):
+    assert old in GOOD
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(GOOD.replace(old, new, 1), "p.yaml")
+    assert str(caught.value).startswith(f"p.yaml:{line}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["", "[]", "3", "version: 1\nname: nothing\n"])
+def test_refuses_what_is_no_policy(source: str):
+    with pytest.raises(PolicyError, match=r"^p\.yaml:1: "):
+        parse_policy(source, "p.yaml")
+
+
+def test_names_the_file_that_cannot_be_read(tmp_path: Path):
+    with pytest.raises(PolicyError, match=r"none\.yaml: cannot be read \(No such file"):
+        load_policy(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"name: \xe9")
+    with pytest.raises(PolicyError, match="not UTF-8"):
+        load_policy(tmp_path / "latin.yaml")
+
+
+def test_loads_from_a_file(tmp_path: Path):
+    (tmp_path / "p.yaml").write_text(GOOD)
+    assert load_policy(tmp_path / "p.yaml").name == "chat"
+
+
+def test_every_shipped_policy_is_valid():
+    folder = Path(__file__).parents[2] / "transformers/aim_guardrail/policies"
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    assert names == ["chat"]
+    assert [shipped_policy(name).name for name in names] == names
+    with pytest.raises(PolicyError, match="no shipped policy is named 'chatt': use one of chat"):
+        shipped_policy("chatt")
+
+
+def test_the_chat_policy_blocks_secrets_in_prompts_and_redacts_the_rest():
+    actions = {(d, r.type): r.action for d in ("prompt", "answer") for r in shipped_policy("chat").rules(d)}  # type: ignore[arg-type]
+    assert actions == {
+        ("prompt", "secrets"): "block",
+        ("prompt", "pii"): "redact",
+        ("answer", "secrets"): "redact",
+        ("answer", "pii"): "redact",
+    }
+
+
+def test_the_version_hash_follows_the_meaning_not_the_spelling():
+    base = parse_policy(GOOD, "a").version_hash
+    respelled = "# a comment\n" + GOOD.replace("{type: secrets, action: block}", "{action: block, type: secrets}")
+    assert base == parse_policy(respelled, "b").version_hash
+    assert base != parse_policy(GOOD.replace("0.5", "0.6"), "c").version_hash
+    assert len(base) == 12
+
+
+def finding(start: int, end: int, family: str = "pii", label: str = "EMAIL_ADDRESS", score: float = 1.0) -> Finding:
+    return Finding(family, label, start, end, score, "test")
+
+
+REDACT_ALL = (Rule(type="secrets", action="redact"), Rule(type="pii", action="redact"))
+
+
+def test_nothing_found_is_allowed():
+    assert decide([], REDACT_ALL) == Verdict()
+
+
+def test_the_strictest_action_wins():
+    rules = (Rule(type="secrets", action="block"), Rule(type="pii", action="flag"))
+    both = [finding(0, 5), finding(9, 12, "secrets", "SECRET", 0.9)]
+    assert decide(both, rules).action == "block"
+    assert decide(both, rules).families == ("secrets", "pii")
+    assert decide(both[:1], rules).action == "flag"
+
+
+def test_labels_and_thresholds_decide_what_counts():
+    phone = finding(0, 9, label="PHONE_NUMBER", score=0.4)
+    bare = finding(20, 29, label="PHONE_NUMBER", score=0.3)
+    assert decide([phone, bare], REDACT_ALL).findings == (phone,)
+    assert decide([phone, bare], (Rule(type="pii", action="redact", threshold=0.3),)).findings == (phone, bare)
+    assert decide([phone], (Rule(type="pii", action="redact", entities=("US_SSN",)),)) == Verdict()
+    assert decide([phone], (Rule(type="secrets", action="redact"),)) == Verdict()
+
+
+def test_overlapping_findings_become_one_that_covers_all():
+    secret, mail = finding(10, 20, "secrets", "SECRET", 0.6), finding(15, 30)
+    assert decide([mail, secret], REDACT_ALL).findings == (finding(10, 30, "secrets", "SECRET", 0.6),)
+    card, phone = finding(0, 16, label="CREDIT_CARD"), finding(12, 24, label="PHONE_NUMBER", score=0.4)
+    assert decide([phone, card], REDACT_ALL).findings == (finding(0, 24, label="CREDIT_CARD"),)
+
+
+def test_a_flag_never_widens_or_hides_a_redaction():
+    rules = (Rule(type="secrets", action="flag"), Rule(type="pii", action="redact"))
+    secret, mail = finding(0, 40, "secrets", "SECRET", 0.9), finding(15, 30)
+    verdict = decide([secret, mail], rules)
+    assert (verdict.action, verdict.findings) == ("redact", (mail,))
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda start, size, family: finding(start, start + size, family, next(iter(FAMILIES[family])), 1.0),
+            st.integers(0, 50),
+            st.integers(1, 20),
+            st.sampled_from(sorted(FAMILIES)),
+        ),
+        max_size=12,
+    )
+)
+def test_what_is_redacted_is_exactly_what_was_found(findings: list[Finding]):
+    verdict = decide(findings, REDACT_ALL)
+    found = {i for f in findings for i in range(f.start, f.end)}
+    kept = [i for f in verdict.findings for i in range(f.start, f.end)]
+    assert len(kept) == len(set(kept))
+    assert set(kept) == found
+
+
+def test_verdicts_join():
+    one = decide([finding(0, 3)], (Rule(type="pii", action="flag"),))
+    two = decide([finding(5, 8, "secrets", "SECRET", 0.9)], REDACT_ALL, degraded=("pii",))
+    joined = one.joined(two)
+    assert (joined.action, joined.families, joined.degraded) == ("redact", ("secrets", "pii"), ("pii",))
+    assert joined.findings == one.findings + two.findings
+    assert Verdict().joined(one) == one == one.joined(Verdict())
+
+
+def test_a_policy_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        shipped_policy("chat").name = "other"  # type: ignore[misc]
+    assert isinstance(hash(shipped_policy("chat").prompt), int)
+    assert Policy.model_fields.keys() >= {"version", "name", "on_error", "prompt", "answer", "stream"}

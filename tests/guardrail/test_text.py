@@ -1,0 +1,122 @@
+"""Folding maps back to the original; units and cuts are where no value is."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aim_guardrail.text import BREAK_CHARS, PRIVATE_KEY, Text, holds_private_key, run_end, safe_cut, units
+
+ANY_TEXT = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("1２٣½①é\u200b\u0301你“—x ")), max_size=60)
+
+
+@pytest.mark.parametrize(
+    ("original", "scan"),
+    [
+        ("plain ASCII, untouched", "plain ASCII, untouched"),
+        ("４１１１", "4111"),
+        ("٤١١١", "4111"),
+        ("4\u200b1\u00ad1\u202e1", "4111"),
+        ("é ﬁ ß ø Ж", "e fi x x x"),
+        ("“a”–‘b’", "\"a\"-'b'"),
+        ("+49\u00a030\u2011901", "+49 30-901"),
+        ("卡a。", "\na\n"),
+        ("①½⑴", "1121"),
+        ("a\0b", "ab"),
+        ("\ud83d", "\n"),
+    ],
+)
+def test_folds_look_alikes_to_ascii(original: str, scan: str):
+    assert Text(original).scan == scan
+
+
+def test_ascii_is_its_own_folded_form():
+    original = "no work is done for ASCII" * 10
+    assert Text(original).scan is original
+
+
+@given(ANY_TEXT)
+def test_folded_text_is_ascii_and_maps_back_monotonically(original: str):
+    text = Text(original)
+    assert text.scan.isascii()
+    origins = [text.origin(i) for i in range(len(text.scan) + 1)]
+    assert origins == sorted(origins)
+    assert origins[-1] == len(original)
+
+
+@given(ANY_TEXT, ANY_TEXT)
+def test_folding_does_not_depend_on_where_a_stream_is_cut(left: str, right: str):
+    assert Text(left + right).scan == Text(left).scan + Text(right).scan
+
+
+@given(ANY_TEXT)
+def test_no_unit_ends_within_a_character(original: str):
+    text = Text(original)
+    for start, end in units(text.scan):
+        first, last = text.span(start, end)
+        assert Text(original[first:last]).scan == text.scan[start:end]
+
+
+def test_spans_cover_removed_characters():
+    text = Text("card 4\u200b1\u200b1\u0301 end")
+    assert text.original[slice(*text.span(5, 8))] == "4\u200b1\u200b1\u0301"
+
+
+@pytest.mark.parametrize(
+    ("scan", "held"),
+    [
+        ("hello wor", "wor"),
+        ("hello world ", ""),
+        ("hello world\n", ""),
+        ("call +1 (555) 123-45", "+1 (555) 123-45"),
+        ("call (", "("),
+        ("card 4111 1111 1111 1111 ", "4111 1111 1111 1111 "),
+        ("card 4111 1111 1111 1111 n", "n"),
+        ("card 4111 1111 1111 1111\n", ""),
+        ("DE89 3704 0044 0532", "DE89 3704 0044 0532"),
+        ("GB29 NWBK 6016", "GB29 NWBK 6016"),
+        ("IBAN: GB29 ", "GB29 "),
+        ("GB29 nothing", "nothing"),
+        ("in 2024. Then", "Then"),
+        ("1. first\n2. second\n", ""),
+        ('{"key":"val', "val"),
+        ('{"key":"val"', ""),
+        ("see https://a.b/c,d;(e", "https://a.b/c,d;(e"),
+        ("see https://a.b/c,d;(e) ", ""),
+        ("k=-----BEGIN RSA PRIV", "k=-----BEGIN RSA PRIV"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMIIE", "-----BEGIN RSA PRIVATE KEY-----\nMIIE"),
+        ("-----BEGIN PRIVATE KEY----- is how it starts. Then", "Then"),
+    ],
+)
+def test_holds_what_may_still_grow(scan: str, held: str):
+    assert scan[safe_cut(scan) :] == held
+
+
+@given(st.text("ab1 2.-()+[\",:/\nAB\\'", max_size=80))
+def test_cuts_fall_between_units_and_stay_cuts(scan: str):
+    for size in range(len(scan) + 1):
+        cut = safe_cut(scan[:size])
+        assert cut == size or all(not start < cut < end for start, end in units(scan))
+
+
+def test_a_private_key_is_one_piece_with_or_without_its_end():
+    line = "MIIEpAIBAAKCAQEA7f3aB9" * 3
+    block = f"-----BEGIN RSA PRIVATE KEY-----\n{line}\n{line}\nabc=\n-----END RSA PRIVATE KEY-----"
+    assert PRIVATE_KEY.search(f"x {block} y")[0] == block  # type: ignore[index]
+    cut_short = block[: block.index("abc=")]
+    assert PRIVATE_KEY.search(cut_short)[0] == cut_short.rstrip()  # type: ignore[index]
+    assert PRIVATE_KEY.search("-----BEGIN PRIVATE KEY----- and so on, -----END PRIVATE KEY-----") is None
+    assert PRIVATE_KEY.search(block.replace("\n", "\\n"))[0] == block.replace("\n", "\\n")  # type: ignore[index]
+    for size in range(len(block)):
+        assert safe_cut("x " + block[:size]) == 2
+        assert holds_private_key("x " + block[:size]) == (size >= 31)
+
+
+def test_an_overlong_run_ends_at_whitespace_or_a_quote():
+    assert run_end("abc") is None
+    assert run_end("abc,def") is None
+    assert run_end("abc,def ghi") == 7
+    assert run_end(' "') == 0
+
+
+def test_break_characters_are_those_of_the_pattern():
+    assert {chr(i) for i in range(128) if not units(chr(i)) and chr(i) not in "(["} | set("([") == BREAK_CHARS
