@@ -134,3 +134,36 @@ def test_only_the_chosen_engine_is_imported() -> None:
 def test_what_is_left_empty_belongs_to_no_engine() -> None:
     """Templates of pods leave variables empty."""
     assert load("--engine", "llama_cpp", AIM_ENGINE_ARGS="").engine_args == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "factory", "expected"),
+    [
+        (
+            ["--engine", "llama_cpp", "--max_model_len", "512", "--max_concurrency", "3", "--threads", "2"],
+            "aim_runtime.engines.llama_cpp.LlamaCppEngine",
+            {"max_model_len": 512, "slots": 3, "threads": 2, "max_waiting": 256},
+        ),
+        (
+            [
+                "--engine",
+                "vllm",
+                "--max_concurrency",
+                "3",
+                "--tensor_parallel_size",
+                "4",
+                "--engine_args",
+                "--dtype half",
+            ],
+            "aim_runtime.engines.vllm.VllmEngine",
+            {"max_model_len": None, "max_num_seqs": 3, "tensor_parallel_size": 4, "engine_args": ["--dtype", "half"]},
+        ),
+    ],
+)
+def test_settings_reach_the_engine(
+    argv: list[str], factory: str, expected: dict[str, object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    monkeypatch.setattr(factory, lambda *args, **kwargs: (args, kwargs))
+    created = create_engine(load(*argv, "--model_dir", str(tmp_path), "--model_name", "m"))
+    assert created == ((tmp_path,), {"served_model_name": "m", **expected})

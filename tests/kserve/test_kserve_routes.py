@@ -1,0 +1,114 @@
+"""KServe's own routes with a model that misbehaves, in process: what a V1 or V2 client is told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from aim_kserve.access import AccessLog
+from aim_kserve.dataplane import FixedRepository, TruthfulDataPlane
+from aim_kserve.errors import BadRequest, ContentBlocked, Overloaded
+from aim_kserve.kserve import Model, ModelRepository
+from aim_kserve.rest import Tolerant, install
+
+
+class Troubled(Model):  # type: ignore[misc]
+    """Answers with ``result``, or raises it."""
+
+    result: Any = None
+    lives = True
+
+    def __init__(self) -> None:
+        super().__init__("m")
+        self.ready = True
+
+    def alive(self) -> bool:
+        return self.lives
+
+    async def predict(self, payload: Any, headers: Any = None) -> Any:
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+@pytest.fixture
+def model() -> Troubled:
+    return Troubled()
+
+
+@pytest.fixture
+async def client(model: Troubled) -> AsyncIterator[httpx.AsyncClient]:
+    registry = ModelRepository()
+    registry.update(model)
+    dataplane, repository = TruthfulDataPlane(registry), FixedRepository(registry)
+    app = AccessLog(Tolerant(install(FastAPI(), dataplane, repository, [], max_body_bytes=100)), enabled=False)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry"),
+    [
+        (BadRequest("prompt: too odd"), 400, None),
+        (ContentBlocked("blocked: pii"), 400, None),
+        (Overloaded("full", retry_after_s=3), 429, "3"),
+        (ZeroDivisionError("secret"), 500, None),
+        (NotImplementedError("not today"), 501, None),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/models/m:predict", "/v2/models/m/infer"])
+async def test_errors_are_kserves_shape(
+    client: httpx.AsyncClient, model: Troubled, path: str, error: Exception, status: int, retry: str | None
+) -> None:
+    model.result = error
+    body = {"instances": ["x"], "inputs": [{"name": "p", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}
+    answer = await client.post(path, json=body)
+    assert answer.status_code == status
+    assert set(answer.json()) == {"error"}
+    assert isinstance(answer.json()["error"], str)
+    assert "secret" not in answer.text
+    assert answer.headers.get("retry-after") == retry
+
+
+async def test_readiness_and_life_are_the_models(client: httpx.AsyncClient, model: Troubled) -> None:
+    paths = ("/v2/health/ready", "/v2/health/live", "/v2/models/m/ready", "/v1/models/m")
+
+    async def statuses() -> list[int]:
+        return [(await client.get(path)).status_code for path in paths]
+
+    assert await statuses() == [200, 200, 200, 200]
+    model.ready = False
+    assert await statuses() == [503, 200, 503, 503]
+    model.lives = False
+    assert await statuses() == [503, 503, 503, 503]
+
+
+async def test_the_repository_is_fixed(client: httpx.AsyncClient, model: Troubled) -> None:
+    async def post(verb: str, name: str = "m") -> tuple[int, Any]:
+        answer = await client.post(f"/v2/repository/models/{name}/{verb}")
+        return answer.status_code, answer.json()
+
+    assert await post("load") == (200, {"name": "m", "load": True})
+    assert (await post("unload"))[0] == 501
+    assert (await post("load", "other"))[0] == (await post("unload", "other"))[0] == 404
+    model.ready = False
+    status, body = await post("load")
+    assert (status, "not ready" in body["error"]) == (503, True)
+    assert (await client.get("/v2/models/m/ready")).status_code == 503
+
+
+async def test_bodies_are_bounded_and_routes_named(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/models/m:predict", content=b" " * 101)
+    assert (answer.status_code, "100 bytes" in answer.json()["error"]) == (413, True)
+    for method, path in (("GET", "/v3/x"), ("POST", "/v2/models/m/ready"), ("DELETE", "/v1/models/m:predict")):
+        answer = await client.request(method, path)
+        assert answer.status_code in (404, 405)
+        assert f"no such route: {method} {path}" in answer.text
+
+
+async def test_versions_are_not_served(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/v2/models/m/versions/1/ready")).status_code == 501
