@@ -37,7 +37,9 @@ def main() -> None:
         for line in sys.stdin:
             call = orjson.loads(line)
             try:
-                answer = infer(client, call["infer"]) if "infer" in call else ask(client, call["ask"], call["arguments"])
+                answer = (
+                    infer(client, call["infer"]) if "infer" in call else ask(client, call["ask"], call["arguments"])
+                )
             except InferenceServerException as error:
                 answer = {"status": error.status(), "message": error.message()}
             print(orjson.dumps(answer).decode(), flush=True)
