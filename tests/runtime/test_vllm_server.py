@@ -236,6 +236,15 @@ def test_responses_stream(client: openai.OpenAI) -> None:
     assert seen[-1].response.output_text == text != ""
 
 
+def test_kserve_v1(server: Server) -> None:
+    response = server.http.post(
+        "/v1/models/smollm2:predict",
+        json={"instances": ["The capital of France is"], "parameters": {"max_tokens": 3, "temperature": 0}},
+    )
+    assert response.status_code == 200, response.text
+    assert "Paris" in response.json()["predictions"][0]
+
+
 def test_what_the_model_does_not_have_is_said(server: Server) -> None:
     response = server.post("embeddings", model="smollm2", input="x")
     assert response.status_code == 400
@@ -322,10 +331,13 @@ def test_malformed_json(server: Server) -> None:
 
 
 def test_a_client_that_leaves_its_stream_aborts(server: Server) -> None:
+    before = server.gauge("aim_generation_tokens_total")
     with server.http.stream("POST", f"/v1/{CHAT}", json={"messages": HI, "stream": True, **LONG}) as response:
-        next(response.iter_raw())
+        chunks = response.iter_raw()  # kept: httpx closes the connection with it
+        next(chunks)
         assert server.in_flight() == 1
     assert server.becomes_idle(within_s=2)
+    assert 1 <= server.gauge("aim_generation_tokens_total") - before < LONG["max_tokens"]
 
 
 @pytest.mark.parametrize("body", [{"n": 1}, {"n": 2, "temperature": 1}], ids=["one", "two"])

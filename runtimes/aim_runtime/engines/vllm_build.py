@@ -114,6 +114,11 @@ class Built:
         usage = self.live.kv_cache_usage if unfinished else 0.0
         return EngineStats(unfinished - waiting, waiting, slots, usage if self.log_interval_s else None)
 
+    def sequences_of(self, request_id: str) -> list[Any]:
+        """vLLM's states of what one request of ours generates: one per choice and prompt."""
+        states = self.llm.output_processor.request_states.values()
+        return [state for state in states if f"{state.external_req_id}-".startswith(f"{request_id}-")]
+
     async def abort_all(self) -> None:
         await self.llm.abort(list(self.llm.output_processor.request_states), internal=True)
 
