@@ -7,7 +7,7 @@ each request, in the header (or gRPC metadata) ``x-fake``, a JSON object:
 ``tokens``     the stream's pieces instead of words; ``[[choice, piece], …]`` to interleave
 ``delta``      the name of the streamed field instead of ``content``
 ``status``, ``body``, ``headers``   answer exactly this
-``raw``        for a stream: these bytes (latin-1) instead of ours
+``raw``        for a stream: these bytes (latin-1) instead of ours, ``times`` over
 ``chunks``     cut the stream's bytes into chunks of this many, one write each
 ``drop_after`` close the connection after that many bytes of the answer's body (0: instead of answering)
 ``hang_after`` fall silent after that many bytes (-1: before the answer begins)
@@ -103,7 +103,11 @@ class FakePredictor:
         if "status" in orders:
             return orders["status"], orders.get("headers", {}), [orders.get("body", "").encode()]
         if "raw" in orders:
-            return 200, {"content-type": "text/event-stream"}, [orders["raw"].encode("latin-1")]
+            return (
+                200,
+                {"content-type": "text/event-stream"},
+                [orders["raw"].encode("latin-1") * orders.get("times", 1)],
+            )
         json_length = request.headers.get("inference-header-content-length")
         asked: Json = orjson.loads(body[: int(json_length) if json_length else None] or b"{}")
         if asked.get("stream"):

@@ -31,10 +31,11 @@ class StreamScreen:
 
     Attributes:
         ended: nothing may follow (``[DONE]``, the Responses API's last event, a block, a failure).
+        complete: it was the predictor that ended it.
     """
 
     def __init__(self, screening: Screening, metrics: Metrics) -> None:
-        self.ended = False
+        self.ended = self.complete = False
         self._screening = screening
         self._metrics = metrics
         self._kind: ChatStream | ResponsesStream | None = None
@@ -74,7 +75,7 @@ class StreamScreen:
         if event.data is None:
             return b":\n\n" if event.raw.startswith(b":") else b""  # a keep-alive: its text is nobody's business
         if event.data == b"[DONE]":
-            self.ended = True
+            self.ended = self.complete = True
             return (self._kind.flush() if self._kind is not None else b"") + DONE
         try:
             payload = orjson.loads(event.data)
@@ -91,7 +92,7 @@ class StreamScreen:
             if not isinstance(self._kind, ResponsesStream):
                 self._kind = ResponsesStream(self._screening, self._metrics)
             shown = self._kind.take(payload, event)
-            self.ended = self._kind.ended
+            self.ended = self.complete = self._kind.ended
             return shown
         if "error" in payload:
             changed = self._screening.body("answer", payload)

@@ -214,6 +214,8 @@ class _Exchange:
         finally:
             stream.close()
         await self._send({"type": "http.response.body", "body": b""})
+        if stream.complete:
+            await answer.drain()
 
     async def _send_events(self, stream: StreamScreen, events: list[Any]) -> None:
         out = []

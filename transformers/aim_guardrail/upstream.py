@@ -5,6 +5,8 @@ The only file that knows aiohttp.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
@@ -29,6 +31,7 @@ _RESPONSE_ONLY = frozenset([b"date"])  # our own server dates its answers
 _NOT_SENT_ON = _HOP_BY_HOP | _REQUEST_ONLY
 _NOT_BROUGHT_BACK = _HOP_BY_HOP | _RESPONSE_ONLY
 
+_DRAIN_TIMEOUT_S = 0.2
 _LARGE_BYTES = 2**20  # aiohttp writes larger bytes in pieces only when they come as a file
 
 
@@ -183,6 +186,12 @@ class Answer:
                 yield chunk
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise self._explain(error) from error
+
+    async def drain(self) -> None:
+        """Read what little follows an answer's last event, so that its connection can be kept."""
+        with contextlib.suppress(aiohttp.ClientError, ConnectionError, TimeoutError):
+            async with asyncio.timeout(_DRAIN_TIMEOUT_S):
+                await self._response.content.readany()
 
     def _explain(self, error: BaseException) -> ServingError:
         if isinstance(error, TimeoutError):
