@@ -165,8 +165,8 @@ def jwt(random: Random) -> str:
     return f"{head}.{body}.{chars(random, 43)}"
 
 
-def private_key(random: Random, kind: str = "RSA ") -> str:
-    body = base64.b64encode(random.randbytes(random.choice([48, 121, 300, 608]))).decode()
+def private_key(random: Random, size_bytes: int | None = None, kind: str = "RSA ") -> str:
+    body = base64.b64encode(random.randbytes(size_bytes or random.choice([48, 121, 300, 608]))).decode()
     lines = "\n".join(body[i : i + 64] for i in range(0, len(body), 64))
     return f"-----BEGIN {kind}PRIVATE" + f" KEY-----\n{lines}\n-----END {kind}PRIVATE KEY-----"
 

@@ -112,7 +112,10 @@ class Guard:
 
     def may_find(self, direction: Direction, scan: str) -> bool:
         """Whether judging these whole units (folded) could come to anything: a cheap test."""
-        return any(detector.may_find(scan) for detector in self._by_direction[direction])
+        try:
+            return any(detector.may_find(scan) for detector in self._by_direction[direction])
+        except Exception:  # noqa: BLE001 - the edge of third-party engines: judging meets the same failure and asks the policy
+            return True
 
     def blocks(self, direction: Direction, finding: Finding) -> bool:
         """Whether this finding's rule blocks."""

@@ -38,6 +38,8 @@ _UNIT = re.compile(
     re.VERBOSE,
 )
 
+_RUN_END = re.compile(r"[\s\"'`]")
+
 _KEY_HEADER = r"-----BEGIN[ A-Z0-9_-]{0,100}?PRIVATE[ ]KEY(?:[ ]BLOCK)?-----"
 _KEY_GAP = r"(?:\s|\\[nrt]|[\"'+,])"
 _KEY_ATTRIBUTES = r"(?:[A-Za-z][A-Za-z-]*+:[^\n\\]*+(?:\n|\\n))*+"
@@ -107,10 +109,11 @@ def run_end(scan: str) -> int | None:
     """Where the unbroken run that `scan` begins within is over, None if that is not known yet. Only whitespace and
     quotes count, as the run may be a URI.
     """
-    for unit in _UNIT.finditer(scan):
-        if unit.end() < len(scan) and scan[unit.end()] in " \t\n\r\"'`":
-            return unit.end()
-    return 0 if scan and scan[0] in " \t\n\r\"'`" else None
+    inside = units(scan)
+    for gap in _RUN_END.finditer(scan):
+        if not any(start <= gap.start() < end for start, end in inside):
+            return gap.start()
+    return None
 
 
 def holds_private_key(scan: str) -> bool:
