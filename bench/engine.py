@@ -37,7 +37,6 @@ PROMPT_WORDS = 48
 ANSWER_TOKENS = 64
 CONTEXT_TOKENS = 1024  # per slot
 WORDS = [
-    # fmt: off
     "river",
     "stone",
     "green",
@@ -70,7 +69,6 @@ WORDS = [
     "station",
     "question",
     "lemon",
-    # fmt: on
 ]
 
 
@@ -353,7 +351,7 @@ def measure(model: Path, *, rounds: int, per_stream: int, streams: tuple[int, ..
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round, two requests a stream")
+    parser.add_argument("--quick", action="store_true", help="one round instead of two")
     parser.add_argument("--json", type=Path, default=ROOT / "bench/engine.json", help="where the figures go")
     parser.add_argument("--model", type=Path, default=MODEL, help="GGUF file")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
@@ -367,9 +365,7 @@ def main() -> None:
         make = {"ours": ours_stream, "lock": lock_stream}[options.worker]
         asyncio.run(worker(make, options.model))
     else:
-        rounds = measure(
-            options.model, rounds=1 if options.quick else 3, per_stream=2 if options.quick else 3, streams=STREAMS
-        )
+        rounds = measure(options.model, rounds=1 if options.quick else 2, per_stream=2, streams=STREAMS)
         result = report(rounds)
         show(result)
         options.json.write_text(json.dumps({**result, "rounds": [asdict(r) for r in rounds]}, indent=1))

@@ -17,15 +17,14 @@ import threading
 import time
 from dataclasses import dataclass
 
-import numpy as np
-
 from aim_kserve.errors import ServingError, Unavailable
 
 from .base import EngineStats
-from .llama_bindings import NO_KV_SLOT, LlamaContext, LlamaGrammar, LlamaModel
+from .llama_bindings import NO_KV_SLOT, LlamaContext, LlamaModel
+from .llama_chooser import Chooser
 from .llama_sequence import Delta, Sequence
 from .llama_slots import Slot, Slots
-from .sampling import Logits, log_probabilities
+from .sampling import Logits
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +65,7 @@ class Scheduler:
 
     def __init__(self, model: LlamaModel, context: LlamaContext, *, slots: int, max_waiting: int) -> None:
         self._model = model
+        self._chooser = Chooser(model)
         self._context = context
         self._slots = Slots(slots, context, keeps_prefixes=model.keeps_prefixes)
         self._slot_count = slots
@@ -76,14 +76,12 @@ class Scheduler:
         self._submitted = 0
         self._finished = 0
         self._waiting: list[Sequence] = []
-        self._grammars: dict[Sequence, LlamaGrammar] = {}
         self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[Sequence, Delta]]] = {}
         self._running = 0
         self._kv_usage = 0.0
         self._gate = threading.Lock()  # between the last submission and the end of the thread
         self._over = False
         self._token_s = 0.0
-        self._end_tokens = np.array(sorted(model.end_tokens), dtype=np.int64)
         self._stopping = False
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="llama-decode", daemon=True)
@@ -196,9 +194,6 @@ class Scheduler:
         self._waiting.remove(sequence)
         if sequence.generated == 0:
             sequence.cached = slot.cached
-        gbnf = sequence.generation.grammar
-        if gbnf is not None and sequence not in self._grammars:
-            self._grammars[sequence] = self._model.new_grammar(gbnf)
         return True
 
     def _step(self) -> None:
@@ -295,57 +290,21 @@ class Scheduler:
     def _sample(self, slot: Slot, logits: Logits) -> None:
         """Choose a sequence's next token and tell what it adds to the answer."""
         sequence = slot.running
-        generation = sequence.generation
-        raw = None if generation.logprobs is None else logits.copy()
-        token = self._choose(sequence, logits)
-        if token is None:
+        token, logprob = self._chooser.choose(sequence, logits)
+        if token is not None:
+            sequence.append(token)
+            slot.tokens = sequence.tokens
+        if token is None or self._chooser.ends(sequence, token):
             self._finish(slot, sequence.delta(), "stop")
             return
-        sequence.append(token)
-        slot.tokens = sequence.tokens
-        if self._ends(sequence, token):
-            self._finish(slot, sequence.delta(), "stop")
-            return
-        logprob = None if raw is None else self._logprob(raw, token, generation.logprobs or 0)
         shown = sequence.text.push(self._model.piece(token), logprob)
         delta = sequence.delta(text=shown.text, logprobs=shown.logprobs)
         if sequence.text.stopped:
             self._finish(slot, delta, "stop")
-        elif sequence.generated >= generation.max_tokens:
+        elif sequence.generated >= sequence.generation.max_tokens:
             self._finish(slot, delta, "length")
         else:
             self._send(sequence, delta)
-
-    def _choose(self, sequence: Sequence, logits: Logits) -> int | None:
-        """The next token; None when the grammar leaves none."""
-        generation = sequence.generation
-        if sequence.generated < generation.min_tokens:
-            logits[self._end_tokens] = -np.inf
-            logits[list(generation.stop_tokens)] = -np.inf
-        sequence.sampler.adjust(logits)
-        token = sequence.sampler.draw(logits)
-        grammar = self._grammars.get(sequence)
-        if grammar is None:
-            return token
-        if not grammar.allows(token):  # rare: trying one token is cheap, masking the vocabulary is not
-            grammar.mask(logits)
-            if not np.isfinite(logits.max()):
-                return None
-            token = sequence.sampler.draw(logits)
-        if token not in self._model.end_tokens:
-            grammar.accept(token)
-        return token
-
-    def _ends(self, sequence: Sequence, token: int) -> bool:
-        generation = sequence.generation
-        if token in self._model.end_tokens and not (generation.ignore_eos and generation.grammar is None):
-            return True
-        return token in generation.stop_tokens
-
-    def _logprob(self, raw: Logits, token: int, top: int) -> tuple[bytes, float, list[tuple[bytes, float]]]:
-        chosen, rivals = log_probabilities(raw, token, top)
-        name = self._model.piece(token, special=True)
-        return name, chosen, [(self._model.piece(rival, special=True), value) for rival, value in rivals]
 
     def _finish(self, slot: Slot, delta: Delta, reason: str) -> None:
         rest = slot.running.text.finish()
@@ -361,9 +320,7 @@ class Scheduler:
 
     def _conclude(self, sequence: Sequence, delta: Delta) -> None:
         sequence.finished = True
-        grammar = self._grammars.pop(sequence, None)
-        if grammar is not None:
-            grammar.close()
+        self._chooser.forget(sequence)
         self._finished += 1
         self._send(sequence, delta)
 
