@@ -1,0 +1,254 @@
+"""V1, V2 REST and V2 gRPC through the transformer, by the clients people have."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+import tritonclient.http as triton
+from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+from kserve.inference_client import InferenceGRPCClient
+from tritonclient.utils import InferenceServerException
+
+import fake_predictor
+from aim_guardrail.v2 import pack, unpack
+from aim_kserve.errors import BadRequest
+from fake_predictor import FakePredictor
+from guarded import guardrail, orders
+from served import Served
+
+KEY = "AKIA" + "3XPZ7QKLMN2VWTYB"
+CARD = "4111 1111 1111 1111"
+MAIL = "jane.doe@example.com"
+
+
+@pytest.fixture(scope="module")
+def by_grpc(predictor: FakePredictor) -> Iterator[Served]:
+    """A transformer whose predictor speaks gRPC only."""
+    with guardrail(f"127.0.0.1:{predictor.grpc_port}", "--predictor_protocol", "grpc-v2") as server:
+        yield server
+
+
+# --- V1 -----------------------------------------------------------------------------------------------------------
+
+
+def test_v1_checks_every_instance(client: httpx.Client, predictor: FakePredictor) -> None:
+    body = {"instances": ["a", {"prompt": f"mail {MAIL}", "id": MAIL}, [CARD, 1.5]], "parameters": {"stop": [CARD]}}
+    answer = client.post("/v1/models/m:predict", json=body)
+    shown = ["a", {"prompt": "mail <EMAIL_ADDRESS_1>", "id": "<EMAIL_ADDRESS_1>"}, ["<CREDIT_CARD_1>", 1.5]]
+    assert orjson.loads(predictor.last["body"]) == {"instances": shown, "parameters": {"stop": ["<CREDIT_CARD_1>"]}}
+    assert answer.json() == {"predictions": shown}
+    assert answer.headers["x-guardrail-verdict"] == "redact"
+
+
+def test_v1_block_and_errors_have_kserves_shape(client: httpx.Client) -> None:
+    answer = client.post("/v1/models/m:predict", json={"instances": ["a", f"key {KEY}"]})
+    assert answer.status_code == 400
+    assert answer.json() == {"error": "instances[1] was blocked by the guardrail: it contains secrets"}
+    assert answer.headers["x-guardrail-families"] == "secrets"
+    told = orders(status=400, body='{"error":"instances: too many"}', headers={"content-type": "application/json"})
+    answer = client.post("/v1/models/m:predict", json={"instances": ["a"]}, headers=told)
+    assert (answer.status_code, answer.json()) == (400, {"error": "instances: too many"})
+
+
+async def test_kserve_rest_client(transformer: Served) -> None:
+    v1, v2 = InferenceRESTClient(RESTConfig(protocol="v1")), InferenceRESTClient(RESTConfig(protocol="v2"))
+    try:
+        first = await v1.infer(transformer.url, {"instances": [f"to {MAIL}"]}, model_name="m")
+        assert first == {"predictions": ["to <EMAIL_ADDRESS_1>"]}
+        request = InferRequest("m", [InferInput("prompt", [2], "BYTES", data=["a", f"to {MAIL}"])], request_id="7")
+        second = await v2.infer(transformer.url, request, model_name="m")
+        assert second.outputs[0].data == ["a", "to <EMAIL_ADDRESS_1>"]
+        assert second.id == "7"
+        assert await v2.is_server_ready(transformer.url)
+        assert await v2.is_model_ready(transformer.url, "m")
+        assert await v1.is_model_ready(transformer.url, "m")
+    finally:
+        await v1.close()
+        await v2.close()
+
+
+# --- V2 REST --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_triton_http_client(transformer: Served, predictor: FakePredictor, binary: bool) -> None:
+    texts = np.array([[b"a", f"to {MAIL}".encode()], ["Käse".encode(), CARD.encode()]], dtype=np.object_)
+    text = triton.InferInput("prompt", [2, 2], "BYTES")
+    text.set_data_from_numpy(texts, binary_data=binary)
+    numbers = triton.InferInput("numbers", [3], "FP32")
+    numbers.set_data_from_numpy(np.array([1.5, 2.5, 3.5], dtype=np.float32), binary_data=binary)
+    with triton.InferenceServerClient(transformer.url.removeprefix("http://")) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("m")
+        assert client.get_model_metadata("m")["platform"] == "fake"
+        answer = client.infer("m", [numbers, text], parameters={"note": "hi"})
+        got = answer.get_response()["outputs"]
+        assert [tensor["shape"] for tensor in got] == [[3], [2, 2]]
+        text.set_data_from_numpy(np.array([["a", "b"], ["c", KEY]], dtype=np.object_), binary_data=binary)
+        with pytest.raises(InferenceServerException, match=r"secrets") as refused:
+            client.infer("m", [text])
+    assert KEY not in str(refused.value)
+    assert MAIL.encode() not in predictor.last["body"]
+    if binary:
+        raw = predictor.last["body"]
+        assert np.array([1.5, 2.5, 3.5], dtype=np.float32).tobytes() in raw
+        assert raw.endswith(pack([b"a", b"to <EMAIL_ADDRESS_1>", "Käse".encode(), b"<CREDIT_CARD_1>"]))
+    else:
+        assert got[1]["data"] == ["a", "to <EMAIL_ADDRESS_1>", "Käse", "<CREDIT_CARD_1>"]
+        assert got[0]["data"] == [1.5, 2.5, 3.5]
+
+
+def test_untouched_binary_bodies_are_the_same_bytes(client: httpx.Client, predictor: FakePredictor) -> None:
+    raw = pack([b"\xff\xfe\x00 no text", b"text"])
+    tensor = {"name": "x", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}}
+    head = orjson.dumps({"inputs": [tensor]})
+    headers = {"inference-header-content-length": str(len(head)), "content-type": "application/octet-stream"}
+    answer = client.post("/v2/models/m/infer", content=head + raw, headers=headers)
+    assert predictor.last["body"] == head + raw
+    length = int(answer.headers["inference-header-content-length"])
+    assert answer.content[length:] == raw
+
+
+@pytest.mark.parametrize(
+    ("length", "body", "hint"),
+    [
+        ("900", b"{}", "inference-header-content-length"),
+        ("x", b"{}", "inference-header-content-length"),
+        ("2", b"{}", None),
+        ("65", b'{"inputs":[{"datatype":"BYTES","parameters":{"binary_data_size":9}}]}'[:65], "JSON"),
+        ("69", b'{"inputs":[{"datatype":"BYTES","parameters":{"binary_data_size":9}}]}', "9"),
+        ("70", b'{"inputs":[{"datatype":"BYTES","parameters":{"binary_data_size":-1}}]}', "binary_data_size"),
+        ("69", b'{"inputs":[{"datatype":"BYTES","parameters":{"binary_data_size":3}}]}abc', "cut short"),
+    ],
+)
+def test_malformed_binary_bodies(client: httpx.Client, length: str, body: bytes, hint: str | None) -> None:
+    told = orders(status=200, body="{}", headers={"content-type": "application/json"})
+    answer = client.post(
+        "/v2/models/m/infer", content=body, headers={"inference-header-content-length": length, **told}
+    )
+    assert answer.status_code == (400 if hint else 200)
+    assert (hint or "") in answer.text
+
+
+def test_statuses_of_v2_are_kept(client: httpx.Client) -> None:
+    told = orders(status=404, body='{"error":"no model x"}', headers={"content-type": "application/json"})
+    answer = client.post("/v2/models/x/infer", json={"inputs": []}, headers=told)
+    assert (answer.status_code, answer.json()) == (404, {"error": "no model x"})
+    assert client.get("/v2").json()["name"]
+    assert client.get("/v2/models").status_code == 200
+    assert client.get("/v2/models/other/ready").status_code == 404
+
+
+def test_packing() -> None:
+    elements = [b"", b"a", b"\xff" * 300]
+    assert unpack(pack(elements)) == elements
+    for cut in (1, 3, 5, 8):
+        with pytest.raises(BadRequest, match="cut short"):
+            unpack(pack([b"ab", b"c"])[: -1 if cut == 8 else cut])
+
+
+# --- gRPC -----------------------------------------------------------------------------------------------------------
+
+
+def triton_grpc(server: Served, *calls: dict[str, Any]) -> list[Any]:
+    """tritonclient's gRPC client, in a process of its own (its protobuf names are KServe's)."""
+    script = Path(fake_predictor.__file__).with_name("triton_grpc_client.py")
+    lines = b"\n".join(orjson.dumps(call) for call in calls)
+    done = subprocess.run([sys.executable, str(script), server.grpc_url], input=lines, capture_output=True, check=True)
+    return [orjson.loads(line) for line in done.stdout.splitlines()]
+
+
+async def infer(server: Served, texts: list[str], **metadata: str) -> list[str]:
+    """KServe's gRPC client."""
+    client = InferenceGRPCClient(server.grpc_url, timeout=20)
+    try:
+        tensor = InferInput("prompt", [len(texts)], "BYTES", data=[text.encode() for text in texts])
+        numbers = InferInput("numbers", [2], "INT64", data=[1, 2])
+        request = InferRequest("m", [tensor, numbers], request_id="9")
+        answer = await client.infer(request, headers=list(metadata.items()))
+        assert answer.id == "9"
+        assert answer.outputs[1].data == [1, 2]
+        assert answer.outputs[0].shape == [len(texts)]
+        return [bytes(item).decode() for item in answer.outputs[0].data]
+    finally:
+        await client.close()
+
+
+async def test_grpc_is_sent_on_as_v2_rest(transformer: Served, predictor: FakePredictor) -> None:
+    got = await infer(transformer, ["a", f"to {MAIL}", "Käse"], authorization="Bearer abc")
+    assert got == ["a", "to <EMAIL_ADDRESS_1>", "Käse"]
+    sent = {key.lower(): value for key, value in predictor.last["headers"]}
+    assert sent["authorization"] == "Bearer abc"
+    assert sent["content-type"] == "application/json"
+    assert sent["traceparent"]
+
+
+async def test_grpc_is_sent_on_as_grpc(by_grpc: Served, predictor: FakePredictor) -> None:
+    got = await infer(by_grpc, ["a", f"to {MAIL}", "Käse"], authorization="Bearer abc")
+    assert got == ["a", "to <EMAIL_ADDRESS_1>", "Käse"]
+    sent = dict(predictor.last["headers"])
+    assert predictor.last["method"] == "GRPC"
+    assert sent["authorization"] == "Bearer abc"
+    assert sent["traceparent"]
+
+
+@pytest.mark.parametrize(
+    "code", ["INVALID_ARGUMENT", "NOT_FOUND", "UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "UNAVAILABLE"]
+)
+async def test_grpc_codes_are_kept(by_grpc: Served, code: str) -> None:
+    import grpc
+
+    told = orjson.dumps({"code": code, "message": f"no: {MAIL}"}).decode()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await infer(by_grpc, ["a"], **{"x-fake": told})
+    assert refused.value.code().name == code
+    assert refused.value.details() == "no: <EMAIL_ADDRESS_1>"
+
+
+async def test_a_rest_predictors_status_is_the_grpc_code(transformer: Served) -> None:
+    import grpc
+
+    told = {"status": 400, "body": '{"error":"prompt: too long"}', "headers": {"content-type": "application/json"}}
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await infer(transformer, ["a"], **{"x-fake": orjson.dumps(told).decode()})
+    assert refused.value.code().name == "INVALID_ARGUMENT"
+    assert refused.value.details() == "prompt: too long"
+
+
+def test_triton_grpc_client(transformer: Served, by_grpc: Served) -> None:
+    for server in (transformer, by_grpc):
+        ready, described, answer, blocked = triton_grpc(
+            server,
+            {"ask": "is_model_ready", "arguments": ["m"]},
+            {"ask": "get_model_metadata", "arguments": ["m"]},
+            {"infer": {"prompts": ["a", f"to {MAIL}"]}},
+            {"infer": {"prompts": ["a", f"key {KEY}"]}},
+        )
+        assert ready is True
+        assert described["inputs"][0]["name"] == "prompt"
+        assert answer["text"] == ["a", "to <EMAIL_ADDRESS_1>"]
+        assert blocked["status"] == "StatusCode.INVALID_ARGUMENT"
+        assert blocked["message"] == "prompt[1] was blocked by the guardrail: it contains secrets"
+
+
+def test_rest_to_a_grpc_predictor(by_grpc: Served) -> None:
+    body = {"id": "3", "inputs": [{"name": "prompt", "shape": [2], "datatype": "BYTES", "data": ["a", f"to {MAIL}"]}]}
+    answer = httpx.post(f"{by_grpc.url}/v2/models/m/infer", json=body)
+    assert answer.status_code == 200
+    assert answer.json()["outputs"][0]["data"] == ["a", "to <EMAIL_ADDRESS_1>"]
+    body["inputs"][0]["data"][0] = KEY  # type: ignore[index]
+    answer = httpx.post(f"{by_grpc.url}/v2/models/m/infer", json=body)
+    assert answer.status_code == 400
+    assert answer.headers["x-guardrail-verdict"] == "block"
+    answer = httpx.post(f"{by_grpc.url}/v1/models/m:predict", json={"instances": ["a"]})
+    assert answer.status_code == 501
+    assert "grpc-v2" in answer.json()["error"]
