@@ -51,7 +51,7 @@ class PlanOptions(_Frozen):
     allow_eviction: bool = False
     exact: bool = False
     exact_time_limit_s: float = Field(default=10.0, gt=0)
-    effort: int = Field(default=60_000, ge=0)
+    effort: int = Field(default=30_000, ge=0)
 
 
 class CardPlan(_Frozen):

@@ -1,0 +1,156 @@
+"""The planner at fleet scale: workloads and cards from 10² to 10⁴, five workloads a card, seconds and how they grow.
+
+Three fleets: `as found` (every node already in a mode that suits), `switching` (all nodes in SPX, most must change), and
+`crowded` (more asked than fits). On small fleets the heuristic is compared with CP-SAT in the same run, where OR-Tools
+is installed. Usage: ``python bench/planner.py [--quick] [--json FILE]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+
+from aim_profile.fleet import Fleet, parse_fleet
+from aim_profile.plan import Plan, PlanOptions
+from aim_profile.planner import make_plan
+from aim_profile.workload import Workload, Workloads, workloads_of
+
+SIZES = (100, 300, 1_000, 3_000, 10_000)
+MODELS = (
+    # id, precision: from what fits one CPX partition to what wants a whole card
+    ("meta-llama/Llama-3.2-1B-Instruct", "bf16"),
+    ("meta-llama/Llama-3.2-3B-Instruct", "bf16"),
+    ("meta-llama/Llama-3.1-8B-Instruct", "bf16"),
+    ("meta-llama/Llama-3.1-8B-Instruct", "fp8"),
+    ("google/gemma-3-4b-it", "bf16"),
+    ("Qwen/Qwen3-4B", "bf16"),
+    ("Qwen/Qwen3-8B", "fp8"),
+    ("Qwen/Qwen3-14B", "int4"),
+)
+LARGE = (("Qwen/Qwen3-32B", "bf16"), ("google/gemma-3-27b-it", "bf16"), ("meta-llama/Llama-3.3-70B-Instruct", "fp8"))
+
+
+def fleet(cards: int, modes: tuple[str, ...]) -> Fleet:
+    """Nodes of 8 cards, the given modes in turn, half of them MI300X and half MI355X."""
+    nodes = max(1, cards // 8)
+    lines = ["version: 1", "nodes:"]
+    for at in range(nodes):
+        gpu = ("MI300X", "MI355X")[at * 2 // nodes]
+        compute = modes[at % len(modes)]
+        lines.append(f"- {{name: n{at:04d}, gpu: {gpu}, cards: 8, compute_partition: {compute}}}")
+    return parse_fleet("\n".join(lines))
+
+
+def workloads(count: int, seed: int, large_share: float) -> Workloads:
+    """`count` workloads of one replica, mostly small models, each with its own context and concurrency."""
+    random_ = random.Random(seed)
+    made = []
+    for at in range(count):
+        model, precision = random_.choice(LARGE if random_.random() < large_share else MODELS)
+        made.append(
+            Workload(
+                name=f"w{at}",
+                model=model,
+                precision=precision,
+                context=random_.choice((2048, 4096, 8192, 16384)),
+                concurrency=random_.choice((1, 2, 4)),
+                priority=random_.choice(("low", "medium", "high")),
+                kind=random_.choice(("serve", "serve", "serve", "guardrail")),
+            )
+        )
+    return workloads_of(made)
+
+
+CASES = {
+    "as found": (("CPX", "CPX", "CPX", "SPX"), 0.04),
+    "switching": (("SPX",), 0.04),
+    "crowded": (("SPX", "CPX"), 0.25),
+}
+
+
+def measure(case: str, count: int, rounds: int) -> dict[str, object]:
+    modes, large = CASES[case]
+    here, asked = fleet(count // 5, modes), workloads(count, count, large)
+    times = []
+    plan: Plan | None = None
+    for _ in range(rounds):
+        started = time.perf_counter()
+        plan = make_plan(here, asked)
+        times.append(time.perf_counter() - started)
+    assert plan is not None
+    totals = plan.totals
+    return {
+        "case": case,
+        "workloads": count,
+        "cards": totals.cards,
+        "seconds": round(min(times), 4),
+        "placed": sum(totals.placed.values()),
+        "cards_used": totals.cards_used,
+        "bound": totals.bound,
+        "gap": totals.gap,
+        "nodes_drained": totals.nodes_drained,
+    }
+
+
+def table(rows: list[dict[str, object]]) -> None:
+    print(f"{'case':10} {'workloads':>9} {'cards':>6} {'seconds':>8} {'us/workload':>11} {'placed':>7} {'cards':>6} {'gap':>6} {'drained':>7}")
+    for row in rows:
+        each = 1e6 * float(str(row["seconds"])) / int(str(row["workloads"]))
+        print(
+            f"{row['case']:10} {row['workloads']:>9} {row['cards']:>6} {row['seconds']:>8} {each:>11.0f} "
+            f"{row['placed']:>7} {row['cards_used']:>6} {row['gap']:>6} {row['nodes_drained']:>7}"
+        )
+
+
+def compare_with_exact(instances: int) -> dict[str, object] | None:
+    """Small fleets: the heuristic beside CP-SAT, both objective values and times."""
+    try:
+        import ortools  # noqa: F401
+    except ImportError:
+        print("OR-Tools is not installed (extra `exact`): no comparison")
+        return None
+    heuristic_s, exact_s, same = [], [], 0
+    for seed in range(instances):
+        asked = workloads(14, seed, 0.2)
+        here = fleet(24, ("SPX", "CPX", "DPX"))
+        started = time.perf_counter()
+        fast = make_plan(here, asked).totals
+        between = time.perf_counter()
+        best = make_plan(here, asked, PlanOptions(exact=True)).totals
+        heuristic_s.append(between - started)
+        exact_s.append(time.perf_counter() - between)
+        same += (fast.placed, fast.nodes_drained, fast.cards_switched, fast.cards_used) == (
+            best.placed,
+            best.nodes_drained,
+            best.cards_switched,
+            best.cards_used,
+        )
+    return {
+        "instances": instances,
+        "as_good_as_exact": same,
+        "heuristic_median_s": round(statistics.median(heuristic_s), 4),
+        "exact_median_s": round(statistics.median(exact_s), 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    options = parser.parse_args()
+    sizes = SIZES[:3] if options.quick else SIZES
+    measure("as found", 100, 1)  # catalogue files are read once
+    rows = [measure(case, size, 1 if options.quick else 3) for case in CASES for size in sizes]
+    table(rows)
+    peer = compare_with_exact(3 if options.quick else 10)
+    if peer is not None:
+        print(f"CP-SAT: {peer}")
+    options.json.write_text(json.dumps({"sizes": rows, "cp_sat": peer}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
