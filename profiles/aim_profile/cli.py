@@ -25,6 +25,8 @@ AllocMode = Literal["CAPPING", "ALL"]
 Priority = Literal["low", "medium", "high"]
 Form = Literal["ours", "aim", "unified"]
 SchemaKind = Literal["profile", "unified"]
+Tier = Literal["validated", "driver-legal", "unsupported"]
+Strategy = Literal["mixed", "single"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -347,3 +349,85 @@ def schema(
     from . import verbs_profiles
 
     guarded(lambda: verbs_profiles.schema(kind))
+
+
+@app.command()
+def plan(
+    fleet: Annotated[
+        str, typer.Argument(help="A fleet file, an emulation file, a recorded tree, or `live`: this machine.")
+    ],
+    workloads: Annotated[Path, typer.Argument(help="A workloads file.")],
+    tier: Annotated[Tier, typer.Option(help="The least a partition mode must be.")] = "validated",
+    allow_mixed_compute: Annotated[
+        bool, typer.Option("--allow-mixed-compute", help="Cards of one node in different compute modes.")
+    ] = False,
+    current: Annotated[Path | None, typer.Option(help="What runs now, as a plan: it stays where it is.")] = None,
+    allow_eviction: Annotated[
+        bool, typer.Option("--allow-eviction", help="With --current: low priority may move or stop for others.")
+    ] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Prove the best plan by OR-Tools' CP-SAT.")] = False,
+    exact_time_limit: Annotated[float, typer.Option(help="Seconds for each level of its objective.", min=0.01)] = 10.0,
+    svg: Annotated[Path | None, typer.Option(help="Draw the fleet into this file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the plan to this file too (.json: as JSON).")] = None,
+    output: OutputOption = "table",
+) -> None:
+    """Give every replica its device and every card its mode. Exit 1 if a replica has none, with what would help.
+
+    Example: `aim-profile plan fleet.yaml workloads.yaml --out plan.yaml --svg plan.svg`
+    """
+    from . import verbs_plans
+    from .plan import PlanOptions
+
+    def verb() -> int:
+        options = PlanOptions(
+            tier=tier,
+            allow_mixed_compute=allow_mixed_compute,
+            allow_eviction=allow_eviction,
+            exact=exact,
+            exact_time_limit_s=exact_time_limit,
+        )
+        return verbs_plans.plan(output, fleet, workloads, options, current=current, svg=svg, out=out)
+
+    guarded(verb)
+
+
+@app.command()
+def render(
+    source: Annotated[
+        str, typer.Argument(help="A plan's file, a profile's file, ORG/MODEL/PROFILE-ID, or a model with --gpu.")
+    ],
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Of the InferenceServices.")] = None,
+    strategy: Annotated[Strategy, typer.Option(help="The device plugin's resource naming strategy.")] = "mixed",
+    image: Annotated[str | None, typer.Option(help="The runtime's image.")] = None,
+    storage_uri: Annotated[
+        list[str] | None, typer.Option(help="NAME=URI of a model that is not on the hub; may be repeated.")
+    ] = None,
+    workloads: Annotated[Path | None, typer.Option(help="With a plan: its workloads (KV cache type, LoRA).")] = None,
+    name: Annotated[str | None, typer.Option(help="With a profile: the InferenceService's name.")] = None,
+    replicas: Annotated[int, typer.Option(help="With a profile.", min=1)] = 1,
+    gpu: GpuOption = None,
+    partition: PartitionOption = None,
+    deployment: DeploymentOption = "bare-metal",
+    out: OutOption = None,
+) -> None:
+    """Write a plan or a profile as KServe objects: ClusterServingRuntime, InferenceService, and a plan's ConfigMap.
+
+    Example: `aim-profile render plan.yaml -n llm | kubectl apply -f -`
+    """
+    from . import verbs_plans
+    from .render import Target
+
+    guarded(
+        lambda: verbs_plans.render(
+            source,
+            Target(namespace, strategy, image),
+            workloads=workloads,
+            storage_uris=verbs_plans.storage_uris(storage_uri or ()),
+            name=name,
+            replicas=replicas,
+            gpu=gpu,
+            partition=partition,
+            deployment=deployment,
+            out=out,
+        )
+    )

@@ -43,7 +43,8 @@ def _worth_writing(value: Any, keep_empty: bool) -> bool:
 def dump(value: Any, comment: str = "") -> str:
     """One document. comment: lines to stand above it."""
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
-    return head + yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+    # Folding would break a flag or a note in two; a long line is read as it is meant.
+    return head + yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=2**31, allow_unicode=True)
 
 
 def dump_all(documents: Iterable[tuple[str, Any]]) -> str:

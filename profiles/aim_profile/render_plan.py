@@ -1,0 +1,155 @@
+"""A plan as Kubernetes objects: an InferenceService for each workload and mode, a ConfigMap for the switches.
+
+What a device plugin cannot hand out is refused, not approximated: it gives a device to one pod, so replicas that
+share a device have no such object.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple, get_args
+
+from .derive import Refusal, Wanted, derive
+from .facts import Precision
+from .gpu import by_name
+from .model import load_model
+from .plan import CardPlan, Placement, Plan
+from .profile import FineTuning, Profile
+from .render import RenderError, Service
+from .sizing import KvDtype
+from .units import GIB
+from .workload import Workload, Workloads
+
+
+class Rendered(NamedTuple):
+    """services: what serves; skipped: one line for each workload that no InferenceService is made of."""
+
+    services: tuple[Service, ...]
+    skipped: tuple[str, ...]
+
+
+class _Group(NamedTuple):
+    """Replicas of one workload on devices of one kind."""
+
+    workload: str
+    gpu: str
+    mode: str
+    tp: int
+
+
+def services_of(
+    plan: Plan, workloads: Workloads | None = None, storage_uris: Mapping[str, str] | None = None
+) -> Rendered:
+    """The plan's replicas as services. workloads: for what a plan does not repeat (KV cache type, LoRA slots);
+    storage_uris: by workload, for models that are not on the hub.
+
+    Raises RenderError where replicas share a device, or a model has no address.
+    """
+    _refuse_shared(plan)
+    described = {workload.name: workload for workload in workloads.workloads} if workloads else {}
+    groups: dict[_Group, list[Placement]] = {}
+    cards = {(card.node, card.card): card for card in plan.cards}
+    skipped: dict[str, str] = {}
+    for placement in plan.placements:
+        if not _is_service(placement):
+            what = f"a {placement.kind} workload" if placement.kind != "serve" else "a workload without a model"
+            skipped[placement.workload] = f"{placement.workload}: {what} is no InferenceService"
+            continue
+        gpu = cards[placement.node, placement.cards[0]].gpu
+        groups.setdefault(_Group(placement.workload, gpu, placement.mode, placement.tp), []).append(placement)
+    kinds = Counter(group.workload for group in groups)
+    services = []
+    for group, placements in groups.items():
+        card = cards[placements[0].node, placements[0].cards[0]]
+        profile = _profile(placements[0], card, described.get(group.workload))
+        uri = (storage_uris or {}).get(group.workload)
+        services.append(_service(group, placements, profile, uri, alone=kinds[group.workload] == 1))
+    return Rendered(tuple(services), tuple(skipped.values()))
+
+
+def _is_service(placement: Placement) -> bool:
+    return placement.kind == "serve" and placement.model is not None
+
+
+def _refuse_shared(plan: Plan) -> None:
+    holders: dict[tuple[str, int, int], list[Placement]] = {}
+    for placement in plan.placements:
+        for card, partition in placement.devices:
+            holders.setdefault((placement.node, card, partition), []).append(placement)
+    for (node, card, partition), sharing in holders.items():
+        if len(sharing) > 1 and any(_is_service(placement) for placement in sharing):
+            names = [placement.id for placement in sharing]
+            raise RenderError(
+                f"{' and '.join(names)} share partition {partition} of {node} card {card}, and the device plugin "
+                "gives a device to one pod",
+                field="memory_limit",
+                value=names[0],
+                remedy="leave memory_limit out of the workloads, so that each gets its own device",
+            )
+
+
+def _profile(placement: Placement, card: CardPlan, workload: Workload | None) -> Profile:
+    """The profile of a replica on the very devices the plan gave it."""
+    model = load_model(placement.model or "")
+    deployment = "bare-metal" if card.deployment == "unknown" else card.deployment
+    mode = by_name(card.gpu).mode(placement.mode, deployment)
+    mode = mode.model_copy(update={"memory_mib": card.device_memory_mib or mode.memory_mib, "tier": card.tier})
+    kv_dtype: KvDtype = workload.kv_dtype if workload else "auto"
+    slots = workload.lora_slots if workload else 0
+    limit = placement.memory_limit_gib
+    wanted = Wanted(
+        precision=_precision(placement),
+        metric=placement.slo,
+        context=placement.context,
+        tensor_parallel=placement.tp,
+        kv_dtype=kv_dtype,
+        qos_priority=placement.priority,
+        memory_limit_bytes=None if limit is None else int(limit * GIB),
+        finetuning=FineTuning(lora_slots=slots, lora_rank=workload.lora_rank) if workload and slots else None,
+    )
+    found = derive(model, mode, wanted)
+    if isinstance(found, Refusal):
+        raise RenderError(
+            f"{placement.id}: {found.reason}",
+            field="placements",
+            value=placement.id,
+            remedy="give the workloads file too, if it names a KV cache type; else plan again",
+        )
+    return found
+
+
+def _precision(placement: Placement) -> Precision | None:
+    found = next((known for known in get_args(Precision) if known == placement.precision), None)
+    if found is None and placement.precision is not None:
+        raise RenderError(
+            f"{placement.id}: precision {placement.precision} is not served",
+            field="precision",
+            value=placement.precision,
+            remedy=f"it is one of {', '.join(get_args(Precision))}",
+        )
+    return found
+
+
+def _service(group: _Group, placements: list[Placement], profile: Profile, uri: str | None, alone: bool) -> Service:
+    if uri is None and not _on_the_hub(profile.model_id or ""):
+        raise RenderError(
+            f"{group.workload}: {profile.model_id} is a path on this machine",
+            field="storage-uri",
+            value=profile.model_id,
+            remedy=f"say where the cluster finds it: --storage-uri {group.workload}=pvc://claim/path (or s3://, hf://)",
+        )
+    nodes = Counter(placement.node for placement in placements)
+    name = group.workload if alone else f"{group.workload}-{group.mode.lower().replace('/', '-')}-tp{group.tp}"
+    return Service(
+        name=name,
+        profile=profile,
+        replicas=len(placements),
+        nodes=tuple(sorted(nodes)),
+        spread=len(nodes) > 1 and max(nodes.values()) == 1,
+        storage_uri=uri,
+    )
+
+
+def _on_the_hub(model_id: str) -> bool:
+    return model_id.count("/") == 1 and not model_id.startswith(("/", ".")) and not model_id.endswith(".gguf")

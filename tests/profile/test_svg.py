@@ -1,0 +1,92 @@
+"""The fleet's picture: well-formed, complete, and true to sizes."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aim_profile.fleet import parse_fleet
+from aim_profile.plan import Plan
+from aim_profile.plan_picture import draw, summary
+from aim_profile.planner import make_plan
+from aim_profile.svg import MOST_CARDS, CardBox, Device, NodeBox, Tenant, picture
+from aim_profile.workload import parse_workloads
+
+SAMPLES = Path(__file__).parent.parent.parent / "docs/samples"
+NS = "{http://www.w3.org/2000/svg}"
+
+
+def sample() -> Plan:
+    fleet = parse_fleet((SAMPLES / "fleet.yaml").read_text(encoding="utf-8"))
+    return make_plan(fleet, parse_workloads((SAMPLES / "workloads.yaml").read_text(encoding="utf-8")))
+
+
+def texts(svg: str) -> list[str]:
+    return ["".join(element.itertext()) for element in ET.fromstring(svg).iter(f"{NS}text")]
+
+
+def test_every_card_replica_and_free_device_is_drawn() -> None:
+    plan = sample()
+    svg = draw(plan)
+    words = texts(svg)
+    assert sum(word.startswith("card ") for word in words) == len(plan.cards) == 4
+    titles = ["".join(e.itertext()) for e in ET.fromstring(svg).iter(f"{NS}title")]
+    for placement in plan.placements:
+        drawn = [title for title in titles if title.startswith(placement.id)]
+        assert len(drawn) == len(placement.devices)
+        assert all(f"{placement.priority} priority" in title for title in drawn)
+    used = {(p.node, card, part) for p in plan.placements for card, part in p.devices}
+    assert sum("free" in word.split() for word in words) == sum(card.partitions for card in plan.cards) - len(used)
+    assert summary(plan) in words
+    assert {"high priority", "medium priority", "low priority", "needed", "headroom"} <= set(words)
+
+
+def test_a_switched_card_says_what_it_was() -> None:
+    fleet = parse_fleet("version: 1\nnodes: [{name: a, gpu: MI300X, cards: 1}]")
+    workloads = parse_workloads(
+        "version: 1\nworkloads: [{name: c, model: meta-llama/Llama-3.1-8B-Instruct, replicas: 8}]"
+    )
+    plan = make_plan(fleet, workloads)
+    assert "switched from SPX/NPS1" in texts(draw(plan))
+    assert "1 of 1 cards used" in summary(plan)
+
+
+def test_bars_are_to_scale() -> None:
+    tenant = Tenant("t", (), "high", need_gib=12, budget_gib=18)
+    svg = picture("t", "f", [NodeBox("n", "", (CardBox(0, "SPX/NPS1", (Device(0, 24, (tenant,)),)),))])
+    bars = [e for e in ET.fromstring(svg).iter(f"{NS}rect") if e.get("rx") == "2" and e.get("height") == "14.0"]
+    reserve, budget, need, _ = (float(e.get("width", "0")) for e in bars)
+    assert round(need / reserve, 2) == 0.5
+    assert round(budget / reserve, 2) == 0.75
+
+
+names = st.text(min_size=1, max_size=80)
+tenants = st.builds(
+    Tenant,
+    names,
+    st.tuples(names),
+    st.sampled_from(["high", "medium", "low"]),
+    st.floats(0, 500),
+    st.floats(0, 500),
+    st.none() | st.floats(0, 50),
+)
+devices = st.builds(Device, st.integers(0, 7), st.floats(1, 300), st.lists(tenants, max_size=3).map(tuple))
+cards = st.builds(CardBox, st.integers(0, 7), names, st.lists(devices, max_size=8).map(tuple), st.none() | names)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.builds(NodeBox, names, names, st.lists(cards, max_size=3).map(tuple)), max_size=3))
+def test_any_fleet_is_well_formed(nodes: list[NodeBox]) -> None:
+    root = ET.fromstring(picture("<title> & more", "facts", nodes))
+    assert root.tag == f"{NS}svg"
+    assert all(float(e.get("width", "0").rstrip("%")) >= 0 for e in root.iter(f"{NS}rect"))
+
+
+def test_a_large_fleet_is_cut_and_says_so() -> None:
+    node = NodeBox("n", "", tuple(CardBox(at, "SPX/NPS1", (Device(0, 192),)) for at in range(8)))
+    svg = picture("t", "f", [node] * 40)
+    assert f"{320 - MOST_CARDS} more cards are not drawn" in texts(svg)
+    assert sum(word.startswith("card ") for word in texts(svg)) == MOST_CARDS
