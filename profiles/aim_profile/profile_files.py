@@ -25,6 +25,8 @@ Form = Literal["ours", "aim", "unified"]
 M = TypeVar("M", bound=BaseModel)
 FORMS: tuple[Form, ...] = get_args(Form)
 
+# libyaml's parser where PyYAML was built with it: ten times as fast, and as safe.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MAX_FILE_BYTES = 2**20
 _AIM_KEYS = ("aim_id", "model_id", "metadata", "engine_args", "env_vars")
 # What the prototype asks beside the GPU is ours to choose: AIM's controller requests 4 CPUs and 32 GiB per GPU
@@ -207,7 +209,7 @@ def form_of(text: str) -> Form:
 
 def _parsed(text: str, named: str) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, Loader=_LOADER)
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
         raise ProfileError(f"{named}: not YAML: {' '.join(str(problem).split())}", field=named) from problem
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):

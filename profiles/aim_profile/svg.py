@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
-from xml.sax.saxutils import quoteattr
 from xml.sax.saxutils import escape as escape_markup
+from xml.sax.saxutils import quoteattr
 
 Priority = Literal["high", "medium", "low"]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,17 @@ def closed(schema: Any) -> Any:
     return found
 
 
-def violations(document: dict[str, Any]) -> list[str]:
-    version = document["apiVersion"].rpartition("/")[2]
-    crd = CRDS[document["kind"]]
-    (schema,) = [v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == version]
-    schema = copy.deepcopy(schema)
+@cache
+def validator(kind: str, version: str) -> jsonschema.Draft202012Validator:
+    versions = CRDS[kind]["spec"]["versions"]
+    (schema,) = [found["schema"]["openAPIV3Schema"] for found in versions if found["name"] == version]
     schema["properties"]["metadata"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    return [error.message for error in jsonschema.Draft202012Validator(closed(schema)).iter_errors(document)]
+    return jsonschema.Draft202012Validator(closed(schema))
+
+
+def violations(document: dict[str, Any]) -> list[str]:
+    found = validator(document["kind"], document["apiVersion"].rpartition("/")[2])
+    return [error.message for error in found.iter_errors(document)]
 
 
 @pytest.mark.parametrize("gpu", [*catalog()] if CRDS else [])
