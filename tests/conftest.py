@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from ports import free_ports
 
 ROOT = Path(__file__).parent.parent

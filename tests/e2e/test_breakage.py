@@ -60,10 +60,11 @@ async def break_off(client: httpx.AsyncClient, stack: Stack, number: int) -> Non
     async with client.stream("POST", f"{stack.url}/v1/chat/completions", json=body) as response:
         assert response.status_code == 200
         read = 0
-        async for _ in events(response):
-            read += 1
-            if read > number % 3:
-                return
+        async with contextlib.aclosing(events(response)) as stream:
+            async for _ in stream:
+                read += 1
+                if read > number % 3:
+                    return
 
 
 async def test_two_hundred_broken_streams_leave_nothing_behind(
