@@ -299,6 +299,7 @@ BAD = [
     ("responses", {"input": "x", "previous_response_id": "resp_1"}, 404, "response_id"),
     ("tokenize", {}, 400, "prompt"),
     ("tokenize", {"prompt": 5}, 400, "prompt"),
+    ("tokenize", {"messages": [{"role": 1}]}, 400, "messages.0.role"),
     ("detokenize", {"tokens": ["a"]}, 400, "tokens.0"),
 ]
 

@@ -81,6 +81,9 @@ class LiveStats:
         return max(self._kv_cache_usage.values(), default=None)
 
 
+def _nothing(timeout: float | None = None) -> None: ...
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Built:
     """A running engine and what it was made from."""
@@ -135,6 +138,7 @@ class Built:
     def shutdown(self) -> None:
         """:meth:`close` for an engine that was never attached to a loop; blocks."""
         self.llm.shutdown(timeout=max(SHUTDOWN_TIMEOUT_S, self.llm.vllm_config.shutdown_timeout))
+        self.llm.shutdown = _nothing  # its __del__ shuts down again, in an interpreter that is going away
         multiprocessing.active_children()  # reaps
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
@@ -73,11 +74,17 @@ def invalid_body(error: ValidationError) -> ServingError:
     """What is wrong with a body, in one problem.
 
     Where a field or a request may have several forms, each form reports its own problems. The field that most of
-    them complain of is at fault; between equals, one that is there and wrong says more than one that is missing.
+    them complain of is at fault; but a whole form's missing field says little, as the request may have another form.
     """
     problems = [(field_of(problem["loc"]), problem) for problem in error.errors(include_url=False)]
     complaints = Counter(param for param, _ in problems)
-    param, first = min(problems, key=lambda item: (-complaints[item[0]], item[1]["type"] == "missing"))
+
+    def weakness(candidate: tuple[str | None, ErrorDetails]) -> tuple[int, bool]:
+        param, problem = candidate
+        missing = problem["type"] == "missing"
+        return (-1 if missing and "." not in (param or "") else -complaints[param], missing)
+
+    param, first = min(problems, key=weakness)
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] != "missing":
         reason += f" (got {repr(first['input'])[:LONGEST_VALUE]})"
