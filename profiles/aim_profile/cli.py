@@ -24,7 +24,7 @@ KvDtype = Literal["auto", "bf16", "fp16", "fp8"]
 AllocMode = Literal["CAPPING", "ALL"]
 Priority = Literal["low", "medium", "high"]
 Form = Literal["ours", "aim", "unified"]
-SchemaKind = Literal["profile", "unified"]
+SchemaKind = Literal["profile", "unified", "fleet", "workloads", "plan"]
 Tier = Literal["validated", "driver-legal", "unsupported"]
 Strategy = Literal["mixed", "single"]
 
@@ -392,6 +392,56 @@ def plan(
 
 
 @app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="A plan.")],
+    new: Annotated[Path, typer.Argument(help="Another plan.")],
+    output: OutputOption = "table",
+) -> None:
+    """What the new plan changes: modes of cards, replicas that come, go or move. Exit 1 if anything.
+
+    Example: `aim-profile diff yesterday.yaml plan.yaml`
+    """
+    from . import verbs_steps
+
+    guarded(lambda: verbs_steps.diff(output, old, new))
+
+
+@app.command("assert")
+def assert_plan(
+    plan: Annotated[Path, typer.Argument(help="A plan.")],
+    root: RootOption = None,
+    amd_smi: AmdSmiOption = None,
+    node: NodeOption = None,
+    name: Annotated[str | None, typer.Option(help="The node's name in the plan; its own when left out.")] = None,
+    output: OutputOption = "table",
+) -> None:
+    """Is this node as planned? Exit 1 and what is not: cards, modes, partitions, memory.
+
+    Example: `aim-profile assert plan.yaml` on the node itself, or `--node node.yaml` for a recorded one.
+    """
+    from . import verbs_facts, verbs_steps
+
+    guarded(lambda: verbs_steps.assert_plan(output, plan, verbs_facts.find_node(root, amd_smi or (), node), name))
+
+
+@app.command()
+def steps(
+    current: Annotated[Path, typer.Argument(help="What is now: a plan, or a fleet or emulation file: nothing runs.")],
+    plan: Annotated[Path, typer.Argument(help="The plan to reach.")],
+    max_parallel: Annotated[int, typer.Option(help="Nodes drained at once.", min=1)] = 1,
+    surge: Annotated[int, typer.Option(help="Replicas that may run twice for a moment while they move.", min=0)] = 0,
+    output: OutputOption = "table",
+) -> None:
+    """The way to a plan: drain, switch, verify by read-back, place, undrain, node by node.
+
+    Example: `aim-profile steps fleet.yaml plan.yaml --max-parallel 2`
+    """
+    from . import verbs_steps
+
+    guarded(lambda: verbs_steps.steps(output, current, plan, max_parallel, surge))
+
+
+@app.command()
 def render(
     source: Annotated[
         str, typer.Argument(help="A plan's file, a profile's file, ORG/MODEL/PROFILE-ID, or a model with --gpu.")
@@ -399,6 +449,9 @@ def render(
     namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Of the InferenceServices.")] = None,
     strategy: Annotated[Strategy, typer.Option(help="The device plugin's resource naming strategy.")] = "mixed",
     image: Annotated[str | None, typer.Option(help="The runtime's image.")] = None,
+    operator_namespace: Annotated[
+        str, typer.Option(help="With a plan: where the GPU operator runs, for its ConfigMap.")
+    ] = "kube-amd-gpu",
     storage_uri: Annotated[
         list[str] | None, typer.Option(help="NAME=URI of a model that is not on the hub; may be repeated.")
     ] = None,
@@ -420,7 +473,7 @@ def render(
     guarded(
         lambda: verbs_plans.render(
             source,
-            Target(namespace, strategy, image),
+            Target(namespace, strategy, image, operator_namespace),
             workloads=workloads,
             storage_uris=verbs_plans.storage_uris(storage_uri or ()),
             name=name,

@@ -27,14 +27,18 @@ def summary(plan: Plan) -> str:
     parts = [
         f"{placed} of {asked} replicas placed",
         f"{totals.cards_used} of {totals.cards} cards used",
-        f"{totals.nodes_drained} nodes drained" if totals.nodes_drained else "",
-        f"{totals.cards_switched} cards switched" if totals.cards_switched else "no card switched",
+        _count(totals.nodes_drained, "node drained", "nodes drained") if totals.nodes_drained else "",
+        _count(totals.cards_switched, "card switched", "cards switched"),
         f"{totals.evicted} evicted" if totals.evicted else "",
         "proven best" if totals.proven else f"at most {totals.gap:.0%} more cards than needed" if totals.gap else "",
         "partition modes not all validated by AMD" if _daring(plan) else "",
         "memory estimated, not measured",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"no {one}" if not number else f"1 {one}" if number == 1 else f"{number} {many}"
 
 
 def _daring(plan: Plan) -> bool:

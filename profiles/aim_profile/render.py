@@ -43,12 +43,14 @@ class RenderError(AimProfileError):
 class Target(NamedTuple):
     """Where objects go and what they are made of.
 
-    strategy: the device plugin's resource naming strategy; image: of the runtime, None: our own by version.
+    strategy: the device plugin's resource naming strategy; image: of the runtime, None: our own by version;
+    operator_namespace: where the GPU operator and its Device Config Manager run.
     """
 
     namespace: str | None = None
     strategy: Strategy = "mixed"
     image: str | None = None
+    operator_namespace: str = "kube-amd-gpu"
 
 
 class Service(NamedTuple):

@@ -10,16 +10,20 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple, get_args
 
+from . import dcm
 from .derive import Refusal, Wanted, derive
 from .facts import Precision
 from .gpu import by_name
 from .model import load_model
 from .plan import CardPlan, Placement, Plan
 from .profile import FineTuning, Profile
-from .render import RenderError, Service
+from .render import Document, RenderError, Service, Target
 from .sizing import KvDtype
 from .units import GIB
 from .workload import Workload, Workloads
+
+# The name that a DeviceConfig's spec.configManager.config.name points at by default.
+_DCM_CONFIG_MAP = "default-dcm-config"
 
 
 class Rendered(NamedTuple):
@@ -66,6 +70,45 @@ def services_of(
         uri = (storage_uris or {}).get(group.workload)
         services.append(_service(group, placements, profile, uri, alone=kinds[group.workload] == 1))
     return Rendered(tuple(services), tuple(skipped.values()))
+
+
+def config_map_of(plan: Plan, target: Target) -> list[Document]:
+    """The Device Config Manager's ConfigMap for the nodes whose mode can be switched; none where no card has one.
+
+    Above it stand the commands that make a node take its profile; `aim-profile steps` says when.
+    Raises RenderError where the device plugin's single strategy cannot advertise a node.
+    """
+    nodes: dict[str, list[str]] = {}
+    for card in plan.cards:
+        if card.mode is not None and by_name(card.gpu).partitionable:
+            nodes.setdefault(card.node, []).append(card.mode)
+    if not nodes:
+        return []
+    for node, modes in nodes.items():
+        if target.strategy == "single" and len(set(modes)) > 1:
+            raise RenderError(
+                f"{node} has cards in {' and '.join(sorted(set(modes)))}: under the single strategy the device plugin "
+                "refuses such a node",
+                field="strategy",
+                value="single",
+                remedy="use the mixed strategy, or plan without --allow-mixed-compute",
+            )
+    body = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": _DCM_CONFIG_MAP, "namespace": target.operator_namespace},
+        "data": {"config.json": dcm.config_json(nodes.values())},
+    }
+    return [(_dcm_comment(nodes), body)]
+
+
+def _dcm_comment(nodes: Mapping[str, list[str]]) -> str:
+    lines = [
+        "Partition modes, for the GPU operator's Device Config Manager. A drained and tainted node takes its own by:"
+    ]
+    for node, modes in nodes.items():
+        lines.append(f"  kubectl label node {node} {dcm.PROFILE_LABEL}={dcm.profile_name(modes)} --overwrite")
+    return "\n".join(lines)
 
 
 def _is_service(placement: Placement) -> bool:

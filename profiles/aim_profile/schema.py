@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from .fleet import FleetFile
+from .plan import Plan
 from .profile import Profile
 from .profile_files import Unified
+from .workload import Workloads
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -22,4 +25,4 @@ def schema_of(kind: str) -> dict[str, Any]:
 
 
 def _models() -> dict[str, Any]:
-    return {"profile": Profile, "unified": Unified}
+    return {"profile": Profile, "unified": Unified, "fleet": FleetFile, "workloads": Workloads, "plan": Plan}

@@ -320,7 +320,8 @@ def _fit_blocks(sized: Fit | DoesNotFit, where: str) -> tuple[Facts | Table | st
     each = " a device" if sized.tp > 1 else ""
     facts = Facts(
         (
-            (sized.model, verdict + each),
+            ("model", sized.model),
+            ("verdict", verdict + each),
             ("on", where),
             (
                 "asked",

@@ -16,8 +16,8 @@ from .plan import CardPlan, Plan, PlanError, PlanOptions, Unplaced, dump_plan, l
 from .plan_picture import draw, summary
 from .planner import make_plan
 from .profile_files import read_file
-from .render import Service, Target, render_services, service_name
-from .render_plan import services_of
+from .render import Document, Service, Target, render_services, service_name
+from .render_plan import config_map_of, services_of
 from .verbs_facts import write_out
 from .verbs_profiles import find_profile
 from .workload import load_workloads
@@ -53,7 +53,10 @@ def _fleet(named: str) -> Fleet:
     if named == _LIVE:
         return fleet_of([read_node()])
     place = Path(named)
-    return fleet_of([read_node(place)]) if place.is_dir() else load_fleet(place)
+    if not place.is_dir():
+        return load_fleet(place)
+    recorded = read_node(place)
+    return fleet_of([recorded.model_copy(update={"name": recorded.name or place.resolve().name.lower()})])
 
 
 def _show_plan(output: Output, made: Plan) -> None:
@@ -149,21 +152,25 @@ def render(
 ) -> int:
     """A plan file, a profile file or a profile's reference as Kubernetes objects."""
     file = Path(source)
-    if file.is_file() and _is_plan(file):
-        found = services_of(load_plan(file), load_workloads(workloads) if workloads else None, storage_uris)
-        services: Sequence[Service] = found.services
-        for line in found.skipped:
-            print_note(f"not rendered: {line}")
+    if file.is_file() and is_plan(file):
+        documents = _render_plan(load_plan(file), target, workloads, storage_uris)
     else:
         profile = read_file(file) if file.is_file() else find_profile(source, Wanted(), partition, gpu, deployment)
         named = name or service_name(profile.aim_id or profile.id)
         uri = storage_uris.get(named, storage_uris.get(""))
-        services = [Service(named, profile, replicas, storage_uri=uri)]
-    write_out(dump_all(render_services(services, target)), out)
+        documents = render_services([Service(named, profile, replicas, storage_uri=uri)], target)
+    write_out(dump_all(documents), out)
     return FITS
 
 
-def _is_plan(file: Path) -> bool:
+def _render_plan(made: Plan, target: Target, workloads: Path | None, storage_uris: Mapping[str, str]) -> list[Document]:
+    found = services_of(made, load_workloads(workloads) if workloads else None, storage_uris)
+    for line in found.skipped:
+        print_note(f"not rendered: {line}")
+    return [*config_map_of(made, target), *render_services(found.services, target)]
+
+
+def is_plan(file: Path) -> bool:
     """By its keys: a plan that is wrong elsewhere is to be refused as a plan."""
     raw = parse_yaml(read_text(file, PlanError), str(file), PlanError)
     return isinstance(raw, dict) and "placements" in raw

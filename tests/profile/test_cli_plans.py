@@ -1,0 +1,159 @@
+"""The verbs about plans: plan, diff, assert, steps, render; files go from one to the next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from aim_profile import cli, gpu, render
+from aim_profile.cli import app
+from aim_profile.plan import load_plan
+
+SAMPLES = Path(__file__).parent.parent.parent / "docs/samples"
+FLEET, WORKLOADS = SAMPLES / "fleet.yaml", SAMPLES / "workloads.yaml"
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert found.exit_code == code, (found.output, found.exception)
+    return found
+
+
+def refusal(*arguments: object) -> str:
+    found = run(*arguments, code=2)
+    assert found.stdout == ""
+    assert found.stderr.count("\n") == 1
+    return found.stderr
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("plan") / "plan.yaml"
+    run("plan", FLEET, WORKLOADS, "--out", file)
+    return file
+
+
+def node_file(folder: Path, name: str, mode: str, cards: int = 2) -> Path:
+    file = folder / f"{name}.yaml"
+    file.write_text(f"version: 1\nname: {name}\ngpu: MI300X\ncards: {cards}\npartition: {mode}\n", encoding="utf-8")
+    return file
+
+
+def test_choices_are_those_of_their_sources() -> None:
+    assert cli.Tier == gpu.Tier
+    assert cli.Strategy == render.Strategy
+
+
+def test_a_plan_is_printed_written_and_drawn(tmp_path: Path) -> None:
+    out, svg = tmp_path / "plan.json", tmp_path / "plan.svg"
+    found = run("plan", FLEET, WORKLOADS, "--out", out, "--svg", svg)
+    assert "14 of 14 replicas placed" in found.stdout
+    assert "coder/0" in found.stdout
+    assert svg.read_text(encoding="utf-8").startswith("<svg")
+    printed = json.loads(run("plan", FLEET, WORKLOADS, "-o", "json").stdout)
+    assert printed == json.loads(out.read_text(encoding="utf-8"))
+    assert load_plan(out).complete
+    assert yaml.safe_load(run("plan", FLEET, WORKLOADS, "-o", "yaml").stdout) == printed
+
+
+def test_exact_agrees_on_the_sample() -> None:
+    heuristic = json.loads(run("plan", FLEET, WORKLOADS, "-o", "json").stdout)["totals"]
+    exact = json.loads(run("plan", FLEET, WORKLOADS, "--exact", "-o", "json").stdout)["totals"]
+    assert exact["proven"] is True
+    assert exact["cards_used"] == heuristic["cards_used"]
+
+
+def test_what_has_no_device_is_named_with_the_remedy(tmp_path: Path) -> None:
+    one = node_file(tmp_path, "small", "CPX/NPS4", 1)
+    found = run("plan", one, WORKLOADS, code=1)
+    assert "Without a device" in found.stdout
+    assert "what would help" in found.stdout
+
+
+def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    assert "nodes" in refusal("plan", WORKLOADS, FLEET)
+    assert "absent.yaml" in refusal("plan", FLEET, tmp_path / "absent.yaml")
+    assert "absent" in refusal("plan", FLEET, WORKLOADS, "--svg", tmp_path / "absent" / "plan.svg")
+    (tmp_path / "bad.yaml").write_text("placements: 1", encoding="utf-8")
+    for verb in (("diff", tmp_path / "bad.yaml"), ("steps", FLEET), ("render",)):
+        assert "bad.yaml" in refusal(*verb, tmp_path / "bad.yaml")
+
+
+def test_a_node_as_planned_passes_and_a_changed_one_is_named(planned: Path, tmp_path: Path) -> None:
+    good = node_file(tmp_path, "node-b", "CPX/NPS4")
+    assert "as planned" in run("assert", planned, "--node", good).stdout
+    assert json.loads(run("assert", planned, "--node", good, "-o", "json").stdout) == {"equal": True, "differences": []}
+    wrong = node_file(tmp_path, "node-b", "SPX/NPS1")
+    found = json.loads(run("assert", planned, "--node", wrong, "-o", "json", code=1).stdout)
+    assert found["differences"][0]["message"] == "node-b card 0: mode should be CPX/NPS4, is SPX/NPS1"
+    other = node_file(tmp_path, "elsewhere", "CPX/NPS4")
+    assert "the plan has no node 'elsewhere'" in refusal("assert", planned, "--node", other)
+    run("assert", planned, "--node", other, "--name", "node-b")
+
+
+def test_diff_is_silent_about_equal_plans_and_names_what_moves(planned: Path, tmp_path: Path) -> None:
+    assert run("diff", planned, planned).stdout == "No difference.\n"
+    text = planned.read_text(encoding="utf-8")
+    (tmp_path / "new.yaml").write_text(text.replace("replica: 5", "replica: 9"), encoding="utf-8")
+    found = json.loads(run("diff", planned, tmp_path / "new.yaml", "-o", "json", code=1).stdout)
+    assert [change["subject"] for change in found["changes"]] == ["chat/5", "chat/9"]
+
+
+def test_steps_start_from_what_is_there_now(planned: Path, tmp_path: Path) -> None:
+    as_planned = json.loads(run("steps", FLEET, planned, "-o", "json").stdout)
+    assert {step["action"] for step in as_planned["steps"]} == {"place"}
+    whole = tmp_path / "fleet.yaml"
+    whole.write_text(
+        "version: 1\nnodes: [{name: node-a, gpu: MI300X, cards: 2}, {name: node-b, gpu: MI300X, cards: 2}]"
+    )
+    switched = json.loads(run("steps", whole, planned, "-o", "json").stdout)
+    actions = [step["action"] for step in switched["steps"] if step["node"] == "node-b"]
+    assert actions == ["drain", "switch", "verify", "place", "undrain"]
+    assert json.loads(switched["config_json"])["gpu-config-profiles"]["cpx-nps4-x2"]
+    assert "Nothing to do." in run("steps", planned, planned).stdout
+
+
+def test_a_plan_is_rendered_whole(planned: Path, tmp_path: Path) -> None:
+    found = run("render", planned, "-n", "llm", "--image", "registry.example/runtime:1")
+    kinds = [document["kind"] for document in yaml.safe_load_all(found.stdout)]
+    assert kinds == ["ConfigMap", "ClusterServingRuntime", *["InferenceService"] * 4]
+    config_map = next(iter(yaml.safe_load_all(found.stdout)))
+    profiles = json.loads(config_map["data"]["config.json"])["gpu-config-profiles"]
+    for name, body in profiles.items():
+        assert body["profiles"] == [
+            {
+                "computePartition": name.split("-")[0].upper(),
+                "memoryPartition": name.split("-")[1].upper(),
+                "numGPUsAssigned": 2,
+            }
+        ]
+    assert "config.json: |\n" in found.stdout
+    assert "kubectl label node node-b dcm.amd.com/gpu-config-profile=cpx-nps4-x2" in found.stdout
+    assert "not rendered: guard" in found.stderr
+    out = tmp_path / "objects.yaml"
+    run("render", planned, "-n", "llm", "--image", "registry.example/runtime:1", "--out", out)
+    assert out.read_text(encoding="utf-8") == found.stdout
+
+
+def test_a_profile_is_rendered_by_reference_file_or_device(tmp_path: Path) -> None:
+    reference = "Qwen/Qwen3-8B/vllm-mi300x-cpx-nps4-bf16-tp1-latency"
+    by_reference = run("render", reference).stdout
+    file = tmp_path / "p.yaml"
+    run("export", reference, "--out", file)
+    assert run("render", file).stdout == by_reference
+    assert run("render", "Qwen/Qwen3-8B", "--gpu", "MI300X", "--partition", "CPX").stdout == by_reference
+    named = list(
+        yaml.safe_load_all(run("render", file, "--name", "q", "--replicas", 2, "--storage-uri", "pvc://a/b").stdout)
+    )
+    assert named[1]["metadata"]["name"] == "q"
+    assert named[1]["spec"]["predictor"]["model"]["storageUri"] == "pvc://a/b"
+    assert "no address" in refusal("render", file, "--storage-uri", "models")
+
+
+@pytest.mark.parametrize("verb", ["plan", "diff", "assert", "steps", "render"])
+def test_every_verb_explains_itself_with_an_example(verb: str) -> None:
+    assert "Example:" in run(verb, "--help").stdout
