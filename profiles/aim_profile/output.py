@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from .errors import AimProfileError
 
 Output = Literal["table", "json", "yaml"]
 
@@ -48,6 +51,21 @@ def show(output: Output, data: Any, *blocks: Block) -> None:
 def print_text(text: str) -> None:
     """Text as it is: no colour, no wrapping."""
     sys.stdout.write(text)
+
+
+def write_out(text: str, file: Path | None, make_folder: bool = False) -> None:
+    """`text` to the file, or to stdout. Raises AimProfileError where the file cannot be written."""
+    if file is None or str(file) == "-":
+        print_text(text)
+        return
+    try:
+        if make_folder:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as problem:
+        raise AimProfileError(
+            f"{file}: {problem.strerror}", field="file", value=str(file), remedy="name a file in a folder that exists"
+        ) from problem
 
 
 def print_error(text: str) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from .alternatives import size_on, size_on_bytes
-from .errors import AimProfileError, NodeError
+from .chosen_device import NamedDevice
+from .errors import AimProfileError
 from .gpu import Accelerator, Deployment, PartitionMode, by_name, catalog
 from .model import ModelFacts, by_id, known_ids, load_model
-from .node import Card, Node, export_node, load_emulated, read_node
-from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_text, show
-from .sizing import DoesNotFit, Fit, Option, Request, kv_bytes_per_token, make_request, weight_bytes
-from .units import MIB, gib, parse_memory
+from .node import Card, Node, export_node
+from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, show, write_out
+from .sizing import DoesNotFit, Fit, Option, kv_bytes_per_token, make_request, weight_bytes
+from .units import MIB, gib
 
 
 def gpus(output: Output, name: str | None, deployment: Deployment) -> int:
@@ -168,34 +169,10 @@ def node(output: Output, found: Node) -> int:
     return FITS
 
 
-def find_node(root: Path | None, amd_smi: Sequence[Path], emulated: Path | None) -> Node:
-    """The node that the options name. Raises NodeError."""
-    if emulated is not None and (root is not None or amd_smi):
-        raise NodeError(
-            "--node and --root/--amd-smi name two nodes", field="node", value=str(emulated), remedy="give one of them"
-        )
-    return load_emulated(emulated) if emulated is not None else read_node(root, amd_smi)
-
-
 def export(found: Node, file: Path | None) -> int:
     """The node as an emulation file, on stdout where no file is named."""
     write_out(export_node(found), file)
     return FITS
-
-
-def write_out(text: str, file: Path | None, make_folder: bool = False) -> None:
-    """`text` to the file, or to stdout. Raises AimProfileError where the file cannot be written."""
-    if file is None or str(file) == "-":
-        print_text(text)
-        return
-    try:
-        if make_folder:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-    except OSError as problem:
-        raise AimProfileError(
-            f"{file}: {problem.strerror}", field="file", value=str(file), remedy="name a file in a folder that exists"
-        ) from problem
 
 
 def node_data(found: Node) -> dict[str, Any]:
@@ -265,50 +242,20 @@ FIT_FIELDS = (
 )
 
 
-def fit(
-    output: Output,
-    model_reference: str,
-    *,
-    gpu: str | None,
-    partition: str | None,
-    memory: str | None,
-    deployment: Deployment,
-    **asked: Any,
-) -> int:
-    """Whether a model fits a device: of a GPU's mode, or of that much memory."""
+def fit(output: Output, model_reference: str, on: NamedDevice, **asked: Any) -> int:
+    """Whether a model fits that device. asked: sizing.Request's fields."""
     model, request = load_model(model_reference), make_request(**asked)
-    sized, where = _sized(model, request, gpu, partition, memory, deployment)
+    mode = on.mode
+    if mode is None:
+        sized, where = size_on_bytes(model, on.memory_bytes, request), f"a device of {on.memory_bytes // MIB} MiB"
+    else:
+        sized = size_on(model, mode, by_name(mode.accelerator), request)
+        many = f"{request.tp} x " if request.tp > 1 else ""
+        what = f"({mode.tier} on {mode.deployment}): {mode.memory_mib} MiB, {mode.cus} CUs"
+        where = f"{many}{mode.accelerator} {mode.label} {what}"
     whole = sized.model_dump(mode="json", include=set(FIT_FIELDS))
     show(output, {key: whole[key] for key in FIT_FIELDS}, *_fit_blocks(sized, where))
     return FITS if sized.fits else DOES_NOT_FIT
-
-
-def _sized(
-    model: ModelFacts,
-    request: Request,
-    gpu: str | None,
-    partition: str | None,
-    memory: str | None,
-    deployment: Deployment,
-) -> tuple[Fit | DoesNotFit, str]:
-    if memory is not None and (gpu is not None or partition is not None):
-        raise AimProfileError(
-            "--memory and --gpu both say what the device is", field="memory", value=memory, remedy="give one of them"
-        )
-    if memory is not None:
-        device_bytes = parse_memory(memory)
-        return size_on_bytes(model, device_bytes, request), f"a device of {device_bytes // MIB} MiB"
-    if gpu is None:
-        raise AimProfileError(
-            "no device named", field="gpu", remedy="give --gpu MI300X (and --partition CPX/NPS4), or --memory 24GiB"
-        )
-    accelerator = by_name(gpu)
-    mode = accelerator.mode(partition or "SPX", deployment)
-    many = f"{request.tp} x " if request.tp > 1 else ""
-    where = (
-        f"{many}{accelerator.name} {mode.label} ({mode.tier} on {deployment}): {mode.memory_mib} MiB, {mode.cus} CUs"
-    )
-    return size_on(model, mode, accelerator, request), where
 
 
 def _fit_blocks(sized: Fit | DoesNotFit, where: str) -> tuple[Facts | Table | str, ...]:

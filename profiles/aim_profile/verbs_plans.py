@@ -11,14 +11,13 @@ from .errors import AimProfileError
 from .fleet import Fleet, fleet_of, load_fleet
 from .gpu import Deployment
 from .node import read_node
-from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, print_text, show
+from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, print_text, show, write_out
 from .plan import CardPlan, Plan, PlanError, PlanOptions, Unplaced, dump_plan, load_plan
 from .plan_picture import draw, summary
 from .planner import make_plan
 from .profile_files import read_file
 from .render import Document, Service, Target, render_services, service_name
 from .render_plan import config_map_of, services_of
-from .verbs_facts import write_out
 from .verbs_profiles import find_profile
 from .workload import load_workloads
 from .yaml_input import parse_yaml, read_text

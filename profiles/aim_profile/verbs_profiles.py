@@ -7,20 +7,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .chosen_device import card_of, mode_of
 from .derive import NoSuchProfileError, Refusal, Wanted, derive, derive_from_id
 from .errors import AimProfileError, PartitionError
 from .facts import ModelFacts, Precision
 from .gpu import Accelerator, Deployment, PartitionMode, by_name
 from .model import by_id, known_ids, load_model
-from .node import Card, Node
-from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, show
-from .profile import FineTuning, Profile, ProfileError, parse_reference
+from .node import Node
+from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, show, write_out
+from .profile import FineTuning, Profile, parse_reference
 from .profile_check import Finding, check
 from .profile_files import Form, body_of, form_of, read_file, write
 from .schema import schema_of
 from .selection import Devices, Judged, Selection, Wish, select, stored_profiles
 from .units import parse_memory
-from .verbs_facts import write_out
 
 LISTED_PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8", "int4")
 
@@ -119,44 +119,12 @@ def _list_row(profile: Profile) -> tuple[str, ...]:
 
 
 def devices_of(node: Node, card: int | None) -> Devices:
-    """The devices of one card of a node, for select. Raises ProfileError where they are not known."""
-    chosen = _card(node, card)
-    accelerator = chosen.accelerator
-    if accelerator is None:
-        raise ProfileError(
-            f"card {chosen.index} is not in the catalogue",
-            field="card",
-            value=chosen.pci_id,
-            remedy=chosen.report or "",
-        )
-    label = chosen.mode_label or ("SPX/NPS1" if not accelerator.partitionable else None)
-    if label is None:
-        raise ProfileError(
-            f"card {chosen.index}: its partition mode is not readable here",
-            field="partition",
-            remedy="give --gpu, --partition and --count instead",
-        )
-    mode = accelerator.mode(label, "bare-metal" if node.deployment == "unknown" else node.deployment)
-    sizes = [part.memory_mib for part in chosen.partitions if part.memory_mib]
-    mode = mode.model_copy(update={"memory_mib": min(sizes, default=mode.memory_mib)})
+    """The devices of a node: those of one card, or all whole cards of one kind. Raises NodeError if not known."""
+    chosen = card_of(node, card)
+    mode = mode_of(chosen, "bare-metal" if node.deployment == "unknown" else node.deployment)
     alike = [other for other in node.cards if other.product == chosen.product and other.mode_label == chosen.mode_label]
     whole = mode.partitions == 1 and card is None
-    number = len(alike) if whole else len(chosen.partitions)
-    return Devices(mode, number, chosen.alloc_mode or "CAPPING")
-
-
-def _card(node: Node, index: int | None) -> Card:
-    if not node.cards:
-        raise ProfileError("no AMD GPU here", field="node", remedy="give --gpu, or --root or --node")
-    found = next((card for card in node.cards if card.index == (index or node.cards[0].index)), None)
-    if found is None:
-        raise ProfileError(
-            f"no card {index}",
-            field="card",
-            value=index,
-            remedy=f"the node has {len(node.cards)}: 0 to {len(node.cards) - 1}",
-        )
-    return found
+    return Devices(mode, len(alike) if whole else len(chosen.partitions), chosen.alloc_mode or "CAPPING")
 
 
 def named_devices(gpu: str, partition: str | None, count: int, deployment: Deployment, alloc_mode: Any) -> Devices:

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from aim_profile import cli, facts, gpu, node_facts, output, profile, profile_files, schema, sizing
+from aim_profile import cli_options as cli
+from aim_profile import facts, gpu, node_facts, output, profile, profile_files, schema, sizing
 from aim_profile.cli import app
 from aim_profile.known_models import known_ids
 
@@ -107,7 +108,7 @@ def test_fit_answers_the_three_questions() -> None:
         (("--gpu", "MI300X", "--tp", "5"), "tensor parallel 5"),
         (("--memory", "24"), "write a number with a unit"),
         (("--memory", "24GiB", "--gpu", "MI300X"), "give one of them"),
-        ((), "give --gpu"),
+        (("--partition", "CPX"), "name the GPU too"),
     ],
 )
 def test_fit_refuses_what_it_cannot_size(arguments: tuple[str, ...], message: str) -> None:
@@ -122,6 +123,12 @@ def test_wrong_usage_is_bad_input(arguments: tuple[str, ...]) -> None:
     found = run(*arguments, code=2)
     assert found.stdout == ""
     assert "Usage" in found.stderr
+
+
+def test_fit_reads_the_node(cpx_node: Path) -> None:
+    found = run("fit", LLAMA, "--node", cpx_node)
+    assert "MI300X CPX/NPS4 (validated on bare-metal): 24574 MiB" in found.stdout
+    assert "no card 5" in refusal("fit", LLAMA, "--node", cpx_node, "--card", 5)
 
 
 def test_fit_takes_a_plain_amount_of_memory() -> None:

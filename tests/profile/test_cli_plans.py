@@ -9,7 +9,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from aim_profile import cli, gpu, render
+from aim_profile import cli_options as cli
+from aim_profile import gpu, render
 from aim_profile.cli import app
 from aim_profile.plan import load_plan
 
