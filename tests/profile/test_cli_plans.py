@@ -105,13 +105,14 @@ def test_diff_is_silent_about_equal_plans_and_names_what_moves(planned: Path, tm
 
 
 def test_steps_start_from_what_is_there_now(planned: Path, tmp_path: Path) -> None:
-    as_planned = json.loads(run("steps", FLEET, planned, "-o", "json").stdout)
-    assert {step["action"] for step in as_planned["steps"]} == {"place"}
-    whole = tmp_path / "fleet.yaml"
-    whole.write_text(
-        "version: 1\nnodes: [{name: node-a, gpu: MI300X, cards: 2}, {name: node-b, gpu: MI300X, cards: 2}]"
+    ready = tmp_path / "ready.yaml"
+    ready.write_text(
+        "version: 1\nnodes: [{name: node-a, gpu: MI300X, cards: 2},"
+        " {name: node-b, gpu: MI300X, cards: 2, compute_partition: CPX, memory_partition: NPS4}]"
     )
-    switched = json.loads(run("steps", whole, planned, "-o", "json").stdout)
+    as_planned = json.loads(run("steps", ready, planned, "-o", "json").stdout)
+    assert {step["action"] for step in as_planned["steps"]} == {"place"}
+    switched = json.loads(run("steps", FLEET, planned, "-o", "json").stdout)
     actions = [step["action"] for step in switched["steps"] if step["node"] == "node-b"]
     assert actions == ["drain", "switch", "verify", "place", "undrain"]
     assert json.loads(switched["config_json"])["gpu-config-profiles"]["cpx-nps4-x2"]
