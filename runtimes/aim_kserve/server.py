@@ -24,6 +24,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from aim_kserve.access import AccessLog
+from aim_kserve.corked import CorkedHttp
 from aim_kserve.dataplane import FixedRepository, TruthfulDataPlane
 from aim_kserve.errors import StartupError
 from aim_kserve.grpc_server import GrpcServer
@@ -140,6 +141,7 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
     def _uvicorn_config(self) -> uvicorn.Config:
         return uvicorn.Config(
             self.app,
+            http=CorkedHttp,
             lifespan="off",
             log_config=None,
             access_log=False,
