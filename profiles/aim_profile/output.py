@@ -87,8 +87,9 @@ def _show_blocks(blocks: Iterable[Block]) -> None:
 
     console = Console(highlight=False)
     for block in shown:
-        if isinstance(block, str):
-            console.print(block.rstrip(), markup=False)
+        if isinstance(block, str) or (isinstance(block, Table) and _least_width(block) > console.width):
+            # Lines too long for the terminal are for it to wrap: cells broken in their middle are worse.
+            console.print(_plain(block), markup=False, soft_wrap=True)
         else:
             console.print(_rich(block))
 
@@ -115,6 +116,14 @@ def _line(line: Sequence[str], widths: Sequence[int], table: Table) -> str:
     return "  ".join(cells).rstrip() + "\n"
 
 
+def _least_width(table: Table) -> int:
+    """Columns the table needs when only its columns of prose are wrapped."""
+    wide = (max(len(line[at]) for line in (table.columns, *table.rows)) for at in range(len(table.columns)))
+    return sum(min(w, _PROSE_WIDTH) if c in _PROSE else w for w, c in zip(wide, table.columns, strict=True)) + 2 * len(
+        table.columns
+    )
+
+
 def _rich(block: Table | Facts) -> Any:
     from rich import box
     from rich.table import Table as RichTable
@@ -131,11 +140,19 @@ def _rich(block: Table | Facts) -> Any:
                 made.add_row(label, Text(text))
         return made
     for column in block.columns:
-        made.add_column(column, justify="right" if column in block.right else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if column in block.right else "left"
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=column not in _PROSE)
     for row in block.rows:
         made.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
     return made
 
+
+# Columns of sentences, which may be wrapped down to so many characters; the others never are.
+_PROSE = {
+    *("why", "why here", "note", "source", "what", "what would fit", "what would help", "finding", "status"),
+    *("validated", "driver-legal"),
+}
+_PROSE_WIDTH = 24
 
 # Words that carry a verdict; nothing is told by colour alone.
 _STYLES = {
