@@ -211,9 +211,9 @@ async def test_a_client_that_leaves_before_the_answer(transformer: Served, predi
 
 
 def test_connections_are_kept(transformer: Served, predictor: FakePredictor) -> None:
-    predictor.connections.clear()
+    before = len(predictor.connections)
     with httpx.Client(base_url=transformer.url) as client:
         for _ in range(20):
             client.post(CHAT, json=ask("hi"))
             client.post(CHAT, json=ask("hi", stream=True))
-    assert len(predictor.connections) <= 2
+    assert len(predictor.connections) <= before + 2
