@@ -79,7 +79,7 @@ def print_note(text: str) -> None:
 
 
 def _show_blocks(blocks: Iterable[Block]) -> None:
-    shown = [block for block in blocks if block]
+    shown = [block for block in blocks if _says_something(block)]
     if not sys.stdout.isatty():
         print_text("\n".join(_plain(block) for block in shown))
         return
@@ -92,6 +92,12 @@ def _show_blocks(blocks: Iterable[Block]) -> None:
             console.print(_plain(block), markup=False, soft_wrap=True)
         else:
             console.print(_rich(block))
+
+
+def _says_something(block: Block) -> bool:
+    if isinstance(block, str):
+        return bool(block)
+    return bool(block.rows) if isinstance(block, Table) else any(text for _, text in block.facts)
 
 
 def _plain(block: Block) -> str:

@@ -34,6 +34,7 @@ _OWN_SETTINGS = ("max-model-len", "max-num-seqs", "tensor-parallel-size")
 _CPUS_PER_CARD, _MEMORY_GIB_PER_CARD = 4, 32
 _LEAST_MEMORY_GIB = 8
 _SHM = "8Gi"
+_ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.gguf)")
 
 
 class RenderError(AimProfileError):
@@ -210,8 +211,15 @@ def _check(service: Service) -> None:
             value=service.profile.metadata.engine,
             remedy="profiles for vllm are",
         )
-    if service.storage_uri is None and service.profile.model_id is None:
-        raise RenderError("a general profile names no model", field="model_id", remedy="give --storage-uri")
+    model_id = service.profile.model_id
+    if service.storage_uri is None and (model_id is None or not _ON_THE_HUB.fullmatch(model_id)):
+        what = "a general profile names no model" if model_id is None else f"{model_id} is a path on this machine"
+        raise RenderError(
+            f"{service.name}: {what}",
+            field="storage-uri",
+            value=model_id,
+            remedy=f"say where the cluster finds it: --storage-uri {service.name}=pvc://claim/path (or s3://, hf://)",
+        )
 
 
 def _device(profile: Profile) -> tuple[Accelerator, PartitionMode]:

@@ -60,16 +60,28 @@ def services_of(
             what = f"a {placement.kind} workload" if placement.kind != "serve" else "a workload without a model"
             skipped[placement.workload] = f"{placement.workload}: {what} is no InferenceService"
             continue
-        gpu = cards[placement.node, placement.cards[0]].gpu
+        gpu = _card(cards, placement).gpu
         groups.setdefault(_Group(placement.workload, gpu, placement.mode, placement.tp), []).append(placement)
     kinds = Counter(group.workload for group in groups)
     services = []
     for group, placements in groups.items():
-        card = cards[placements[0].node, placements[0].cards[0]]
+        card = _card(cards, placements[0])
         profile = _profile(placements[0], card, described.get(group.workload))
         uri = (storage_uris or {}).get(group.workload)
         services.append(_service(group, placements, profile, uri, alone=kinds[group.workload] == 1))
     return Rendered(tuple(services), tuple(skipped.values()))
+
+
+def _card(cards: Mapping[tuple[str, int], CardPlan], placement: Placement) -> CardPlan:
+    found = cards.get((placement.node, placement.cards[0]))
+    if found is None:
+        raise RenderError(
+            f"{placement.id} stands on {placement.node} card {placement.cards[0]}, which the plan does not list",
+            field="placements",
+            value=placement.id,
+            remedy="plan again",
+        )
+    return found
 
 
 def config_map_of(plan: Plan, target: Target) -> list[Document]:
@@ -175,13 +187,6 @@ def _precision(placement: Placement) -> Precision | None:
 
 
 def _service(group: _Group, placements: list[Placement], profile: Profile, uri: str | None, alone: bool) -> Service:
-    if uri is None and not _on_the_hub(profile.model_id or ""):
-        raise RenderError(
-            f"{group.workload}: {profile.model_id} is a path on this machine",
-            field="storage-uri",
-            value=profile.model_id,
-            remedy=f"say where the cluster finds it: --storage-uri {group.workload}=pvc://claim/path (or s3://, hf://)",
-        )
     nodes = Counter(placement.node for placement in placements)
     name = group.workload if alone else f"{group.workload}-{group.mode.lower().replace('/', '-')}-tp{group.tp}"
     return Service(
@@ -192,7 +197,3 @@ def _service(group: _Group, placements: list[Placement], profile: Profile, uri: 
         spread=len(nodes) > 1 and max(nodes.values()) == 1,
         storage_uri=uri,
     )
-
-
-def _on_the_hub(model_id: str) -> bool:
-    return model_id.count("/") == 1 and not model_id.startswith(("/", ".")) and not model_id.endswith(".gguf")

@@ -249,6 +249,21 @@ def test_what_cannot_be_rendered_is_named() -> None:
         render_services([Service("m", unknown)])
 
 
+def test_models_that_are_not_on_the_hub_need_an_address() -> None:
+    for path in ("/models/llama", "./llama", "llama", "models/llama.gguf", None):
+        local = profile().model_copy(update={"model_id": path})
+        with pytest.raises(RenderError, match="storage-uri m="):
+            rendered(Service("m", local))
+        _, served = rendered(Service("m", local, storage_uri="pvc://models/llama"))
+        assert served["spec"]["predictor"]["model"]["storageUri"] == "pvc://models/llama"
+
+
+def test_a_plan_that_contradicts_itself_is_refused() -> None:
+    plan = sample_plan()
+    with pytest.raises(RenderError, match="does not list"):
+        services_of(plan.model_copy(update={"cards": plan.cards[:1]}))
+
+
 def test_yaml_is_written_as_a_person_would() -> None:
     text = dump_all(render_services([Service("m", profile(guardrails=(Guardrail(type="pii", action="redact"),)))]))
     assert "aim.amd.com/guardrails: |\n" in text
