@@ -14,8 +14,8 @@ from xml.sax.saxutils import quoteattr
 Priority = Literal["high", "medium", "low"]
 
 PRIORITIES: tuple[Priority, ...] = ("high", "medium", "low")
-# Okabe and Ito's palette: told apart by people with any colour vision, and each of another lightness in print.
-_STRONG: dict[Priority, str] = {"high": "#b34700", "medium": "#0072b2", "low": "#2b9c7f"}
+# After Okabe and Ito: told apart by people with any colour vision, and darker the higher the priority in grey print.
+_STRONG: dict[Priority, str] = {"high": "#8f2d0c", "medium": "#0072b2", "low": "#3aa888"}
 _TINT: dict[Priority, str] = {"high": "#fbe6da", "medium": "#e0eef8", "low": "#e3f4ee"}
 _INK, _GREY, _LINE, _PAPER = "#1c2733", "#5b6773", "#b9c2cb", "#ffffff"
 
