@@ -126,7 +126,7 @@ def _start(name: str, argv: list[str], *, show_logs: bool) -> subprocess.Popen[b
 
 
 def _copy(source: IO[bytes], log: IO[bytes], shown_as: str | None) -> None:
-    with log:
+    with source, log:
         for line in source:
             log.write(line)
             log.flush()
@@ -198,7 +198,8 @@ def _card(stack: Stack) -> str:
   OpenAI client (pip install openai):
     python3 -c "from openai import OpenAI; c = OpenAI(base_url='{stack.url}/v1', api_key='none'); \\
       m = [{{'role': 'user', 'content': 'What is a GPU?'}}]; \\
-      print(c.chat.completions.create(model='{stack.model_name}', messages=m, max_tokens=60).choices[0].message.content)"
+      r = c.chat.completions.create(model='{stack.model_name}', messages=m, max_tokens=60); \\
+      print(r.choices[0].message.content)"
 
   streaming:
     curl -sN {stack.url}/v1/chat/completions -H 'content-type: application/json' \\
