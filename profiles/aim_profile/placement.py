@@ -34,8 +34,8 @@ class Strategy(NamedTuple):
 
 _STRATEGIES = (
     Strategy(),
-    Strategy(dense=True),
     Strategy(lenient=False),
+    Strategy(dense=True),
     Strategy(large_first=False),
     Strategy(fraction_first=True),
     Strategy(fraction_first=True, dense=True),
@@ -43,25 +43,27 @@ _STRATEGIES = (
 )
 _FILLS = (Strategy(), Strategy(fraction_first=True), Strategy(large_first=False), Strategy(lenient=False))
 _ELITE = 8
+_NODES_TO_TRY = 32
 
 
 def solve(problem: Problem) -> State:
     """The best placement found. Deterministic: bounded by problem.effort (replicas examined), never by time."""
     cost = problem.replicas + sum(len(node.cards) for node in problem.nodes) + 1
     tries = max(1, problem.effort // cost)
-    best = _Builder(problem, _STRATEGIES[0], {}, may_switch=True).build()
-    if is_best(best):
-        return best
-    starts: list[Modes] = [{}]
-    if sum(best.placed) < problem.replicas:
-        starts = [*Sketch(problem).starts(), {}]
+    starts = Sketch(problem).starts()
+    if {} not in starts:
+        starts.append({})
+    lenient_only = not _leniency_matters(problem)
+    best: State | None = None
     for strategy, start in product(_STRATEGIES, starts):
-        if tries <= 0 or is_best(best):
+        if best is not None and is_best(best):
             break
-        if (strategy.lenient or _leniency_matters(problem)) and (strategy != _STRATEGIES[0] or start):
+        # The strict strategy always gets its turn where it matters: a pin never outranks a priority.
+        if (tries > 0 or strategy == _STRATEGIES[1]) and (strategy.lenient or not lenient_only):
             tries -= 1
             state = _Builder(problem, strategy, start, may_switch=True).build()
-            best = state if state.score() < best.score() else best
+            best = state if best is None or state.score() < best.score() else best
+    assert best is not None
     return _improve(problem, best, tries)
 
 
@@ -175,24 +177,31 @@ class _Builder:
         jobs = [job for job in self.problem.jobs if job.own_level == level and self.left[job.index]]
         for job in jobs:
             self._back_home(job)
-        special = [job for job in jobs if job.constrained or job.rank < 0]
-        for job in sorted(special, key=lambda job: (job.rank, job.pin is None, -self.weight[job.index], job.index)):
-            self._place_special(job)
         shapes: dict[int, list[Job]] = {}
         for job in jobs:
-            if not job.constrained and job.rank == 0:
-                shapes.setdefault(job.shape, []).append(job)
-        sign = -1 if self.strategy.large_first else 1
-        ordered = sorted(
-            shapes.values(), key=lambda same: (sign * self.weight[same[0].index], len(same[0].options), same[0].index)
-        )
-        self._fill(ordered)
+            # What cares where it stands is a shape of its own.
+            shapes.setdefault(-1 - job.index if job.constrained else job.shape, []).append(job)
+        ordered = sorted(shapes.values(), key=lambda same: self._turn(same[0]))
+        for _ in range(1 + any(job.affinity for job in jobs)):
+            for same in ordered:
+                if same[0].constrained:
+                    self._place_special(same[0])
+                else:
+                    self._fill([same])
         if self.may_switch:
-            self._switch_for(ordered, level)
+            self._switch_for([same for same in ordered if not same[0].constrained], level)
+
+    def _turn(self, job: Job) -> tuple[float, ...]:
+        """Whose turn it is within a level: those who care where they stand, large before small; or by size alone."""
+        weight = self.weight[job.index]
+        if self.strategy.large_first:
+            picky = job.constrained and not self.strategy.seed % 2
+            return (not picky, job.rank if picky else 0, job.pin is None, -weight, len(job.options), job.index)
+        return (weight, job.rank, job.pin is None, len(job.options), job.index)
 
     def _place_targets(self, level: int) -> None:
-        """One replica of each less urgent workload that one of this level must stand beside."""
-        targets = [job for job in self.problem.jobs if job.level == level < job.own_level]
+        """One replica of each workload that one of this level must stand beside, less urgent ones included."""
+        targets = [job for job in self.problem.jobs if job.rank < 0 and job.level == level]
         for job in sorted(targets, key=lambda job: (job.rank, job.index)):
             if not self.state.count[job.index]:
                 self._place_special(job, 1)
@@ -204,22 +213,46 @@ class _Builder:
     def _place_special(self, job: Job, most: int = 1 << 30) -> None:
         while self.left[job.index] and (most := most - 1) >= 0:
             found = self.state.find(job)
-            if found is None and self.may_switch and self._switch_for_one(job):
+            if found is None and (self._bring_target(job) or (self.may_switch and self._switch_for_one(job))):
                 found = self.state.find(job)
             if found is None:
                 return
             self.state.place(job, found)
             self.left[job.index] -= 1
 
+    def _bring_target(self, job: Job) -> bool:
+        """Place one more replica of the workload `job` must stand beside, where there is room for both."""
+        if len(job.affinity) != 1 or not self.left[job.affinity[0]]:
+            return False
+        target = self.problem.jobs[job.affinity[0]]
+        nodes = self.problem.nodes if target.pin is None else (self.problem.nodes[target.pin[0]],)
+        for node in nodes[:_NODES_TO_TRY]:
+            found = self.state.find_on(target, (node.number,))
+            if found is None:
+                continue
+            held = self.state.place(target, found)
+            if self.state.find(job) is not None:
+                self.left[target.index] -= 1
+                return True
+            self.state.remove(found.bin, held)
+        return False
+
     def _fill(self, shapes: list[list[Job]]) -> None:
         """Place all that fits. Jobs of one shape fit alike: the first failure ends the shape."""
         for same in shapes:
+            last: Found | None = None
             for job in same:
-                while self.left[job.index] and (found := self.state.find(job)):
-                    self.state.place(job, found)
+                while self.left[job.index] and (last := self._still_best(job, last) or self.state.find(job)):
+                    self.state.place(job, last)
                     self.left[job.index] -= 1
                 if self.left[job.index]:
                     break
+
+    def _still_best(self, job: Job, last: Found | None) -> Found | None:
+        """The bin the last replica of this shape took, while there is room: it got fuller, so none is better."""
+        if last is None or job.limit is not None or self.strategy.seed:
+            return None
+        return last if last.bin.free >= job.options[last.bin.kind.number].devices else None
 
     # Switching modes.
 
@@ -269,6 +302,8 @@ class _Builder:
 
     def _switch_for(self, shapes: list[list[Job]], level: int) -> None:
         """Switch empty nodes, each time the one that helps most, until nothing is left or nothing helps."""
+        if not any(self.left[job.index] for same in shapes for job in same):
+            return
         lower = self._lower(level)
         while any(self.left[job.index] for same in shapes for job in same):
             waiting = [(same[0], sum(self.left[job.index] for job in same)) for same in shapes]
@@ -422,7 +457,9 @@ class _Search:
         chance = Random(1)
         for seed in range(1, tries + 1):
             modes = dict(self.elite[min(chance.randrange(_ELITE), chance.randrange(_ELITE)) % len(self.elite)][1])
-            if chance.random() < 0.5:
+            if modes and chance.random() < 0.25:
+                del modes[chance.choice(sorted(modes))]  # most switches that can be spared are found so
+            elif chance.random() < 0.5:
                 modes = _neighbour(self.problem, modes, chance)
             strategy = Strategy(
                 large_first=chance.random() < 0.6,

@@ -125,7 +125,7 @@ class Problem:
     mixed: bool
     effort: int
 
-    @property
+    @cached_property
     def replicas(self) -> int:
         """Replicas of all jobs."""
         return sum(job.workload.replicas for job in self.jobs)
@@ -435,7 +435,18 @@ def _running(
             devices = tuple((positions[card], partition) for card, partition in placement.devices)
             fixed = not (eviction and job.workload.may_be_evicted)
             kept.append(Running(job.index, placement.replica, node.number, devices, fixed))
-    return tuple(sorted(kept))
+    return tuple(sorted(_held_by_dependents(kept, jobs)))
+
+
+def _held_by_dependents(running: list[Running], jobs: tuple[Job, ...]) -> list[Running]:
+    """What a replica that stays must stand beside stays too, even where it could be evicted by itself."""
+    found = list(running)
+    while True:
+        needed = {(target, run.node) for run in found if run.fixed for target in jobs[run.job].affinity}
+        held = [run._replace(fixed=run.fixed or (run.job, run.node) in needed) for run in found]
+        if held == found:
+            return held
+        found = held
 
 
 def _still_fits(job: Job, placement: Placement, card: PlanCard, kinds: tuple[DeviceKind, ...]) -> bool:

@@ -31,10 +31,11 @@ class Choice(NamedTuple):
 
 @dataclass
 class _Outcome:
-    """placed: by level; modes: of the nodes to switch; drained, switched: nodes."""
+    """placed: by level; modes: of the nodes to switch, from_group: how many of each group; drained, switched: nodes."""
 
     placed: list[int] = field(default_factory=lambda: [0] * LEVELS)
     modes: Modes = field(default_factory=dict)
+    from_group: Counter[int] = field(default_factory=Counter)
     drained: int = 0
     switched: int = 0
 
@@ -62,7 +63,8 @@ class Sketch:
         drains = self._least(most.drained, lambda number: self._run(number, _UNLIMITED), most)
         found = [self._fewest_switches(drains)]
         slack = max(1, len(self.problem.nodes) // 50)
-        return [*found, self._fewest_switches(drains + slack)] if drains < most.drained else found
+        more = self._fewest_switches(drains + slack)
+        return [*found, more] if found[0] and more != found[0] else found
 
     def _fewest_switches(self, drains: int) -> Modes:
         best = self._run(drains, _UNLIMITED)
@@ -123,8 +125,9 @@ class Sketch:
                 choice = self._best(waiting, level, left, drains - out.drained, switches - out.switched)
                 if choice is None:
                     break
-                self._use(choice, left, out)
-                open_.update(choice.slots)
+                for _ in range(self._alike(choice, waiting, left, drains - out.drained, switches - out.switched)):
+                    self._use(choice, left, out)
+                    open_.update(choice.slots)
                 out.placed[level] += take(waiting, open_)
         return out
 
@@ -147,12 +150,25 @@ class Sketch:
                 best = (rank, choice)
         return None if best is None else best[1]
 
+    def _alike(
+        self, choice: Choice, waiting: list[tuple[Job, int]], left: list[int], drains: int, switches: int
+    ) -> int:
+        """How many nodes in a row this choice stays the best for: as long as each takes the same."""
+        rest = list(waiting)
+        take(rest, Counter(choice.slots))
+        after = {job.index: count for job, count in rest}
+        taken = [(count, count - after.get(job.index, 0)) for job, count in waiting]
+        times = min(count // used for count, used in taken if used)
+        most = [times, left[choice.group], drains if choice.drains else times, switches if choice.switches else times]
+        return max(1, min(most))
+
     def _use(self, choice: Choice, left: list[int], out: _Outcome) -> None:
         group = self.groups[choice.group]
         left[choice.group] -= 1
         # Nodes to switch are taken from the end: placing fills nodes as found from the front.
         if choice.label is not None:
-            node = group[len(group) - 1 - sum(1 for n in group if n.number in out.modes)]
+            node = group[len(group) - 1 - out.from_group[choice.group]]
+            out.from_group[choice.group] += 1
             out.modes[node.number] = (choice.label,) * len(node.cards)
             out.drained += choice.drains
             out.switched += 1

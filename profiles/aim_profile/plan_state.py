@@ -193,7 +193,7 @@ class State:
     def find(self, job: Job) -> Found | None:
         """The best place for one more replica of `job`, None where there is none."""
         if job.pin is not None or job.affinity:
-            return self._find_on(job, self._candidate_nodes(job))
+            return self.find_on(job, self._candidate_nodes(job))
         if job.limit is not None and (found := self._find_shared(job)):
             return found
         best: tuple[tuple[float, ...], Bin] | None = None
@@ -265,7 +265,7 @@ class State:
         fewest = min((self.where.get(target, Counter()) for target in job.affinity), key=len)
         return sorted(fewest)
 
-    def _find_on(self, job: Job, nodes: Iterable[int]) -> Found | None:
+    def find_on(self, job: Job, nodes: Iterable[int]) -> Found | None:
         """The best place on a few nodes, by looking at each."""
         options = [
             (self._rank(found.bin, job.options[found.bin.kind.number]), found) for found in self._places(job, nodes)

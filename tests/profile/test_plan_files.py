@@ -1,0 +1,123 @@
+"""Fleet, workload and plan files: what they mean, and that what is wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aim_profile.fleet import FleetError, fleet_of, load_fleet, parse_fleet
+from aim_profile.node import emulate, export_node
+from aim_profile.plan import PlanError, dump_plan, parse_plan
+from aim_profile.planner import make_plan
+from aim_profile.workload import WorkloadError, parse_workloads
+
+FLEET = """
+version: 1
+nodes:
+- {name: gpu, count: 12, gpu: MI300X, cards: 8, compute_partition: CPX, memory_partition: NPS4, labels: {zone: a}}
+- {name: edge, gpu: MI308X, cards: 4}
+"""
+
+
+def test_count_numbers_the_nodes_and_modes_are_resolved():
+    fleet = parse_fleet(FLEET)
+    assert [node.name for node in fleet.nodes][:3] == ["edge", "gpu-00", "gpu-01"]
+    assert fleet.cards == 12 * 8 + 4
+    assert {card.current for node in fleet.nodes for card in node.cards} == {"CPX/NPS4", "SPX/NPS1"}
+    assert fleet.nodes[1].labels == (("zone", "a"),)
+
+
+def test_a_fleet_of_node_files_is_the_fleet_of_those_nodes(tmp_path: Path):
+    node = emulate("MI300X", 4, "CPX/NPS4", name="seen")
+    (tmp_path / "seen.yaml").write_text(export_node(node))
+    (tmp_path / "fleet.yaml").write_text("version: 1\nnodes: [{file: seen.yaml, labels: {zone: b}}]")
+    (loaded,) = load_fleet(tmp_path / "fleet.yaml").nodes
+    (live,) = fleet_of([node]).nodes
+    assert loaded.cards == live.cards
+    assert loaded.labels == (("zone", "b"),)
+    assert load_fleet(tmp_path / "seen.yaml") == fleet_of([node])
+
+
+def test_a_node_of_unknown_deployment_is_used_as_found():
+    node = emulate("MI300X", 2, "CPX/NPS4", name="vm").model_copy(update={"deployment": "unknown"})
+    small = parse_workloads("workloads: [{name: a, model: Qwen/Qwen3-4B, context: 2048}]")
+    large = parse_workloads("workloads: [{name: a, memory: 100GiB}]")
+    assert make_plan(fleet_of([node]), small).complete
+    plan = make_plan(fleet_of([node]), large)
+    assert not plan.complete
+    assert plan.totals.nodes_drained == 0
+    assert "deployment unknown" in plan.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "words"),
+    [
+        ("nodes: [{name: a, gpu: MI301X}]", "nodes[0].gpu", "MI300X"),
+        ("nodes: [{name: a, gpu: MI300X, cads: 2}]", "nodes[0].cads", "Extra inputs"),
+        ("nodes: [{name: a, gpu: MI300X, cards: true}]", "nodes[0].cards", "integer"),
+        ("nodes: [{name: a, gpu: MI300X, compute_partition: TPX}]", "nodes[0].partition", "SPX, DPX, QPX, CPX"),
+        ("nodes: [{name: a, gpu: MI300X}, {name: a, gpu: MI300X}]", "name", "2 nodes"),
+        ("nodes: [{file: gone.yaml}]", "nodes[0].file", "gone.yaml"),
+        ("nodes: [{file: gone.yaml, cards: 4}]", "nodes[0]", "cards"),
+        ("nodes: []", "nodes", "at least 1"),
+        ("version: 2\nnodes: [{name: a, gpu: MI300X}]", "version", "got 2"),
+        ("nodes: [", "f.yaml", "not YAML"),
+    ],
+)
+def test_a_wrong_fleet_file_names_the_key(text: str, field: str, words: str):
+    with pytest.raises(FleetError, match=r"^f\.yaml") as problem:
+        parse_fleet(text, "f.yaml")
+    assert problem.value.field == field
+    assert words in str(problem.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "field", "words"),
+    [
+        ("{name: a}", "workloads[0]", "give model"),
+        ("{name: A_b, model: x}", "workloads[0].name", "A_b"),
+        ("{name: a, model: x, replicas: 0}", "workloads[0].replicas", "greater than or equal to 1"),
+        ("{name: a, model: x, precision: fp9}", "workloads[0].precision", "fp9"),
+        ("{name: a, model: x, memory: 5}", "workloads[0].memory", "string"),
+        ("{name: a, memory: 5Gx}", "workloads[0].memory", "5Gx"),
+        ("{name: a, kind: finetune, model: x}", "workloads[0]", "finetune"),
+        ("{name: a, model: x, affinity: [b]}", "file", "no workload is named 'b'"),
+        ("{name: a, model: x, affinity: [a]}", "workloads[0]", "itself"),
+        ("{name: a, memory: 9GiB, memory_limit: 8GiB}", "workloads[0]", "more than memory_limit"),
+        ("{name: a, model: x, pinned: {node: n, partition: 1}}", "workloads[0].pinned", "give card too"),
+        ("{name: a, model: x}, {name: a, model: x}", "file", "unique"),
+        ("{name: a, model: x, affinity: [b]}, {name: b, model: x, affinity: [a]}", "file", "circle"),
+    ],
+)
+def test_a_wrong_workloads_file_names_the_key(entry: str, field: str, words: str):
+    with pytest.raises(WorkloadError, match=r"^w\.yaml") as problem:
+        parse_workloads(f"workloads: [{entry}]", "w.yaml")
+    assert problem.value.field == field
+    assert words in str(problem.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("{name: a, model: meta-llama/Llama-3.1-8b-Instruct}", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("{name: a, memory: 5GiB, pinned: {node: nowhere}}", "nowhere"),
+        ("{name: a, memory: 5GiB, pinned: {node: edge, card: 4}}", "0 to 3"),
+        ("{name: a, model: Qwen/Qwen3-4B, tp: 3}", "tensor parallel 3"),
+    ],
+)
+def test_what_only_planning_can_refuse_names_the_workload(entry: str, words: str):
+    with pytest.raises(WorkloadError, match="workload a") as problem:
+        make_plan(parse_fleet(FLEET), parse_workloads(f"workloads: [{entry}]"))
+    assert words in str(problem.value)
+
+
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_a_plan_file_gives_back_the_same_plan(form: str):
+    work = "workloads: [{name: a, model: Qwen/Qwen3-4B, replicas: 9}, {name: b, memory: 900GiB, priority: high}]"
+    plan = make_plan(parse_fleet(FLEET), parse_workloads(work))
+    text = dump_plan(plan, form)  # type: ignore[arg-type]
+    assert parse_plan(text) == plan
+    assert "&id" not in text
+    with pytest.raises(PlanError, match="cards"):
+        parse_plan(text.replace("cards", "kards", 1), "p.yaml")

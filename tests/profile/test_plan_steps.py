@@ -1,0 +1,179 @@
+"""Plan → steps → emulated nodes → assert: the way is complete, and a switch that did not happen is caught."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aim_profile.errors import AimProfileError
+from aim_profile.fleet import fleet_of
+from aim_profile.node import Node, emulate
+from aim_profile.plan import Plan, PlanError, PlanOptions
+from aim_profile.plan_compare import plan_assert, plan_diff
+from aim_profile.planner import make_plan
+from aim_profile.steps import StepError, apply_steps, plan_steps
+from aim_profile.workload import Workloads, parse_workloads
+from emulated_executor import EmulatedNodes, switched
+
+SMALL = "{name: small, model: Qwen/Qwen3-4B, precision: bf16, replicas: 40}"
+LARGE = "{name: large, model: Qwen/Qwen3-32B, precision: bf16, replicas: 3}"
+
+
+def three_nodes(*partitions: str) -> list[Node]:
+    return [emulate("MI300X", 4, partition, name=f"n{at}") for at, partition in enumerate(partitions)]
+
+
+def work(*entries: str) -> Workloads:
+    return parse_workloads(f"workloads: [{', '.join(entries)}]")
+
+
+def differences(executor: EmulatedNodes, plan: Plan) -> list[str]:
+    return [d.message for node in executor.nodes.values() for d in plan_assert(node, plan)]
+
+
+def test_the_round_trip_ends_where_the_plan_says():
+    nodes = three_nodes("SPX/NPS1", "SPX/NPS1", "SPX/NPS1")
+    plan = make_plan(fleet_of(nodes), work(SMALL, LARGE))
+    assert plan.complete
+    assert plan.totals.nodes_drained == 2
+    executor = EmulatedNodes(nodes, plan)
+    assert differences(executor, plan)
+    steps = plan_steps(plan)
+    apply_steps(steps, plan, executor)
+    assert differences(executor, plan) == []
+    assert executor.running == {placement.id: placement for placement in plan.placements}
+    assert sorted(executor.switches) == sorted(set(executor.switches))
+    assert not executor.drained
+    for node in executor.switches:
+        actions = [step.action for step in steps.steps if step.node == node]
+        assert actions == ["drain", "switch", "verify", "place", "undrain"]
+    assert json.loads(steps.config_json)["gpu-config-profiles"]["cpx-nps4-x4"]["profiles"] == [
+        {"computePartition": "CPX", "memoryPartition": "NPS4", "numGPUsAssigned": 4}
+    ]
+
+
+def test_a_switch_that_reports_success_and_did_not_happen_is_caught_before_anything_is_placed():
+    nodes = three_nodes("SPX/NPS1", "SPX/NPS1", "SPX/NPS1")
+    plan = make_plan(fleet_of(nodes), work(SMALL, LARGE))
+    steps = plan_steps(plan)
+    liar = next(step.node for step in steps.steps if step.action == "switch")
+    executor = EmulatedNodes(nodes, plan, lies={liar})
+    with pytest.raises(StepError, match="should be CPX/NPS4, is SPX/NPS1") as problem:
+        apply_steps(steps, plan, executor)
+    assert problem.value.step.action == "verify"
+    assert executor.drained == {liar}
+    assert not [placement for placement in executor.running.values() if placement.node == liar]
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("mode", "n0 card 2: mode should be CPX/NPS4, is SPX/NPS1"),
+        ("card", "n0 card 3: card should be MI300X, is no such card"),
+        ("memory", "n0 card 1: memory should be 24574 MiB, is 24000 MiB"),
+        ("partitions", "n0 card 0: partitions should be 8 partitions, is 7 partitions"),
+        ("product", "n0 card 0: product should be MI300X, is MI308X"),
+        ("alloc", "n0 card 0: alloc-mode should be CAPPING, is ALL"),
+    ],
+)
+def test_assert_names_what_differs(what: str, words: str):
+    (node,) = three_nodes("CPX/NPS4")
+    plan = make_plan(fleet_of([node]), work("{name: a, memory: 10GiB, replicas: 3}"))
+    assert plan_assert(node, plan) == ()
+    cards = list(node.cards)
+    if what == "mode":
+        cards[2] = switched(cards[2], "SPX/NPS1")
+    elif what == "card":
+        del cards[3]
+    elif what == "memory":
+        parts = cards[1].partitions
+        cards[1] = cards[1].model_copy(
+            update={"partitions": (parts[0].model_copy(update={"memory_mib": 24000}), *parts[1:])}
+        )
+    elif what == "partitions":
+        cards[0] = cards[0].model_copy(update={"partitions": cards[0].partitions[:7]})
+    elif what == "product":
+        cards[0] = cards[0].model_copy(update={"product": "MI308X"})
+    else:
+        cards[0] = cards[0].model_copy(update={"alloc_mode": "ALL"})
+    found = plan_assert(node.model_copy(update={"cards": tuple(cards)}), plan)
+    assert words in [difference.message for difference in found]
+
+
+def test_assert_wants_a_node_of_the_plan():
+    (node,) = three_nodes("CPX/NPS4")
+    plan = make_plan(fleet_of([node]), work("{name: a, memory: 10GiB}"))
+    assert plan_assert(node.model_copy(update={"name": None}), plan) == ()
+    with pytest.raises(PlanError, match="no node 'elsewhere'"):
+        plan_assert(node, plan, "elsewhere")
+
+
+def test_max_parallel_bounds_the_nodes_drained_at_once():
+    nodes = [emulate("MI300X", 2, "SPX/NPS1", name=f"n{at}") for at in range(5)]
+    plan = make_plan(fleet_of(nodes), work("{name: a, memory: 10GiB, replicas: 80}"))
+    assert plan.totals.nodes_drained == 5
+    for most in (1, 2, 5):
+        executor = EmulatedNodes(nodes, plan)
+        apply_steps(plan_steps(plan, max_parallel=most), plan, executor)
+        assert executor.most_drained == most
+    with pytest.raises(AimProfileError, match="max_parallel"):
+        plan_steps(plan, max_parallel=0)
+
+
+def test_surge_starts_the_new_before_the_old_stops():
+    nodes = three_nodes("CPX/NPS4", "CPX/NPS4")
+    fleet = fleet_of(nodes)
+    pin = "{name: a, memory: 10GiB, pinned: {node: %s}}"
+    before, after = make_plan(fleet, work(pin % "n0")), make_plan(fleet, work(pin % "n1"))
+    for surge, least in ((0, 0), (1, 1)):
+        executor = EmulatedNodes(nodes, after, list(before.placements))
+        steps = plan_steps(after, before, surge=surge)
+        apply_steps(steps, after, executor)
+        assert executor.least_running == least
+        assert [step.action for step in steps.steps] == (["place", "stop"] if surge else ["stop", "place"])
+        assert executor.running["a/0"].node == "n1"
+
+
+def test_diff_names_modes_and_replicas():
+    nodes = three_nodes("SPX/NPS1", "SPX/NPS1")
+    fleet = fleet_of(nodes)
+    before = make_plan(fleet, work("{name: a, memory: 10GiB, replicas: 2}"))
+    after = make_plan(fleet, work("{name: a, memory: 20GiB}", "{name: b, memory: 10GiB, replicas: 20}"))
+    assert plan_diff(before, before).empty
+    changes = {(change.what, change.subject) for change in plan_diff(before, after).changes}
+    assert ("stopped", "a/1") in changes
+    assert ("placed", "b/19") in changes
+    assert {what for what, _ in changes} >= {"mode", "placed", "stopped"}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.sampled_from(["SPX/NPS1", "CPX/NPS4", "DPX/NPS2"]), min_size=1, max_size=3),
+    st.lists(st.tuples(st.sampled_from(["10GiB", "30GiB", "100GiB"]), st.integers(1, 9), st.booleans()), max_size=4),
+    st.lists(st.tuples(st.sampled_from(["10GiB", "30GiB", "100GiB"]), st.integers(1, 9), st.booleans()), max_size=4),
+    st.integers(1, 3),
+    st.integers(0, 2),
+)
+def test_any_plan_is_reached_from_any_other(modes: list[str], first, second, most: int, surge: int):  # noqa: ANN001
+    nodes = [emulate("MI300X", 2, mode, name=f"n{at}") for at, mode in enumerate(modes)]
+
+    def plan(asked: list[tuple[str, int, bool]], here: list[Node], before: Plan | tuple[()] = ()) -> Plan:
+        entries = [
+            f"{{name: w{at}, memory: {memory}, replicas: {count}, priority: {'high' if high else 'low'}}}"
+            for at, (memory, count, high) in enumerate(asked)
+        ]
+        return make_plan(fleet_of(here), work(*entries), PlanOptions(effort=1500, allow_eviction=True), before)
+
+    one = plan(first, nodes)
+    executor = EmulatedNodes(nodes, one)
+    apply_steps(plan_steps(one, max_parallel=most, surge=surge), one, executor)
+    assert differences(executor, one) == []
+    two = plan(second, list(executor.nodes.values()), one)
+    executor = EmulatedNodes(list(executor.nodes.values()), two, list(one.placements))
+    apply_steps(plan_steps(two, one, max_parallel=most, surge=surge), two, executor)
+    assert differences(executor, two) == []
+    assert {name: p.devices for name, p in executor.running.items()} == {p.id: p.devices for p in two.placements}
+    assert executor.most_drained <= most
