@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from copy import copy
 from typing import Any
@@ -112,11 +112,16 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
                 code="unsupported_endpoint",
             )
         asked = body.get("model")  # vLLM takes a body without it, and one process serves one model: so do we
-        if asked is not None and asked != self.name:
+        if asked is not None and asked not in self.names:
             if not isinstance(asked, str):
                 raise BadRequest(f"model: must be a string (got {asked!r})", param="model")
-            raise unknown_model(asked, self.name)
+            raise unknown_model(asked, self.names)
         return operation
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What ``body["model"]`` may say: the served name first, then the engine's adapters."""
+        return (self.name, *self.runs_on.adapters)
 
     async def predict(self, payload: Any, headers: Mapping[str, str] | None = None) -> Json | InferResponse:
         """V1 (``payload``: the parsed JSON) and V2 (an InferRequest); see :mod:`aim_runtime.kserve_api`."""
@@ -153,8 +158,10 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         return OUTPUTS
 
 
-def unknown_model(asked: str, served: str) -> NotFound:
-    return NotFound(f"model {asked!r} does not exist; this server has: {served}", param="model", code="model_not_found")
+def unknown_model(asked: str, served: Sequence[str]) -> NotFound:
+    return NotFound(
+        f"model {asked!r} does not exist; this server has: {', '.join(served)}", param="model", code="model_not_found"
+    )
 
 
 def _status_of(error: BaseException) -> int:

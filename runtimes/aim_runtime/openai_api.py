@@ -127,24 +127,24 @@ class ModelCards:
         self.model = model
 
     async def all(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card()], "models": [self.model.name]})
+        names = self.model.names
+        return JSONResponse(
+            {"object": "list", "data": [self._card(name) for name in names], "models": [self.model.name]}
+        )
 
     async def one(self, request: Request) -> Response:
         asked = request.path_params["name"]
-        if asked != self.model.name:
-            raise unknown_model(asked, self.model.name)
+        if asked not in self.model.names:
+            raise unknown_model(asked, self.model.names)
         refusal = self.model.refusal()
         if refusal is not None:
             raise refusal
-        return JSONResponse({**self._card(), "name": self.model.name, "ready": True})
+        return JSONResponse({**self._card(asked), "name": asked, "ready": True})
 
-    def _card(self) -> Json:
-        card: Json = {
-            "id": self.model.name,
-            "object": "model",
-            "created": self.model.created,
-            "owned_by": "aim-runtime",
-        }
+    def _card(self, name: str) -> Json:
+        card: Json = {"id": name, "object": "model", "created": self.model.created, "owned_by": "aim-runtime"}
+        if name != self.model.name:
+            card["parent"] = self.model.name  # vLLM's field for an adapter
         if self.model.refusal() is None:
             card["max_model_len"] = self.model.runs_on.max_model_len
         return card

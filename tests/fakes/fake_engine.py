@@ -38,6 +38,7 @@ class FakeEngine:
     max_model_len: int = 1000
     name: str = "fake"
     dead: bool = False
+    adapters: tuple[str, ...] = ()
     aborted: list[str] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
     _running: int = 0

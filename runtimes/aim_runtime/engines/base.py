@@ -78,6 +78,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """Further names for ``body["model"]``: LoRA adapters loaded with the model. Stable after ``load``."""
+        ...
+
+    @property
     def max_model_len(self) -> int:
         """Longest prompt plus answer, in tokens."""
         ...

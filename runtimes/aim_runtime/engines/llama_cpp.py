@@ -103,6 +103,10 @@ class LlamaCppEngine:
         return self._operations
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def max_model_len(self) -> int:
         return self._max_model_len
 

@@ -87,11 +87,16 @@ class VllmEngine:
         self._ours = {name: value for name, value in ours.items() if value is not None}
         self._built: Built | None = None
         self._operations: Mapping[str, Operation] = {}
+        self._adapters: tuple[str, ...] = ()
         self._log_task: asyncio.Task[None] | None = None
 
     @property
     def operations(self) -> Mapping[str, Operation]:
         return self._operations
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return self._adapters
 
     @property
     def max_model_len(self) -> int:
@@ -110,7 +115,7 @@ class VllmEngine:
         try:
             from aim_runtime.engines import vllm_serving
 
-            self._operations = await vllm_serving.attach(built)
+            self._operations, self._adapters = await vllm_serving.attach(built)
         except BaseException:
             await built.close()
             raise

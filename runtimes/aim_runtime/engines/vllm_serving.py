@@ -51,18 +51,19 @@ PRIORITY_HEADER = "x-vllm-priority"
 Handler = Callable[[Any, "RawRequest"], Awaitable[Any]]
 
 
-async def attach(built: Built) -> dict[str, Operation]:
-    """Create vLLM's serving objects on the running loop; the operations the loaded model supports."""
+async def attach(built: Built) -> tuple[dict[str, Operation], tuple[str, ...]]:
+    """Create vLLM's serving objects on the running loop; the operations and LoRA adapters of the loaded model."""
     tasks = await built.llm.get_supported_tasks()
     await built.llm.reset_mm_cache()  # drops the dummy inputs of the memory profile, as vLLM's server does
     state = State()
     await init_app_state(built.llm, state, built.args, tasks)
     found = {path: (kind, getattr(state, holder, None), method) for path, (kind, holder, method) in ROUTES.items()}
-    return {
+    operations: dict[str, Operation] = {
         path: Endpoint(TypeAdapter(kind), getattr(serving, method), built)
         for path, (kind, serving, method) in found.items()
         if serving is not None
     }
+    return operations, tuple(state.openai_serving_models.lora_requests)
 
 
 class Headers(dict[str, str]):
