@@ -147,7 +147,7 @@ def _await_ready(name: str, process: subprocess.Popen[bytes], stack: Stack) -> N
         with contextlib.suppress(OSError, http.client.HTTPException):
             if get(stack.host, stack.http_port_of[name], f"/v2/models/{stack.model_name}/ready")[0] == 200:
                 return
-        time.sleep(0.05)
+        time.sleep(0.25)
     raise NotStarted(f"{name} was not ready after {READY_TIMEOUT_S:g} s: see {LOG_DIR / name}.log")
 
 

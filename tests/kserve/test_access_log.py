@@ -61,6 +61,7 @@ async def test_a_failure_is_logged_as_500() -> None:
         ("/metrics", 200, 0),
         ("/v2/health/ready", 200, 0),
         ("/v2/health/ready", 503, 1),
+        ("/v2/models/m/ready", 200, 0),
         ("/", 200, 0),
         ("/v1/x", 200, 1),
     ],
