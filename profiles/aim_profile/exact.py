@@ -12,9 +12,10 @@ from typing import Any
 
 from .placement import solve
 from .plan import PlanError
+from .plan_bins import Bin, Found, slot_of, switching
 from .plan_problem import LEVELS, Job, PlanNode, Problem
 from .plan_sketch import Modes
-from .plan_state import Bin, Found, State, slot_of, switching
+from .plan_state import State
 from .sizing import DEFAULT_UTILIZATION, budget_bytes
 from .units import MIB
 
@@ -293,7 +294,7 @@ class _Model:
                 key = (job.index, run.node, self._site(bin_), bin_.kind.number)
                 if left.get(key) and run.devices[0][0] in bin_.cards:
                     slots = [slot_of(bin_, device) for device in run.devices]
-                    shared = state.shared_at(bin_, slots[0])
+                    shared = state.shared.at(bin_, slots[0])
                     if shared is not None or not bin_.taken.intersection(slots):
                         state.place(job, Found(bin_, shared), run)
                         left[key] -= 1

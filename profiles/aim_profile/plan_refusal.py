@@ -14,7 +14,8 @@ from .fleet import Fleet
 from .gpu import by_name
 from .model import load_model
 from .plan import Placement, Unplaced
-from .plan_problem import Job, Problem, cards_taken, device_counts, most_whole_cards, need_bytes, request_of
+from .plan_need import cards_taken, device_counts, most_whole_cards, need_bytes, request_of
+from .plan_problem import Job, Problem
 from .plan_state import State
 from .sizing import DEFAULT_UTILIZATION, DoesNotFit, budget_bytes
 from .units import GIB, parse_memory

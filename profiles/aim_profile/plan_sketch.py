@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .plan_bins import switching
 from .plan_problem import LEVELS, Job, PlanNode, Problem
-from .plan_state import switching
 
 Modes = dict[int, tuple[str, ...]]
 _UNLIMITED = 1 << 30

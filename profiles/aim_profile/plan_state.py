@@ -6,13 +6,12 @@ kind and free devices, and entries that are out of date are dropped when they co
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 from random import Random
-from typing import NamedTuple
 
+from .plan_bins import Bin, Found, Held, Shared, SharedDevices, slot_of, switching
 from .plan_problem import LEVELS, DeviceKind, Job, Option, Problem, Running
 from .sizing import DEFAULT_UTILIZATION, budget_bytes
 
@@ -20,69 +19,7 @@ from .sizing import DEFAULT_UTILIZATION, budget_bytes
 Score = tuple[int, ...]
 
 
-class Shared:
-    """One device that several jobs share. left: bytes not promised yet."""
-
-    __slots__ = ("bin", "jobs", "left", "slot")
-
-    def __init__(self, bin_: Bin, slot: int, left: int) -> None:
-        self.bin, self.slot, self.left = bin_, slot, left
-        self.jobs: list[int] = []
-
-
-class Held:
-    """One replica in a bin: its slots. replica: its number where it ran before; fixed: it keeps its slots."""
-
-    __slots__ = ("fixed", "job", "replica", "shared", "slots")
-
-    def __init__(
-        self, job: Job, slots: tuple[int, ...], shared: Shared | None, replica: int | None, fixed: bool
-    ) -> None:
-        self.job, self.slots, self.shared, self.replica, self.fixed = job, slots, shared, replica, fixed
-
-
-class Bin:
-    """Where replicas stand side by side: the partitions of one card, or the whole cards of one hive of a node.
-
-    cards: positions in the node; free: slots nobody holds; taken: the others (a partition's index, or the position in
-    `cards`).
-    """
-
-    __slots__ = ("alive", "capacity", "cards", "free", "held", "id", "kind", "node", "taken")
-
-    def __init__(self, number: int, node: int, cards: list[int], kind: DeviceKind) -> None:
-        self.id, self.node, self.cards, self.kind = number, node, cards, kind
-        self.capacity = len(cards) if kind.whole else kind.partitions
-        self.free = self.capacity
-        self.taken: set[int] = set()
-        self.held: list[Held] = []
-        self.alive = True
-
-    def take(self, slots: Iterable[int]) -> None:
-        """Mark slots as held."""
-        self.taken.update(slots)
-        self.free = self.capacity - len(self.taken)
-
-    def give_back(self, slots: Iterable[int]) -> None:
-        """Mark slots as free."""
-        self.taken.difference_update(slots)
-        self.free = self.capacity - len(self.taken)
-
-    def cards_for(self, devices: int) -> int:
-        """Cards that come into use when `devices` slots are taken."""
-        return devices if self.kind.whole else int(not self.taken)
-
-    def device(self, slot: int) -> tuple[int, int]:
-        """(card position, partition) of a slot."""
-        return (self.cards[slot], 0) if self.kind.whole else (self.cards[0], slot)
-
-
-class Found(NamedTuple):
-    """A place for a replica: a bin, and the shared device in it where there is one already."""
-
-    bin: Bin
-    shared: Shared | None = None
-    slot: int | None = None
+_NOWHERE: Counter[int] = Counter()
 
 
 class State:
@@ -115,8 +52,7 @@ class State:
         most = max((kind.partitions for kind in problem.kinds), default=1)
         width = 2 + 2 * max([most, *(len(node.cards) for node in problem.nodes)])
         self._heaps: list[list[list[int]]] = [[[] for _ in range(width)] for _ in problem.kinds]
-        self._open: list[list[tuple[int, int, int]]] = [[] for _ in problem.kinds]
-        self._shared: dict[tuple[int, int], Shared] = {}
+        self.shared = SharedDevices(len(problem.kinds))
         for node in problem.nodes:
             labels = (modes or {}).get(node.number)
             if labels is None:
@@ -157,12 +93,7 @@ class State:
         new.held = old.held
         for held in new.held:
             held.slots = tuple(moved[slot] for slot in held.slots)
-        for slot, at in moved.items():
-            if shared := self._shared.pop((old.id, slot), None):
-                self._close(shared)
-                shared.bin, shared.slot = new, at
-                self._shared[new.id, at] = shared
-                insort(self._open[new.kind.number], (shared.left, new.id, at))
+        self.shared.move(old, moved, new)
         for job in {held.job.index for held in new.held}:
             self._in_bin[job, new.id] = self._in_bin.pop((job, old.id), 0)
         self._file(new)
@@ -252,10 +183,8 @@ class State:
         """The fullest shared device that still has room for the job's limit."""
         assert job.limit is not None
         for kind in job.options:
-            waiting = self._open[kind]
-            for left, number, slot in waiting[bisect_left(waiting, (job.limit, -1, -1)) :]:
-                shared = self._shared[number, slot]
-                if left >= job.limit and self.allows(job, shared.bin, shared):
+            for shared in self.shared.with_room(kind, job.limit):
+                if self.allows(job, shared.bin, shared):
                     return Found(shared.bin, shared)
         return None
 
@@ -290,15 +219,11 @@ class State:
             return
         if job.limit is not None:
             for number in range(bin_.capacity) if slot is None else (slot,):
-                shared = self._shared.get((bin_.id, number))
+                shared = self.shared.at(bin_, number)
                 if shared and shared.left >= job.limit and self.allows(job, bin_, shared):
                     yield Found(bin_, shared)
         if bin_.free >= option.devices and (slot is None or self._can_free(bin_, slot)):
             yield Found(bin_, slot=slot)
-
-    def shared_at(self, bin_: Bin, slot: int) -> Shared | None:
-        """The shared device in that slot, if it is one."""
-        return self._shared.get((bin_.id, slot))
 
     def pinned_slot(self, job: Job, bin_: Bin) -> int | None:
         """The slot a pin names, None: any; -1: not in this bin."""
@@ -340,12 +265,12 @@ class State:
         if shared is None:
             slots = self._take(bin_, job.options[bin_.kind.number].devices, found.slot, running)
             if job.limit is not None:
-                shared = Shared(bin_, slots[0], budget_bytes(bin_.kind.device_bytes, DEFAULT_UTILIZATION))
-                self._shared[bin_.id, slots[0]] = shared
+                room = budget_bytes(bin_.kind.device_bytes, DEFAULT_UTILIZATION)
+                shared = self.shared.open(bin_, slots[0], room)
         slots = (shared.slot,) if shared is not None else slots
         if shared is not None:
             assert job.limit is not None
-            self._promise(shared, job.index, job.limit)
+            self.shared.promise(shared, job.index, job.limit)
         fixed = found.slot is not None or (running is not None and running.fixed)
         held = Held(job, slots, shared, running.replica if running else None, fixed)
         bin_.held.append(held)
@@ -379,33 +304,12 @@ class State:
                 bin_.take((other,))
                 bin_.give_back((slot,))
 
-    def _promise(self, shared: Shared, job: int, limit: int) -> None:
-        self._close(shared)
-        shared.left -= limit
-        shared.jobs.append(job)
-        insort(self._open[shared.bin.kind.number], (shared.left, shared.bin.id, shared.slot))
-
-    def _close(self, shared: Shared) -> None:
-        waiting = self._open[shared.bin.kind.number]
-        entry = (shared.left, shared.bin.id, shared.slot)
-        at = bisect_left(waiting, entry)
-        if at < len(waiting) and waiting[at] == entry:
-            del waiting[at]
-
     def remove(self, bin_: Bin, held: Held) -> None:
         """Take one replica away again."""
         bin_.held = [other for other in bin_.held if other is not held]
         shared = held.shared
-        if shared is not None:
-            assert held.job.limit is not None
-            shared.jobs.remove(held.job.index)
-            self._close(shared)
-            shared.left += held.job.limit
-            insort(self._open[bin_.kind.number], (shared.left, bin_.id, shared.slot))
-        if shared is None or not shared.jobs:
-            if shared is not None:
-                self._close(shared)
-                del self._shared[bin_.id, shared.slot]
+        assert shared is None or held.job.limit is not None
+        if shared is None or self.shared.take_back(shared, held.job.index, held.job.limit or 0):
             bin_.give_back(held.slots)
             self.cards_used -= bin_.cards_for(len(held.slots))
         self.stay -= int(held.replica is not None)
@@ -439,24 +343,3 @@ class State:
         """The objective: less is better."""
         drained, switched = self.changes()
         return (*(-count for count in self.placed), drained, switched, -self.stay, self.cards_used)
-
-
-_NOWHERE: Counter[int] = Counter()
-
-
-def slot_of(bin_: Bin, device: tuple[int, int]) -> int:
-    """The slot of (card position, partition)."""
-    return bin_.cards.index(device[0]) if bin_.kind.whole else device[1]
-
-
-def switching(labels: Iterable[str | None], current: Iterable[str | None]) -> tuple[int, int]:
-    """(1 if the memory mode changes else 0, cards whose compute mode changes) for one node."""
-    drained = switched = 0
-    for new, old in zip(labels, current, strict=True):
-        if new == old or new is None:
-            continue
-        compute, _, memory = new.partition("/")
-        was, _, was_memory = (old or "").partition("/")
-        drained = max(drained, int(memory != was_memory))
-        switched += int(compute != was)
-    return drained, switched

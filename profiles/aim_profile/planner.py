@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 from .fleet import Fleet
-from .placement import cards_bound, solve
+from .placement import solve
 from .plan import PRIORITIES, CardPlan, Placement, Plan, PlanOptions, Totals
-from .plan_problem import Job, Option, Problem, make_problem
+from .plan_bins import Bin, Held
+from .plan_bound import cards_bound
+from .plan_intake import make_problem
+from .plan_problem import Job, Option, Problem
 from .plan_refusal import explain
-from .plan_state import Bin, Held, State
+from .plan_state import State
 from .units import GIB, gib
 from .workload import Workloads
 
