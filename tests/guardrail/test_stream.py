@@ -1,5 +1,6 @@
 """Streams: nothing of a value leaks at any split, and a streamed answer equals the whole one checked at once."""
 
+import json
 from random import Random
 
 import pytest
@@ -68,6 +69,22 @@ def test_no_part_of_a_value_leaks_character_by_character(size: int):
     assert_same_as_whole(guard(), text, [text[i : i + size] for i in range(0, len(text), size)])
 
 
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize("break_", ["\n", "\t", "\r\n", '"', "<", "。"])
+def test_escapes_of_json_hide_no_value(levels: int, break_: str):
+    secret, card = "".join(made.SECRETS["aws-id"](Random(3))), "4111 1111 1111 1111"
+    text = f"{break_}{secret}{break_}{card}{break_}jörg@example.com{break_}"
+    for _ in range(levels):
+        text = json.dumps({"text": text})
+    whole = guard().check("answer", text, Session()).text
+    assert whole.count("<SECRET_1>") == whole.count("<CREDIT_CARD_1>") == whole.count("<EMAIL_ADDRESS_1>") == 1
+    assert "rg@" not in whole
+    for _ in range(levels):
+        whole = json.loads(whole)["text"]  # still JSON
+    for at in range(len(text) + 1):
+        assert_same_as_whole(guard(), text, [text[:at], text[at:]])
+
+
 @pytest.mark.parametrize("kind", [*sorted(made.PII), *sorted(made.SECRETS)])
 def test_every_kind_of_value_at_every_split(kind: str):
     for seed in range(3):
@@ -103,6 +120,7 @@ ATOMS = [
         "example.com",
         "Bearer ",
     ],
+    *["\\", "\\\\", "\\u00", "\\u0020", "\\u0040", "\\u200b", "\\u005c", "\\/", '\\"', "\\t", "n", "u"],
     *["7f3a" * 8, "MIIEpAIBAAKCAQEA" * 3, "eyJhbGciOi", "e.g. "],
 ]
 

@@ -92,7 +92,7 @@ class StreamGuard:
 
     def _judge(self, text: Text, scan: str, piece: str) -> str:
         known = len(self._context)
-        verdict = self._guard.judge("answer", Text(self._context + scan), known)
+        verdict = self._guard.judge("answer", Text.folded(self._context + scan), known)
         if any(finding.start < known for finding in verdict.findings):
             # A value that began in text already released: a detector broke its contract. Never go on then.
             self._block(Finding("stream", "BOUNDARY", self._held_from, self._held_from, 1.0, "released-boundary"))

@@ -4,8 +4,10 @@
 ligatures, circled digits: Unicode NFKD), every script's decimal digits, typographic dashes and quotes become ASCII;
 invisible characters (category Cf: zero-width, soft hyphen, bidi controls) and combining marks vanish; letters with
 accents lose them; other Latin, Greek and Cyrillic letters become `x`; everything else (CJK, emoji, ...) becomes a
-line break, because no value we look for continues across it. Folding works code point by code point (hence NFKD
-without marks rather than NFKC), so it gives the same result however a stream is cut.
+line break, because no value we look for continues across it. Backslash escapes (`\\n`, `\\"`, `\\u0040`, behind any
+number of backslashes) become what they stand for: answers are often JSON, or code, and `"\\nAKIA..."` holds a key.
+Folding works code point by code point (hence NFKD without marks rather than NFKC) and escape by escape, so it gives
+the same result however a stream is cut between them; an escape still incomplete is held back.
 
 **Units** are the pieces of folded text that no value crosses: a run without breaks, extended over the gaps between
 digit groups (`4111 1111 1111 1111`, `+49 (30) 123-45`), over the groups of an IBAN, over a whole URI and over a
@@ -40,6 +42,12 @@ _UNIT = re.compile(
 
 _RUN_END = re.compile(r"[\s\"'`]")
 
+# Behind any number of backslashes (JSON within JSON), each of which may be written \u005c itself.
+_BACKSLASHES = r"(?<!\\)(?<!\\u005[cC])(?:\\u005[cC]|\\)++"
+_ESCAPE = re.compile(_BACKSLASHES + r"""(?:u([0-9A-Fa-f]{4})|([bfnrtv"'/]))""")
+_OPEN_ESCAPE = re.compile(_BACKSLASHES + r"(?:u[0-9A-Fa-f]{0,3})?\Z")
+_OPEN_ESCAPE_CHARS = 6  # its last backslash is as close to the end
+
 _KEY_HEADER = r"-----BEGIN[ A-Z0-9_-]{0,100}?PRIVATE[ ]KEY(?:[ ]BLOCK)?-----"
 _KEY_GAP = r"(?:\s|\\[nrt]|[\"'+,])"
 _KEY_ATTRIBUTES = r"(?:[A-Za-z][A-Za-z-]*+:[^\n\\]*+(?:\n|\\n))*+"
@@ -62,19 +70,38 @@ _OPEN_KEY_HEADER = re.compile(r"-----BEGIN[ A-Z0-9_-]{0,130}\Z", re.IGNORECASE)
 
 
 class Text:
-    """A text and its folded form `scan` (ASCII). ASCII input is its own folded form, at no cost."""
+    """A text and its folded form `scan` (ASCII). ASCII without escapes is its own folded form, at no cost."""
 
     __slots__ = ("_starts", "original", "scan")
 
     def __init__(self, original: str) -> None:
         self.original = original
         self._starts: array[int] | None = None
-        if original.isascii() and "\0" not in original:
-            self.scan = original
-            return
-        self.scan = original.translate(_FOLD)
-        if any(len(_FOLD[ord(char)]) != 1 for char in set(original)):
-            self._starts = array("l", (i for i, char in enumerate(original) for _ in _FOLD[ord(char)]))
+        self.scan = original
+        if not original.isascii() or "\0" in original:
+            self.scan = original.translate(_FOLD)
+            if any(len(_FOLD[ord(char)]) != 1 for char in set(original)):
+                self._starts = array("l", (i for i, char in enumerate(original) for _ in _FOLD[ord(char)]))
+        if "\\" in self.scan and _ESCAPE.search(self.scan):
+            self._fold_escapes()
+
+    @classmethod
+    def folded(cls, scan: str) -> Text:
+        """A text that is folded already (folding again might take what an escape left for another)."""
+        text = cls("")
+        text.original = text.scan = scan
+        return text
+
+    def _fold_escapes(self) -> None:
+        before = self._starts if self._starts is not None else array("l", range(len(self.scan)))
+        pieces, starts, done = [], array("l"), 0
+        for escape in _ESCAPE.finditer(self.scan):
+            plain = _FOLD[int(escape[1], 16)] if escape[1] else _ESCAPED.get(escape[2], "\n")
+            pieces += [self.scan[done : escape.start()], plain]
+            starts += before[done : escape.start()] + array("l", [before[escape.start()]] * len(plain))
+            done = escape.end()
+        self.scan = "".join([*pieces, self.scan[done:]])
+        self._starts = starts + before[done:]
 
     def origin(self, index: int) -> int:
         """The code point of the original that `scan[index]` came from; the original's length at the end."""
@@ -88,7 +115,9 @@ class Text:
         """
         if self._starts is None:
             return start, end
-        return self._starts[start], max(self.origin(end), self._starts[end - 1] + 1)
+        while end < len(self._starts) and self._starts[end] == self._starts[end - 1]:  # the rest of a ligature
+            end += 1
+        return self._starts[start], self.origin(end)
 
 
 def units(scan: str) -> list[tuple[int, int]]:
@@ -98,6 +127,8 @@ def units(scan: str) -> list[tuple[int, int]]:
 
 def safe_cut(scan: str) -> int:
     """The largest index up to which no value can be touched by text yet to come. `scan` must begin at a cut."""
+    if "\\" in scan[-_OPEN_ESCAPE_CHARS:] and (escape := _OPEN_ESCAPE.search(scan)):
+        scan = scan[: escape.start()]
     cut = len(scan)
     for unit in _UNIT.finditer(scan):
         if unit.end() == len(scan):
@@ -133,6 +164,9 @@ def _before_keys(scan: str, cut: int) -> int:
 
 
 _QUOTES = {**dict.fromkeys("‘’‚‛", "'"), **dict.fromkeys("“”„‟«»", '"'), "×": "x"}
+
+
+_ESCAPED = {'"': '"', "'": "'", "/": "/", "t": "\t"}  # the others are line breaks
 
 
 class _FoldTable(dict[int, str]):
