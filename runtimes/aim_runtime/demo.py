@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from aim_runtime.local import Stack, running
+from aim_runtime.stack import Stack, running
 
 #: A key of AWS's form, put together here so that no scanner takes this file for a leak.
 _LEAKED_KEY = "AKIA" + "3XPZ7QKLMN2VWTYB"

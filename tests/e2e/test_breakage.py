@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from aim_runtime.local import Stack, running
+from aim_runtime.stack import Stack, running
 from ports import free_ports
 
 pytestmark = pytest.mark.model

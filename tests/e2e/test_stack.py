@@ -16,7 +16,7 @@ import pytest
 import tritonclient.http as triton_http
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 
-from aim_runtime.local import Stack, running
+from aim_runtime.stack import Stack, running
 from ports import free_ports
 
 pytestmark = pytest.mark.model
