@@ -52,7 +52,16 @@ def device(
             "--partition without --gpu", field="gpu", value=partition, remedy="name the GPU too, as in --gpu MI300X"
         )
     else:
-        mode = mode_of(card_of(find_node(at[0], (), at[1]), at[2]), deployment)
+        return _device_of(card_of(find_node(at[0], (), at[1]), at[2]), deployment)
+    return NamedDevice(mode, mode.memory_bytes)
+
+
+def _device_of(card: Card, deployment: Deployment) -> NamedDevice:
+    """The card's smallest device: by its mode, or where that is not wholly readable by what it reports."""
+    sizes = [part.memory_bytes for part in card.partitions if part.memory_bytes]
+    if card.accelerator and card.partitionable and card.mode_label is None and sizes:
+        return NamedDevice(None, min(sizes))
+    mode = mode_of(card, deployment)
     return NamedDevice(mode, mode.memory_bytes)
 
 

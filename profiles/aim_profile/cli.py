@@ -12,6 +12,8 @@ import typer
 
 from . import cli_plans
 from .cli_options import (
+    FACTS,
+    PROFILES,
     AimPrecision,
     AllocModeOption,
     AmdSmiOption,
@@ -26,6 +28,7 @@ from .cli_options import (
     OutOption,
     OutputOption,
     PartitionOption,
+    Precision,
     PrecisionOption,
     Priority,
     ReferenceArgument,
@@ -42,10 +45,10 @@ app = typer.Typer(
     "Exit codes: 0 it fits, or is equal; 1 it does not; 2 bad input.",
 )
 node_app = typer.Typer(invoke_without_command=True)
-app.add_typer(node_app, name="node")
+app.add_typer(node_app, name="node", rich_help_panel=FACTS)
 
 
-@app.command()
+@app.command(rich_help_panel=FACTS)
 def gpus(
     name: Annotated[str | None, typer.Argument(help="One GPU, with every mode and its source.")] = None,
     deployment: DeploymentOption = "bare-metal",
@@ -60,7 +63,7 @@ def gpus(
     guarded(lambda: verbs_facts.gpus(output, name, deployment))
 
 
-@app.command()
+@app.command(rich_help_panel=FACTS)
 def models(
     model: Annotated[
         str | None, typer.Argument(help="A model id, a directory with a config.json, or a GGUF file.")
@@ -111,7 +114,7 @@ def node_export(
     guarded(lambda: verbs_facts.export(chosen_device.find_node(root, amd_smi or (), node), file))
 
 
-@app.command()
+@app.command(rich_help_panel=FACTS)
 def fit(
     model: Annotated[str, typer.Argument(help="A model id, a directory with a config.json, or a GGUF file.")],
     gpu: GpuOption = None,
@@ -158,11 +161,13 @@ def fit(
     )
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=PROFILES)
 def list_profiles(
     gpu: Annotated[str, typer.Option(help="A GPU of the catalogue.")] = "MI300X",
     model: Annotated[str | None, typer.Option(help="One model only.")] = None,
-    precision: PrecisionOption = None,
+    precision: Annotated[
+        Precision | None, typer.Option(help="Of the weights; bf16, fp8 and int4 when left out.")
+    ] = None,
     every_mode: Annotated[
         bool, typer.Option("--every-mode", help="Each partition mode, not only the smallest validated one that fits.")
     ] = False,
@@ -184,7 +189,7 @@ def list_profiles(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=PROFILES)
 def select(
     model: Annotated[str, typer.Argument(help="A model id, or a directory with a config.json.")],
     gpu: GpuOption = None,
@@ -223,7 +228,7 @@ def select(
     guarded(verb)
 
 
-@app.command()
+@app.command(rich_help_panel=PROFILES)
 def show(
     profile: ReferenceArgument,
     gpu: GpuOption = None,
@@ -272,7 +277,7 @@ def show(
     guarded(verb)
 
 
-@app.command()
+@app.command(rich_help_panel=PROFILES)
 def export(
     profile: ReferenceArgument,
     form: Annotated[Form, typer.Option(help="Ours, AIM's YAML, or the prototype's unified JSON.")] = "ours",
@@ -299,7 +304,7 @@ def export(
     guarded(verb)
 
 
-@app.command()
+@app.command(rich_help_panel=PROFILES)
 def validate(
     files: Annotated[list[Path], typer.Argument(help="Profiles in any form.")], output: OutputOption = "table"
 ) -> None:
@@ -312,7 +317,7 @@ def validate(
     guarded(lambda: verbs_profiles.validate(output, files))
 
 
-@app.command()
+@app.command(rich_help_panel=PROFILES)
 def schema(
     kind: Annotated[SchemaKind, typer.Argument(help="The kind of file.")] = "profile",
 ) -> None:

@@ -25,6 +25,9 @@ SchemaKind = Literal["profile", "unified", "fleet", "workloads", "plan"]
 Tier = Literal["validated", "driver-legal", "unsupported"]
 Strategy = Literal["mixed", "single"]
 
+# Headings of the verbs in --help.
+FACTS, PROFILES, PLANS = "Facts", "Profiles", "Plans"
+
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="A table for people, or JSON or YAML.")]
 DeploymentOption = Annotated[
     Deployment, typer.Option(help="How the node is run; it decides which modes AMD validates.")

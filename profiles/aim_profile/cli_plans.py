@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .cli_options import (
+    PLANS,
     AmdSmiOption,
     DeploymentOption,
     GpuOption,
@@ -24,9 +25,8 @@ from .cli_options import (
 
 def add_to(app: typer.Typer) -> None:
     """Register the verbs, in the order a plan is worked with."""
-    for verb in (plan, diff, steps, render):
-        app.command()(verb)
-    app.command("assert")(assert_plan)
+    for name, verb in (("plan", plan), ("diff", diff), ("assert", assert_plan), ("steps", steps), ("render", render)):
+        app.command(name, rich_help_panel=PLANS)(verb)
 
 
 def plan(

@@ -198,10 +198,14 @@ def _from_node(node: Node, entry: NodeEntry) -> FleetNode:
     name = entry.name or node.name
     if name is None:
         raise FleetError("the node has no name", field="name", remedy="give name: beside file")
+    if not node.cards:
+        raise FleetError(
+            f"node {name} holds no AMD GPU", field="gpu", remedy="leave it out, or describe it: gpu, cards"
+        )
     products = sorted({card.product for card in node.cards})
     if len(products) != 1 or products == ["unknown"]:
         report = next((card.report for card in node.cards if card.report), "")
-        found = ", ".join(products) or "no card"
+        found = ", ".join(products)
         raise FleetError(
             f"node {name} holds {found}, not cards of one known product", field="gpu", value=found, remedy=report
         )

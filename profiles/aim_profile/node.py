@@ -20,7 +20,7 @@ from .node_emulated import emulate, export_node, load_emulated
 from .node_facts import Backend, Card, DriverCaps, Node, Partition
 from .node_kfd import KfdNode, Topology, read_topology
 from .node_merge import merge_cards
-from .node_sysfs import SysfsCard, holds_cards, read_cards
+from .node_sysfs import SysfsCard, cards_elsewhere, holds_cards, read_cards
 
 __all__ = [
     "Card",
@@ -59,12 +59,12 @@ def read_node(root: Path | None = None, amd_smi_files: Sequence[Path] = ()) -> N
 
 def _from_tree(root: Path) -> Node:
     kfd, pci = _find(root, _KFD, _nodes_folder(root)), _find(root, _PCI, root if holds_cards(root) else None)
-    if kfd is None and pci is None:
+    in_sysfs = read_cards(pci) if pci else cards_elsewhere((root / "sys", root))
+    if kfd is None and pci is None and not in_sysfs:
         return _without_gpu(root)
     topology = read_topology(kfd) if kfd else Topology((), 0)
-    in_sysfs = read_cards(pci) if pci else ()
     cards, notes = _cards(topology, in_sysfs, kfd is not None)
-    backend: Backend = "sysfs+kfd" if kfd and pci else "kfd" if kfd else "sysfs"
+    backend: Backend = "kfd" if not (pci or in_sysfs) else "sysfs+kfd" if kfd else "sysfs"
     return _node(root, cards, backend, notes)
 
 
@@ -75,13 +75,20 @@ def _find(root: Path, places: tuple[str, ...], otherwise: Path | None) -> Path |
 
 
 def _nodes_folder(root: Path) -> Path | None:
-    for folder in (root / "nodes", root / "topology" / "nodes"):
-        if folder.is_dir():
-            return folder
+    for above in ("nodes", "topology/nodes", "kfd/topology/nodes", "kfd/kfd/topology/nodes"):
+        if (root / above).is_dir():
+            return root / above
     return root if root.name == "nodes" and root.is_dir() else None
 
 
 def _without_gpu(root: Path) -> Node:
+    if root.is_file():
+        raise NodeError(
+            f"{root}: a file, not a directory",
+            field="root",
+            value=str(root),
+            remedy="give the directory that a tree was recorded into; --amd-smi and --node take files",
+        )
     if not root.is_dir():
         raise NodeError(f"{root}: no such directory", field="root", value=str(root))
     if not any((root / name).is_dir() for name in _SYSTEM_FOLDERS):

@@ -104,6 +104,15 @@ class Card(_Frozen):
             return None
         return f"{self.compute_partition}/{self.memory_partition}"
 
+    @property
+    def mode_text(self) -> str:
+        """The mode for people, as far as it is known: `CPX/NPS?` where only KFD was read."""
+        if self.partitionable is False:
+            return "not partitionable"
+        if self.compute_partition is None and self.memory_partition is None:
+            return "unknown"
+        return f"{self.compute_partition or '?'}/{self.memory_partition or 'NPS?'}"
+
     def modes(
         self, deployment: Deployment = "bare-metal", at_least: Tier = "driver-legal"
     ) -> tuple[PartitionMode, ...]:

@@ -21,6 +21,7 @@ _MAX_FILE_BYTES = 4096
 _MAX_VRAM_BYTES = 2**50
 # A display controller (0x03xxxx) or a processing accelerator (0x12xxxx).
 _GPU_CLASSES = (0x03, 0x12)
+_OF_AMDGPU = ("mem_info_vram_total", "current_compute_partition")
 
 
 class SysfsCard(NamedTuple):
@@ -45,7 +46,7 @@ def read_cards(folder: Path) -> tuple[SysfsCard, ...]:
         entries = sorted(entry for entry in folder.iterdir() if BDF.fullmatch(entry.name))
     except OSError as problem:
         raise _bad(folder, str(problem)) from problem
-    return tuple(card for entry in entries if (card := _read_card(entry)) is not None)
+    return tuple(card for entry in entries if (card := _read_card(entry, entry.name)) is not None)
 
 
 def holds_cards(folder: Path) -> bool:
@@ -53,7 +54,31 @@ def holds_cards(folder: Path) -> bool:
     return folder.is_dir() and any(BDF.fullmatch(entry.name) for entry in folder.iterdir())
 
 
-def _read_card(folder: Path) -> SysfsCard | None:
+def cards_elsewhere(roots: tuple[Path, ...]) -> tuple[SysfsCard, ...]:
+    """Cards of a recording that holds them under bus/pci/devices or class/drm only.
+
+    Other drivers' devices are there too: a card counts where amdgpu shows its memory or its mode.
+    """
+    places = ("bus/pci/devices/*", "class/drm/card*/device")
+    folders: dict[str, Path] = {}
+    for folder in sorted(folder for root in roots for place in places for folder in root.glob(place)):
+        address = _address(folder)
+        if address and any((folder / name).is_file() for name in _OF_AMDGPU):
+            folders.setdefault(address, folder)
+    found = (_read_card(folder, address) for address, folder in sorted(folders.items()))
+    return tuple(card for card in found if card is not None)
+
+
+def _address(folder: Path) -> str | None:
+    """The PCI address of a device's directory: its name, that of what it links to, or what uevent says."""
+    for name in (folder.name, folder.resolve().name):
+        if BDF.fullmatch(name):
+            return name
+    said = re.search(rf"^PCI_SLOT_NAME=({BDF.pattern})$", _text(folder / "uevent") or "", re.MULTILINE)
+    return said.group(1) if said else None
+
+
+def _read_card(folder: Path, bdf: str) -> SysfsCard | None:
     vendor, kind = _hexadecimal(folder / "vendor"), _hexadecimal(folder / "class")
     if vendor not in (None, _AMD) or (kind is not None and kind >> 16 not in _GPU_CLASSES):
         return None
@@ -65,7 +90,7 @@ def _read_card(folder: Path) -> SysfsCard | None:
     available = _listed(folder / "available_compute_partition", COMPUTE_MODES)
     partitionable = current is not None or bool(available)
     return SysfsCard(
-        bdf=folder.name,
+        bdf=bdf,
         device_id=device_id,
         partitionable=partitionable,
         compute=_mode(folder / "current_compute_partition", COMPUTE_MODES, notes),

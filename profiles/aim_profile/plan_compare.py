@@ -133,7 +133,7 @@ def _card_differences(node: str, planned: CardPlan, card: Card) -> list[Differen
         return []
     mode = card.mode_label or ("SPX/NPS1" if card.partitionable is False else None)
     if mode != planned.mode:
-        return [_difference(node, card.index, "mode", planned.mode, mode or "not readable")]
+        return [_difference(node, card.index, "mode", planned.mode, mode or card.mode_text)]
     found = []
     if len(card.partitions) != planned.partitions:
         text = f"{len(card.partitions)} partitions"

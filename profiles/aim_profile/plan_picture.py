@@ -5,17 +5,21 @@ from __future__ import annotations
 from itertools import groupby
 
 from .plan import CardPlan, Placement, Plan
+from .sizing import DEFAULT_UTILIZATION
 from .svg import CardBox, Device, NodeBox, Tenant, picture
 
 _MIB_PER_GIB = 1024
 
+# Who holds a device: by node, card and partition.
+Held = dict[tuple[str, int, int], list[Tenant]]
+
 
 def draw(plan: Plan, title: str = "Fleet plan") -> str:
     """The plan as SVG."""
-    held: dict[tuple[str, int, int], list[Placement]] = {}
+    held: Held = {}
     for placement in plan.placements:
-        for card, partition in placement.devices:
-            held.setdefault((placement.node, card, partition), []).append(placement)
+        for place, (card, partition) in enumerate(placement.devices, start=1):
+            held.setdefault((placement.node, card, partition), []).append(_tenant(placement, place))
     nodes = [_node(name, list(cards), held) for name, cards in groupby(plan.cards, key=lambda card: card.node)]
     return picture(title, summary(plan), nodes)
 
@@ -46,23 +50,24 @@ def _daring(plan: Plan) -> bool:
     return any(card.tier != "validated" for card in plan.cards if (card.node, card.card) in used)
 
 
-def _node(name: str, cards: list[CardPlan], held: dict[tuple[str, int, int], list[Placement]]) -> NodeBox:
+def _node(name: str, cards: list[CardPlan], held: Held) -> NodeBox:
     note = f"{cards[0].gpu} · {cards[0].deployment}"
     return NodeBox(name, note, tuple(_card(card, held) for card in cards))
 
 
-def _card(card: CardPlan, held: dict[tuple[str, int, int], list[Placement]]) -> CardBox:
+def _card(card: CardPlan, held: Held) -> CardBox:
     size_gib = card.device_memory_mib / _MIB_PER_GIB
     devices = tuple(
-        Device(index, size_gib, tuple(_tenant(placement) for placement in held.get((card.node, card.card, index), ())))
+        Device(index, size_gib, tuple(held.get((card.node, card.card, index), ())), size_gib * DEFAULT_UTILIZATION)
         for index in range(card.partitions)
     )
     was = card.was if card.was != card.mode else None
     return CardBox(card.card, card.mode or "mode unknown", devices, was)
 
 
-def _tenant(placement: Placement) -> Tenant:
-    name = placement.id if placement.tp == 1 else f"{placement.id} (1 of {placement.tp})"
+def _tenant(placement: Placement, place: int) -> Tenant:
+    """The replica on the `place`-th of its devices."""
+    name = placement.id if placement.tp == 1 else f"{placement.id} ({place} of {placement.tp})"
     asked = f"{placement.context} tokens x {placement.concurrency}" if placement.kind == "serve" else ""
     details = (
         placement.model or f"{placement.kind} job",

@@ -11,17 +11,18 @@ from typing import Literal
 from .alternatives import size_on
 from .errors import SizingError
 from .fleet import Fleet
-from .gpu import by_name
+from .gpu import TIERS, by_name
 from .model import load_model
 from .plan import Placement, Unplaced
 from .plan_need import cards_taken, device_counts, most_whole_cards, need_bytes, request_of
-from .plan_problem import Job, Problem
+from .plan_problem import Job, Problem, Selector
 from .plan_state import State
 from .sizing import DEFAULT_UTILIZATION, DoesNotFit, budget_bytes
 from .units import GIB, parse_memory
 from .workload import Workload
 
 _MOST_REMEDIES = 4
+_MOST_NAMES = 3
 # Replicas placed, by device kind, level and priority.
 Standing = Counter[tuple[int, int, str]]
 Cause = Literal["too-large", "no-room", "constraint"]
@@ -89,8 +90,8 @@ def _too_large(workload: Workload, problem: Problem, fleet: Fleet) -> tuple[Caus
     wanted = tuple(sorted(workload.node_selector.items()))
     kinds = [kind for kind in problem.kinds if wanted in kind.selected]
     if not kinds:
-        text = ", ".join(f"{key}={value}" for key, value in wanted)
-        return "constraint", f"no usable node has the labels {text}" if text else "no card is usable", None, ()
+        reason, remedy = _unusable(fleet, wanted)
+        return "constraint", reason, None, (remedy,)
     closest: tuple[int, str] | None = None
     most = most_whole_cards(fleet)
     for kind in kinds:
@@ -106,6 +107,24 @@ def _too_large(workload: Workload, problem: Problem, fleet: Fleet) -> tuple[Caus
     shortfall = ceil(closest[0] / GIB * 1000) / 1000
     reason = f"no device of the fleet holds it: {closest[1]} comes closest and lacks {shortfall} GiB on each"
     return "too-large", reason, shortfall, _alternatives(workload, problem)
+
+
+def _unusable(fleet: Fleet, wanted: Selector) -> tuple[str, str]:
+    """Why no card of the nodes so labelled gives a device, and what would help."""
+    nodes = [node for node in fleet.nodes if set(wanted) <= set(node.labels)]
+    if not nodes:
+        text = ", ".join(f"{key}={value}" for key, value in wanted)
+        return f"no node has the labels {text}", "other labels in node_selector, or such a node"
+    if any(node.switchable for node in nodes):
+        products = ", ".join(sorted({node.gpu for node in nodes}))
+        tiers = {mode.tier for node in nodes for card in node.cards for mode in card.modes}
+        best = min(tiers, key=TIERS.index, default="unsupported")
+        return f"no mode of {products} is validated", f"allow its modes that are {best}: --tier {best}"
+    names = ", ".join(node.name for node in nodes[:_MOST_NAMES]) + ("…" if len(nodes) > _MOST_NAMES else "")
+    return (
+        f"the mode of {names}'s cards is not wholly readable, and how the node is run is not known",
+        "describe the node in a fleet file: gpu, cards, deployment, compute_partition and memory_partition",
+    )
 
 
 def _shortfall(workload: Workload, devices: int, device_bytes: int) -> int | None:

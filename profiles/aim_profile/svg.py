@@ -45,11 +45,12 @@ class Tenant(NamedTuple):
 
 
 class Device(NamedTuple):
-    """A partition, or a whole card. memory_gib: what it reports."""
+    """A partition, or a whole card. memory_gib: what it reports; shareable_gib: what its tenants may take together."""
 
     number: int
     memory_gib: float
     tenants: tuple[Tenant, ...] = ()
+    shareable_gib: float = 0.0
 
 
 class CardBox(NamedTuple):
@@ -148,7 +149,7 @@ def _legend(x: float, y: float) -> Iterator[str]:
     entries = (
         (f'fill="{_GREY}"', "needed"),
         (f'fill="{_PAPER}" stroke="{_GREY}"', "headroom"),
-        (f'fill="url(#reserve)" stroke="{_LINE}"', "not the engine's to take"),
+        (f'fill="url(#reserve)" stroke="{_LINE}"', "reserve the engine leaves alone"),
     )
     at = x
     for style, label in entries:
@@ -187,7 +188,7 @@ def _card(card: CardBox, x: float, y: float) -> Iterator[str]:
 def _device(device: Device, box: Box) -> Iterator[str]:
     if not device.tenants:
         yield _rect(box, f'fill="{_PAPER}" stroke="{_LINE}" stroke-dasharray="4 3"')
-        yield _text(box.x + 8, _middle(box), f"{device.number}  free", 11, _GREY)
+        yield _text(box.x + 8, _middle(box), f"device {device.number}: free", 11, _GREY)
         yield _text(box.x + box.width - 8, _middle(box), f"{device.memory_gib:.1f} GiB", 11, _GREY, anchor="end")
         return
     alone = len(device.tenants) == 1 and device.tenants[0].share_gib is None
@@ -198,6 +199,16 @@ def _device(device: Device, box: Box) -> Iterator[str]:
         width = box.width * (1 if tenant.share_gib is None else min(1.0, tenant.share_gib / device.memory_gib))
         yield from _tenant(tenant, device, Box(left, box.y, width - (0 if alone else 2), box.height), alone)
         left += width
+    if not alone:
+        yield from _left_over(device, Box(left, box.y, box.x + box.width - left, box.height))
+
+
+def _left_over(device: Device, box: Box) -> Iterator[str]:
+    """What nobody holds of a shared device, where there is room to say so."""
+    left_gib = device.shareable_gib - sum(tenant.share_gib or 0.0 for tenant in device.tenants)
+    text = f"{left_gib:.1f} GiB free"
+    if left_gib > 0 and box.width > 16 + len(text) * 10 * _GLYPH:
+        yield _text(box.x + box.width - 8, _middle(box), text, 10, _GREY, anchor="end")
 
 
 def _tenant(tenant: Tenant, device: Device, box: Box, alone: bool) -> Iterator[str]:

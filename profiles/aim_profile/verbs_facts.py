@@ -12,7 +12,7 @@ from .errors import AimProfileError
 from .gpu import Accelerator, Deployment, PartitionMode, by_name, catalog
 from .model import ModelFacts, by_id, known_ids, load_model
 from .node import Card, Node, export_node
-from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, show, write_out
+from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, show, write_out
 from .sizing import DoesNotFit, Fit, Option, kv_bytes_per_token, make_request, weight_bytes
 from .units import MIB, gib
 
@@ -205,20 +205,37 @@ def _node_blocks(found: Node) -> tuple[Table | Facts, ...]:
         "MiB each",
     )
     rows = [_card_row(card) for card in found.cards]
-    remarks = [
-        (f"card {card.index}", note) for card in found.cards for note in (*card.notes, card.report or "") if note
-    ]
-    return facts, Table(columns, rows, right=("devices", "CUs each", "MiB each")), Facts(remarks)
+    return facts, Table(columns, rows, right=("devices", "CUs each", "MiB each")), Facts(_remarks(found.cards))
+
+
+def _remarks(cards: Sequence[Card]) -> list[tuple[str, str]]:
+    """What is to be said about cards; what is the same for several is said once."""
+    about: dict[str, list[int]] = {}
+    for card in cards:
+        for note in (*card.notes, card.report or ""):
+            if note:
+                about.setdefault(note, []).append(card.index)
+    return [(f"card{'s' if len(which) > 1 else ''} {_ranges(which)}", note) for note, which in about.items()]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0, 1, 2, 5 as `0-2, 5`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _card_row(card: Card) -> tuple[str, ...]:
-    mode = card.mode_label or ("not partitionable" if card.partitionable is False else "unknown")
     return (
         str(card.index),
         card.bdf or "unknown",
         card.pci_id or "unknown",
         card.product,
-        mode,
+        card.mode_text,
         card.alloc_mode or "-",
         "-" if card.hive_id is None else f"{card.hive_id:#x}",
         "-" if card.numa_node is None else str(card.numa_node),
@@ -253,6 +270,9 @@ def fit(output: Output, model_reference: str, on: NamedDevice, **asked: Any) -> 
         many = f"{request.tp} x " if request.tp > 1 else ""
         what = f"({mode.tier} on {mode.deployment}): {mode.memory_mib} MiB, {mode.cus} CUs"
         where = f"{many}{mode.accelerator} {mode.label} {what}"
+        if mode.tier == "unsupported":
+            on_what = f"{mode.accelerator} {mode.label} is unsupported on {mode.deployment}"
+            print_note(f"{on_what}: the answer is about memory alone")
     whole = sized.model_dump(mode="json", include=set(FIT_FIELDS))
     show(output, {key: whole[key] for key in FIT_FIELDS}, *_fit_blocks(sized, where))
     return FITS if sized.fits else DOES_NOT_FIT

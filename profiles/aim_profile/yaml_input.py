@@ -22,7 +22,9 @@ def read_text(file: Path, error: type[AimProfileError]) -> str:
         if file.stat().st_size > _MAX_FILE_BYTES:
             raise error(f"{file}: larger than {_MAX_FILE_BYTES // 2**20} MiB", field=str(file))
         return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
+    except OSError as problem:
+        raise error(f"{file}: {problem.strerror or problem}", field=str(file)) from problem
+    except UnicodeDecodeError as problem:
         raise error(f"{file}: {problem}", field=str(file)) from problem
 
 

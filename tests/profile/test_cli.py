@@ -17,6 +17,7 @@ from aim_profile import cli_options as cli
 from aim_profile import facts, gpu, node_facts, output, profile, profile_files, schema, sizing
 from aim_profile.cli import app
 from aim_profile.known_models import known_ids
+from sysfs_tree import MI300X, write_kfd_node, write_mi300x_cpx
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 FIT_FIELDS = {
@@ -250,3 +251,34 @@ def test_the_console_script_pipes_whole_lines_and_only_facts() -> None:
     )
     assert (error.returncode, error.stdout) == (2, "")
     assert "Traceback" not in error.stderr
+
+
+def test_equal_remarks_about_cards_are_said_once(tmp_path: Path) -> None:
+    for card in range(3):
+        write_kfd_node(tmp_path / "nodes", card, location_id=(5 + card) << 8, compute_units=304, xcds=8, **MI300X)
+    lines = run("node", "--root", tmp_path).stdout.splitlines()
+    assert [line for line in lines if "memory per partition derived" in line] == [lines[-1]]
+    assert lines[-1].startswith("cards 0-2  ")
+    assert "SPX/NPS?" in lines[-3]
+
+
+def test_fit_takes_the_size_of_a_device_whose_memory_mode_is_not_readable(tmp_path: Path) -> None:
+    """KFD alone says what each device holds; that is all that fitting needs."""
+    write_mi300x_cpx(tmp_path / "nodes")
+    found = run("fit", LLAMA, "--root", tmp_path, "--context", 4096)
+    assert "a device of 24560 MiB" in found.stdout
+
+
+def test_fit_says_aside_that_a_mode_is_not_possible() -> None:
+    found = run("fit", LLAMA, "--gpu", "MI300X", "--partition", "CPX/NPS2", "-o", "json")
+    assert json.loads(found.stdout)["fits"]
+    assert found.stderr == "MI300X CPX/NPS2 is unsupported on bare-metal: the answer is about memory alone\n"
+    assert run("fit", LLAMA, "--gpu", "MI300X", "--partition", "CPX/NPS1").stderr == ""
+
+
+def test_help_groups_the_verbs_by_what_they_are_about() -> None:
+    text = run("--help").stdout
+    order = [
+        text.index(f" {word} ") for word in ("Facts", "gpus", "node", "Profiles", "list", "Plans", "plan", "render")
+    ]
+    assert order == sorted(order)

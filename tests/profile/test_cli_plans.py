@@ -13,6 +13,7 @@ from aim_profile import cli_options as cli
 from aim_profile import gpu, render
 from aim_profile.cli import app
 from aim_profile.plan import load_plan
+from sysfs_tree import write_mi300x_cpx
 
 SAMPLES = Path(__file__).parent.parent.parent / "docs/samples"
 FLEET, WORKLOADS = SAMPLES / "fleet.yaml", SAMPLES / "workloads.yaml"
@@ -159,3 +160,28 @@ def test_a_profile_is_rendered_by_reference_file_or_device(tmp_path: Path) -> No
 @pytest.mark.parametrize("verb", ["plan", "diff", "assert", "steps", "render"])
 def test_every_verb_explains_itself_with_an_example(verb: str) -> None:
     assert "Example:" in run(verb, "--help").stdout
+
+
+def test_a_fleet_without_a_usable_card_says_why(tmp_path: Path) -> None:
+    mi308x = tmp_path / "mi308x.yaml"
+    mi308x.write_text("version: 1\nnodes: [{name: a, gpu: MI308X, cards: 8}]\n", encoding="utf-8")
+    found = json.loads(run("plan", mi308x, WORKLOADS, "-o", "json", code=1).stdout)["unplaced"][0]
+    assert found["reason"] == "no mode of MI308X is validated"
+    assert found["remedies"] == ["allow its modes that are driver-legal: --tier driver-legal"]
+    allowed = run("plan", mi308x, WORKLOADS, "--tier", "driver-legal", "-o", "json", code=1)
+    assert len(json.loads(allowed.stdout)["placements"]) == 8  # the latency job needs whole cards, and so all are whole
+    write_mi300x_cpx(tmp_path / "recorded/nodes")
+    found = json.loads(run("plan", tmp_path / "recorded", WORKLOADS, "-o", "json", code=1).stdout)["unplaced"][0]
+    assert (
+        found["reason"] == "the mode of recorded's cards is not wholly readable, and how the node is run is not known"
+    )
+    assert "deployment, compute_partition and memory_partition" in found["remedies"][0]
+
+
+def test_a_node_without_a_gpu_is_not_planned_for(tmp_path: Path) -> None:
+    (tmp_path / "class").mkdir()
+    assert "holds no AMD GPU" in refusal("plan", tmp_path, WORKLOADS)
+
+
+def test_a_file_that_is_not_there_is_said_plainly() -> None:
+    assert refusal("plan", "nope.yaml", WORKLOADS) == "aim-profile: nope.yaml: No such file or directory\n"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aim_profile import node_kfd
 from aim_profile.errors import NodeError
-from aim_profile.node import Node, emulate, export_node, load_emulated, read_node
+from aim_profile.node import Card, Node, emulate, export_node, load_emulated, read_node
 from aim_profile.node_emulated import parse_emulated
 from sysfs_tree import MI300X, write_kfd_node, write_mi300x_cpx, write_sysfs_card
 
@@ -200,6 +200,42 @@ def test_a_machine_without_an_amd_gpu_is_a_node_without_cards(tmp_path: Path):
     assert "no AMD GPU" in node.notes[0]
 
 
+@pytest.mark.parametrize("place", ["bus/pci/devices/0000:05:00.0", "class/drm/card1/device"])
+def test_a_mirror_with_the_cards_elsewhere_in_sysfs(tmp_path: Path, place: str):
+    """Recordings of /sys/bus/pci/devices or /sys/class/drm alone; other vendors' cards are left out."""
+    write_mi300x_cpx(tmp_path / NODES)
+    folder = tmp_path / "sys" / place
+    write_sysfs_card(folder.parent, folder.name, **CPX, uevent="DRIVER=amdgpu\nPCI_SLOT_NAME=0000:05:00.0")
+    other = {"vendor": "0x10de", "device": "0x2330", "class": "0x030200"}
+    write_sysfs_card(tmp_path / "sys/bus/pci/devices", "0000:07:00.0", **other)
+    write_sysfs_card(tmp_path / "sys/class/drm", "card0/device", **other)
+    node = read_node(tmp_path)
+    assert node.backend == "sysfs+kfd"
+    assert [(card.bdf, card.mode_label, len(card.partitions)) for card in node.cards] == [
+        ("0000:05:00.0", "CPX/NPS4", 8)
+    ]
+
+
+def test_pci_devices_without_the_amdgpu_driver_are_not_cards(tmp_path: Path):
+    """A GPU given to vfio, or another vendor's, is in /sys/bus/pci/devices too."""
+    write_sysfs_card(tmp_path / "sys/bus/pci/devices", vendor="0x1002", device="0x74a1", **{"class": "0x120000"})
+    node = read_node(tmp_path)
+    assert (node.cards, node.backend) == ((), "none")
+
+
+@pytest.mark.parametrize("above", ["nodes", "topology/nodes", "kfd/topology/nodes", "kfd/kfd/topology/nodes"])
+def test_any_folder_above_the_nodes_will_do(tmp_path: Path, above: str):
+    write_mi300x_cpx(tmp_path / above)
+    assert [len(card.partitions) for card in read_node(tmp_path).cards] == [8]
+
+
+def test_the_mode_is_written_as_far_as_it_is_known(mirror: Path):
+    assert [card.mode_text for card in read_node(mirror).cards] == ["CPX/NPS4"] * 2
+    assert [card.mode_text for card in read_node(mirror / NODES).cards] == ["CPX/NPS?"] * 2
+    assert emulate("MI210", 1).cards[0].mode_text == "not partitionable"
+    assert Card(index=0).mode_text == "unknown"
+
+
 def test_a_driver_directory_with_other_vendors_devices_counts_ours(tmp_path: Path):
     write_sysfs_card(tmp_path, "0000:01:00.0", vendor="0x10de", device="0x2330")
     write_sysfs_card(tmp_path, "0000:02:00.0", vendor="0x1002", device="0x1478", **{"class": "0x060400"})
@@ -208,10 +244,16 @@ def test_a_driver_directory_with_other_vendors_devices_counts_ours(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("folder", "says"), [("absent", "no such directory"), ("empty", "holds neither KFD's nodes/ nor")]
+    ("folder", "says"),
+    [
+        ("absent", "no such directory"),
+        ("empty", "holds neither KFD's nodes/ nor"),
+        ("file", "a file, not a directory"),
+    ],
 )
 def test_a_folder_that_is_no_tree_is_refused(tmp_path: Path, folder: str, says: str):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
     with pytest.raises(NodeError, match=says):
         read_node(tmp_path / folder)
 

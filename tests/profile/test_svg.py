@@ -39,7 +39,7 @@ def test_every_card_replica_and_free_device_is_drawn() -> None:
         assert len(drawn) == len(placement.devices)
         assert all(f"{placement.priority} priority" in title for title in drawn)
     used = {(p.node, card, part) for p in plan.placements for card, part in p.devices}
-    assert sum("free" in word.split() for word in words) == sum(card.partitions for card in plan.cards) - len(used)
+    assert sum(word.endswith(": free") for word in words) == sum(card.partitions for card in plan.cards) - len(used)
     assert summary(plan) in words
     assert {"high priority", "medium priority", "low priority", "needed", "headroom"} <= set(words)
 
@@ -52,6 +52,19 @@ def test_a_switched_card_says_what_it_was() -> None:
     plan = make_plan(fleet, workloads)
     assert "switched from SPX/NPS1" in texts(draw(plan))
     assert "1 of 1 cards used" in summary(plan)
+
+
+def test_devices_of_one_replica_are_counted_through() -> None:
+    words = texts(draw(sample()))
+    for place in range(1, 5):
+        assert sum(f"coder/0 ({place} of 4)" in word for word in words) == 1
+
+
+def test_what_is_free_is_never_read_as_nothing_free() -> None:
+    words = texts(draw(sample()))
+    assert not any(word.split()[1:] == ["free"] for word in words)
+    assert "device 7: free" in words
+    assert "5.6 GiB free" in words  # two tenants of 8 GiB, of the 21.6 GiB that engines may take of 24
 
 
 def test_bars_are_to_scale() -> None:
