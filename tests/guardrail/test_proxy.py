@@ -292,6 +292,30 @@ def test_pictures_pass(client: httpx.Client, predictor: FakePredictor) -> None:
     assert sent_body(predictor) == body
 
 
+@pytest.mark.parametrize(
+    "text", [f"data:image/png;base64,QUJD my key: {KEY}", f"data:image/{KEY}", f"data:audio/x, {KEY}"]
+)
+def test_only_a_picture_passes_as_one(client: httpx.Client, text: str) -> None:
+    answer = client.post("/v1/chat/completions", json=ask(text))
+    assert answer.json()["error"]["type"] == "content_filter"
+    audio = {"type": "input_audio", "input_audio": {"data": f"my key: {KEY}", "format": "wav"}}
+    body = {"model": "m", "messages": [{"role": "user", "content": [audio]}]}
+    assert client.post("/v1/chat/completions", json=body).json()["error"]["type"] == "content_filter"
+
+
+def test_keys_that_say_something_are_checked(client: httpx.Client) -> None:
+    answer = client.post("/v1/models/m:predict", json={"instances": [{KEY: 1}]})
+    assert answer.status_code == 400
+    assert KEY not in answer.text
+    told = {
+        "status": 200,
+        "headers": {"content-type": "application/json"},
+        "body": f'{{"predictions":[{{"{MAIL}":1}}]}}',
+    }
+    answer = client.post("/v1/models/m:predict", json={"instances": ["x"]}, headers=orders(**told))
+    assert answer.json() == {"predictions": [{"<EMAIL_ADDRESS_1>": 1}]}
+
+
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +351,41 @@ def test_tool_calls_in_answers_are_redacted_and_still_json(client: httpx.Client)
     answer = client.post("/v1/chat/completions", json=ask("hi"), headers=orders(message=message))
     function = answer.json()["choices"][0]["message"]["tool_calls"][0]["function"]
     assert orjson.loads(function["arguments"]) == {"to": "<EMAIL_ADDRESS_1>", "type": "<SECRET_1>", "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (
+            '{"card": 4111111111111111, "n": [7, 5555555555554444]}',
+            '{"card":"<CREDIT_CARD_1>","n":[7,"<CREDIT_CARD_2>"]}',
+        ),
+        (f'{{"{MAIL}": 1}}', '{"<EMAIL_ADDRESS_1>":1}'),
+        (f'{{"a":"{KEY}","a":"x"}}', '{"a":"x"}'),
+        (f'{{"b":{{"a":"{KEY}","a":"x"}},"u":"a:b"}}', '{"b":{"a":"x"},"u":"a:b"}'),
+        ('{"u": "http://a.b:1/", "n": 123456789012345678901}', '{"u": "http://a.b:1/", "n": 123456789012345678901}'),
+    ],
+)
+def test_tool_calls_hide_nothing_in_numbers_and_keys(client: httpx.Client, arguments: str, shown: str) -> None:
+    calls = [{"index": 0, "id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}]
+    whole = client.post("/v1/chat/completions", json=ask("hi"), headers=orders(message={"tool_calls": calls}))
+    assert whole.json()["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == shown
+    streamed = client.post(
+        "/v1/chat/completions", json=ask("hi", stream=True), headers=orders(tokens=[{"tool_calls": calls}])
+    )
+    deltas = [choice["delta"] for event in events(streamed)[:-1] for choice in event["choices"]]
+    pieces = [call["function"]["arguments"] for delta in deltas for call in delta.get("tool_calls") or ()]
+    assert "".join(pieces) == shown
+
+
+def test_arguments_hide_no_repeated_key(client: httpx.Client, predictor: FakePredictor) -> None:
+    """The arguments' own keys and colons are no part of the body's count."""
+    call = '{"function":{"name":"f","arguments":"%s"}}'
+    for arguments in ("{}", '{\\"a\\"\\u003a1}'):
+        message = f'{{"role":"user","content":"{KEY}","content":"hi","tool_calls":[{call % arguments}]}}'
+        body = f'{{"model":"m","messages":[{message}]}}'
+        client.post("/v1/chat/completions", content=body, headers=orders(say="ok"))
+        assert KEY not in predictor.last["body"].decode()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from aim_guardrail.pipeline import Guard
 from aim_guardrail.policy import parse_policy, shipped_policy
 from aim_guardrail.screen import Screening
 from aim_guardrail.sse import EventReader
+from aim_kserve.errors import UpstreamFailed
 from fake_predictor import FakePredictor
 from guarded import ask, events, eventually, guardrail, metric, orders, said
 
@@ -181,6 +182,13 @@ def test_tool_call_arguments_are_checked_as_json(guard: Guard) -> None:
                     mine[key] += value
     assert orjson.loads(calls[0].pop("arguments")) == {"mail": "<EMAIL_ADDRESS_1>", "note": "x\n<SECRET_1>"}
     assert calls == {0: {"id": "call_1", "name": "send"}, 1: {"id": "call_2", "name": "stop", "arguments": '{"a":1}'}}
+
+
+@pytest.mark.parametrize("odd", [{"delta": {}, "text": KEY}, {"delta": KEY}, {"delta": [KEY]}])
+def test_a_choice_of_unknown_form_ends_the_stream(guard: Guard, odd: dict[str, Any]) -> None:
+    frame = b"data: " + orjson.dumps({"choices": [{"index": 0, **odd}]}) + b"\n\n"
+    with pytest.raises(UpstreamFailed):
+        screened(guard, [frame])
 
 
 def test_log_probabilities_do_not_tell_what_is_held(guard: Guard) -> None:

@@ -95,8 +95,7 @@ class _Choice:
         """Check one chunk's choice in place."""
         if not item.keys() <= _CHOICE_FIELDS:
             _refuse_unless_clean(self._screening, item, _CHOICE_FIELDS)
-        holder: Json = item["delta"] if isinstance(item.get("delta"), dict) else item
-        self._is_chat = holder is not item
+        holder = self._holder(item)
         self.finished = False
         outcome = _CHANGED if drop_shadows(item) else _SAME
         for key, value in list(holder.items()) if self._is_chat else [("text", item.get("text"))]:
@@ -113,6 +112,16 @@ class _Choice:
         if outcome == _HELD and (item.get("finish_reason") or self._says_something(holder)):
             return _CHANGED
         return outcome
+
+    def _holder(self, item: Json) -> Json:
+        """What of a choice holds its texts: its delta, or the choice itself. Raises UpstreamFailed."""
+        delta = item.get("delta")
+        self._is_chat = delta is not None
+        if delta is None:
+            return item
+        if not isinstance(delta, dict) or item.get("text"):
+            raise UpstreamFailed("a choice's delta is no object, or not its only text", code=UNSUPPORTED)
+        return delta
 
     def _push(self, holder: Json, key: str, value: str) -> int:
         text = self._texts.get(key)

@@ -6,6 +6,8 @@ known to hold none (ids, roles, base64 media). So a new field, or an endpoint th
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from typing import Any
 
@@ -33,7 +35,11 @@ SHADOWS = ("logprobs", "prompt_logprobs", "token_ids", "prompt_token_ids")
 #: Prompts in a form that cannot be checked.
 _TOKEN_FIELDS = ("prompt", "input", "inputs", "token_ids", "prompt_token_ids")
 _EMBEDDED_FIELDS = ("prompt_embeds", "inputs_embeds")
-_MEDIA = ("data:image/", "data:audio/", "data:video/")
+_BASE64 = re.compile(r"[A-Za-z0-9+/=_-]*+")
+#: Anything but Base64 behind the comma is text, and checked.
+_MEDIA = re.compile(r"data:(?:image|audio|video)/[\w.+-]{1,99}(?:;[\w.+=-]{1,99}){0,9};base64," + _BASE64.pattern)
+_PLAIN_KEY = re.compile(r"[a-z_]{1,40}").fullmatch
+_LEAST_NUMBER = 10**6
 _MAX_DEPTH = 200
 _ORDER = {"allow": 0, "flag": 1, "redact": 2, "block": 3}
 
@@ -60,7 +66,18 @@ class Screening:
     Not thread-safe; may be used from one thread after another.
     """
 
-    __slots__ = ("_keys", "_metrics", "_path", "_skipped", "actions", "degraded", "families", "guard", "session")
+    __slots__ = (
+        "_in_json",
+        "_keys",
+        "_metrics",
+        "_path",
+        "_skipped",
+        "actions",
+        "degraded",
+        "families",
+        "guard",
+        "session",
+    )
 
     def __init__(self, guard: Guard, metrics: Metrics) -> None:
         self.guard = guard
@@ -72,6 +89,7 @@ class Screening:
         self._path: list[str | int] = []
         self._skipped: frozenset[str] = frozenset()
         self._keys = 0
+        self._in_json = False  # within a string that is JSON itself
 
     # --- outcome --------------------------------------------------------------------------------------------------
 
@@ -134,8 +152,9 @@ class Screening:
     def json_text(self, direction: Direction, text: str) -> str:
         """A string that is JSON itself, such as a tool call's arguments. Raises as :meth:`text`.
 
-        What it says is checked, however it is escaped; where it is not valid JSON (cut short by a token limit), its
-        escapes are resolved first, and only if that changes nothing it passes as it is.
+        What it says is checked, its numbers too, however it is escaped; where it is not valid JSON (cut short by a
+        token limit), its escapes are resolved first, and only if that changes nothing it passes as it is. One that
+        gives a key twice is written anew: our parser saw only the last of the two.
         """
         try:
             value = orjson.loads(text)
@@ -143,12 +162,13 @@ class Screening:
             plain = unescaped(text)
             checked = self.text(direction, plain)
             return checked if checked != plain else text
-        skipped, self._skipped = self._skipped, frozenset()  # the tool's own fields: whatever their names are
-        box = {"": value}
+        box, outer = {"": value}, (self._skipped, self._keys, self._in_json)
+        self._skipped, self._keys, self._in_json = frozenset(), -1, True  # the tool's own fields, whatever their names
         try:
             changed = self._object(direction, box)
+            changed = changed or (text.count(":") != self._keys and _repeats_a_key(text))
         finally:
-            self._skipped = skipped
+            self._skipped, self._keys, self._in_json = outer
         return orjson.dumps(box[""]).decode() if changed else text
 
     def body(self, direction: Direction, body: Json, *, skip: frozenset[str] = frozenset()) -> bool:
@@ -174,11 +194,12 @@ class Screening:
         return body.count(b":") != self._keys
 
     def _object(self, direction: Direction, node: Json) -> bool:
-        path, skipped, changed = self._path, self._skipped, False
+        path, skipped = self._path, self._skipped
         if len(path) > _MAX_DEPTH:
             raise BadRequest(f"the JSON is nested deeper than {_MAX_DEPTH} levels: flatten it", code="invalid_json")
         self._keys += len(node)
         path.append("")
+        changed = self._names(direction, node)
         for key, value in node.items():
             kind = type(value)
             if kind is str:
@@ -191,12 +212,35 @@ class Screening:
             elif kind is dict or kind is list:
                 path[-1] = key
                 changed = self._nested(direction, key, value) or changed
+            elif kind is int and self._in_json:
+                path[-1] = key
+                node[key] = self._number(direction, value)
+                changed = changed or node[key] != value
         path.pop()
         if direction == "prompt":
             self._refuse_embeddings(node)
         elif changed:
             drop_shadows(node)
         return changed
+
+    def _names(self, direction: Direction, node: Json) -> bool:
+        """Check the keys that are more than a plain word: they say something, too."""
+        if all(map(_PLAIN_KEY, node)):
+            return False
+        checked = {key: key if _PLAIN_KEY(key) else self.text(direction, key) for key in node}
+        if all(key == name for key, name in checked.items()):
+            return False
+        items = [(checked[key], value) for key, value in node.items()]
+        node.clear()
+        node.update(items)
+        return True
+
+    def _number(self, direction: Direction, value: int) -> int | str:
+        """A number as it may pass: a card number is one without its quotes."""
+        if value < _LEAST_NUMBER:
+            return value
+        checked = self.text(direction, str(value))
+        return value if checked == str(value) else checked
 
     def _nested(self, direction: Direction, key: str, value: Any) -> bool:
         if direction == "answer" and key in SHADOWS:
@@ -221,15 +265,18 @@ class Screening:
                 if checked != value:
                     node[index] = checked
                     changed = True
+            elif kind is int and self._in_json:
+                node[index] = self._number(direction, value)
+                changed = changed or node[index] != value
         path.pop()
         return changed
 
     def _string(self, direction: Direction, key: str, value: str) -> str:
-        if not value or value.startswith(_MEDIA):
+        if not value or (value.startswith("data:") and _MEDIA.fullmatch(value)):
             return value
         if key in JSON_TEXT:
             return self.json_text(direction, value)
-        if key == "data" and "input_audio" in self._path:
+        if key == "data" and "input_audio" in self._path and _BASE64.fullmatch(value):
             return value
         return self.text(direction, value)
 
@@ -312,3 +359,15 @@ def _hex4(text: str) -> int | None:
         return int(text, 16) if len(text) == 4 and text.isalnum() else None
     except ValueError:
         return None
+
+
+def _repeats_a_key(text: str) -> bool:
+    """Whether an object in valid JSON, not too deep, gives a key twice."""
+    repeated = False
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal repeated
+        repeated = repeated or len(pairs) != len({key for key, _ in pairs})
+
+    json.loads(text, object_pairs_hook=look)
+    return repeated

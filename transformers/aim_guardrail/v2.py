@@ -49,17 +49,22 @@ def check_binary(screening: Screening, direction: Direction, body: bytes, json_l
                 raw, changed = checked, True
                 tensor["parameters"]["binary_data_size"] = len(raw)
         raws.append(raw)
+    if offset != len(body):
+        raise BadRequest(f"binary_data_size: {len(body) - offset} bytes follow the last tensor: state whose they are")
     if not changed and not screening.has_repeated_keys(body[:split]):
         return body, split
     text = orjson.dumps(head)
-    return b"".join([text, *raws, body[offset:]]), len(text)
+    return b"".join([text, *raws]), len(text)
 
 
 def _binary_tensors(head: Json) -> list[Json]:
-    tensors: Any = head.get("inputs") or head.get("outputs") or []
+    tensors: list[Any] = []
+    for name in ("inputs", "outputs"):
+        tensors += head[name] if isinstance(head.get(name), list) else []
     found = []
-    for tensor in tensors if isinstance(tensors, list) else []:
-        size = (tensor.get("parameters") or {}).get("binary_data_size") if isinstance(tensor, dict) else None
+    for tensor in tensors:
+        parameters = tensor.get("parameters") if isinstance(tensor, dict) else None
+        size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
         if size is not None:
             if type(size) is not int or size < 0:
                 raise BadRequest(f"{tensor.get('name')}: binary_data_size must be a number of bytes (got {size!r})")
