@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from aim_guardrail.settings import GuardrailSettings
-from aim_guardrail.upstream import Answer, Upstream, sent_on
+from aim_guardrail.upstream import Answer, PredictorSaid, Upstream, sent_on
 from aim_guardrail.v2 import JSON_LENGTH, from_rest, to_rest
 from aim_kserve.access import current_log
 from aim_kserve.errors import ServingError, UpstreamFailed
@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 
 #: The longest a readiness question may take: kubelet's own probes give up after a second by default.
 _HEALTH_TIMEOUT_S = 1.0
-
-
-class PredictorSaid(ServingError):
-    """The predictor's own refusal, with its status."""
-
-    type = "upstream_error"
 
 
 class Predictor:

@@ -14,9 +14,10 @@ from typing import Any
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import INLINE_CHARS, DetectorFailed, Guard
 from aim_guardrail.policy import Direction
-from aim_guardrail.predictor import Predictor, PredictorSaid
+from aim_guardrail.predictor import Predictor
 from aim_guardrail.screen import Json, Screening, Timed
 from aim_guardrail.settings import GuardrailSettings
+from aim_guardrail.upstream import PredictorSaid
 from aim_guardrail.v2 import check_tensors, size_bytes
 from aim_kserve.access import current_log
 from aim_kserve.errors import BadRequest, StartupError, Unavailable

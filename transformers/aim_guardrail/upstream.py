@@ -42,6 +42,12 @@ class UpstreamTimeout(ServingError):
     type = "upstream_timeout"
 
 
+class PredictorSaid(ServingError):
+    """The predictor's own refusal, with its status."""
+
+    type = "upstream_error"
+
+
 class Upstream:
     """One predictor. ``start`` before the first ``send``, ``close`` after the last.
 

@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from aim_guardrail.predictor import PredictorSaid
 from aim_guardrail.settings import GuardrailSettings
+from aim_guardrail.upstream import PredictorSaid
 from aim_kserve.errors import GRPC_CODE_BY_STATUS
 from aim_kserve.kserve import InferRequest, InferResponse, pb, pb_grpc
 
