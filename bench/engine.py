@@ -137,7 +137,7 @@ async def load(stream: Stream, texts: list[str], streams: int) -> dict[str, Any]
 async def ours_stream(model: Path) -> Stream:
     sys.path.insert(0, str(ROOT / "runtimes"))
     from aim_runtime.engines.base import RequestContext
-    from aim_runtime.engines.llama_cpp import LlamaCppEngine
+    from aim_runtime.engines.llama_cpp.engine import LlamaCppEngine
 
     engine = LlamaCppEngine(model, served_model_name="bench", slots=SLOTS, threads=1, max_model_len=CONTEXT_TOKENS)
     await engine.load()

@@ -14,10 +14,10 @@ import statistics
 import time
 from pathlib import Path
 
-from aim_profile.fleet import Fleet, parse_fleet
-from aim_profile.plan import Plan, PlanOptions
-from aim_profile.planner import make_plan
-from aim_profile.workload import Workload, Workloads, workloads_of
+from aim_profile.plans.fleet import Fleet, parse_fleet
+from aim_profile.plans.make import make_plan
+from aim_profile.plans.plan import Plan, PlanOptions
+from aim_profile.plans.workload import Workload, Workloads, workloads_of
 
 SIZES = (100, 300, 1_000, 3_000, 10_000)
 MODELS = (

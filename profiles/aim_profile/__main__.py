@@ -9,7 +9,7 @@ def main() -> None:
     """Run the command line; ends the process."""
     # `aim-profile list | head` ends like any other filter.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    from .cli import app
+    from aim_profile.cli.app import app
 
     app(prog_name="aim-profile")
 

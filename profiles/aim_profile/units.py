@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .errors import AimProfileError
+from aim_profile.errors import AimProfileError
 
 MIB = 1024**2
 GIB = 1024**3

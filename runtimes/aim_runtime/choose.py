@@ -34,7 +34,7 @@ def create_engine(settings: RuntimeSettings) -> Engine:
 
 
 def _llama_cpp(settings: RuntimeSettings) -> Engine:
-    from aim_runtime.engines.llama_cpp import LlamaCppEngine
+    from aim_runtime.engines.llama_cpp.engine import LlamaCppEngine
 
     return LlamaCppEngine(
         settings.model_dir,
@@ -47,7 +47,7 @@ def _llama_cpp(settings: RuntimeSettings) -> Engine:
 
 
 def _vllm(settings: RuntimeSettings) -> Engine:
-    from aim_runtime.engines.vllm import VllmEngine
+    from aim_runtime.engines.vllm.engine import VllmEngine
 
     return VllmEngine(
         settings.model_dir,

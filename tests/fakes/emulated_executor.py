@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from aim_profile.node import Node, Partition
-from aim_profile.node_facts import Card
-from aim_profile.plan import Placement, Plan
-from aim_profile.steps import Step
+from aim_profile.nodes.facts import Card
+from aim_profile.nodes.read import Node, Partition
+from aim_profile.plans.plan import Placement, Plan
+from aim_profile.plans.steps import Step
 
 
 class EmulatedNodes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aim_runtime.engines.base import Json, RequestContext
-from aim_runtime.engines.llama_cpp import LlamaCppEngine
+from aim_runtime.engines.llama_cpp.engine import LlamaCppEngine
 
 MIB = 2**20
 _numbers = itertools.count()

@@ -13,10 +13,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from aim_profile import cli_options as cli
-from aim_profile import facts, gpu, node_facts, output, profile, profile_files, schema, sizing
-from aim_profile.cli import app
-from aim_profile.known_models import known_ids
+from aim_profile.cli import options as cli
+from aim_profile.cli import output, profiles
+from aim_profile.cli.app import app
+from aim_profile.gpus import catalog
+from aim_profile.models import facts
+from aim_profile.models.known import known_ids
+from aim_profile.nodes import facts as node_facts
+from aim_profile.serving import files, profile
+from aim_profile.sizing import fit
 from sysfs_tree import MI300X, write_kfd_node, write_mi300x_cpx
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -44,15 +49,15 @@ def refusal(*arguments: object, code: int = 2) -> str:
 @pytest.mark.parametrize(
     ("spelled", "source"),
     [
-        (cli.Deployment, gpu.Deployment),
+        (cli.Deployment, catalog.Deployment),
         (cli.Precision, facts.Precision),
         (cli.AimPrecision, profile.AimPrecision),
         (cli.Metric, profile.Metric),
         (cli.Engine, profile.Engine),
-        (cli.KvDtype, sizing.KvDtype),
+        (cli.KvDtype, fit.KvDtype),
         (cli.AllocMode, node_facts.AllocMode),
         (cli.Priority, profile.Priority),
-        (cli.Form, profile_files.Form),
+        (cli.Form, files.Form),
         (output.Output, output.Output),
     ],
 )
@@ -61,8 +66,8 @@ def test_choices_are_those_of_their_sources(spelled: object, source: object) -> 
 
 
 def test_every_kind_of_file_has_a_schema() -> None:
-    assert get_args(cli.SchemaKind) == schema.kinds()
-    for kind in schema.kinds():
+    assert get_args(cli.SchemaKind) == profiles.kinds()
+    for kind in profiles.kinds():
         assert json.loads(run("schema", kind).stdout)["title"] == f"aim-profile {kind}"
 
 

@@ -9,10 +9,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from aim_profile import cli_options as cli
-from aim_profile import gpu, render
-from aim_profile.cli import app
-from aim_profile.plan import load_plan
+from aim_profile.cli import options as cli
+from aim_profile.cli.app import app
+from aim_profile.gpus import catalog
+from aim_profile.kubernetes import kserve
+from aim_profile.plans.plan import load_plan
 from sysfs_tree import write_mi300x_cpx
 
 SAMPLES = Path(__file__).parent.parent.parent / "docs/samples"
@@ -46,8 +47,8 @@ def node_file(folder: Path, name: str, mode: str, cards: int = 2) -> Path:
 
 
 def test_choices_are_those_of_their_sources() -> None:
-    assert cli.Tier == gpu.Tier
-    assert cli.Strategy == render.Strategy
+    assert cli.Tier == catalog.Tier
+    assert cli.Strategy == kserve.Strategy
 
 
 def test_a_plan_is_printed_written_and_drawn(tmp_path: Path) -> None:

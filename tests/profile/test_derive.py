@@ -10,17 +10,16 @@ import jsonschema
 import pytest
 import yaml
 
-from aim_profile.derive import NoSuchProfileError, Refusal, Wanted, derive, derive_from_id
-from aim_profile.engine_args import share_of
-from aim_profile.facts import ModelFacts
-from aim_profile.gpu import PartitionMode, by_name, catalog
-from aim_profile.known_models import by_id, known_ids
-from aim_profile.profile import AIM_GPUS, FineTuning, Profile, ProfileError, parse_reference
-from aim_profile.profile_check import check
-from aim_profile.profile_files import read, write
-from aim_profile.schema import schema_of
+from aim_profile.cli.profiles import LISTED_PRECISIONS, listed, schema_of
+from aim_profile.gpus.catalog import PartitionMode, by_name, catalog
+from aim_profile.models.facts import ModelFacts
+from aim_profile.models.known import by_id, known_ids
+from aim_profile.serving.check import check
+from aim_profile.serving.derive import NoSuchProfileError, Refusal, Wanted, derive, derive_from_id
+from aim_profile.serving.engine_args import share_of
+from aim_profile.serving.files import read, write
+from aim_profile.serving.profile import AIM_GPUS, FineTuning, Profile, ProfileError, parse_reference
 from aim_profile.units import GIB
-from aim_profile.verbs_profiles import LISTED_PRECISIONS, listed
 
 LLAMA = by_id("meta-llama/Llama-3.1-8B-Instruct")
 

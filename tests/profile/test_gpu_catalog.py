@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aim_profile.errors import GpuError, PartitionError
-from aim_profile.gpu import (
+from aim_profile.gpus.catalog import (
     COMPUTE_MODES,
     DEPLOYMENTS,
     MEMORY_MODES,

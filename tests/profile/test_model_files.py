@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from aim_profile.errors import ModelError
-from aim_profile.facts import ModelFacts
-from aim_profile.gguf import _TYPES, read_gguf
-from aim_profile.model import by_id, load_model
-from aim_profile.sizing import SizingError, fit, kv_bytes_per_sequence, kv_bytes_per_token, weight_bytes
+from aim_profile.models.facts import ModelFacts
+from aim_profile.models.gguf import _TYPES, read_gguf
+from aim_profile.models.load import by_id, load_model
+from aim_profile.sizing.fit import SizingError, fit, kv_bytes_per_sequence, kv_bytes_per_token, weight_bytes
 from aim_profile.units import GIB
 
 TINY: dict[str, Any] = {

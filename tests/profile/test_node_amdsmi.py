@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aim_profile import node as node_module
-from aim_profile import node_amdsmi
-from aim_profile.amdsmi_library import library_rows
 from aim_profile.errors import NodeError
-from aim_profile.node import Card, Node, read_node
+from aim_profile.nodes import amdsmi
+from aim_profile.nodes import read as node_module
+from aim_profile.nodes.amdsmi import library_rows
+from aim_profile.nodes.read import Card, Node, read_node
 from sysfs_tree import write_mi300x_cpx
 
 BLANK_PROFILE = {
@@ -305,5 +305,5 @@ def test_the_tool_answers_where_the_library_is_absent(monkeypatch: pytest.Monkey
 def test_no_library_and_no_tool_is_a_node_without_cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "amdsmi", None)
-    backend, cards = node_amdsmi.ask_amdsmi()
+    backend, cards = amdsmi.ask_amdsmi()
     assert (backend, cards) == ("amd-smi", ())

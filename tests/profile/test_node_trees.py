@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aim_profile import node_kfd
 from aim_profile.errors import NodeError
-from aim_profile.node import Card, Node, emulate, export_node, load_emulated, read_node
-from aim_profile.node_emulated import parse_emulated
+from aim_profile.nodes import kfd
+from aim_profile.nodes.emulated import parse_emulated
+from aim_profile.nodes.read import Card, Node, emulate, export_node, load_emulated, read_node
 from sysfs_tree import MI300X, write_kfd_node, write_mi300x_cpx, write_sysfs_card
 
 NODES = "sys/class/kfd/kfd/topology/nodes"
@@ -102,14 +102,14 @@ def test_the_compute_mode_follows_from_the_xcds(tmp_path: Path, xcds: int, cus: 
 
 def test_in_a_pod_only_the_pods_devices_count(mirror: Path, monkeypatch: pytest.MonkeyPatch):
     """KFD refuses the files of other devices; sysfs still shows every card."""
-    real = node_kfd._read
+    real = kfd._read
 
     def refuse_all_but_node_5(file: Path) -> str:
         if file.parent.name.isdecimal() and int(file.parent.name) not in (0, 1, 5):
             raise PermissionError(file)
         return real(file)
 
-    monkeypatch.setattr(node_kfd, "_read", refuse_all_but_node_5)
+    monkeypatch.setattr(kfd, "_read", refuse_all_but_node_5)
     node = read_node(mirror)
     (card,) = node.cards
     assert [(p.index, p.kfd_node, p.render_minor) for p in card.partitions] == [(3, 5, 131)]

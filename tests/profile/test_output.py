@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from aim_profile.output import Facts, Table, show
+from aim_profile.cli.output import Facts, Table, show
 
 WIDE = Table(("profile", "why"), [("org/model/vllm-mi300x-cpx-nps4-bf16-tp1-latency", "a reason in many words " * 8)])
 

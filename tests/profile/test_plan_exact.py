@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from aim_profile.fleet import Fleet, parse_fleet
-from aim_profile.plan import PRIORITIES, Plan, PlanOptions
-from aim_profile.planner import make_plan
-from aim_profile.workload import Workload, Workloads, parse_workloads, workloads_of
+from aim_profile.plans.fleet import Fleet, parse_fleet
+from aim_profile.plans.make import make_plan
+from aim_profile.plans.plan import PRIORITIES, Plan, PlanOptions
+from aim_profile.plans.workload import Workload, Workloads, parse_workloads, workloads_of
 
 pytest.importorskip("ortools", reason="OR-Tools is the extra `exact`")
 

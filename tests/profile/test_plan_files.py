@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from aim_profile.fleet import FleetError, fleet_of, load_fleet, parse_fleet
-from aim_profile.node import emulate, export_node
-from aim_profile.plan import PlanError, dump_plan, parse_plan
-from aim_profile.planner import make_plan
-from aim_profile.workload import WorkloadError, parse_workloads
+from aim_profile.nodes.read import emulate, export_node
+from aim_profile.plans.fleet import FleetError, fleet_of, load_fleet, parse_fleet
+from aim_profile.plans.make import make_plan
+from aim_profile.plans.plan import PlanError, dump_plan, parse_plan
+from aim_profile.plans.workload import WorkloadError, parse_workloads
 
 FLEET = """
 version: 1

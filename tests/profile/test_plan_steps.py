@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aim_profile.errors import AimProfileError
-from aim_profile.fleet import fleet_of
-from aim_profile.node import Node, emulate
-from aim_profile.plan import Plan, PlanError, PlanOptions
-from aim_profile.plan_compare import plan_assert, plan_diff
-from aim_profile.planner import make_plan
-from aim_profile.steps import StepError, apply_steps, plan_steps
-from aim_profile.workload import Workloads, parse_workloads
+from aim_profile.nodes.read import Node, emulate
+from aim_profile.plans.compare import plan_assert, plan_diff
+from aim_profile.plans.fleet import fleet_of
+from aim_profile.plans.make import make_plan
+from aim_profile.plans.plan import Plan, PlanError, PlanOptions
+from aim_profile.plans.steps import StepError, apply_steps, plan_steps
+from aim_profile.plans.workload import Workloads, parse_workloads
 from emulated_executor import EmulatedNodes, switched
 
 SMALL = "{name: small, model: Qwen/Qwen3-4B, precision: bf16, replicas: 40}"

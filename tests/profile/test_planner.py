@@ -10,14 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aim_profile.fleet import Fleet, parse_fleet
-from aim_profile.gpu import TIERS, by_name
-from aim_profile.known_models import by_id
-from aim_profile.plan import Placement, Plan, PlanOptions
-from aim_profile.planner import make_plan
-from aim_profile.sizing import Request, budget_bytes, demand
+from aim_profile.gpus.catalog import TIERS, by_name
+from aim_profile.models.known import by_id
+from aim_profile.plans.fleet import Fleet, parse_fleet
+from aim_profile.plans.make import make_plan
+from aim_profile.plans.plan import Placement, Plan, PlanOptions
+from aim_profile.plans.workload import Workload, Workloads, parse_workloads, workloads_of
+from aim_profile.sizing.fit import Request, budget_bytes, demand
 from aim_profile.units import GIB, MIB, parse_memory
-from aim_profile.workload import Workload, Workloads, parse_workloads, workloads_of
 
 QUICK = 1500
 LEVEL = {
@@ -220,11 +220,15 @@ def _lost_replicas(workloads: Workloads, plan: Plan) -> list[str]:
     return [] if seen == asked else [f"replicas {seen} for {asked}"]
 
 
+def _compute(mode: str | None) -> str | None:
+    return mode and mode.partition("/")[0]
+
+
 def _wrong_totals(plan: Plan) -> list[str]:
     totals, found = plan.totals, []
     used = {(p.node, card) for p in plan.placements for card in p.cards}
     drained = {card.node for card in plan.cards if card.changes_memory}
-    switched = sum(card.changes_compute for card in plan.cards)
+    switched = sum(_compute(card.mode) != _compute(card.was) for card in plan.cards)
     if (totals.cards_used, totals.nodes_drained, totals.cards_switched) != (len(used), len(drained), switched):
         found.append(f"totals {totals} for {len(used)} cards, {len(drained)} drained, {switched} switched")
     if totals.bound > totals.cards_used or totals.gap < 0:

@@ -11,12 +11,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aim_profile.derive import Wanted, derive
-from aim_profile.gpu import by_name
-from aim_profile.known_models import by_id
-from aim_profile.profile import GpuSharing, Guardrail, Profile, ProfileError, parse_id
-from aim_profile.profile_check import check
-from aim_profile.profile_files import form_of, read, read_file, write
+from aim_profile.gpus.catalog import by_name
+from aim_profile.models.known import by_id
+from aim_profile.serving.check import check
+from aim_profile.serving.derive import Wanted, derive
+from aim_profile.serving.files import form_of, read, read_file, write
+from aim_profile.serving.profile import GpuSharing, Guardrail, Profile, ProfileError, parse_id
 
 # The form of AIM's own files (amd-enterprise-ai/aim-build, profiles/): flags without a value are null.
 AIM = """

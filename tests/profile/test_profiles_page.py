@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from aim_profile.cli import app
-from aim_profile.fleet import load_fleet
-from aim_profile.plan_picture import draw
-from aim_profile.planner import make_plan
-from aim_profile.workload import load_workloads
+from aim_profile.cli.app import app
+from aim_profile.cli.picture import draw
+from aim_profile.plans.fleet import load_fleet
+from aim_profile.plans.make import make_plan
+from aim_profile.plans.workload import load_workloads
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE = (DOCS / "profiles.md").read_text(encoding="utf-8")

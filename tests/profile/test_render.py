@@ -13,19 +13,19 @@ import pytest
 import yaml
 
 from aim_kserve.settings import ANNOTATION_PREFIX, KNOWN_ANNOTATIONS
-from aim_profile.derive import Wanted, derive
-from aim_profile.fleet import parse_fleet
-from aim_profile.gpu import by_name, catalog
-from aim_profile.known_models import by_id
-from aim_profile.plan import Plan
-from aim_profile.planner import make_plan
-from aim_profile.profile import Guardrail, Profile
-from aim_profile.profile_files import read
-from aim_profile.render import RenderError, Service, Target, render_services, service_name
-from aim_profile.render_plan import services_of
-from aim_profile.workload import parse_workloads
-from aim_profile.yaml_text import dump_all
-from aim_runtime.engines.vllm import command_line
+from aim_profile.files.write import dump_all
+from aim_profile.gpus.catalog import by_name, catalog
+from aim_profile.kubernetes.kserve import RenderError, Service, Target, render_services, service_name
+from aim_profile.kubernetes.plan_objects import services_of
+from aim_profile.models.known import by_id
+from aim_profile.plans.fleet import parse_fleet
+from aim_profile.plans.make import make_plan
+from aim_profile.plans.plan import Plan
+from aim_profile.plans.workload import parse_workloads
+from aim_profile.serving.derive import Wanted, derive
+from aim_profile.serving.files import read
+from aim_profile.serving.profile import Guardrail, Profile
+from aim_runtime.engines.vllm.engine import command_line
 from aim_runtime.settings import RuntimeSettings
 
 ROOT = Path(__file__).parent.parent.parent

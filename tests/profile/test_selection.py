@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from aim_profile.derive import Wanted, derive
-from aim_profile.gpu import by_name
-from aim_profile.known_models import by_id
-from aim_profile.profile import Profile, ProfileError
-from aim_profile.profile_files import write
-from aim_profile.selection import Candidate, Devices, Selection, Wish, select, stored_profiles
+from aim_profile.gpus.catalog import by_name
+from aim_profile.models.known import by_id
+from aim_profile.serving.derive import Wanted, derive
+from aim_profile.serving.files import write
+from aim_profile.serving.profile import Profile, ProfileError
+from aim_profile.serving.selection import Candidate, Devices, Selection, Wish, select, stored_profiles
 
 MODEL = by_id("meta-llama/Llama-3.1-8B-Instruct")
 

@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aim_profile.errors import SizingError, UnknownModelError
-from aim_profile.facts import Attention, Experts, Mla, ModelFacts, Shape
-from aim_profile.gpu import by_name
-from aim_profile.model import by_id, known_ids
-from aim_profile.parameters import count_parameters
-from aim_profile.sizing import (
+from aim_profile.gpus.catalog import by_name
+from aim_profile.models.facts import Attention, Experts, Mla, ModelFacts, Shape
+from aim_profile.models.load import by_id, known_ids
+from aim_profile.models.parameters import count_parameters
+from aim_profile.sizing.fit import (
     KV_BLOCK_TOKENS,
     DoesNotFit,
     Fit,
@@ -180,7 +180,7 @@ def test_llama_8b_fits_a_cpx_partition_once_at_32k():
 
 
 def test_deepseek_r1_on_one_card_says_by_how_much():
-    answer = fit(by_id("deepseek-ai/DeepSeek-R1"), by_name("MI300X").hbm_bytes)
+    answer = fit(by_id("deepseek-ai/DeepSeek-R1"), by_name("MI300X").hbm_mib * MIB)
     assert isinstance(answer, DoesNotFit)
     assert answer.shortfall_gib == pytest.approx(641.3 * 1.02 + 2.3 + 0.536 - 172.786, abs=0.01)
     assert (answer.max_concurrency, answer.max_context) == (0, 0)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from aim_profile.alternatives import size_on, size_on_bytes
-from aim_profile.gpu import DEPLOYMENTS, by_name, catalog
-from aim_profile.model import by_id, known_ids
-from aim_profile.sizing import DoesNotFit, Fit, Option, fit, make_request
+from aim_profile.gpus.catalog import DEPLOYMENTS, by_name, catalog
+from aim_profile.models.load import by_id, known_ids
+from aim_profile.sizing.alternatives import size_on, size_on_bytes
+from aim_profile.sizing.fit import DoesNotFit, Fit, Option, fit, make_request
 from aim_profile.units import GIB
 
 MIXTRAL = by_id("mistralai/Mixtral-8x7B-Instruct-v0.1")

@@ -8,12 +8,12 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aim_profile.fleet import parse_fleet
-from aim_profile.plan import Plan
-from aim_profile.plan_picture import draw, summary
-from aim_profile.planner import make_plan
-from aim_profile.svg import MOST_CARDS, CardBox, Device, NodeBox, Tenant, picture
-from aim_profile.workload import parse_workloads
+from aim_profile.cli.picture import draw, summary
+from aim_profile.cli.svg import MOST_CARDS, CardBox, Device, NodeBox, Tenant, picture
+from aim_profile.plans.fleet import parse_fleet
+from aim_profile.plans.make import make_plan
+from aim_profile.plans.plan import Plan
+from aim_profile.plans.workload import parse_workloads
 
 SAMPLES = Path(__file__).parent.parent.parent / "docs/samples"
 NS = "{http://www.w3.org/2000/svg}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aim_runtime.engines.chat_template import ChatTemplate, TemplateRefusal
+from aim_runtime.engines.llama_cpp.chat_template import ChatTemplate, TemplateRefusal
 
 HELLO = [{"role": "user", "content": "hi <b>"}]
 

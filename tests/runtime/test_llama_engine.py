@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 
 from aim_kserve.errors import ServingError, Unavailable
-from aim_runtime.engines.llama_cpp import LlamaCppEngine
+from aim_runtime.engines.llama_cpp.engine import LlamaCppEngine
 from llama_engine import ask, chat, context, loaded, new_engine, same_but_for_ties, stream, text_of
 
 pytestmark = pytest.mark.model

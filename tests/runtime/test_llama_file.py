@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from aim_runtime.engines.base import ModelLoadError
-from aim_runtime.engines.llama_cpp import LlamaCppEngine
-from aim_runtime.engines.llama_file import find_gguf
+from aim_runtime.engines.llama_cpp.engine import LlamaCppEngine
+from aim_runtime.engines.llama_cpp.file import find_gguf
 
 HEADER = struct.pack("<4sIQQ", b"GGUF", 3, 0, 0)
 

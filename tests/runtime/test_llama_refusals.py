@@ -11,7 +11,7 @@ import pytest
 
 from aim_kserve.errors import BadRequest
 from aim_runtime.engines.base import Json
-from aim_runtime.engines.llama_cpp import LlamaCppEngine
+from aim_runtime.engines.llama_cpp.engine import LlamaCppEngine
 from llama_engine import ask, chat, context, new_engine
 
 pytestmark = pytest.mark.model

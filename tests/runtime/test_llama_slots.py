@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aim_runtime.engines.llama_sequence import Delta, Generation, Sequence
-from aim_runtime.engines.llama_slots import Slot, Slots, common_prefix
+from aim_runtime.engines.llama_cpp.sequence import Delta, Generation, Sequence
+from aim_runtime.engines.llama_cpp.slots import Slot, Slots, common_prefix
 
 CELLS = 200
 

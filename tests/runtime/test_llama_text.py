@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aim_runtime.engines.llama_text import AnswerText, StopScanner
+from aim_runtime.engines.llama_cpp.text import AnswerText, StopScanner
 
 STOPS = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from aim_runtime.engines.sampling import Sampler, SamplingParams, log_probabilities
+from aim_runtime.engines.llama_cpp.sampling import Sampler, SamplingParams, log_probabilities
 
 NO_PROMPT = np.empty(0, np.int32)
 ROWS = arrays(np.float32, st.integers(2, 40), elements=st.floats(-20, 20, width=32))

@@ -125,7 +125,7 @@ def test_only_the_chosen_engine_is_imported() -> None:
     script = (
         "import sys; from aim_runtime.choose import create_engine; from aim_runtime.settings import RuntimeSettings\n"
         "create_engine(RuntimeSettings(engine='llama_cpp'))\n"
-        "print([name for name in ('vllm', 'torch', 'aim_runtime.engines.vllm') if name in sys.modules])"
+        "print([name for name in ('vllm', 'torch', 'aim_runtime.engines.vllm.engine') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -141,7 +141,7 @@ def test_what_is_left_empty_belongs_to_no_engine() -> None:
     [
         (
             ["--engine", "llama_cpp", "--max_model_len", "512", "--max_concurrency", "3", "--threads", "2"],
-            "aim_runtime.engines.llama_cpp.LlamaCppEngine",
+            "aim_runtime.engines.llama_cpp.engine.LlamaCppEngine",
             {"max_model_len": 512, "slots": 3, "threads": 2, "max_waiting": 256},
         ),
         (
@@ -155,7 +155,7 @@ def test_what_is_left_empty_belongs_to_no_engine() -> None:
                 "--engine_args",
                 "--dtype half",
             ],
-            "aim_runtime.engines.vllm.VllmEngine",
+            "aim_runtime.engines.vllm.engine.VllmEngine",
             {"max_model_len": None, "max_num_seqs": 3, "tensor_parallel_size": 4, "engine_args": ["--dtype", "half"]},
         ),
     ],

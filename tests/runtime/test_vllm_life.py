@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aim_runtime.engines.base import EngineStats, ModelLoadError
-from aim_runtime.engines.vllm import (
+from aim_runtime.engines.vllm.engine import (
     CPU_ENVIRONMENT,
     ENVIRONMENT,
     VllmEngine,
@@ -24,7 +24,7 @@ from aim_runtime.engines.vllm import (
     in_daemon_thread,
     set_environment,
 )
-from aim_runtime.engines.vllm_output import LONGEST_REASON, ChildOutput, is_second_hand, one_line
+from aim_runtime.engines.vllm.output import LONGEST_REASON, ChildOutput, is_second_hand, one_line
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_the_environment_is_a_default(environment: pytest.MonkeyPatch) -> None:
-    environment.setattr("aim_runtime.engines.vllm.is_cpu_build", lambda: True)
+    environment.setattr("aim_runtime.engines.vllm.engine.is_cpu_build", lambda: True)
     environment.setenv("OMP_WAIT_POLICY", "active")
     set_environment()
     assert os.environ["OMP_WAIT_POLICY"] == "active"
@@ -92,7 +92,7 @@ def test_the_environment_is_a_default(environment: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gpu_build_gets_no_cpu_settings(environment: pytest.MonkeyPatch) -> None:
-    environment.setattr("aim_runtime.engines.vllm.is_cpu_build", lambda: False)
+    environment.setattr("aim_runtime.engines.vllm.engine.is_cpu_build", lambda: False)
     set_environment()
     assert not set(CPU_ENVIRONMENT) & set(os.environ)
 

@@ -17,7 +17,7 @@ import psutil
 
 from aim_kserve.errors import ServingError
 from aim_runtime.engines.base import ModelLoadError, RequestContext, Stream
-from aim_runtime.engines.vllm import VllmEngine
+from aim_runtime.engines.vllm.engine import VllmEngine
 
 
 def variant(model_dir: Path, copy: Path, **changes: object) -> Path:

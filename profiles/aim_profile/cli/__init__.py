@@ -1,0 +1,1 @@
+"""`aim-profile`: verbs, options, tables and pictures."""

@@ -1,0 +1,66 @@
+"""The options that several verbs share, and how a verb ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+from aim_profile.errors import AimProfileError
+
+from .output import BAD_INPUT, DOES_NOT_FIT, Output, print_error
+
+# Spelled out again so that --help needs no facts; a test holds them equal to their sources.
+Deployment = Literal["bare-metal", "passthrough", "sr-iov"]
+Precision = Literal["bf16", "fp16", "fp8", "int8", "int4", "mxfp4"]
+AimPrecision = Literal["int4", "int8", "fp4", "fp8", "fp16", "bf16", "fp32"]
+Metric = Literal["latency", "throughput"]
+Engine = Literal["vllm", "llama_cpp"]
+KvDtype = Literal["auto", "bf16", "fp16", "fp8"]
+AllocMode = Literal["CAPPING", "ALL"]
+Priority = Literal["low", "medium", "high"]
+Form = Literal["ours", "aim", "unified"]
+SchemaKind = Literal["profile", "unified", "fleet", "workloads", "plan"]
+Tier = Literal["validated", "driver-legal", "unsupported"]
+Strategy = Literal["mixed", "single"]
+
+# Headings of the verbs in --help.
+FACTS, PROFILES, PLANS = "Facts", "Profiles", "Plans"
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="A table for people, or JSON or YAML.")]
+DeploymentOption = Annotated[
+    Deployment, typer.Option(help="How the node is run; it decides which modes AMD validates.")
+]
+GpuOption = Annotated[str | None, typer.Option(help="A GPU of the catalogue, as in MI300X (`aim-profile gpus`).")]
+PartitionOption = Annotated[
+    str | None, typer.Option(help="COMPUTE/MEMORY, as in CPX/NPS4; the whole GPU when left out.")
+]
+PrecisionOption = Annotated[Precision | None, typer.Option(help="Of the weights; the model's own when left out.")]
+ContextOption = Annotated[int, typer.Option(help="Tokens per sequence, prompt and answer.", min=1)]
+KvDtypeOption = Annotated[KvDtype, typer.Option(help="Of the KV cache.")]
+AllocModeOption = Annotated[
+    AllocMode, typer.Option(help="CAPPING: a device reports its share; ALL: all of its memory partition.")
+]
+RootOption = Annotated[
+    Path | None, typer.Option(help="A recorded tree: a mirror of / or /sys, a folder with KFD's nodes/ or `<bdf>/`.")
+]
+AmdSmiOption = Annotated[list[Path] | None, typer.Option(help="Saved `amd-smi … --json` output; may be repeated.")]
+NodeOption = Annotated[Path | None, typer.Option("--node", help="An emulation file (`aim-profile node export`).")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of stdout.")]
+ReferenceArgument = Annotated[
+    str, typer.Argument(help="ORG/MODEL/PROFILE-ID, a profile's file, or a model together with --gpu.")
+]
+
+
+def guarded(verb: Callable[[], int]) -> NoReturn:
+    """Run a verb and leave with its exit code; what it refuses is one line on stderr."""
+    try:
+        code = verb()
+    except AimProfileError as problem:
+        print_error(str(problem))
+        from aim_profile.serving.derive import NoSuchProfileError
+
+        code = DOES_NOT_FIT if isinstance(problem, NoSuchProfileError) else BAD_INPUT
+    raise typer.Exit(code)

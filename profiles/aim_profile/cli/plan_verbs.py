@@ -1,0 +1,161 @@
+"""The verbs about plans, and `render`, which also takes profiles: their options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import (
+    PLANS,
+    AmdSmiOption,
+    DeploymentOption,
+    GpuOption,
+    NodeOption,
+    OutOption,
+    OutputOption,
+    PartitionOption,
+    RootOption,
+    Strategy,
+    Tier,
+    guarded,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the verbs, in the order a plan is worked with."""
+    for name, verb in (("plan", plan), ("diff", diff), ("assert", assert_plan), ("steps", steps), ("render", render)):
+        app.command(name, rich_help_panel=PLANS)(verb)
+
+
+def plan(
+    fleet: Annotated[
+        str, typer.Argument(help="A fleet file, an emulation file, a recorded tree, or `live`: this machine.")
+    ],
+    workloads: Annotated[Path, typer.Argument(help="A workloads file.")],
+    tier: Annotated[Tier, typer.Option(help="The least a partition mode must be.")] = "validated",
+    allow_mixed_compute: Annotated[
+        bool, typer.Option("--allow-mixed-compute", help="Cards of one node in different compute modes.")
+    ] = False,
+    current: Annotated[Path | None, typer.Option(help="What runs now, as a plan: it stays where it is.")] = None,
+    allow_eviction: Annotated[
+        bool, typer.Option("--allow-eviction", help="With --current: low priority may move or stop for others.")
+    ] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Prove the best plan by OR-Tools' CP-SAT.")] = False,
+    exact_time_limit: Annotated[float, typer.Option(help="Seconds for each level of its objective.", min=0.01)] = 10.0,
+    svg: Annotated[Path | None, typer.Option(help="Draw the fleet into this file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the plan to this file too (.json: as JSON).")] = None,
+    output: OutputOption = "table",
+) -> None:
+    """Give every replica its device and every card its mode. Exit 1 if a replica has none, with what would help.
+
+    Example: `aim-profile plan fleet.yaml workloads.yaml --out plan.yaml --svg plan.svg`
+    """
+    from aim_profile.plans.plan import PlanOptions
+
+    from . import plans
+
+    def verb() -> int:
+        options = PlanOptions(
+            tier=tier,
+            allow_mixed_compute=allow_mixed_compute,
+            allow_eviction=allow_eviction,
+            exact=exact,
+            exact_time_limit_s=exact_time_limit,
+        )
+        return plans.plan(output, fleet, workloads, options, current=current, svg=svg, out=out)
+
+    guarded(verb)
+
+
+def diff(
+    old: Annotated[Path, typer.Argument(help="A plan.")],
+    new: Annotated[Path, typer.Argument(help="Another plan.")],
+    output: OutputOption = "table",
+) -> None:
+    """What the new plan changes: modes of cards, replicas that come, go or move. Exit 1 if anything.
+
+    Example: `aim-profile diff yesterday.yaml plan.yaml`
+    """
+    from . import steps
+
+    guarded(lambda: steps.diff(output, old, new))
+
+
+def assert_plan(
+    plan: Annotated[Path, typer.Argument(help="A plan.")],
+    root: RootOption = None,
+    amd_smi: AmdSmiOption = None,
+    node: NodeOption = None,
+    name: Annotated[str | None, typer.Option(help="The node's name in the plan; its own when left out.")] = None,
+    output: OutputOption = "table",
+) -> None:
+    """Is this node as planned? Exit 1 and what is not: cards, modes, partitions, memory.
+
+    Example: `aim-profile assert plan.yaml` on the node itself, or `--node node.yaml` for a recorded one.
+    """
+    from . import device, steps
+
+    guarded(lambda: steps.assert_plan(output, plan, device.find_node(root, amd_smi or (), node), name))
+
+
+def steps(
+    current: Annotated[Path, typer.Argument(help="What is now: a plan, or a fleet or emulation file: nothing runs.")],
+    plan: Annotated[Path, typer.Argument(help="The plan to reach.")],
+    max_parallel: Annotated[int, typer.Option(help="Nodes drained at once.", min=1)] = 1,
+    surge: Annotated[int, typer.Option(help="Replicas that may run twice for a moment while they move.", min=0)] = 0,
+    output: OutputOption = "table",
+) -> None:
+    """The way to a plan: drain, switch, verify by read-back, place, undrain, node by node.
+
+    Example: `aim-profile steps fleet.yaml plan.yaml --max-parallel 2`
+    """
+    from . import steps
+
+    guarded(lambda: steps.steps(output, current, plan, max_parallel, surge))
+
+
+def render(
+    source: Annotated[
+        str, typer.Argument(help="A plan's file, a profile's file, ORG/MODEL/PROFILE-ID, or a model with --gpu.")
+    ],
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Of the InferenceServices.")] = None,
+    strategy: Annotated[Strategy, typer.Option(help="The device plugin's resource naming strategy.")] = "mixed",
+    image: Annotated[str | None, typer.Option(help="The runtime's image.")] = None,
+    operator_namespace: Annotated[
+        str, typer.Option(help="With a plan: where the GPU operator runs, for its ConfigMap.")
+    ] = "kube-amd-gpu",
+    storage_uri: Annotated[
+        list[str] | None, typer.Option(help="NAME=URI of a model that is not on the hub; may be repeated.")
+    ] = None,
+    workloads: Annotated[Path | None, typer.Option(help="With a plan: its workloads (KV cache type, LoRA).")] = None,
+    name: Annotated[str | None, typer.Option(help="With a profile: the InferenceService's name.")] = None,
+    replicas: Annotated[int, typer.Option(help="With a profile.", min=1)] = 1,
+    gpu: GpuOption = None,
+    partition: PartitionOption = None,
+    deployment: DeploymentOption = "bare-metal",
+    out: OutOption = None,
+) -> None:
+    """Write a plan or a profile as KServe objects: ClusterServingRuntime, InferenceService, and a plan's ConfigMap.
+
+    Example: `aim-profile render plan.yaml -n llm | kubectl apply -f -`
+    """
+    from aim_profile.kubernetes.kserve import Target
+
+    from . import plans
+
+    guarded(
+        lambda: plans.render(
+            source,
+            Target(namespace, strategy, image, operator_namespace),
+            workloads=workloads,
+            storage_uris=plans.storage_uris(storage_uri or ()),
+            name=name,
+            replicas=replicas,
+            gpu=gpu,
+            partition=partition,
+            deployment=deployment,
+            out=out,
+        )
+    )

@@ -1,0 +1,194 @@
+"""The verbs about plans: plan, render. Each returns the exit code; diff, assert and steps are in steps.py."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from aim_profile.errors import AimProfileError
+from aim_profile.files.read import parse_yaml, read_text
+from aim_profile.files.write import dump_all
+from aim_profile.gpus.catalog import Deployment
+from aim_profile.kubernetes.kserve import Document, Service, Target, render_services, service_name
+from aim_profile.kubernetes.plan_objects import config_map_of, services_of
+from aim_profile.nodes.read import read_node
+from aim_profile.plans.fleet import Fleet, fleet_of, load_fleet
+from aim_profile.plans.make import make_plan
+from aim_profile.plans.plan import CardPlan, Plan, PlanError, PlanOptions, Unplaced, dump_plan, load_plan
+from aim_profile.plans.workload import load_workloads
+from aim_profile.serving.derive import Wanted
+from aim_profile.serving.files import read_file
+
+from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, print_text, show, write_out
+from .picture import draw, summary
+from .profiles import find_profile
+
+_LIVE = "live"
+
+
+def plan(
+    output: Output,
+    fleet: str,
+    workloads: Path,
+    options: PlanOptions,
+    *,
+    current: Path | None,
+    svg: Path | None,
+    out: Path | None,
+) -> int:
+    """Plan, print, draw. Exit 1 where a replica has no device."""
+    before = load_plan(current) if current is not None else ()
+    made = make_plan(_fleet(fleet), load_workloads(workloads), options, before)
+    if svg is not None:
+        write_out(draw(made), svg)
+    if out is not None:
+        write_out(dump_plan(made, "json" if out.suffix == ".json" else "yaml"), out)
+    _show_plan(output, made)
+    return FITS if made.complete else DOES_NOT_FIT
+
+
+def _fleet(named: str) -> Fleet:
+    """A fleet file, an emulation file, a recorded tree, or this machine (`live`)."""
+    if named == _LIVE:
+        return fleet_of([read_node()])
+    place = Path(named)
+    if not place.is_dir():
+        return load_fleet(place)
+    recorded = read_node(place)
+    return fleet_of([recorded.model_copy(update={"name": recorded.name or place.resolve().name.lower()})])
+
+
+def _show_plan(output: Output, made: Plan) -> None:
+    # The files that other verbs read are the machine output, word for word.
+    if output != "table":
+        print_text(dump_plan(made, output))
+        return
+    show(output, None, _facts(made), _cards(made), _placements(made), _unplaced(made.unplaced))
+
+
+def _facts(made: Plan) -> Facts:
+    by_priority = ", ".join(f"{made.totals.placed[p]} of {made.totals.asked[p]} {p}" for p in made.totals.asked)
+    return Facts(
+        (
+            ("plan", summary(made)),
+            ("placed", by_priority),
+            ("method", f"{made.totals.method}, tier {made.tier}"),
+            ("notes", "; ".join(made.notes)),
+        )
+    )
+
+
+def _cards(made: Plan) -> Table:
+    used = {(p.node, card, part) for p in made.placements for card, part in p.devices}
+    taken = Counter((node, card) for node, card, _ in used)
+    columns = ("node", "card", "GPU", "mode", "was", "tier", "devices", "used", "MiB each")
+    rows = [_card_row(card, taken[card.node, card.card]) for card in made.cards]
+    return Table(columns, rows, right=("card", "devices", "used", "MiB each"), title="Cards")
+
+
+def _card_row(card: CardPlan, taken: int) -> tuple[str, ...]:
+    was = "same" if card.was == card.mode else card.was or "unknown"
+    figures = (str(card.partitions), str(taken), str(card.device_memory_mib))
+    return (card.node, str(card.card), card.gpu, card.mode or "unknown", was, card.tier, *figures)
+
+
+def _placements(made: Plan) -> Table:
+    columns = ("replica", "priority", "model", "node", "card", "devices", "mode", "need", "budget", "spare", "why here")
+    rows = [
+        (
+            placement.id,
+            placement.priority,
+            placement.model or placement.kind,
+            placement.node,
+            _numbers(placement.cards),
+            _numbers(placement.partitions),
+            placement.mode,
+            f"{placement.need_gib:.1f}",
+            f"{placement.budget_gib:.1f}",
+            f"{placement.headroom_gib:.1f}",
+            placement.reason,
+        )
+        for placement in made.placements
+    ]
+    return Table(columns, rows, right=("need", "budget", "spare"), title="Replicas (GiB on each device)")
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def _unplaced(unplaced: Sequence[Unplaced]) -> Table | str:
+    if not unplaced:
+        return ""
+    rows = [
+        (
+            item.workload,
+            str(len(item.replicas)),
+            item.priority,
+            item.cause,
+            "-" if item.shortfall_gib is None else f"{item.shortfall_gib:g}",
+            item.reason,
+            "; ".join(item.remedies) or "-",
+        )
+        for item in unplaced
+    ]
+    columns = ("workload", "replicas", "priority", "cause", "short GiB", "why", "what would help")
+    return Table(columns, rows, right=("replicas", "short GiB"), title="Without a device")
+
+
+def render(
+    source: str,
+    target: Target,
+    *,
+    workloads: Path | None,
+    storage_uris: Mapping[str, str],
+    name: str | None,
+    replicas: int,
+    gpu: str | None,
+    partition: str | None,
+    deployment: Deployment,
+    out: Path | None,
+) -> int:
+    """A plan file, a profile file or a profile's reference as Kubernetes objects."""
+    file = Path(source)
+    if file.is_file() and is_plan(file):
+        documents = _render_plan(load_plan(file), target, workloads, storage_uris)
+    else:
+        profile = read_file(file) if file.is_file() else find_profile(source, Wanted(), partition, gpu, deployment)
+        named = name or service_name(profile.aim_id or profile.id)
+        uri = storage_uris.get(named, storage_uris.get(""))
+        documents = render_services([Service(named, profile, replicas, storage_uri=uri)], target)
+    write_out(dump_all(documents), out)
+    return FITS
+
+
+def _render_plan(made: Plan, target: Target, workloads: Path | None, storage_uris: Mapping[str, str]) -> list[Document]:
+    found = services_of(made, load_workloads(workloads) if workloads else None, storage_uris)
+    for line in found.skipped:
+        print_note(f"not rendered: {line}")
+    return [*config_map_of(made, target), *render_services(found.services, target)]
+
+
+def is_plan(file: Path) -> bool:
+    """By its keys: a plan that is wrong elsewhere is to be refused as a plan."""
+    raw = parse_yaml(read_text(file, PlanError), str(file), PlanError)
+    return isinstance(raw, dict) and "placements" in raw
+
+
+def storage_uris(given: Sequence[str]) -> dict[str, str]:
+    """`NAME=URI` pairs; a bare URI is for the only service there is. Raises AimProfileError."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, uri = text.partition("=")
+        if "://" in name or not equals:
+            name, uri = "", text
+        if "://" not in uri:
+            raise AimProfileError(
+                f"storage-uri: {text!r} is no address",
+                field="storage-uri",
+                value=text,
+                remedy="write NAME=URI, as in chat=pvc://models/llama, or a URI alone for a profile",
+            )
+        found[name] = uri
+    return found

@@ -1,0 +1,302 @@
+"""The verbs about profiles: list, select, show, export, validate, schema. Each returns the exit code.
+
+JSON Schemas are taken from the models that read the files, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aim_profile.errors import AimProfileError, PartitionError
+from aim_profile.gpus.catalog import Accelerator, Deployment, PartitionMode, by_name
+from aim_profile.models.facts import ModelFacts, Precision
+from aim_profile.models.load import by_id, known_ids, load_model
+from aim_profile.nodes.read import Node
+from aim_profile.plans.fleet import FleetFile
+from aim_profile.plans.plan import Plan
+from aim_profile.plans.workload import Workloads
+from aim_profile.serving.check import Finding, check
+from aim_profile.serving.derive import NoSuchProfileError, Refusal, Wanted, derive, derive_from_id
+from aim_profile.serving.files import Form, Unified, body_of, form_of, read_file, write
+from aim_profile.serving.profile import FineTuning, Profile, parse_reference
+from aim_profile.serving.selection import Devices, Judged, Selection, Wish, select, stored_profiles
+from aim_profile.units import parse_memory
+
+from .device import card_of, mode_of
+from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, show, write_out
+
+LISTED_PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8", "int4")
+
+
+class Row(NamedTuple):
+    """One line of `list`: a model in a precision on the smallest device that holds it, or why there is none."""
+
+    model: ModelFacts
+    precision: Precision
+    mode: PartitionMode | None
+    found: Profile | Refusal
+
+
+def listed(
+    accelerator: Accelerator,
+    deployment: Deployment,
+    models: Sequence[str],
+    precisions: Sequence[Precision],
+    everything: bool,
+) -> Iterator[Row]:
+    """Every sized model × precision on the smallest validated device of that GPU; everything: on each mode."""
+    modes = accelerator.modes(deployment)
+    if not modes:
+        raise PartitionError(
+            f"nothing is established for {accelerator.name} on {deployment}",
+            field="deployment",
+            value=deployment,
+            remedy=f"see `aim-profile gpus {accelerator.name} --deployment {deployment}`",
+        )
+    by_size = sorted(modes, key=lambda mode: (mode.tier != "validated", mode.memory_mib, mode.memory))
+    for model in map(by_id, models):
+        if model.sizable:
+            for precision in precisions:
+                rows = [
+                    Row(model, precision, mode, derive(model, mode, Wanted(precision=precision))) for mode in by_size
+                ]
+                fitting = [row for row in rows if isinstance(row.found, Profile)]
+                yield from rows if everything else (fitting or rows)[:1]
+
+
+def list_profiles(
+    output: Output,
+    *,
+    gpu: str,
+    deployment: Deployment,
+    model: str | None,
+    precision: Precision | None,
+    everything: bool,
+) -> int:
+    """One row per derivable profile; what is not sized or does not fit is said on stderr."""
+    names = [by_id(model).id] if model else list(known_ids())
+    rows = list(listed(by_name(gpu), deployment, names, (precision,) if precision else LISTED_PRECISIONS, everything))
+    kept = [row.found for row in rows if isinstance(row.found, Profile)]
+    columns = ("profile", "precision", "device", "tier", "tp", "context", "sequences", "weights", "type")
+    table = Table(columns, [_list_row(profile) for profile in kept], right=("tp", "context", "sequences"))
+    show(output, [_list_data(profile) for profile in kept], table)
+    for row in rows:
+        if isinstance(row.found, Refusal) and not everything:
+            print_note(f"not on {by_name(gpu).name}: {row.model.id} {row.precision}: {row.found.reason}")
+    for name in names:
+        if not by_id(name).sizable:
+            print_note(f"{by_id(name).status}: {name}")
+    return FITS if kept else DOES_NOT_FIT
+
+
+def _list_data(profile: Profile) -> dict[str, Any]:
+    use, args = profile.partition, profile.engine_args
+    return {
+        "profile": profile.reference,
+        "model": profile.aim_id,
+        "precision": profile.metadata.precision,
+        "gpu": profile.metadata.gpu,
+        "partition": use.label if use else None,
+        "tier": use.tier if use else None,
+        "tensor_parallel": profile.metadata.gpu_count,
+        "max_model_len": args["max-model-len"],
+        "max_num_seqs": args["max-num-seqs"],
+        "weights": profile.evidence.weights,
+        "type": profile.metadata.type,
+        "measured": profile.evidence.measured,
+    }
+
+
+def _list_row(profile: Profile) -> tuple[str, ...]:
+    data = _list_data(profile)
+    device = f"{data['gpu']} {data['partition'] or ''}".strip()
+    return (
+        data["profile"],
+        data["precision"],
+        device,
+        data["tier"] or "-",
+        *(str(data[key]) for key in ("tensor_parallel", "max_model_len", "max_num_seqs")),
+        data["weights"],
+        data["type"],
+    )
+
+
+def devices_of(node: Node, card: int | None) -> Devices:
+    """The devices of a node: those of one card, or all whole cards of one kind. Raises NodeError if not known."""
+    chosen = card_of(node, card)
+    mode = mode_of(chosen, "bare-metal" if node.deployment == "unknown" else node.deployment)
+    alike = [other for other in node.cards if other.product == chosen.product and other.mode_label == chosen.mode_label]
+    whole = mode.partitions == 1 and card is None
+    return Devices(mode, len(alike) if whole else len(chosen.partitions), chosen.alloc_mode or "CAPPING")
+
+
+def named_devices(gpu: str, partition: str | None, count: int, deployment: Deployment, alloc_mode: Any) -> Devices:
+    """The devices that --gpu, --partition and --count name. Raises GpuError or PartitionError."""
+    return Devices(by_name(gpu).mode(partition or "SPX", deployment), count, alloc_mode)
+
+
+def select_profile(output: Output, model_id: str, devices: Devices, wish: Wish, folder: Path | None) -> int:
+    """The profile chosen for the devices, and every other with the reason it lost."""
+    model = load_model(model_id)
+    found = select(model, devices, wish, stored_profiles(folder, model.id) if folder else ())
+    show(output, _selection_data(found, devices), _selection_facts(found, devices), _judged(found.judged))
+    return FITS if found.chosen else DOES_NOT_FIT
+
+
+def _selection_data(found: Selection, devices: Devices) -> dict[str, Any]:
+    return {
+        "devices": devices.label,
+        "chosen": found.chosen.reference if found.chosen else None,
+        "relaxed": list(found.relaxed),
+        "candidates": [judged._asdict() for judged in found.judged],
+    }
+
+
+def _selection_facts(found: Selection, devices: Devices) -> Facts:
+    mode = devices.mode
+    return Facts(
+        (
+            ("devices", f"{devices.label}, {mode.memory_mib} MiB and {mode.cus} CUs each"),
+            ("chosen", found.chosen.reference if found.chosen else "nothing matches"),
+            ("let go", ", ".join(found.relaxed)),
+        )
+    )
+
+
+def _judged(judged: Sequence[Judged]) -> Table:
+    rows = [(item.verdict, item.path or item.reference, item.origin, item.reason) for item in judged]
+    return Table(("verdict", "profile", "from", "why"), rows)
+
+
+def wanted(*, memory_limit: str | None = None, lora_slots: int = 0, lora_rank: int = 16, **options: Any) -> Wanted:
+    """What the options ask for. Raises AimProfileError for a memory limit without a unit."""
+    return Wanted(
+        memory_limit_bytes=None if memory_limit is None else parse_memory(memory_limit, field="memory-limit"),
+        finetuning=FineTuning(lora_slots=lora_slots, lora_rank=lora_rank) if lora_slots else None,
+        **options,
+    )
+
+
+def find_profile(
+    reference: str, asked: Wanted, partition: str | None, gpu: str | None, deployment: Deployment
+) -> Profile:
+    """A profile file, a reference (`org/model/id`), or a model on --gpu and --partition. Raises where there is none."""
+    file = Path(reference)
+    if file.is_file() and file.suffix in (".yaml", ".yml", ".json"):
+        return read_file(file)
+    if gpu is None:
+        return derive_from_id(*parse_reference(reference), asked, deployment)
+    model = load_model(reference)
+    mode = by_name(gpu).mode(partition or "SPX", deployment)
+    found = derive(model, mode, asked)
+    if isinstance(found, Refusal):
+        raise NoSuchProfileError(
+            f"{model.id}: {found.reason}", field="profile", remedy="`aim-profile fit` names what would fit"
+        )
+    return found
+
+
+def show_profile(output: Output, profile: Profile) -> int:
+    """Everything a profile says."""
+    metadata, use, evidence = profile.metadata, profile.partition, profile.evidence
+    head = Facts(
+        (
+            ("profile", profile.reference),
+            ("model loaded", profile.model_id or "any"),
+            ("engine", metadata.engine),
+            ("devices", f"{metadata.gpu_count} x {metadata.gpu}{f' {use.label}' if use else ''}"),
+            ("each", f"{use.device_memory_mib} MiB, {use.compute_units} CUs, {use.alloc_mode}" if use else ""),
+            ("tier", f"{use.tier} on {use.deployment}" if use and use.tier else ""),
+            ("type", f"{metadata.type}, {'measured' if evidence.measured else 'not measured'}"),
+            ("weights", evidence.weights),
+            ("priority", profile.gpu_sharing.qos_priority),
+            ("manual only", "yes" if metadata.manual_selection_only else ""),
+        )
+    )
+    arguments = Facts([(key, _scalar(value)) for key, value in profile.engine_args.items()], title="Engine arguments")
+    variables = Facts(list(profile.env_vars.items()), title="Environment")
+    notes = "\n".join(f"- {note}" for note in evidence.notes)
+    show(output, body_of(profile), head, _memory(profile), arguments, variables, notes)
+    return FITS
+
+
+def _memory(profile: Profile) -> Facts:
+    evidence = profile.evidence
+    parts = (
+        ("weights", evidence.weights_gib),
+        ("overhead", evidence.overhead_gib),
+        ("KV cache", evidence.kv_gib),
+        ("budget", evidence.budget_gib),
+    )
+    return Facts([(label, f"{size} GiB") for label, size in parts if size is not None], title="Memory of each device")
+
+
+def _scalar(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def export_profile(profile: Profile, form: Form, file: Path | None, folder: Path | None) -> int:
+    """The profile in one of its forms: on stdout, in a file, or in a folder laid out as AIM's."""
+    text = write(profile, form, _facts_of(profile))
+    if folder is not None:
+        file = folder / (profile.aim_id or "general") / f"{profile.id}.{'json' if form == 'unified' else 'yaml'}"
+    write_out(text, file, make_folder=folder is not None)
+    return FITS
+
+
+def _facts_of(profile: Profile) -> ModelFacts | None:
+    try:
+        return by_id(profile.aim_id or "")
+    except AimProfileError:
+        return None
+
+
+def validate(output: Output, files: Sequence[Path]) -> int:
+    """Each file's form, id and findings. Exit 1 where one contradicts the facts; a malformed file is bad input."""
+    results = [_validate_file(file) for file in files]
+    rows = [
+        (result["file"], result["form"], result["profile"], finding["level"], finding["field"], finding["problem"])
+        for result in results
+        for finding in result["findings"] or [{"level": "ok", "field": "", "problem": "agrees with the facts"}]
+    ]
+    show(output, results, Table(("file", "form", "profile", "level", "field", "finding"), rows))
+    wrong = any(finding["level"] == "error" for result in results for finding in result["findings"])
+    return DOES_NOT_FIT if wrong else FITS
+
+
+def _validate_file(file: Path) -> dict[str, Any]:
+    profile = read_file(file)
+    findings: list[Finding] = check(profile)
+    return {
+        "file": str(file),
+        "form": form_of(file.read_text(encoding="utf-8")),
+        "profile": profile.reference,
+        "findings": [finding._asdict() for finding in findings],
+    }
+
+
+def schema(kind: str) -> int:
+    """The JSON Schema of a file of ours, on stdout."""
+    write_out(json.dumps(schema_of(kind), indent=2) + "\n", None)
+    return FITS
+
+
+_DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def kinds() -> tuple[str, ...]:
+    """What has a schema."""
+    return tuple(_models())
+
+
+def schema_of(kind: str) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of that kind of file; unknown keys are refused in it too."""
+    title = f"aim-profile {kind}"
+    return {"$schema": _DRAFT, **_models()[kind].model_json_schema(), "title": title}
+
+
+def _models() -> dict[str, Any]:
+    return {"profile": Profile, "unified": Unified, "fleet": FleetFile, "workloads": Workloads, "plan": Plan}

@@ -1,0 +1,90 @@
+"""The verbs that compare plans with plans and with nodes: diff, assert, steps. Each returns the exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aim_profile.nodes.read import Node
+from aim_profile.plans.compare import plan_assert, plan_diff
+from aim_profile.plans.fleet import load_fleet
+from aim_profile.plans.plan import Plan, load_plan
+from aim_profile.plans.steps import Step, Steps, plan_steps
+
+from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, show
+from .plans import is_plan
+
+Modes = dict[tuple[str, int], str | None]
+
+
+def diff(output: Output, old: Path, new: Path) -> int:
+    """What the new plan changes. Exit 1 where it changes anything."""
+    found = plan_diff(load_plan(old), load_plan(new))
+    rows = [(change.what, change.subject, change.before or "-", change.after or "-") for change in found.changes]
+    data = {"equal": found.empty, "changes": [change.model_dump() for change in found.changes]}
+    show(output, data, Table(("what", "subject", "before", "after"), rows) if rows else "No difference.")
+    return FITS if found.empty else DOES_NOT_FIT
+
+
+def assert_plan(output: Output, plan: Path, node: Node, name: str | None) -> int:
+    """What on the node is not as planned. Exit 1 where anything is not."""
+    planned = load_plan(plan)
+    found = plan_assert(node, planned, name)
+    rows = [(item.node, _card(item.card), item.what, item.planned, item.found) for item in found]
+    columns = ("node", "card", "what", "planned", "found")
+    same = f"{name or node.name or 'The node'} is as planned: {len(node.cards)} cards, {node.devices} devices."
+    data = {"equal": not found, "differences": [item.model_dump() for item in found]}
+    show(output, data, Table(columns, rows) if rows else same)
+    return DOES_NOT_FIT if found else FITS
+
+
+def _card(number: int | None) -> str:
+    return "-" if number is None else str(number)
+
+
+def steps(output: Output, current: Path, plan: Path, max_parallel: int, surge: int) -> int:
+    """The way from what runs to the plan. current: a plan; or a fleet or emulated node, on which nothing runs."""
+    planned = load_plan(plan)
+    running = load_plan(current) if is_plan(current) else None
+    modes = _modes_of(running) if running else _modes_found(current)
+    found = plan_steps(_seen_from(planned, modes), running, max_parallel=max_parallel, surge=surge)
+    show(output, found.model_dump(mode="json"), _facts(found), _table(found), _config_map(found))
+    return FITS
+
+
+def _modes_of(plan: Plan) -> Modes:
+    return {(card.node, card.card): card.mode for card in plan.cards}
+
+
+def _modes_found(fleet: Path) -> Modes:
+    return {(node.name, card.index): card.current for node in load_fleet(fleet).nodes for card in node.cards}
+
+
+def _seen_from(plan: Plan, modes: Modes) -> Plan:
+    """The plan with every card's mode before it as it is now, which may not be what it was when it was made."""
+    cards = (card.model_copy(update={"was": modes.get((card.node, card.card), card.was)}) for card in plan.cards)
+    return plan.model_copy(update={"cards": tuple(cards)})
+
+
+def _facts(found: Steps) -> Facts:
+    drained = {step.node for step in found.steps if step.action == "drain"}
+    return Facts(
+        (
+            ("steps", str(len(found.steps))),
+            ("nodes drained", f"{len(drained)}, at most {found.max_parallel} at once" if drained else "none"),
+        )
+    )
+
+
+def _table(found: Steps) -> Table | str:
+    rows = [_row(step) for step in found.steps]
+    return Table(("step", "wave", "do", "node", "what"), rows, right=("step", "wave")) if rows else "Nothing to do."
+
+
+def _row(step: Step) -> tuple[str, ...]:
+    return (str(step.number), str(step.wave), step.action, step.node, step.text)
+
+
+def _config_map(found: Steps) -> str:
+    if not any(step.action == "switch" for step in found.steps):
+        return ""
+    return "Apply first: the Device Config Manager's ConfigMap (`aim-profile render PLAN` writes it)."

@@ -1,0 +1,1 @@
+"""YAML in and out: read with limits, written as a person would."""

@@ -1,0 +1,1 @@
+"""Accelerators and the partition modes each one has."""

@@ -1,0 +1,320 @@
+"""Profiles and plans as KServe and Kubernetes objects: plain dictionaries, written by files.write as a person would.
+
+A pod asks for its devices as a resource of the AMD device plugin (`amd.com/cpx_nps4` under the plugin's mixed naming
+strategy, `amd.com/gpu` with a node selector under single) and gets exactly those: no host paths, no privileges, no
+`*_VISIBLE_DEVICES`. What the runtime must know stands in `aim.amd.com/` annotations, which it reads through the
+Downward API, and in its flags.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, NamedTuple
+
+from aim_profile.errors import AimProfileError
+from aim_profile.files.write import dump, without_empty
+from aim_profile.gpus.catalog import Accelerator, PartitionMode, by_name, catalog
+from aim_profile.serving.engine_args import environment
+from aim_profile.serving.profile import Profile
+
+Strategy = Literal["mixed", "single"]
+Document = tuple[str, dict[str, Any]]
+
+PREFIX = "aim.amd.com/"
+_HOSTNAME = "kubernetes.io/hostname"
+_PARTITION_LABEL = "amd.com/gpu.compute-memory-partition"
+_PODINFO = "/etc/podinfo"
+# The runtime's own settings; the others of vLLM's arguments travel as --engine_args.
+_OWN_SETTINGS = ("max-model-len", "max-num-seqs", "tensor-parallel-size")
+# AIM's controller gives a GPU 4 CPUs and 32 GiB (aim-engine@9223504); a part of one its part, but never less than
+# an engine needs to start.
+_CPUS_PER_CARD, _MEMORY_GIB_PER_CARD = 4, 32
+_LEAST_MEMORY_GIB = 8
+_SHM = "8Gi"
+_ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.gguf)")
+
+
+class RenderError(AimProfileError):
+    """Something that Kubernetes objects cannot say, or an object's name that is no name."""
+
+
+class Target(NamedTuple):
+    """Where objects go and what they are made of.
+
+    strategy: the device plugin's resource naming strategy; image: of the runtime, None: our own by version;
+    operator_namespace: where the GPU operator and its Device Config Manager run.
+    """
+
+    namespace: str | None = None
+    strategy: Strategy = "mixed"
+    image: str | None = None
+    operator_namespace: str = "kube-amd-gpu"
+
+
+class Service(NamedTuple):
+    """One InferenceService: a profile, served `replicas` times. nodes: where the plan put them, empty: anywhere.
+
+    storage_uri: None: `hf://` and the profile's model_id. spread: no two replicas on one node.
+    """
+
+    name: str
+    profile: Profile
+    replicas: int = 1
+    nodes: tuple[str, ...] = ()
+    spread: bool = False
+    storage_uri: str | None = None
+
+
+def render_services(services: Sequence[Service], target: Target | None = None) -> list[Document]:
+    """A ClusterServingRuntime for each gfx target, then an InferenceService for each service."""
+    target = target or Target()
+    runtimes = {_runtime_name(_device(service.profile)[0]): _device(service.profile)[0] for service in services}
+    documents = [(_RUNTIME_COMMENT, runtime(accelerator, target)) for accelerator in runtimes.values()]
+    return documents + [(_comment(service, target), inference_service(service, target)) for service in services]
+
+
+def runtime(accelerator: Accelerator, target: Target) -> dict[str, Any]:
+    """The ClusterServingRuntime for every partition of GPUs of one gfx target."""
+    # What depends on the partition or on tensor parallelism is the service's own.
+    mode = accelerator.mode("SPX")
+    container = {
+        "name": "kserve-container",
+        "image": target.image or f"aim-kserve/runtime:{_version()}",
+        "command": ["python", "-m", "aim_runtime"],
+        "args": ["--model_name={{.Name}}", "--model_dir=/mnt/models", "--engine=vllm"],
+        "env": _env(environment(accelerator, mode, 1)),
+        "ports": [
+            {"name": "http1", "containerPort": 8080, "protocol": "TCP"},
+            {"name": "grpc", "containerPort": 8081, "protocol": "TCP"},
+        ],
+        "readinessProbe": _probe("/v2/models/{{.Name}}/ready", period_s=10, failures=3),
+        "livenessProbe": _probe("/v2/health/live", period_s=30, failures=3),
+        "securityContext": {
+            "runAsNonRoot": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [
+            {"name": "podinfo", "mountPath": _PODINFO, "readOnly": True},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+    }
+    return {
+        "apiVersion": "serving.kserve.io/v1alpha1",
+        "kind": "ClusterServingRuntime",
+        "metadata": {"name": _runtime_name(accelerator)},
+        "spec": {
+            "supportedModelFormats": [{"name": "huggingface", "version": "1"}],
+            "protocolVersions": ["v1", "v2", "grpc-v2"],
+            "containers": [container],
+            "volumes": [
+                {"name": "podinfo", "downwardAPI": {"items": [_ANNOTATIONS_FILE]}},
+                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _SHM}},
+            ],
+        },
+    }
+
+
+_ANNOTATIONS_FILE = {"path": "annotations", "fieldRef": {"fieldPath": "metadata.annotations"}}
+_RUNTIME_COMMENT = (
+    "Serves any model on any partition of these GPUs; what differs stands in the InferenceService.\n"
+    "A node whose /dev/kfd is not open to everyone needs its render group in the service's\n"
+    "predictor.securityContext.supplementalGroups."
+)
+
+
+def inference_service(service: Service, target: Target) -> dict[str, Any]:
+    """The InferenceService of one profile. Raises RenderError for a name Kubernetes refuses, or a foreign engine."""
+    _check(service)
+    accelerator, mode = _device(service.profile)
+    devices = max(1, service.profile.metadata.gpu_count)
+    own = environment(accelerator, accelerator.mode("SPX"), 1)
+    predictor = {
+        "minReplicas": service.replicas,
+        "maxReplicas": service.replicas,
+        # A rolling update's extra pod would wait for a device that the old one holds.
+        "deploymentStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+        "terminationGracePeriodSeconds": 60,
+        **_where(service, mode, accelerator, target),
+        "model": {
+            "modelFormat": {"name": "huggingface", "version": "1"},
+            "runtime": _runtime_name(accelerator),
+            "storageUri": service.storage_uri or f"hf://{service.profile.model_id}",
+            "args": _flags(service.profile),
+            "env": _env({key: value for key, value in service.profile.env_vars.items() if own.get(key) != value}),
+            "resources": _resources(_resource(mode, accelerator, target.strategy), devices, mode),
+        },
+    }
+    metadata = {
+        "name": service.name,
+        "namespace": target.namespace,
+        "annotations": service_annotations(service.profile),
+    }
+    body = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": metadata,
+        "spec": {"predictor": predictor},
+    }
+    cleaned: dict[str, Any] = without_empty(body)
+    return cleaned
+
+
+def service_annotations(profile: Profile) -> dict[str, str]:
+    """What the runtime and the guardrail read through the Downward API; Kubernetes wants text."""
+    use, sharing = profile.partition, profile.gpu_sharing
+    rules = [rule.model_dump(exclude_none=True) for rule in profile.guardrails]
+    found: dict[str, Any] = {
+        "profile": profile.id,
+        "precision": profile.metadata.precision,
+        "metric": profile.metadata.metric,
+        "max-model-len": profile.engine_arg("max-model-len"),
+        "max-concurrency": profile.engine_arg("max-num-seqs"),
+        "gpu-sharing": "enabled" if profile.is_partitioned else "disabled",
+        "compute-partition": use.compute if use else None,
+        "memory-partition": use.memory if use else None,
+        "partition-count": profile.metadata.gpu_count if profile.is_partitioned else None,
+        "partition-id": sharing.partition_id,
+        "memory-limit": None if sharing.memory_limit_gb is None else f"{sharing.memory_limit_gb:g}GB",
+        "qos-priority": sharing.qos_priority,
+        "guardrails": dump(rules) if rules else None,
+    }
+    ours = {PREFIX + key: str(value) for key, value in found.items() if value is not None}
+    return {"serving.kserve.io/deploymentMode": "RawDeployment", **ours}
+
+
+def service_name(text: str) -> str:
+    """A model's id or a profile's as the name of an InferenceService: `qwen3-8b`. Raises RenderError."""
+    last = text.rstrip("/").rpartition("/")[2].lower()
+    name = re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:52].rstrip("-")
+    if not name:
+        raise RenderError(f"{text!r} gives no name", field="name", value=text, remedy="name the service with --name")
+    return name if name[0].isalpha() else f"m-{name}"
+
+
+def _check(service: Service) -> None:
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", service.name) or len(service.name) > 53:
+        raise RenderError(
+            f"name: {service.name!r} is no name of an InferenceService",
+            field="name",
+            value=service.name,
+            remedy="start with a letter; lower case, digits and - only; at most 53 characters",
+        )
+    if service.profile.metadata.engine != "vllm":
+        raise RenderError(
+            f"engine: {service.profile.metadata.engine} is not rendered",
+            field="metadata.engine",
+            value=service.profile.metadata.engine,
+            remedy="profiles for vllm are",
+        )
+    model_id = service.profile.model_id
+    if service.storage_uri is None and (model_id is None or not _ON_THE_HUB.fullmatch(model_id)):
+        what = "a general profile names no model" if model_id is None else f"{model_id} is a path on this machine"
+        raise RenderError(
+            f"{service.name}: {what}",
+            field="storage-uri",
+            value=model_id,
+            remedy=f"say where the cluster finds it: --storage-uri {service.name}=pvc://claim/path (or s3://, hf://)",
+        )
+
+
+def _device(profile: Profile) -> tuple[Accelerator, PartitionMode]:
+    if profile.metadata.gpu not in catalog():
+        raise RenderError(
+            f"metadata.gpu: {profile.metadata.gpu} is not in the catalogue",
+            field="metadata.gpu",
+            value=profile.metadata.gpu,
+            remedy=f"the known ones are {', '.join(catalog())}",
+        )
+    accelerator = by_name(profile.metadata.gpu)
+    use = profile.partition
+    return accelerator, accelerator.mode(use.label if use else "SPX", use.deployment if use else "bare-metal")
+
+
+def _resource(mode: PartitionMode, accelerator: Accelerator, strategy: Strategy) -> str:
+    # The device plugin names GPUs without partition files amd.com/gpu under either strategy.
+    if strategy == "single" or not accelerator.partitionable:
+        return "amd.com/gpu"
+    return f"amd.com/{mode.resource_label}"
+
+
+def _resources(resource: str, devices: int, mode: PartitionMode) -> dict[str, Any]:
+    cpus = max(1, _CPUS_PER_CARD // mode.partitions) * devices
+    memory_gib = max(_LEAST_MEMORY_GIB, _MEMORY_GIB_PER_CARD // mode.partitions) * devices
+    return {
+        "requests": {"cpu": str(cpus), "memory": f"{memory_gib}Gi", resource: str(devices)},
+        # Half as much again, as AIM's controller allows; and what /dev/shm may take.
+        "limits": {"memory": f"{memory_gib * 3 // 2 + 8}Gi", resource: str(devices)},
+    }
+
+
+def _where(service: Service, mode: PartitionMode, accelerator: Accelerator, target: Target) -> dict[str, Any]:
+    selector: dict[str, str] = {}
+    if target.strategy == "single" and accelerator.partitionable:
+        selector[_PARTITION_LABEL] = mode.resource_label
+    if len(service.nodes) == 1:
+        selector[_HOSTNAME] = service.nodes[0]
+    found: dict[str, Any] = {"nodeSelector": selector}
+    if len(service.nodes) > 1:
+        expression = {"key": _HOSTNAME, "operator": "In", "values": list(service.nodes)}
+        terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
+        found["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+    if service.spread:
+        found["topologySpreadConstraints"] = [
+            {
+                "maxSkew": 1,
+                "topologyKey": _HOSTNAME,
+                "whenUnsatisfiable": "DoNotSchedule",
+                "labelSelector": {"matchLabels": {"serving.kserve.io/inferenceservice": service.name}},
+            }
+        ]
+    return found
+
+
+def _flags(profile: Profile) -> list[str]:
+    """The runtime's flags beyond those of its ServingRuntime and its annotations."""
+    tensor_parallel = profile.engine_arg("tensor-parallel-size")
+    flags = [f"--tensor_parallel_size={tensor_parallel}"] if tensor_parallel not in (None, 1) else []
+    rest = {key.replace("_", "-"): value for key, value in profile.engine_args.items()}
+    # AIM writes a flag without a value as null, the runtime as true.
+    rest = {key: True if value is None else value for key, value in rest.items() if key not in _OWN_SETTINGS}
+    return [*flags, f"--engine_args={json.dumps(rest)}"] if rest else flags
+
+
+def _env(variables: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "value": value} for name, value in variables.items()]
+
+
+def _probe(path: str, period_s: int, failures: int) -> dict[str, Any]:
+    return {"httpGet": {"path": path, "port": 8080}, "periodSeconds": period_s, "failureThreshold": failures}
+
+
+def _comment(service: Service, target: Target) -> str:
+    profile, (accelerator, mode) = service.profile, _device(service.profile)
+    devices = max(1, profile.metadata.gpu_count)
+    lines = [
+        f"{profile.aim_id or 'any model'}: {devices} x {accelerator.name} {mode.label} ({mode.tier} on "
+        f"{mode.deployment}), {profile.metadata.type}, {'measured' if profile.evidence.measured else 'not measured'}"
+    ]
+    if devices > 1 and mode.partitions > 1:
+        lines.append("The device plugin prefers siblings of one card; it does not promise them.")
+    if profile.evidence.weights == "needs a quantised checkpoint":
+        lines.append(
+            f"Point storageUri at a checkpoint that holds {profile.metadata.precision}: the published one does not."
+        )
+    return "\n".join(lines)
+
+
+def _runtime_name(accelerator: Accelerator) -> str:
+    return f"aim-vllm-{accelerator.gfx}"
+
+
+def _version() -> str:
+    try:
+        return version("aim-kserve")
+    except PackageNotFoundError:
+        return "dev"

@@ -1,0 +1,200 @@
+"""A plan as Kubernetes objects: an InferenceService for each workload and mode, a ConfigMap for the switches.
+
+What a device plugin cannot hand out is refused, not approximated: it gives a device to one pod, so replicas that
+share a device have no such object.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple, get_args
+
+from aim_profile.gpus.catalog import by_name
+from aim_profile.models.facts import Precision
+from aim_profile.models.load import load_model
+from aim_profile.plans import dcm
+from aim_profile.plans.plan import CardPlan, Placement, Plan
+from aim_profile.plans.workload import Workload, Workloads
+from aim_profile.serving.derive import Refusal, Wanted, derive
+from aim_profile.serving.profile import FineTuning, Profile
+from aim_profile.sizing.fit import KvDtype
+from aim_profile.units import GIB
+
+from .kserve import Document, RenderError, Service, Target
+
+# The name that a DeviceConfig's spec.configManager.config.name points at by default.
+_DCM_CONFIG_MAP = "default-dcm-config"
+
+
+class Rendered(NamedTuple):
+    """services: what serves; skipped: one line for each workload that no InferenceService is made of."""
+
+    services: tuple[Service, ...]
+    skipped: tuple[str, ...]
+
+
+class _Group(NamedTuple):
+    """Replicas of one workload on devices of one kind."""
+
+    workload: str
+    gpu: str
+    mode: str
+    tp: int
+
+
+def services_of(
+    plan: Plan, workloads: Workloads | None = None, storage_uris: Mapping[str, str] | None = None
+) -> Rendered:
+    """The plan's replicas as services. workloads: for what a plan does not repeat (KV cache type, LoRA slots);
+    storage_uris: by workload, for models that are not on the hub.
+
+    Raises RenderError where replicas share a device, or a model has no address.
+    """
+    _refuse_shared(plan)
+    described = {workload.name: workload for workload in workloads.workloads} if workloads else {}
+    groups: dict[_Group, list[Placement]] = {}
+    cards = {(card.node, card.card): card for card in plan.cards}
+    skipped: dict[str, str] = {}
+    for placement in plan.placements:
+        if not _is_service(placement):
+            what = f"a {placement.kind} workload" if placement.kind != "serve" else "a workload without a model"
+            skipped[placement.workload] = f"{placement.workload}: {what} is no InferenceService"
+            continue
+        gpu = _card(cards, placement).gpu
+        groups.setdefault(_Group(placement.workload, gpu, placement.mode, placement.tp), []).append(placement)
+    kinds = Counter(group.workload for group in groups)
+    services = []
+    for group, placements in groups.items():
+        card = _card(cards, placements[0])
+        profile = _profile(placements[0], card, described.get(group.workload))
+        uri = (storage_uris or {}).get(group.workload)
+        services.append(_service(group, placements, profile, uri, alone=kinds[group.workload] == 1))
+    return Rendered(tuple(services), tuple(skipped.values()))
+
+
+def _card(cards: Mapping[tuple[str, int], CardPlan], placement: Placement) -> CardPlan:
+    found = cards.get((placement.node, placement.cards[0]))
+    if found is None:
+        raise RenderError(
+            f"{placement.id} stands on {placement.node} card {placement.cards[0]}, which the plan does not list",
+            field="placements",
+            value=placement.id,
+            remedy="plan again",
+        )
+    return found
+
+
+def config_map_of(plan: Plan, target: Target) -> list[Document]:
+    """The Device Config Manager's ConfigMap for the nodes whose mode can be switched; none where no card has one.
+
+    Above it stand the commands that make a node take its profile; `aim-profile steps` says when.
+    Raises RenderError where the device plugin's single strategy cannot advertise a node.
+    """
+    nodes: dict[str, list[str]] = {}
+    for card in plan.cards:
+        if card.mode is not None and by_name(card.gpu).partitionable:
+            nodes.setdefault(card.node, []).append(card.mode)
+    if not nodes:
+        return []
+    for node, modes in nodes.items():
+        if target.strategy == "single" and len(set(modes)) > 1:
+            raise RenderError(
+                f"{node} has cards in {' and '.join(sorted(set(modes)))}: under the single strategy the device plugin "
+                "refuses such a node",
+                field="strategy",
+                value="single",
+                remedy="use the mixed strategy, or plan without --allow-mixed-compute",
+            )
+    body = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": _DCM_CONFIG_MAP, "namespace": target.operator_namespace},
+        "data": {"config.json": dcm.config_json(nodes.values())},
+    }
+    return [(_dcm_comment(nodes), body)]
+
+
+def _dcm_comment(nodes: Mapping[str, list[str]]) -> str:
+    lines = [
+        "Partition modes, for the GPU operator's Device Config Manager. A drained and tainted node takes its own by:"
+    ]
+    for node, modes in nodes.items():
+        lines.append(f"  kubectl label node {node} {dcm.PROFILE_LABEL}={dcm.profile_name(modes)} --overwrite")
+    return "\n".join(lines)
+
+
+def _is_service(placement: Placement) -> bool:
+    return placement.kind == "serve" and placement.model is not None
+
+
+def _refuse_shared(plan: Plan) -> None:
+    holders: dict[tuple[str, int, int], list[Placement]] = {}
+    for placement in plan.placements:
+        for card, partition in placement.devices:
+            holders.setdefault((placement.node, card, partition), []).append(placement)
+    for (node, card, partition), sharing in holders.items():
+        if len(sharing) > 1 and any(_is_service(placement) for placement in sharing):
+            names = [placement.id for placement in sharing]
+            raise RenderError(
+                f"{' and '.join(names)} share partition {partition} of {node} card {card}, and the device plugin "
+                "gives a device to one pod",
+                field="memory_limit",
+                value=names[0],
+                remedy="leave memory_limit out of the workloads, so that each gets its own device",
+            )
+
+
+def _profile(placement: Placement, card: CardPlan, workload: Workload | None) -> Profile:
+    """The profile of a replica on the very devices the plan gave it."""
+    model = load_model(placement.model or "")
+    deployment = "bare-metal" if card.deployment == "unknown" else card.deployment
+    mode = by_name(card.gpu).mode(placement.mode, deployment)
+    mode = mode.model_copy(update={"memory_mib": card.device_memory_mib or mode.memory_mib, "tier": card.tier})
+    kv_dtype: KvDtype = workload.kv_dtype if workload else "auto"
+    slots = workload.lora_slots if workload else 0
+    limit = placement.memory_limit_gib
+    wanted = Wanted(
+        precision=_precision(placement),
+        metric=placement.slo,
+        context=placement.context,
+        tensor_parallel=placement.tp,
+        kv_dtype=kv_dtype,
+        qos_priority=placement.priority,
+        memory_limit_bytes=None if limit is None else int(limit * GIB),
+        finetuning=FineTuning(lora_slots=slots, lora_rank=workload.lora_rank) if workload and slots else None,
+    )
+    found = derive(model, mode, wanted)
+    if isinstance(found, Refusal):
+        raise RenderError(
+            f"{placement.id}: {found.reason}",
+            field="placements",
+            value=placement.id,
+            remedy="give the workloads file too, if it names a KV cache type; else plan again",
+        )
+    return found
+
+
+def _precision(placement: Placement) -> Precision | None:
+    found = next((known for known in get_args(Precision) if known == placement.precision), None)
+    if found is None and placement.precision is not None:
+        raise RenderError(
+            f"{placement.id}: precision {placement.precision} is not served",
+            field="precision",
+            value=placement.precision,
+            remedy=f"it is one of {', '.join(get_args(Precision))}",
+        )
+    return found
+
+
+def _service(group: _Group, placements: list[Placement], profile: Profile, uri: str | None, alone: bool) -> Service:
+    nodes = Counter(placement.node for placement in placements)
+    name = group.workload if alone else f"{group.workload}-{group.mode.lower().replace('/', '-')}-tp{group.tp}"
+    return Service(
+        name=name,
+        profile=profile,
+        replicas=len(placements),
+        nodes=tuple(sorted(nodes)),
+        spread=len(nodes) > 1 and max(nodes.values()) == 1,
+        storage_uri=uri,
+    )

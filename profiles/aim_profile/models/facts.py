@@ -1,0 +1,130 @@
+"""What a model is, as far as memory is concerned: its dimensions and how many parameters they make.
+
+A blank fact stays blank and says so in `ModelFacts.missing`; nothing is derived from a name.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from aim_profile.gpus.catalog import Confidence
+
+Precision = Literal["bf16", "fp16", "fp8", "int8", "int4", "mxfp4"]
+AttentionKind = Literal["full", "sliding", "chunked", "cross"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Attention(_Frozen):
+    """A group of equal layers. window: tokens kept by sliding and chunked layers, None for the others.
+
+    `cross` layers keep keys and values of the encoder's tokens (an image), none of the text's.
+    """
+
+    kind: AttentionKind
+    layers: int = Field(ge=1)
+    window: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _window_where_it_belongs(self) -> Self:
+        if (self.kind in ("sliding", "chunked")) != (self.window is not None):
+            raise ValueError(f"{self.kind} attention: window is {self.window}")
+        return self
+
+
+class Experts(_Frozen):
+    """Mixture of experts: all `count` experts stand in memory, `per_token` of them work.
+
+    dense_layers: leading layers without experts; ffn: the intermediate size of one expert.
+    """
+
+    count: int = Field(ge=1)
+    per_token: int = Field(ge=1)
+    shared: int = Field(default=0, ge=0)
+    ffn: int = Field(ge=1)
+    dense_layers: int = Field(default=0, ge=0)
+
+
+class Mla(_Frozen):
+    """Multi-head latent attention (DeepSeek): one latent of kv_rank + rope_dim per token and layer."""
+
+    kv_rank: int = Field(ge=1)
+    rope_dim: int = Field(ge=1)
+    nope_dim: int = Field(ge=1)
+    value_dim: int = Field(ge=1)
+    query_rank: int | None = Field(default=None, ge=1)
+
+
+class Shape(_Frozen):
+    """The dimensions of a decoder, as in config.json. vision_params: parameters of an image tower."""
+
+    hidden: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    kv_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=1)
+    ffn: int = Field(ge=1)
+    vocab: int = Field(ge=1)
+    tied: bool
+    attention: tuple[Attention, ...] = Field(min_length=1)
+    experts: Experts | None = None
+    mla: Mla | None = None
+    vision_params: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _keeps_some_text(self) -> Self:
+        if not self.self_attention_layers:
+            raise ValueError("no layer attends to the text")
+        return self
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers of every kind."""
+        return sum(group.layers for group in self.attention)
+
+    @property
+    def self_attention_layers(self) -> int:
+        """Layers that keep keys and values of the text."""
+        return sum(group.layers for group in self.attention if group.kind != "cross")
+
+
+class ModelFacts(_Frozen):
+    """What is known of one model; blanks stay None.
+
+    linear_params / other_params: parameters that quantisation shrinks / that stay 16-bit (embeddings,
+    lm_head, norms, routers, vision). file_bytes: exact size of the published weights at
+    native_precision; bytes_by_dtype: the same by tensor dtype. from_files: read from files on disk, so
+    native_precision is what can be served. max_positions: max_position_embeddings, where sourced.
+    """
+
+    id: str
+    architecture: str
+    native_precision: str | None = None
+    shape: Shape | None = None
+    total_params: int | None = None
+    linear_params: int | None = None
+    other_params: int | None = None
+    file_bytes: int | None = None
+    bytes_by_dtype: tuple[tuple[str, int], ...] = ()
+    from_files: bool = False
+    max_positions: int | None = None
+    source: str
+    confidence: Confidence
+    notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.source, self.file_bytes))
+
+    @property
+    def sizable(self) -> bool:
+        """Whether weights and KV cache can be computed; if not, `missing` says what is not known."""
+        return self.shape is not None and not self.missing
+
+    @property
+    def status(self) -> str:
+        """`sized`, or `known, not sized: …` with what is missing."""
+        return "sized" if self.sizable else "known, not sized: " + ", ".join(self.missing)

@@ -1,0 +1,1 @@
+"""What is here: cards and partitions, read from KFD, sysfs, amd-smi or an emulation file."""

@@ -1,0 +1,223 @@
+"""Fleet: nodes and their cards, as the planner needs them, from YAML, emulation files or live nodes.
+
+version: 1
+nodes:
+- {name: gpu, count: 250, gpu: MI300X, cards: 8, compute_partition: SPX, memory_partition: NPS1}   # gpu-000 … gpu-249
+- {name: edge, gpu: MI308X, cards: 4, labels: {zone: a}}
+- {file: node-a.yaml}                                     # what `aim-profile node export` wrote
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from aim_profile.errors import AimProfileError
+from aim_profile.files.read import check, parse_yaml, read_text
+from aim_profile.gpus.catalog import TIERS, Accelerator, Compute, Deployment, Memory, PartitionMode, Tier, by_name
+from aim_profile.nodes.emulated import load_emulated, parse_emulated
+from aim_profile.nodes.facts import Card, Node
+
+from .workload import Whole
+
+MAX_NODES = 100_000
+
+
+class FleetError(AimProfileError):
+    """A fleet that cannot be planned for. `field` is the path of the key: `nodes[2].gpu`."""
+
+
+@dataclass(frozen=True)
+class FleetCard:
+    """One card. current: its mode (`CPX/NPS4`), None where not readable; hive: cards of one hive reach each other.
+
+    modes: what its catalogue entry and its driver allow, any tier; device_mib: what a device reports in `current`.
+    """
+
+    index: int
+    current: str | None
+    modes: tuple[PartitionMode, ...]
+    hive: int = 0
+    device_mib: int | None = None
+
+    def allowed(self, tier: Tier, switchable: bool = True) -> tuple[PartitionMode, ...]:
+        """Its modes at that tier or better, sized by what its devices report where that is known.
+
+        Not switchable: the mode it is in, whatever its tier.
+        """
+        kept = (
+            m
+            for m in self.modes
+            if (TIERS.index(m.tier) <= TIERS.index(tier) if switchable else m.label == self.current)
+        )
+        return tuple(self._measured(mode) for mode in kept)
+
+    def _measured(self, mode: PartitionMode) -> PartitionMode:
+        if mode.label != self.current or self.device_mib is None or self.device_mib >= mode.memory_mib:
+            return mode
+        return mode.model_copy(update={"memory_mib": self.device_mib})
+
+
+@dataclass(frozen=True)
+class FleetNode:
+    """One machine with cards of one product. deployment unknown: its modes are used as found, never switched."""
+
+    name: str
+    gpu: str
+    deployment: Deployment | Literal["unknown"]
+    cards: tuple[FleetCard, ...]
+    labels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """The catalogue's entry."""
+        return by_name(self.gpu)
+
+    @property
+    def switchable(self) -> bool:
+        """Whether its modes may be changed: not where it is unknown if a hypervisor lets it."""
+        return self.deployment != "unknown"
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Nodes by name, in the order of their names."""
+
+    nodes: tuple[FleetNode, ...]
+
+    @property
+    def cards(self) -> int:
+        """Cards of all nodes."""
+        return sum(len(node.cards) for node in self.nodes)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NodeEntry(_Frozen):
+    """One entry of a fleet file: `count` equal nodes, or a node file. A given key wins over the file's."""
+
+    name: str | None = Field(default=None, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)
+    count: Whole | None = Field(default=None, ge=1, le=MAX_NODES)
+    gpu: str | None = None
+    cards: Whole = Field(default=8, ge=1, le=64)
+    deployment: Deployment | None = None
+    compute_partition: Compute | None = None
+    memory_partition: Memory | None = None
+    labels: Mapping[str, str] = Field(default_factory=dict)
+    file: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Self:
+        if self.file is None and (self.gpu is None or self.name is None):
+            raise ValueError("give name and gpu, or file: what `aim-profile node export` wrote")
+        described = self.model_fields_set & {"gpu", "cards", "compute_partition", "memory_partition", "count"}
+        if self.file is not None and described:
+            raise ValueError(f"{', '.join(sorted(described))}: a node file says that itself")
+        return self
+
+
+class FleetFile(_Frozen):
+    """A fleet file."""
+
+    version: Literal[1] = 1
+    nodes: tuple[NodeEntry, ...] = Field(min_length=1)
+
+
+def load_fleet(file: Path) -> Fleet:
+    """A fleet from a fleet file, or from one emulation file (a fleet of one node).
+
+    Raises FleetError or NodeError naming the file, the key and the value.
+    """
+    return parse_fleet(read_text(file, FleetError), str(file), file.parent)
+
+
+def parse_fleet(text: str, named: str = "fleet", folder: Path | None = None) -> Fleet:
+    """The same from text; node files are looked for in `folder`."""
+    raw = parse_yaml(text, named, FleetError)
+    if isinstance(raw, dict) and "nodes" not in raw and ("node" in raw or "gpu" in raw):
+        return fleet_of([parse_emulated(text, named)])
+    entries = check(FleetFile, raw, named, FleetError).nodes
+    nodes: list[FleetNode] = []
+    for at, entry in enumerate(entries):
+        try:
+            nodes += _nodes(entry, folder or Path())
+        except AimProfileError as problem:
+            where = f"nodes[{at}].{'file' if entry.file else problem.field}"
+            raise FleetError(
+                f"{named}: {where}: {problem.problem}", field=where, value=problem.value, remedy=problem.remedy
+            ) from problem
+    return _checked(nodes, named)
+
+
+def fleet_of(nodes: Iterable[Node]) -> Fleet:
+    """A fleet of nodes that were read (live, recorded or emulated). Raises FleetError."""
+    return _checked([_from_node(node, NodeEntry(file="-")) for node in nodes], "fleet")
+
+
+def _checked(nodes: list[FleetNode], named: str) -> Fleet:
+    counts = Counter(node.name for node in nodes)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
+        raise FleetError(
+            f"{named}: {counts[twice[0]]} nodes are named {twice[0]!r}",
+            field="name",
+            value=twice[0],
+            remedy="names are unique; `count` numbers them",
+        )
+    return Fleet(tuple(sorted(nodes, key=lambda node: node.name)))
+
+
+def _nodes(entry: NodeEntry, folder: Path) -> list[FleetNode]:
+    if entry.file is not None:
+        return [_from_node(load_emulated(folder / entry.file), entry)]
+    assert entry.name is not None
+    assert entry.gpu is not None
+    one = _described(entry, entry.name, entry.gpu)
+    if entry.count is None:
+        return [one]
+    width = len(str(entry.count - 1))
+    return [replace(one, name=f"{entry.name}-{number:0{width}d}") for number in range(entry.count)]
+
+
+def _described(entry: NodeEntry, name: str, gpu: str) -> FleetNode:
+    accelerator = by_name(gpu)
+    deployment = entry.deployment or "bare-metal"
+    label = f"{entry.compute_partition or 'SPX'}" + (f"/{entry.memory_partition}" if entry.memory_partition else "")
+    current = accelerator.mode(label, deployment)
+    card = FleetCard(0, current.label, accelerator.modes(deployment, "unsupported"))
+    cards = tuple(replace(card, index=index) for index in range(entry.cards))
+    return FleetNode(name, accelerator.name, deployment, cards, tuple(sorted(entry.labels.items())))
+
+
+def _from_node(node: Node, entry: NodeEntry) -> FleetNode:
+    name = entry.name or node.name
+    if name is None:
+        raise FleetError("the node has no name", field="name", remedy="give name: beside file")
+    if not node.cards:
+        raise FleetError(
+            f"node {name} holds no AMD GPU", field="gpu", remedy="leave it out, or describe it: gpu, cards"
+        )
+    products = sorted({card.product for card in node.cards})
+    if len(products) != 1 or products == ["unknown"]:
+        report = next((card.report for card in node.cards if card.report), "")
+        found = ", ".join(products)
+        raise FleetError(
+            f"node {name} holds {found}, not cards of one known product", field="gpu", value=found, remedy=report
+        )
+    deployment = entry.deployment or node.deployment
+    cards = tuple(_from_card(card, deployment) for card in node.cards)
+    return FleetNode(name, products[0], deployment, cards, tuple(sorted(entry.labels.items())))
+
+
+def _from_card(card: Card, deployment: Deployment | Literal["unknown"]) -> FleetCard:
+    current = card.mode_label or ("SPX/NPS1" if card.partitionable is False else None)
+    reported = [part.memory_mib for part in card.partitions if part.memory_mib and part.memory_source == "measured"]
+    modes = card.modes("bare-metal" if deployment == "unknown" else deployment, "unsupported")
+    # Without a hive id nothing says that cards are apart; AMD's 8-card boards are one hive.
+    return FleetCard(card.index, current, modes, card.hive_id or 0, min(reported, default=None))

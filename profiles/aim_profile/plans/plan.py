@@ -1,0 +1,220 @@
+"""Plan: which mode each card is in, which device each replica gets, what is left over, and why.
+
+`make_plan` (make.py) makes it; `plan_diff`, `plan_assert` and `plan_steps` (steps.py) compare and apply it.
+
+A plan is judged by these figures, each only where the ones before are equal (the planner's objective):
+
+1. replicas placed: high priority, then medium, then low; of one priority first those that serve, then the
+   guardrails and fine-tuning jobs, which fill the gaps;
+2. nodes drained for another memory mode (NPS), then cards switched to another compute mode;
+3. cards used;
+4. balanced headroom: of equal devices the largest need gets the largest device.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from aim_profile.errors import AimProfileError
+from aim_profile.files.read import check, parse_yaml, read_text
+from aim_profile.gpus.catalog import Compute, Deployment, Memory, Tier, parse_partition
+
+from .workload import Kind, Priority, Slo
+
+PRIORITIES: tuple[Priority, ...] = ("high", "medium", "low")
+
+
+class PlanError(AimProfileError):
+    """A plan file that cannot be used, or a request that no planner could answer."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class PlanOptions(_Frozen):
+    """How to plan. tier: the least a mode must be; allow_mixed_compute: cards of one node in different compute modes;
+
+    allow_eviction: running replicas that may be evicted (low priority unless they say otherwise) move or stop for
+    others; without it every running replica stays where it is. exact: OR-Tools' CP-SAT instead of the heuristic;
+    exact_time_limit_s: for each level of the objective. effort: how much the heuristic tries to improve on its
+    first answer, in placements examined.
+    """
+
+    tier: Tier = "validated"
+    allow_mixed_compute: bool = False
+    allow_eviction: bool = False
+    exact: bool = False
+    exact_time_limit_s: float = Field(default=10.0, gt=0)
+    effort: int = Field(default=30_000, ge=0)
+
+
+class CardPlan(_Frozen):
+    """One card. mode: `CPX/NPS4` as planned, None where it is not known and nothing is placed; was: as found.
+
+    partitions: devices it shows in `mode`; device_memory_mib: of the smallest of them.
+    """
+
+    node: str
+    card: int = Field(ge=0)
+    gpu: str
+    deployment: Deployment | Literal["unknown"] = "unknown"
+    mode: str | None
+    was: str | None
+    tier: Tier = "unsupported"
+    partitions: int = Field(default=0, ge=0)
+    device_memory_mib: int = Field(default=0, ge=0)
+
+    @property
+    def compute(self) -> Compute | None:
+        """Compute mode as planned."""
+        return None if self.mode is None else parse_partition(self.mode)[0]
+
+    @property
+    def memory(self) -> Memory | None:
+        """Memory mode as planned."""
+        return None if self.mode is None else parse_partition(self.mode)[1]
+
+    @property
+    def changes_memory(self) -> bool:
+        """Whether the plan changes its memory mode, which drains the node."""
+        return self.mode != self.was and (self.was is None or parse_partition(self.was)[1] != self.memory)
+
+
+class Placement(_Frozen):
+    """One replica and its devices: partitions of one card (several: tensor parallel over siblings), or partition 0
+    of each of several whole cards. GiB are per device: need of budget, headroom left. memory_limit_gib: set where
+    the device is shared. running: it was there before; reason: why here.
+    """
+
+    workload: str
+    replica: int = Field(ge=0)
+    kind: Kind = "serve"
+    priority: Priority = "medium"
+    slo: Slo = "throughput"
+    model: str | None = None
+    precision: str | None = None
+    context: int
+    concurrency: int
+    node: str
+    cards: tuple[int, ...] = Field(min_length=1)
+    partitions: tuple[int, ...] = Field(min_length=1)
+    mode: str
+    tp: int = Field(ge=1)
+    need_gib: float
+    budget_gib: float
+    headroom_gib: float
+    memory_limit_gib: float | None = None
+    running: bool = False
+    reason: str = ""
+
+    @property
+    def id(self) -> str:
+        """`chat/0`: workload and replica."""
+        return f"{self.workload}/{self.replica}"
+
+    @property
+    def resource(self) -> str:
+        """The device plugin's resource name under the mixed strategy: `amd.com/cpx_nps4`."""
+        return "amd.com/" + self.mode.lower().replace("/", "_")
+
+    @property
+    def devices(self) -> tuple[tuple[int, int], ...]:
+        """(card, partition) of each device."""
+        if len(self.cards) > 1:
+            return tuple((card, 0) for card in self.cards)
+        return tuple((self.cards[0], partition) for partition in self.partitions)
+
+
+class Unplaced(_Frozen):
+    """Replicas of one workload without a device. cause: too-large (no device of the fleet holds it), no-room (one
+    would, all are taken), constraint (a pin, an affinity or a spread leaves nowhere).
+
+    shortfall_gib: on the device that comes closest, per device; None where memory is not what is missing.
+    evicted: how many of them were running.
+    """
+
+    workload: str
+    replicas: tuple[int, ...] = Field(min_length=1)
+    priority: Priority
+    kind: Kind = "serve"
+    cause: Literal["too-large", "no-room", "constraint"]
+    reason: str
+    shortfall_gib: float | None = None
+    remedies: tuple[str, ...] = ()
+    evicted: int = 0
+
+
+class Totals(_Frozen):
+    """The plan in figures. placed, asked: replicas by priority; nodes_drained: for another memory mode;
+
+    cards_switched: to another compute mode; bound: no plan that places the same replicas with no more mode changes
+    uses fewer cards; gap: (cards_used - bound) / bound. proven: by the exact solver, all levels of the objective.
+    moved, evicted: running replicas now elsewhere, or nowhere.
+    """
+
+    asked: Mapping[Priority, int]
+    placed: Mapping[Priority, int]
+    cards: int
+    cards_used: int
+    nodes_drained: int
+    cards_switched: int
+    moved: int = 0
+    evicted: int = 0
+    bound: int
+    gap: float
+    method: Literal["heuristic", "exact", "observed"]
+    proven: bool = False
+
+
+class Plan(_Frozen):
+    """A plan, in the order of nodes, cards, workloads and replicas. Two plans of the same input are equal."""
+
+    version: Literal[1] = 1
+    tier: Tier = "validated"
+    allow_mixed_compute: bool = False
+    cards: tuple[CardPlan, ...]
+    placements: tuple[Placement, ...]
+    unplaced: tuple[Unplaced, ...] = ()
+    totals: Totals
+    notes: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every replica has its device."""
+        return not self.unplaced
+
+    def on_node(self, node: str) -> tuple[CardPlan, ...]:
+        """The cards of that node, empty where the plan does not know it."""
+        return tuple(card for card in self.cards if card.node == node)
+
+
+def dump_plan(plan: Plan, form: Literal["yaml", "json"] = "yaml") -> str:
+    """The plan as a file; `load_plan` gives back an equal one."""
+    body = plan.model_dump(mode="json", exclude_defaults=False)
+    if form == "json":
+        return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
+    return yaml.dump(body, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """No anchors: a plan repeats itself, and people read it."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def load_plan(file: Path) -> Plan:
+    """A plan from YAML or JSON. Raises PlanError naming the file, the key and the value."""
+    return parse_plan(read_text(file, PlanError), str(file))
+
+
+def parse_plan(text: str, named: str = "plan") -> Plan:
+    """The same from text; `named` stands in errors for the file."""
+    return check(Plan, parse_yaml(text, named, PlanError), named, PlanError)

@@ -1,0 +1,115 @@
+"""From a fleet, workloads and what runs now to the planner's problem."""
+
+from __future__ import annotations
+
+from aim_profile.gpus.catalog import Tier
+from aim_profile.plans.fleet import Fleet, FleetCard, FleetNode
+from aim_profile.plans.plan import Placement, PlanOptions
+from aim_profile.plans.workload import Workloads
+
+from .jobs import Jobs
+from .problem import DeviceKind, Job, PlanCard, PlanNode, Problem, Running, Selector, selector
+
+_Kinds = dict[tuple[str, str, int, frozenset[Selector]], DeviceKind]
+
+
+def make_problem(
+    fleet: Fleet, workloads: Workloads, options: PlanOptions, current: tuple[Placement, ...] = ()
+) -> Problem:
+    """The problem of placing `workloads` on `fleet`, with what runs there now.
+
+    Raises WorkloadError naming the workload whose model, node or numbers cannot be used.
+    """
+    selectors = {selector(w) for w in workloads.workloads}
+    kinds, nodes = _nodes(fleet, options, selectors)
+    jobs = Jobs(kinds, nodes, fleet).of(workloads)
+    running = _running(current, jobs, nodes, kinds, options.allow_eviction)
+    return Problem(kinds, nodes, jobs, running, options.allow_mixed_compute, options.effort)
+
+
+def _nodes(
+    fleet: Fleet, options: PlanOptions, selectors: set[Selector]
+) -> tuple[tuple[DeviceKind, ...], tuple[PlanNode, ...]]:
+    kinds: _Kinds = {}
+    built: dict[object, tuple[tuple[PlanCard, ...], tuple[str, ...]]] = {}
+    alike: dict[object, int] = {}
+    nodes: list[PlanNode] = []
+    for index, node in enumerate(fleet.nodes):
+        selected = frozenset(wanted for wanted in selectors if set(wanted) <= set(node.labels))
+        form = (node.gpu, node.deployment, id(node.cards), selected)
+        if form not in built:
+            built[form] = _cards(node, kinds, options, selected)
+        cards, labels = built[form]
+        same = tuple((c.hive, c.current, c.as_found, tuple(c.kinds.items())) for c in cards)
+        nodes.append(PlanNode(index, node.name, cards, labels, alike.setdefault((same, labels), len(alike))))
+    return tuple(kinds.values()), tuple(nodes)
+
+
+def _cards(
+    node: FleetNode, kinds: _Kinds, options: PlanOptions, selected: frozenset[Selector]
+) -> tuple[tuple[PlanCard, ...], tuple[str, ...]]:
+    by_card = [_kinds_of(card, node, kinds, options.tier, selected) for card in node.cards]
+    labels = tuple(label for label in by_card[0] if all(label in found for found in by_card))
+    current = {card.current for card in node.cards}
+    memories = {label.split("/")[1] for label in current if label}
+    usable = len(memories) == 1 and (options.allow_mixed_compute or len(current) == 1)
+    cards = tuple(
+        PlanCard(card.index, card.hive, card.current, found, found.get(card.current or "", -1) if usable else -1)
+        for card, found in zip(node.cards, by_card, strict=True)
+    )
+    return cards, labels if node.switchable else ()
+
+
+def _kinds_of(
+    card: FleetCard, node: FleetNode, kinds: _Kinds, tier: Tier, selected: frozenset[Selector]
+) -> dict[str, int]:
+    found = {}
+    for mode in card.allowed(tier, node.switchable):
+        key = (node.gpu, mode.label, mode.memory_bytes, selected)
+        kind = DeviceKind(len(kinds), node.gpu, mode, mode.partitions, mode.memory_bytes, selected)
+        found[mode.label] = kinds.setdefault(key, kind).number
+    return found
+
+
+def _running(
+    placements: tuple[Placement, ...],
+    jobs: tuple[Job, ...],
+    nodes: tuple[PlanNode, ...],
+    kinds: tuple[DeviceKind, ...],
+    eviction: bool,
+) -> tuple[Running, ...]:
+    """Running replicas that may stay: their workload is still asked for and still fits where it is."""
+    by_name = {job.workload.name: job for job in jobs}
+    by_node = {node.name: node for node in nodes}
+    kept = []
+    for placement in placements:
+        job, node = by_name.get(placement.workload), by_node.get(placement.node)
+        if job is None or node is None or placement.replica >= job.workload.replicas:
+            continue
+        positions = {card.number: at for at, card in enumerate(node.cards)}
+        if not all(card in positions for card in placement.cards):
+            continue
+        if all(_still_fits(job, placement, node.cards[positions[card]], kinds) for card in placement.cards):
+            devices = tuple((positions[card], partition) for card, partition in placement.devices)
+            fixed = not (eviction and job.workload.may_be_evicted)
+            kept.append(Running(job.index, placement.replica, node.number, devices, fixed))
+    return tuple(sorted(_held_by_dependents(kept, jobs)))
+
+
+def _held_by_dependents(running: list[Running], jobs: tuple[Job, ...]) -> list[Running]:
+    """What a replica that stays must stand beside stays too, even where it could be evicted by itself."""
+    found = list(running)
+    while True:
+        needed = {(target, run.node) for run in found if run.fixed for target in jobs[run.job].affinity}
+        held = [run._replace(fixed=run.fixed or (run.job, run.node) in needed) for run in found]
+        if held == found:
+            return held
+        found = held
+
+
+def _still_fits(job: Job, placement: Placement, card: PlanCard, kinds: tuple[DeviceKind, ...]) -> bool:
+    kind = card.kinds.get(placement.mode, -1)
+    option = job.options.get(kind)
+    if card.current != placement.mode or option is None or option.devices != placement.tp:
+        return False
+    return all(partition < kinds[kind].partitions for partition in placement.partitions)

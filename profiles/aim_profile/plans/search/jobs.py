@@ -1,0 +1,226 @@
+"""Workloads as jobs: how each runs on every kind of device, how urgent it is, beside whom it stands."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from aim_profile.errors import AimProfileError, SizingError
+from aim_profile.gpus.catalog import catalog
+from aim_profile.models.facts import ModelFacts
+from aim_profile.models.load import load_model
+from aim_profile.plans.fleet import Fleet
+from aim_profile.plans.plan import PRIORITIES
+from aim_profile.plans.workload import Workload, WorkloadError, Workloads
+from aim_profile.sizing.fit import DEFAULT_UTILIZATION, Request, budget_bytes, demand
+from aim_profile.units import parse_memory
+
+from .problem import DeviceKind, Job, Option, PlanNode, selector
+
+
+def need_bytes(workload: Workload, devices: int, facts: ModelFacts | None) -> int | None:
+    """Bytes a replica over that many devices needs on each; None where the model cannot be split so.
+
+    Raises SizingError for unknown facts or an impossible request.
+    """
+    if workload.memory is not None or facts is None:
+        return parse_memory(workload.memory or "")
+    try:
+        return demand(facts, request_of(workload, devices)).total
+    except SizingError as problem:
+        if problem.field == "tp" and devices > 1 and workload.tp is None:
+            return None
+        raise
+
+
+def request_of(workload: Workload, devices: int) -> Request:
+    """What is asked of the model, over that many devices."""
+    return Request(
+        precision=workload.precision,
+        context=workload.context,
+        concurrency=workload.concurrency,
+        tp=devices,
+        kv_dtype=workload.kv_dtype,
+        lora_slots=workload.lora_slots,
+        lora_rank=workload.lora_rank,
+    )
+
+
+def most_whole_cards(fleet: Fleet) -> dict[str, int]:
+    """For each accelerator the most cards of one hive of one node: what tensor parallelism may span."""
+    most: dict[str, int] = {}
+    for gpu, cards in {(node.gpu, id(node.cards)): (node.gpu, node.cards) for node in fleet.nodes}.values():
+        hives = Counter(card.hive for card in cards)
+        most[gpu] = max(most.get(gpu, 0), *hives.values())
+    return most
+
+
+def device_counts(workload: Workload, kind: DeviceKind, most_cards: int) -> tuple[int, ...]:
+    """Devices a replica may span: siblings that divide a card evenly, or 1, 2, 4 … whole cards."""
+    if workload.tp is not None:
+        most = most_cards if kind.whole else kind.partitions
+        latency_over_siblings = workload.slo == "latency" and not kind.whole and workload.tp > 1
+        return (workload.tp,) if workload.tp <= most and not latency_over_siblings else ()
+    pinned_device = workload.pinned is not None and workload.pinned.partition is not None
+    pinned_card = workload.pinned is not None and workload.pinned.card is not None
+    if workload.memory is not None or workload.memory_limit is not None or pinned_device:
+        return (1,)
+    if kind.whole:
+        return (1,) if pinned_card else tuple(n for n in (1, 2, 4, 8, 16) if n <= most_cards)
+    if workload.slo == "latency":
+        return (1,)
+    return tuple(n for n in range(1, kind.partitions + 1) if kind.partitions % n == 0)
+
+
+def cards_taken(option: Option, kind: DeviceKind) -> float:
+    """The share of a card (or the number of cards) a replica takes."""
+    return option.devices / kind.partitions
+
+
+class Jobs:
+    """Workloads as jobs. Sizes are computed once for workloads that ask the same."""
+
+    def __init__(self, kinds: tuple[DeviceKind, ...], nodes: tuple[PlanNode, ...], fleet: Fleet) -> None:
+        self._kinds = kinds
+        self._nodes = {node.name: node for node in nodes}
+        self._most_cards = most_whole_cards(fleet)
+        self._sizes: dict[tuple[object, ...], Mapping[int, Option]] = {}
+        self._shapes: dict[object, int] = {}
+        self._models: dict[str, ModelFacts] = {}
+
+    def of(self, workloads: Workloads) -> tuple[Job, ...]:
+        ordered = sorted(workloads.workloads, key=lambda w: w.name)
+        index = {workload.name: at for at, workload in enumerate(ordered)}
+        levels, ranks = _urgency(ordered, index)
+        against: dict[int, set[int]] = {}
+        for at, workload in enumerate(ordered):
+            for other in workload.anti_affinity:
+                against.setdefault(at, set()).add(index[other])
+                against.setdefault(index[other], set()).add(at)
+        return tuple(
+            Job(
+                index=at,
+                workload=workload,
+                options=(options := self._options(workload)),
+                own_level=own_level(workload),
+                level=levels[at],
+                rank=ranks[at],
+                shape=self._shape(workload, options),
+                pin=self._pin(workload),
+                affinity=tuple(sorted(index[name] for name in workload.affinity)),
+                anti_affinity=tuple(sorted(against.get(at, ()))),
+                limit=parse_memory(workload.memory_limit) if workload.shares and workload.memory_limit else None,
+                size=min((cards_taken(o, self._kinds[k]) for k, o in options.items()), default=0.0),
+            )
+            for at, workload in enumerate(ordered)
+        )
+
+    def _shape(self, workload: Workload, options: Mapping[int, Option]) -> int:
+        key = (*((k, o.devices) for k, o in options.items()), workload.memory_limit if workload.shares else None)
+        return self._shapes.setdefault(key, len(self._shapes))
+
+    def _options(self, workload: Workload) -> Mapping[int, Option]:
+        asked = workload
+        key = (
+            *(asked.model, asked.precision, asked.context, asked.concurrency, asked.kv_dtype, asked.lora_slots),
+            *(asked.lora_rank, asked.memory, asked.memory_limit, asked.tp, asked.slo, asked.shares),
+            *(
+                bool(asked.pinned and asked.pinned.card is not None),
+                bool(asked.pinned and asked.pinned.partition is not None),
+            ),
+            selector(workload),
+        )
+        if key not in self._sizes:
+            try:
+                self._sizes[key] = self._size(workload)
+            except AimProfileError as problem:
+                raise WorkloadError(
+                    f"workload {workload.name}: {problem.problem}",
+                    field=f"{workload.name}.{problem.field}",
+                    value=problem.value,
+                    remedy=problem.remedy,
+                ) from problem
+        return self._sizes[key]
+
+    def _size(self, workload: Workload) -> dict[int, Option]:
+        wanted = selector(workload)
+        needs: dict[int, int | None] = {}
+        found: dict[int, Option] = {}
+        for kind in self._kinds:
+            if wanted in kind.selected and self._computes(workload, kind):
+                option = self._option(workload, kind, needs)
+                found |= {kind.number: option} if option else {}
+        return found
+
+    def _option(self, workload: Workload, kind: DeviceKind, needs: dict[int, int | None]) -> Option | None:
+        """The fewest devices of that kind that hold a replica, None where no number does."""
+        budget = budget_bytes(kind.device_bytes, DEFAULT_UTILIZATION)
+        if workload.memory_limit is not None:
+            limit = parse_memory(workload.memory_limit)
+            if limit > budget:
+                return None
+            budget = limit
+        for devices in device_counts(workload, kind, self._most_cards[kind.gpu]):
+            if devices not in needs:
+                needs[devices] = need_bytes(workload, devices, self._facts(workload))
+            need = needs[devices]
+            if need is not None and need <= budget:
+                return Option(devices, need, budget)
+        return None
+
+    def _facts(self, workload: Workload) -> ModelFacts | None:
+        return None if workload.model is None else self._model(workload.model)
+
+    def _model(self, reference: str) -> ModelFacts:
+        if reference not in self._models:
+            self._models[reference] = load_model(reference)
+        return self._models[reference]
+
+    def _computes(self, workload: Workload, kind: DeviceKind) -> bool:
+        """fp8 needs matrix units that know it; every other format is computed in 16 bit where it must be."""
+        if workload.model is None:
+            return True
+        precision = workload.precision or self._model(workload.model).native_precision
+        formats = catalog()[kind.gpu].matrix_formats
+        return precision != "fp8" or any(name.startswith("fp8") for name in formats)
+
+    def _pin(self, workload: Workload) -> tuple[int, int | None, int | None] | None:
+        pin = workload.pinned
+        if pin is None:
+            return None
+        node = self._nodes.get(pin.node)
+        if node is None:
+            raise WorkloadError(
+                f"workload {workload.name}: pinned.node: the fleet has no node {pin.node!r}",
+                field=f"{workload.name}.pinned.node",
+                value=pin.node,
+            )
+        position = next((at for at, card in enumerate(node.cards) if card.number == pin.card), None)
+        if pin.card is not None and position is None:
+            raise WorkloadError(
+                f"workload {workload.name}: pinned.card: node {pin.node} has no card {pin.card}",
+                field=f"{workload.name}.pinned.card",
+                value=pin.card,
+                remedy=f"its cards are {node.cards[0].number} to {node.cards[-1].number}",
+            )
+        return node.number, position, pin.partition
+
+
+def own_level(workload: Workload) -> int:
+    """0 (high, serving) to 5 (low, filling gaps)."""
+    return 2 * PRIORITIES.index(workload.priority) + (workload.kind != "serve")
+
+
+def _urgency(workloads: list[Workload], index: Mapping[str, int]) -> tuple[list[int], list[int]]:
+    """Level and rank of each: the target of an affinity is as urgent as who depends on it, and comes first."""
+    levels = [own_level(workload) for workload in workloads]
+    ranks = [0] * len(workloads)
+    stack = [at for at, workload in enumerate(workloads) if workload.affinity]
+    while stack:
+        at = stack.pop()
+        for target in (index[name] for name in workloads[at].affinity):
+            level, rank = min(levels[target], levels[at]), min(ranks[target], ranks[at] - 1)
+            if (level, rank) != (levels[target], ranks[target]):
+                levels[target], ranks[target] = level, rank
+                stack.append(target)
+    return levels, ranks

@@ -1,0 +1,129 @@
+"""The planner's problem in small numbers: kinds of devices, nodes, jobs, and how many devices each job takes where.
+
+Sizes are exact bytes (sizing.demand); nothing here decides anything. A *bin* is where replicas stand side by side: a
+partitioned card (capacity: its partitions), or the whole cards of one hive of a node (capacity: the cards).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from aim_profile.gpus.catalog import PartitionMode
+from aim_profile.plans.plan import PRIORITIES
+from aim_profile.plans.workload import Workload
+
+# Objective levels of placing: each priority, first what serves, then what fills the gaps.
+LEVELS = 2 * len(PRIORITIES)
+
+
+Selector = tuple[tuple[str, str], ...]
+
+
+class DeviceKind(NamedTuple):
+    """Devices that are alike: one mode of one accelerator with one size, on nodes that the same selectors choose.
+
+    partitions: devices per card; selected: the node selectors (sorted label pairs) that choose these nodes.
+    """
+
+    number: int
+    gpu: str
+    mode: PartitionMode
+    partitions: int
+    device_bytes: int
+    selected: frozenset[Selector]
+
+    @property
+    def whole(self) -> bool:
+        """Whether a device is a whole card."""
+        return self.partitions == 1
+
+
+class Option(NamedTuple):
+    """How a job runs on one kind: devices per replica, bytes needed and allowed on each."""
+
+    devices: int
+    need: int
+    budget: int
+
+
+class PlanCard(NamedTuple):
+    """One card. number: its index on the node; kinds: by mode label; as_found: the kind it is in, -1: unusable so."""
+
+    number: int
+    hive: int
+    current: str | None
+    kinds: Mapping[str, int]
+    as_found: int
+
+
+class PlanNode(NamedTuple):
+    """One node. labels: modes every card can take; alike: nodes of one number are interchangeable."""
+
+    number: int
+    name: str
+    cards: tuple[PlanCard, ...]
+    labels: tuple[str, ...]
+    alike: int
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One workload. own_level: where it counts; level: when it is placed (that of its most urgent dependent).
+
+    options: by kind index; shape: equal for jobs that take the same everywhere; rank: targets of an affinity before
+    those who depend on them; limit: bytes it takes of a shared device, None: it has its devices alone; size: the least
+    share of a card that a replica takes.
+    """
+
+    index: int
+    workload: Workload
+    options: Mapping[int, Option]
+    own_level: int
+    level: int
+    rank: int
+    shape: int
+    pin: tuple[int, int | None, int | None] | None
+    affinity: tuple[int, ...]
+    anti_affinity: tuple[int, ...]
+    limit: int | None
+    size: float
+
+    @cached_property
+    def constrained(self) -> bool:
+        """Whether it matters which node or card it gets."""
+        return bool(self.pin or self.affinity or self.anti_affinity or self.workload.spread is not None)
+
+
+class Running(NamedTuple):
+    """A replica that runs now: its job, number, node and (card position, partition) devices."""
+
+    job: int
+    replica: int
+    node: int
+    devices: tuple[tuple[int, int], ...]
+    fixed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Everything a planner needs. jobs and nodes are in order of their names."""
+
+    kinds: tuple[DeviceKind, ...]
+    nodes: tuple[PlanNode, ...]
+    jobs: tuple[Job, ...]
+    running: tuple[Running, ...]
+    mixed: bool
+    effort: int
+
+    @cached_property
+    def replicas(self) -> int:
+        """Replicas of all jobs."""
+        return sum(job.workload.replicas for job in self.jobs)
+
+
+def selector(workload: Workload) -> Selector:
+    """The node labels a workload asks for, in order."""
+    return tuple(sorted(workload.node_selector.items()))

@@ -1,0 +1,193 @@
+"""Workloads: what a fleet is asked to carry, as YAML people write.
+
+version: 1
+workloads:
+- {name: chat, model: meta-llama/Llama-3.1-8B-Instruct, precision: bf16, context: 32768, concurrency: 4, replicas: 3,
+   priority: high, slo: latency, spread: node}
+- {name: guard, kind: guardrail, memory: 6GiB, memory_limit: 8GiB, affinity: [chat]}
+- {name: tune, kind: finetune, memory: 60GiB, priority: low}
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from aim_profile.errors import AimProfileError
+from aim_profile.files.read import check, parse_yaml, read_text
+from aim_profile.models.facts import Precision
+from aim_profile.sizing.fit import CONTEXT_CEILING_TOKENS, KvDtype
+from aim_profile.units import parse_memory
+
+Priority = Literal["low", "medium", "high"]
+Slo = Literal["latency", "throughput"]
+Kind = Literal["serve", "guardrail", "finetune"]
+
+# A name becomes the name of Kubernetes objects.
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+Whole = Annotated[int, Field(strict=True)]
+
+
+class WorkloadError(AimProfileError):
+    """A workloads file that cannot be used. `field` is the path of the key: `workloads[3].precision`."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Pin(_Frozen):
+    """Where a replica must stand: a node, a card of it, a partition of that card."""
+
+    node: str = Field(min_length=1)
+    card: Whole | None = Field(default=None, ge=0)
+    partition: Whole | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _a_partition_is_of_a_card(self) -> Self:
+        if self.partition is not None and self.card is None:
+            raise ValueError("a partition is of a card: give card too")
+        return self
+
+    def __str__(self) -> str:
+        parts = [
+            self.node,
+            *(f"{word} {n}" for word, n in (("card", self.card), ("partition", self.partition)) if n is not None),
+        ]
+        return " ".join(parts)
+
+
+class Workload(_Frozen):
+    """One model (or job) and how it is to run. Unset fields take the stated default.
+
+    memory: what each device must hold, where it is not derived from `model` (a fine-tuning job, a detector);
+    memory_limit: the most it may ever take of a device; with it, it shares its device with others that have one
+    (a high priority workload never shares). tp: devices per replica, None: as few as fit. slo latency: one device or
+    whole cards, no tensor parallelism over partitions. spread: replicas on different nodes or cards.
+    affinity: on a node that also holds a replica of each of these; anti_affinity: on no node that holds one.
+    node_selector: only on nodes with these labels. evictable None: low priority is, others are not.
+    """
+
+    name: Name
+    kind: Kind = "serve"
+    model: str | None = Field(default=None, min_length=1)
+    precision: Precision | None = None
+    context: Whole = Field(default=8192, ge=1, le=CONTEXT_CEILING_TOKENS)
+    concurrency: Whole = Field(default=1, ge=1, le=1_000_000)
+    kv_dtype: KvDtype = "auto"
+    lora_slots: Whole = Field(default=0, ge=0, le=1024)
+    lora_rank: Whole = Field(default=16, ge=1, le=512)
+    memory: str | None = None
+    memory_limit: str | None = None
+    tp: Whole | None = Field(default=None, ge=1, le=64)
+    replicas: Whole = Field(default=1, ge=1, le=100_000)
+    priority: Priority = "medium"
+    slo: Slo = "throughput"
+    spread: Literal["node", "card"] | None = None
+    affinity: tuple[str, ...] = ()
+    anti_affinity: tuple[str, ...] = ()
+    node_selector: Mapping[str, str] = Field(default_factory=dict)
+    pinned: Pin | None = None
+    evictable: bool | None = None
+
+    @field_validator("memory", "memory_limit")
+    @classmethod
+    def _has_a_unit(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse_memory(value)
+            except AimProfileError as problem:
+                raise ValueError(str(problem)) from problem
+        return value
+
+    @model_validator(mode="after")
+    def _can_be_sized(self) -> Self:
+        if self.kind == "finetune" and self.memory is None:
+            raise ValueError("a finetune workload needs memory: what the job holds on each device, as in 60GiB")
+        if self.model is None and self.memory is None:
+            raise ValueError("give model, or memory: what it holds on each device, as in 6GiB")
+        if self.memory_limit and (self.tp or 1) > 1:
+            raise ValueError("memory_limit shares one device: tp must be 1")
+        if self.memory and self.memory_limit and parse_memory(self.memory) > parse_memory(self.memory_limit):
+            raise ValueError(f"memory {self.memory} is more than memory_limit {self.memory_limit}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_stand_somewhere(self) -> Self:
+        if self.name in self.affinity:
+            raise ValueError("affinity names the workload itself: leave it out")
+        if both := sorted(set(self.affinity) & set(self.anti_affinity)):
+            raise ValueError(f"{both[0]} is both in affinity and in anti_affinity")
+        pinned_partition = self.pinned is not None and self.pinned.partition is not None
+        if pinned_partition and ((self.tp or 1) > 1 or (self.replicas > 1 and not self.shares)):
+            raise ValueError("pinned.partition is one device: tp and replicas must be 1")
+        return self
+
+    @property
+    def shares(self) -> bool:
+        """Whether it may stand beside others on one device: it has a limit and its room is not guaranteed."""
+        return self.memory_limit is not None and self.priority != "high"
+
+    @property
+    def may_be_evicted(self) -> bool:
+        """Whether a running replica may be moved or stopped for others, where eviction is allowed at all."""
+        return self.priority == "low" if self.evictable is None else self.evictable
+
+
+class Workloads(_Frozen):
+    """A workloads file. Names are unique; affinities name workloads of the same file and make no circle."""
+
+    version: Literal[1] = 1
+    workloads: tuple[Workload, ...]
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        counts = Counter(w.name for w in self.workloads)
+        if twice := sorted(name for name, count in counts.items() if count > 1):
+            raise ValueError(f"{twice[0]!r} names {counts[twice[0]]} workloads: names are unique")
+        for at, workload in enumerate(self.workloads):
+            for key in ("affinity", "anti_affinity"):
+                if missing := sorted(set(getattr(workload, key)) - set(counts)):
+                    raise ValueError(f"workloads[{at}].{key}: no workload is named {missing[0]!r}")
+        if circle := _circle({w.name: w.affinity for w in self.workloads if w.affinity}):
+            raise ValueError(f"affinity goes in a circle: {' → '.join(circle)}; leave one of them out")
+        return self
+
+
+def load_workloads(file: Path) -> Workloads:
+    """Workloads from a YAML (or JSON) file. Raises WorkloadError naming the file, the key and the value."""
+    return parse_workloads(read_text(file, WorkloadError), str(file))
+
+
+def parse_workloads(text: str, named: str = "workloads") -> Workloads:
+    """The same from text; `named` stands in errors for the file."""
+    return check(Workloads, parse_yaml(text, named, WorkloadError), named, WorkloadError)
+
+
+def workloads_of(workloads: Iterable[Workload]) -> Workloads:
+    """A checked set of workloads from parts. Raises WorkloadError."""
+    return check(Workloads, {"workloads": tuple(workloads)}, "workloads", WorkloadError)
+
+
+def _circle(edges: Mapping[str, tuple[str, ...]]) -> list[str] | None:
+    """The names along one circle of `edges`, None where there is none. Iterative: files may be long."""
+    done: set[str] = set()
+    for start in sorted(edges):
+        path: list[str] = []
+        stack = [(start, False)]
+        while stack:
+            name, left = stack.pop()
+            if left:
+                path.pop()
+                done.add(name)
+            elif name in path:
+                return [*path[path.index(name) :], name]
+            elif name not in done:
+                path.append(name)
+                stack.append((name, True))
+                stack += [(other, False) for other in edges.get(name, ())]
+    return None

@@ -1,0 +1,1 @@
+"""Profiles: how one model is served on one kind of device."""

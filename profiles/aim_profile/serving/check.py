@@ -1,0 +1,96 @@
+"""What a well-formed profile claims, held against the facts: does it fit, does it agree with itself and the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from aim_profile.errors import AimProfileError, SizingError
+from aim_profile.gpus.catalog import PartitionMode, by_name, catalog
+from aim_profile.models.known import by_id
+from aim_profile.sizing.fit import DEFAULT_UTILIZATION, Request, fit
+
+from .engine_args import share_of
+from .profile import Profile, devices_side_by_side, to_model_precision
+
+
+class Finding(NamedTuple):
+    """error: it contradicts the facts and would not start, or not where it says. note: worth knowing."""
+
+    level: Literal["error", "note"]
+    field: str
+    problem: str
+
+
+def check(profile: Profile) -> list[Finding]:
+    """Every contradiction between a profile and the catalogue, and what could not be checked."""
+    if profile.metadata.gpu not in catalog():
+        return [Finding("note", "metadata.gpu", f"{profile.metadata.gpu} is not in the catalogue: nothing was sized")]
+    accelerator = by_name(profile.metadata.gpu)
+    use = profile.partition
+    mode = accelerator.mode(use.label if use else "SPX", use.deployment if use else "bare-metal")
+    return [*_placed(profile, mode), *_memory(profile, mode)]
+
+
+def _placed(profile: Profile, mode: PartitionMode) -> Iterator[Finding]:
+    if mode.tier == "unsupported":
+        problem = f"{mode.accelerator} {mode.label} is unsupported on {mode.deployment}"
+        yield Finding("error", "partition", problem)
+    elif mode.tier == "driver-legal":
+        problem = f"{mode.accelerator} {mode.label}: the driver accepts it, AMD does not validate it"
+        yield Finding("note", "partition", problem)
+    beside = devices_side_by_side(by_name(mode.accelerator), mode)
+    if profile.metadata.gpu_count not in beside:
+        allowed = ", ".join(map(str, beside))
+        yield Finding(
+            "error", "metadata.gpu_count", f"{profile.metadata.gpu_count} side by side: possible are {allowed}"
+        )
+    claimed = profile.partition.device_memory_mib if profile.partition else None
+    if claimed is not None and claimed > mode.memory_mib:
+        problem = f"{claimed} MiB claimed, the smallest device of {mode.label} reports {mode.memory_mib}"
+        yield Finding("error", "partition.device_memory_mib", problem)
+    if profile.metadata.type == "optimized" and profile.partition is not None and not profile.evidence.measured:
+        yield Finding("note", "metadata.type", "optimized, but nothing says it was measured on a partition")
+
+
+def _memory(profile: Profile, mode: PartitionMode) -> Iterator[Finding]:
+    if profile.aim_id is None:
+        yield Finding("note", "aim_id", "a general profile: whether a model fits is asked with `aim-profile fit`")
+        return
+    try:
+        model = by_id(profile.aim_id)
+        sized = fit(model, _reported_bytes(profile, mode), _request(profile))
+    except AimProfileError as unknown:
+        # Another checkpoint may have a precision or a context that the catalogue cannot know.
+        yield Finding("note", unknown.field if isinstance(unknown, SizingError) else "aim_id", f"not sized: {unknown}")
+        return
+    if not sized.fits:
+        problem = (
+            f"{sized.weights_gib} GiB of weights, {sized.overhead_gib} of overhead and {sized.kv_gib} of cache for one "
+            f"sequence of {sized.context} tokens: short by {sized.shortfall_gib} GiB on {mode.accelerator} {mode.label}"
+        )
+        yield Finding("error", "engine_args", problem)
+        return
+    sequences = profile.engine_arg("max-num-seqs")
+    if isinstance(sequences, int) and sequences > sized.max_concurrency:
+        problem = f"{sequences} admitted, {sized.max_concurrency} of full length fit: the rest wait or are preempted"
+        yield Finding("note", "engine_args.max-num-seqs", problem)
+
+
+def _reported_bytes(profile: Profile, mode: PartitionMode) -> int:
+    alloc_mode = profile.partition.alloc_mode if profile.partition else "CAPPING"
+    return share_of(by_name(mode.accelerator), mode, alloc_mode).reported_bytes
+
+
+def _request(profile: Profile) -> Request:
+    utilization, context = profile.engine_arg("gpu-memory-utilization"), profile.engine_arg("max-model-len")
+    slots = profile.finetuning
+    return Request(
+        precision=to_model_precision(profile.metadata.precision),
+        context=context if isinstance(context, int) else 8192,
+        tp=max(1, profile.metadata.gpu_count),
+        kv_dtype="fp8" if str(profile.engine_arg("kv-cache-dtype")).startswith("fp8") else "auto",
+        utilization=float(utilization) if isinstance(utilization, int | float) else DEFAULT_UTILIZATION,
+        lora_slots=slots.lora_slots if slots else 0,
+        lora_rank=slots.lora_rank if slots else 16,
+    )

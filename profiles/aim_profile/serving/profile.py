@@ -1,0 +1,296 @@
+"""Profile: how one model is served on one kind of device. Frozen, versioned; an unknown key is refused.
+
+A superset of AMD's AIM profile (amd-enterprise-ai/aim-build@2be2cf8, schemas/model_profile_schema.json): the keys
+`aim_id, model_id, metadata, engine_args, env_vars` mean what they mean there; `partition, gpu_sharing,
+guardrails, finetuning, evidence` are ours. A profile without `partition` is for whole GPUs, as all of AIM's are.
+
+The id is AIM's, `{engine}-{gpu}-{precision}-tp{n}-{metric}`, with the partition mode after the GPU where there is
+one: `vllm-mi300x-cpx-nps4-fp8-tp1-latency`. A reference names the model too: `org/model/id`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from aim_profile.errors import AimProfileError
+from aim_profile.gpus.catalog import Accelerator, Compute, Deployment, Memory, PartitionMode, Tier, by_name, catalog
+from aim_profile.models.facts import Precision
+from aim_profile.nodes.facts import AllocMode
+
+PROFILE_VERSION: Literal[1] = 1
+
+Engine = Literal["vllm", "llama_cpp"]
+Metric = Literal["latency", "throughput"]
+ProfileType = Literal["optimized", "preview", "unoptimized", "general"]
+# AIM's names; its fp4 is what model facts call mxfp4.
+AimPrecision = Literal["int4", "int8", "fp4", "fp8", "fp16", "bf16", "fp32"]
+Priority = Literal["low", "medium", "high"]
+Weights = Literal["as published", "quantised at load", "needs a quantised checkpoint", "checkpoint given"]
+
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+METRICS: tuple[Metric, ...] = get_args(Metric)
+TYPES: tuple[ProfileType, ...] = get_args(ProfileType)
+PRECISIONS: tuple[AimPrecision, ...] = get_args(AimPrecision)
+
+# Every GPU that AIM's schema names; a profile may also name any other accelerator of our catalogue.
+AIM_GPUS = (
+    *("MI100", "MI250X", "MI210", "MI300A", "MI300X", "MI308X", "MI325X", "MI350X", "MI355X", "V710"),
+    *("W7900", "W7800", "W6900X", "W6800", "W6800X", "V620", "RX9070", "RX7900", "RX6900", "RX6800", "NONE"),
+)
+# The device plugin hands out devices; hiding them a second time leaves a pod with none, or with its neighbour's.
+_DEVICE_FILTERS = {"ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"}
+
+
+class ProfileError(AimProfileError):
+    """A profile that cannot be read, derived or exported."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Metadata(_Frozen):
+    """What a profile is selected by. gpu_count: devices the engine uses, partitions where partition is set."""
+
+    engine: Engine
+    gpu: str
+    precision: AimPrecision
+    gpu_count: int = Field(ge=0, le=8)
+    metric: Metric
+    manual_selection_only: bool = False
+    type: ProfileType
+
+    @field_validator("gpu")
+    @classmethod
+    def _known_gpu(cls, value: str) -> str:
+        if value not in AIM_GPUS and value not in catalog():
+            raise ValueError(f"no GPU of that name: use one of {', '.join(dict.fromkeys((*catalog(), *AIM_GPUS)))}")
+        return value
+
+
+class PartitionUse(_Frozen):
+    """The mode the card must be in. device_memory_mib, compute_units: of one device, as derived.
+
+    alloc_mode CAPPING: a device reports its share of the memory; ALL: all of its memory partition, and the
+    engine must be told to keep to its share. tier: what AMD says of the mode in that deployment.
+    """
+
+    compute: Compute
+    memory: Memory
+    alloc_mode: AllocMode = "CAPPING"
+    deployment: Deployment = "bare-metal"
+    tier: Tier | None = None
+    device_memory_mib: int | None = Field(default=None, ge=1)
+    compute_units: int | None = Field(default=None, ge=1)
+
+    @property
+    def label(self) -> str:
+        """`CPX/NPS4`."""
+        return f"{self.compute}/{self.memory}"
+
+    @property
+    def resource_label(self) -> str:
+        """`cpx_nps4`, as in the device plugin's resource name."""
+        return f"{self.compute}_{self.memory}".lower()
+
+
+class GpuSharing(_Frozen):
+    """memory_limit_gb: the most an engine may take of a device, decimal GB (10^9 bytes), None: its share.
+
+    partition_id: the partition of the card this profile is pinned to; qos_priority: who yields to whom.
+    """
+
+    memory_limit_gb: float | None = Field(default=None, gt=0)
+    partition_id: int | None = Field(default=None, ge=0)
+    qos_priority: Priority = "medium"
+
+
+class Guardrail(_Frozen):
+    """One rule for the guardrail transformer, as in the `aim.amd.com/guardrails` annotation."""
+
+    type: str = Field(min_length=1)
+    action: Literal["block", "redact", "flag"]
+    threshold: float | None = Field(default=None, ge=0, le=1)
+
+
+class FineTuning(_Frozen):
+    """LoRA adapters served beside the base model: lora_slots resident at once, of at most lora_rank."""
+
+    lora_slots: int = Field(ge=1, le=1024)
+    lora_rank: int = Field(default=16, ge=1, le=512)
+
+
+class Evidence(_Frozen):
+    """How sure this profile is. Legal is not validated, validated is not measured.
+
+    measured: someone ran this profile and kept the figures; a derived one never is. The GiB are per device
+    and estimated: the engine's own start-up profiling is the last word.
+    """
+
+    measured: bool = False
+    weights: Weights = "as published"
+    weights_gib: float | None = None
+    kv_gib: float | None = None
+    overhead_gib: float | None = None
+    budget_gib: float | None = None
+    headroom_gib: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Profile(_Frozen):
+    """One way to serve one model. aim_id: the model people ask for; model_id: the repository loaded for it."""
+
+    profile_version: Literal[1] = PROFILE_VERSION
+    aim_id: str | None = Field(default=None, min_length=1)
+    model_id: str | None = Field(default=None, min_length=1)
+    metadata: Metadata
+    engine_args: Mapping[str, JsonValue] = Field(default_factory=dict)
+    env_vars: Mapping[str, str] = Field(default_factory=dict)
+    partition: PartitionUse | None = None
+    gpu_sharing: GpuSharing = GpuSharing()
+    guardrails: tuple[Guardrail, ...] = ()
+    finetuning: FineTuning | None = None
+    evidence: Evidence = Evidence()
+
+    @field_validator("env_vars")
+    @classmethod
+    def _usable_environment(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"{name!r} is not the name of an environment variable")
+            if name in _DEVICE_FILTERS:
+                raise ValueError(f"{name}: leave it out, the device plugin hands out the devices")
+        return value
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        tensor_parallel = self.engine_arg("tensor-parallel-size")
+        if isinstance(tensor_parallel, int) and tensor_parallel > max(1, self.metadata.gpu_count):
+            raise ValueError(
+                f"tensor-parallel-size {tensor_parallel} needs more than gpu_count {self.metadata.gpu_count}"
+            )
+        if self.metadata.type == "general" and self.aim_id is None:
+            return self
+        if (self.aim_id is None) != (self.model_id is None):
+            raise ValueError("aim_id and model_id come together (or neither, in a general profile)")
+        return self
+
+    @model_validator(mode="after")
+    def _possible_partition(self) -> Self:
+        if self.partition is None or self.metadata.gpu not in catalog():
+            return self
+        try:
+            mode = by_name(self.metadata.gpu).mode(self.partition.label, self.partition.deployment)
+        except AimProfileError as problem:
+            raise ValueError(f"partition: {problem}") from problem
+        pinned = self.gpu_sharing.partition_id
+        if pinned is not None and pinned >= mode.partitions:
+            raise ValueError(
+                f"gpu_sharing.partition_id {pinned}: {mode.label} has partitions 0 to {mode.partitions - 1}"
+            )
+        # Whole GPUs stand side by side; partitions have only the siblings of their own card.
+        if mode.partitions > 1 and self.metadata.gpu_count > mode.partitions:
+            raise ValueError(
+                f"gpu_count {self.metadata.gpu_count}: {mode.label} has {mode.partitions} siblings on a card"
+            )
+        return self
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether it is for a part of a card; SPX is the whole card."""
+        return self.partition is not None and self.partition.compute != "SPX"
+
+    @property
+    def id(self) -> str:
+        """AIM's id, extended by the partition mode where there is one."""
+        gpu = self.metadata.gpu.lower()
+        if self.partition is not None and self.is_partitioned:
+            gpu += f"-{self.partition.compute}-{self.partition.memory}".lower()
+        kept = self.metadata
+        # AIM's own files say fp4 inside and mxfp4 in their names.
+        precision = "mxfp4" if kept.precision == "fp4" else kept.precision
+        return f"{kept.engine}-{gpu}-{precision}-tp{kept.gpu_count}-{kept.metric}"
+
+    @property
+    def reference(self) -> str:
+        """`org/model/id`; a general profile has no model: `general/id`."""
+        return f"{self.aim_id or 'general'}/{self.id}"
+
+    def engine_arg(self, name: str) -> JsonValue:
+        """An engine argument by its dashed name, in whichever spelling the profile has it; None if absent."""
+        return self.engine_args.get(name, self.engine_args.get(name.replace("-", "_")))
+
+
+class ProfileId(NamedTuple):
+    """The parts of a profile id. partition: `CPX/NPS4`, None for whole GPUs."""
+
+    engine: Engine
+    gpu: str
+    partition: str | None
+    precision: AimPrecision
+    gpu_count: int
+    metric: Metric
+
+
+_ID = re.compile(
+    rf"(?P<engine>{'|'.join(ENGINES)})-(?P<gpu>[a-z0-9]+)(?:-(?P<compute>[sdtqc]px)-(?P<memory>nps[1248]))?"
+    rf"-(?:mx)?(?P<precision>{'|'.join(PRECISIONS)})-tp(?P<count>[1-8])-(?P<metric>{'|'.join(METRICS)})"
+)
+
+
+def parse_id(text: str) -> ProfileId:
+    """`vllm-mi300x-cpx-nps4-fp8-tp1-latency` as its parts. Raises ProfileError."""
+    found = _ID.fullmatch(text)
+    if found is None:
+        raise ProfileError(
+            f"profile: {text!r} is not a profile id",
+            field="profile",
+            value=text,
+            remedy="write ENGINE-GPU[-COMPUTE-MEMORY]-PRECISION-tpN-METRIC, "
+            "as in vllm-mi300x-cpx-nps4-fp8-tp1-latency (see `aim-profile list`)",
+        )
+    partition = f"{found['compute']}/{found['memory']}".upper() if found["compute"] else None
+    return ProfileId(
+        engine=found["engine"],  # type: ignore[arg-type]
+        gpu=by_name(found["gpu"]).name,
+        partition=partition,
+        precision=found["precision"],  # type: ignore[arg-type]
+        gpu_count=int(found["count"]),
+        metric=found["metric"],  # type: ignore[arg-type]
+    )
+
+
+def parse_reference(text: str) -> tuple[str, ProfileId]:
+    """`org/model/profile-id` as the model's id and the profile's parts. Raises ProfileError."""
+    model_id, slash, profile_id = text.rpartition("/")
+    if not slash:
+        raise ProfileError(
+            f"profile: {text!r} names no model",
+            field="profile",
+            value=text,
+            remedy="write MODEL/PROFILE-ID, as in meta-llama/Llama-3.1-8B-Instruct/vllm-mi300x-bf16-tp1-latency",
+        )
+    return model_id, parse_id(profile_id)
+
+
+def to_aim_precision(precision: Precision) -> AimPrecision:
+    """Model facts' name of a precision as AIM spells it."""
+    return "fp4" if precision == "mxfp4" else precision
+
+
+def to_model_precision(precision: AimPrecision) -> Precision | None:
+    """AIM's name of a precision as model facts spell it; None for fp32, which nothing here sizes."""
+    if precision == "fp32":
+        return None
+    return "mxfp4" if precision == "fp4" else precision
+
+
+def devices_side_by_side(accelerator: Accelerator, mode: PartitionMode) -> tuple[int, ...]:
+    """Device counts tensor parallelism may use: one card's siblings, or whole cards (at most 8, a node)."""
+    whole_cards = mode.partitions == 1
+    most = 8 if whole_cards else mode.partitions
+    return tuple(n for n in range(1, most + 1) if most % n == 0)

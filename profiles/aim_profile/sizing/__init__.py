@@ -1,0 +1,1 @@
+"""Does a model fit a device, by how much, and what would."""

@@ -1,0 +1,354 @@
+"""Does a model fit a device: weights, KV cache, overhead, and by how much.
+
+    budget = utilization * what the device reports
+    fits  <=>  weights * 1.02 + runtime 2.3 GiB + LoRA slots + KV <= budget        (per tensor-parallel rank)
+
+Sources: the KV formulas are the models' own cache layouts as vLLM allocates them (blocks of 16 tokens);
+1.02 and 2.3 GiB (1.7 activation peak + 0.6 outside torch) are the planning constants of KAITO's
+estimator (kaito-project/kaito, model_catalog.yaml). They are estimates: an engine's own profiling run
+is the last word.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aim_profile.errors import SizingError
+from aim_profile.models.facts import Attention, ModelFacts, Precision, Shape
+from aim_profile.units import GIB, gib
+
+KvDtype = Literal["auto", "bf16", "fp16", "fp8"]
+
+# Bytes per quantised parameter: int4 with group scales, mxfp4 with one 8-bit scale per 32 values.
+BYTES_PER_LINEAR_PARAMETER: dict[str, float] = {
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp8": 1.0,
+    "int8": 1.0,
+    "int4": 0.53,
+    "mxfp4": 0.53125,
+}
+SIXTEEN_BIT_BYTES = 2
+KV_DTYPE_BYTES: dict[str, int] = {"auto": 2, "bf16": 2, "fp16": 2, "fp8": 1}
+KV_BLOCK_TOKENS = 16
+WEIGHT_OVERHEAD = 0.02
+RUNTIME_OVERHEAD_BYTES = int(2.3 * GIB)
+DEFAULT_UTILIZATION = 0.90
+# Where neither the model nor the memory bounds the context (all layers windowed), report this much.
+CONTEXT_CEILING_TOKENS = 2**24
+
+
+class Request(BaseModel):
+    """What is asked of a model. context: tokens per sequence (prompt and answer); concurrency: sequences
+    held at once; tp: tensor-parallel ranks, one per device; precision None: the model's own;
+    encoder_tokens: image tokens a sequence keeps in cross-attention layers; lora_slots: adapters
+    resident at once, of rank lora_rank; utilization: share of the device the engine may take.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: Precision | None = None
+    context: int = Field(default=8192, ge=1, le=CONTEXT_CEILING_TOKENS)
+    concurrency: int = Field(default=1, ge=1, le=1_000_000)
+    tp: int = Field(default=1, ge=1, le=1024)
+    kv_dtype: KvDtype = "auto"
+    utilization: float = Field(default=DEFAULT_UTILIZATION, gt=0, le=1)
+    encoder_tokens: int = Field(default=0, ge=0, le=CONTEXT_CEILING_TOKENS)
+    lora_slots: int = Field(default=0, ge=0, le=1024)
+    lora_rank: int = Field(default=16, ge=1, le=512)
+
+
+class Option(BaseModel):
+    """Something nearby that would fit. Fields that stay as asked repeat the request's values.
+
+    kind: what changes; accelerator/partition/tier: where, when a GPU is named; devices: how many of
+    those devices it takes; headroom_gib: what is left on each.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["context", "concurrency", "precision", "partition", "tensor-parallel", "accelerator"]
+    description: str
+    accelerator: str | None = None
+    partition: str | None = None
+    tier: str | None = None
+    precision: str
+    context: int
+    concurrency: int
+    tp: int
+    devices: int
+    headroom_gib: float
+
+
+class Sizing(BaseModel):
+    """The sum, per rank (device), GiB rounded to a thousandth: weights + kv + overhead against budget.
+
+    weights_gib: bytes of the weights themselves; overhead_gib: 2 % of them, the runtime's share and the
+    LoRA slots; kv_bytes_per_token: every self-attention layer, no window; kv_gib: what the requested
+    sequences hold. headroom_gib = budget - need, negative when it does not fit; shortfall_gib =
+    need - budget, 0 when it fits. max_concurrency: sequences of `context` tokens that fit; max_context:
+    tokens per sequence that fit at `concurrency`; both 0 where not even the weights fit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fits: bool
+    model: str
+    precision: str
+    context: int
+    concurrency: int
+    tp: int
+    kv_dtype: str
+    utilization: float
+    weights_gib: float
+    kv_bytes_per_token: int
+    kv_gib: float
+    overhead_gib: float
+    budget_gib: float
+    headroom_gib: float
+    shortfall_gib: float
+    max_concurrency: int
+    max_context: int
+    alternatives: tuple[Option, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Fit(Sizing):
+    """It fits, with headroom."""
+
+    fits: Literal[True] = True
+
+
+class DoesNotFit(Sizing):
+    """It does not, by shortfall_gib; `alternatives` are the nearest options that would."""
+
+    fits: Literal[False] = False
+
+
+class Demand(NamedTuple):
+    """Bytes on each rank's device. fixed = weights + overhead; kv = all requested sequences."""
+
+    weights: int
+    overhead: int
+    kv_per_sequence: int
+    kv: int
+
+    @property
+    def fixed(self) -> int:
+        """Bytes taken before the first token."""
+        return self.weights + self.overhead
+
+    @property
+    def total(self) -> int:
+        """Bytes taken in all; fits when at most the budget."""
+        return self.fixed + self.kv
+
+
+def make_request(**asked: Any) -> Request:
+    """A Request from plain values. Raises SizingError naming the first field that is wrong."""
+    try:
+        return Request(**asked)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise SizingError(
+            f"{field}: {first['input']!r} is not usable: {first['msg']}", field=field, value=first["input"]
+        ) from problem
+
+
+def weight_bytes(model: ModelFacts, precision: Precision | None = None) -> int:
+    """Bytes of all weights at that precision (None: the model's own), over all ranks together.
+
+    Files on disk count as they are. A published native format counts with its files' size where that is
+    sourced; otherwise linear layers shrink and embeddings, lm_head, norms, routers and vision stay 16-bit.
+    Raises SizingError where the facts are missing or the files hold another precision.
+    """
+    wanted = precision or model.native_precision
+    if model.file_bytes is not None and (wanted is None or wanted == model.native_precision):
+        return model.file_bytes
+    if model.from_files and model.native_precision not in ("bf16", "fp16", "fp32"):
+        raise SizingError(
+            f"{model.id}: the files hold {model.native_precision}, they cannot be served as {wanted}",
+            field="precision",
+            value=wanted,
+            remedy=f"leave precision out to use {model.native_precision}, or convert the files",
+        )
+    if wanted not in BYTES_PER_LINEAR_PARAMETER or model.linear_params is None or model.other_params is None:
+        raise _not_sized(model)
+    linear = model.linear_params * BYTES_PER_LINEAR_PARAMETER[wanted]
+    return int(linear + model.other_params * SIXTEEN_BIT_BYTES)
+
+
+def kv_bytes_per_token(model: ModelFacts, kv_dtype: KvDtype = "auto", tp: int = 1) -> int:
+    """Bytes one more token costs each rank while no window is full: every self-attention layer counts.
+
+    GQA and MHA: 2 * layers * (kv_heads / tp, at least 1) * head_dim * bytes. MLA: layers * (kv_rank +
+    rope_dim) * bytes on every rank. Raises SizingError for unknown facts or a tp that does not divide.
+    """
+    shape = _shape(model, tp)
+    return shape.self_attention_layers * _bytes_per_token_and_layer(shape, kv_dtype, tp)
+
+
+def kv_bytes_per_sequence(
+    model: ModelFacts, context: int, *, kv_dtype: KvDtype = "auto", tp: int = 1, encoder_tokens: int = 0
+) -> int:
+    """Bytes one sequence of `context` tokens holds on each rank, in blocks of 16 tokens.
+
+    Sliding and chunked layers hold at most their window; cross-attention layers hold encoder_tokens.
+    """
+    shape = _shape(model, tp)
+    per_layer = _bytes_per_token_and_layer(shape, kv_dtype, tp)
+    return sum(
+        group.layers * per_layer * _in_blocks(_tokens_held(group, context, encoder_tokens)) for group in shape.attention
+    )
+
+
+def lora_bytes(model: ModelFacts, slots: int, rank: int) -> int:
+    """Bytes of `slots` resident adapters on each rank: rank * (inputs + outputs) of every linear layer.
+
+    Counted unsharded (a rank never holds more). Experts get no adapter: with a mixture of experts only
+    attention counts. Raises SizingError for MLA, whose adapter layout is not established here.
+    """
+    if not slots:
+        return 0
+    shape = _shape(model, 1)
+    if shape.mla is not None:
+        raise SizingError(
+            f"{model.id}: adapter sizes for latent attention (MLA) are not established",
+            field="lora_slots",
+            value=slots,
+            remedy="ask for 0 slots",
+        )
+    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    widths = 2 * (shape.hidden + query) + 2 * (shape.hidden + key)
+    if shape.experts is None:
+        widths += 3 * (shape.hidden + shape.ffn)
+    return slots * rank * shape.layers * widths * SIXTEEN_BIT_BYTES
+
+
+@lru_cache(maxsize=65536)
+def demand(model: ModelFacts, request: Request) -> Demand:
+    """What each rank's device must hold, in bytes. Integers, so a planner can add them up exactly."""
+    _shape(model, request.tp)
+    _check_context(model, request.context)
+    weights = -(-weight_bytes(model, request.precision) // request.tp)
+    overhead = int(weights * WEIGHT_OVERHEAD) + RUNTIME_OVERHEAD_BYTES
+    overhead += lora_bytes(model, request.lora_slots, request.lora_rank)
+    per_sequence = _sequence(model, request, request.context)
+    return Demand(weights, overhead, per_sequence, per_sequence * request.concurrency)
+
+
+def budget_bytes(device_memory_bytes: int, utilization: float = DEFAULT_UTILIZATION) -> int:
+    """Bytes an engine may take of a device that reports device_memory_bytes."""
+    return int(device_memory_bytes * utilization)
+
+
+def fit(model: ModelFacts, device_memory_bytes: int, request: Request | None = None, **asked: Any) -> Fit | DoesNotFit:
+    """Whether `model` fits devices of that size (what each reports, bytes), as `request` asks.
+
+    `asked` are Request's fields, for callers who write them inline. Alternatives are left empty: see
+    alternatives.size_on. Raises SizingError for unknown facts or impossible requests.
+    """
+    request = request or make_request(**asked)
+    need = demand(model, request)
+    budget = budget_bytes(device_memory_bytes, request.utilization)
+    room = budget - need.fixed
+    spare = budget - need.total
+    numbers: dict[str, Any] = {
+        "model": model.id,
+        "precision": request.precision or model.native_precision or "unknown",
+        **request.model_dump(include={"context", "concurrency", "tp", "kv_dtype", "utilization"}),
+        "weights_gib": gib(need.weights),
+        "kv_bytes_per_token": kv_bytes_per_token(model, request.kv_dtype, request.tp),
+        "kv_gib": gib(need.kv),
+        "overhead_gib": gib(need.overhead),
+        "budget_gib": gib(budget),
+        # Both rounded against us: a refusal never says "by 0", a fit never promises more than there is.
+        "headroom_gib": math.floor(spare / GIB * 1000) / 1000,
+        "shortfall_gib": math.ceil(max(0, -spare) / GIB * 1000) / 1000,
+        "max_concurrency": max(0, room // need.kv_per_sequence),
+        "max_context": max_context(model, request, room),
+        "notes": (*model.notes, *_precision_note(model, request.precision)),
+    }
+    return Fit(**numbers) if spare >= 0 else DoesNotFit(**numbers)
+
+
+def _precision_note(model: ModelFacts, precision: Precision | None) -> tuple[str, ...]:
+    if precision is None or precision == model.native_precision or precision in ("bf16", "fp16"):
+        return ()
+    return (f"sized as {precision}: whether such a checkpoint is published is not known here",)
+
+
+def max_context(model: ModelFacts, request: Request, room_bytes: int) -> int:
+    """Most tokens per sequence such that `concurrency` sequences fit room_bytes: whole blocks, or 0."""
+    ceiling = model.max_positions or CONTEXT_CEILING_TOKENS
+    low, high = 0, -(-ceiling // KV_BLOCK_TOKENS)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _sequence(model, request, middle * KV_BLOCK_TOKENS) * request.concurrency <= room_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return min(low * KV_BLOCK_TOKENS, ceiling)
+
+
+def _sequence(model: ModelFacts, request: Request, context: int) -> int:
+    return kv_bytes_per_sequence(
+        model, context, kv_dtype=request.kv_dtype, tp=request.tp, encoder_tokens=request.encoder_tokens
+    )
+
+
+def _bytes_per_token_and_layer(shape: Shape, kv_dtype: KvDtype, tp: int) -> int:
+    width = KV_DTYPE_BYTES[kv_dtype]
+    if shape.mla is not None:
+        return (shape.mla.kv_rank + shape.mla.rope_dim) * width
+    return 2 * max(1, shape.kv_heads // tp) * shape.head_dim * width
+
+
+def _tokens_held(group: Attention, context: int, encoder_tokens: int) -> int:
+    if group.kind == "cross":
+        return encoder_tokens
+    return context if group.window is None else min(context, group.window)
+
+
+def _in_blocks(tokens: int) -> int:
+    return -(-tokens // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
+
+
+def _shape(model: ModelFacts, tp: int) -> Shape:
+    shape = model.shape
+    if shape is None or model.missing:
+        raise _not_sized(model)
+    heads, kv_heads = shape.heads, shape.kv_heads
+    if heads % tp or (shape.mla is None and kv_heads % tp and tp % kv_heads):
+        raise SizingError(
+            f"{model.id}: tensor parallel {tp} does not divide {heads} heads ({kv_heads} key-value heads)",
+            field="tp",
+            value=tp,
+            remedy="choose a divisor of both, or a multiple of the key-value heads",
+        )
+    return shape
+
+
+def _check_context(model: ModelFacts, context: int) -> None:
+    if model.max_positions is not None and context > model.max_positions:
+        raise SizingError(
+            f"{model.id}: context {context} is more than the {model.max_positions} positions it was made for",
+            field="context",
+            value=context,
+            remedy=f"ask for at most {model.max_positions}",
+        )
+
+
+def _not_sized(model: ModelFacts) -> SizingError:
+    missing = ", ".join(model.missing) or "its parameter counts"
+    return SizingError(
+        f"{model.id} is known, not sized: {missing}",
+        field="model",
+        value=model.id,
+        remedy="point at a directory that holds its config.json and safetensors, or at a GGUF file",
+    )

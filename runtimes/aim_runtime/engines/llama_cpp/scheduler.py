@@ -1,0 +1,366 @@
+"""Continuous batching: one thread, one context, all sequences advance together.
+
+Each step computes one batch: first the next token of every sequence that is generating, so that a newcomer's prompt
+never delays an answer by more than a step; then pieces of prompts. Prompts are finished one after the other (the
+shortest remainder first, half of the room kept for the oldest), because computing eight together gives all eight
+their first token at the end. The room for prompts follows the machine: as many tokens as fit into STEP_TARGET_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import itertools
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass
+
+from aim_kserve.errors import ServingError, Unavailable
+from aim_runtime.engines.base import EngineStats
+
+from .bindings import NO_KV_SLOT, LlamaContext, LlamaModel
+from .chooser import Chooser
+from .sampling import Logits
+from .sequence import Delta, Sequence
+from .slots import Slot, Slots
+
+logger = logging.getLogger(__name__)
+
+#: A step that carries prompt tokens should take no longer: it bounds inter-token latency and cancellation.
+STEP_TARGET_S = 0.25
+#: Smaller pieces of a prompt cost more per token than they save.
+MIN_PREFILL_TOKENS = 32
+#: llama.cpp's CPU flash attention computes 64 rows and more as tiles. That is faster the longer the context: per
+#: token 7.0 against 8.3 ms in the first 512, 9 against 20 ms at 1600 (SmolLM2-135M, one thread).
+TILE_TOKENS = 64
+LONG_CONTEXT_TOKENS = 512
+_WAKE = None
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One sequence's part of a batch."""
+
+    slot: Slot
+    count: int
+    index: int = -1
+
+    @property
+    def completes(self) -> bool:
+        """Whether this part reaches the sequence's last token, so that the next can be sampled."""
+        return self.count == self.slot.pending
+
+
+class Scheduler:
+    """Runs sequences on a context.
+
+    Args:
+        model: vocabulary and grammars.
+        context: taken over; closed by ``close``.
+        slots: sequences that run at once.
+        max_waiting: sequences that may wait beyond those.
+    """
+
+    def __init__(self, model: LlamaModel, context: LlamaContext, *, slots: int, max_waiting: int) -> None:
+        self._model = model
+        self._chooser = Chooser(model)
+        self._context = context
+        self._slots = Slots(slots, context, keeps_prefixes=model.keeps_prefixes)
+        self._slot_count = slots
+        self.capacity = slots + max_waiting
+        self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
+        self._arrivals = itertools.count(1)
+        # Written by one side each, so that their difference needs no lock.
+        self._submitted = 0
+        self._finished = 0
+        self._waiting: list[Sequence] = []
+        self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[Sequence, Delta]]] = {}
+        self._running = 0
+        self._kv_usage = 0.0
+        self._gate = threading.Lock()  # between the last submission and the end of the thread
+        self._over = False
+        self._token_s = 0.0
+        self._stopping = False
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="llama-decode", daemon=True)
+
+    # -- the event loop's side ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._over
+
+    @property
+    def in_flight(self) -> int:
+        """Sequences that run or wait."""
+        return self._submitted - self._finished
+
+    def submit(self, sequences: list[Sequence]) -> None:
+        """Queue the choices of one request, all or none.
+
+        Raises:
+            Unavailable: the queue is full, or the decode thread has ended.
+        """
+        with self._gate:
+            if not self.alive:
+                raise Unavailable(f"the engine has stopped: {self.failure or 'it was closed'}")
+            self._check_room(len(sequences))
+            self._submitted += len(sequences)
+            for sequence in sequences:
+                sequence.arrival = next(self._arrivals)
+                self._inbox.put(sequence)
+
+    def cancel(self, sequences: list[Sequence]) -> None:
+        """Stop these; their slots are free after the step that is running."""
+        for sequence in sequences:
+            sequence.cancelled = True
+        self._inbox.put(_WAKE)
+
+    def stats(self) -> EngineStats:
+        waiting = max(0, self.in_flight - self._running)
+        return EngineStats(self._running, waiting, self._slot_count, self._kv_usage)
+
+    def stop(self) -> None:
+        """End the thread; what is left hears that the engine is shutting down. Blocks for up to a step."""
+        self._stopping = True
+        self._inbox.put(_WAKE)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def close(self) -> None:
+        """Stop, and free the context."""
+        self.stop()
+        self._context.close()
+
+    def _check_room(self, count: int) -> None:
+        if self.in_flight + count > self.capacity:
+            raise Unavailable(
+                f"{self.in_flight} sequences are running or waiting and {self.capacity} may: retry later",
+                code="queue_full",
+            )
+
+    # -- the decode thread -------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._take_in()
+                self._drop_cancelled()
+                self._admit()
+                self._step()
+                self._flush()
+        except BaseException as error:
+            # The edge of the thread: whatever ended it, every request must hear of it.
+            logger.exception("the decode thread has ended")
+            self.failure = error
+        self._abandon(f"the engine has stopped: {self.failure or 'it is shutting down'}")
+
+    def _take_in(self) -> None:
+        """Move what arrived to the waiting list; block while there is nothing else to do."""
+        block = not self._waiting and not self._slots.busy
+        while True:
+            try:
+                sequence = self._inbox.get(block=block)
+            except queue.Empty:
+                return
+            if sequence is not _WAKE:
+                bisect.insort(self._waiting, sequence, key=lambda s: s.order)
+            block = False
+
+    def _drop_cancelled(self) -> None:
+        for slot in self._slots.busy:
+            if slot.running.cancelled:
+                self._end(slot, Delta(slot.running.choice, finish_reason="abort"))
+        if any(sequence.cancelled for sequence in self._waiting):
+            for sequence in [s for s in self._waiting if s.cancelled]:
+                self._waiting.remove(sequence)
+                self._conclude(sequence, Delta(sequence.choice, finish_reason="abort"))
+
+    def _admit(self) -> None:
+        for sequence in [s for s in self._waiting if s.may_start]:
+            if not self._start(sequence):
+                return
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Seat a waiting sequence. False when there is no room for it yet."""
+        slot = self._slots.seat(sequence)
+        if slot is None:
+            return False
+        self._waiting.remove(sequence)
+        if sequence.generated == 0:
+            sequence.cached = slot.cached
+        return True
+
+    def _step(self) -> None:
+        entries = self._plan()
+        if not entries:
+            return
+        began = time.monotonic()
+        code = self._decode(entries)
+        while code == NO_KV_SLOT and self._make_room(entries) and entries:
+            code = self._decode(entries)
+        if code != 0:
+            self._decode_one_by_one(entries)
+        else:
+            self._learn_speed(sum(entry.count for entry in entries), time.monotonic() - began)
+            self._sample_all(entries)
+
+    def _plan(self) -> list[_Entry]:
+        """The next batch: generating sequences first, then prompts as far as there is room."""
+        busy = self._slots.busy
+        entries = [_Entry(slot, 1) for slot in busy if slot.pending == 1]
+        prompts = [slot for slot in busy if slot.pending > 1]
+        if not prompts:
+            return entries
+        room = self._prefill_room(len(entries), max(slot.running.length for slot in prompts))
+        oldest = min(prompts, key=lambda slot: slot.running.order)
+        shortest = sorted(prompts, key=lambda slot: (slot.running.priority, slot.pending, slot.running.arrival))
+        parts: dict[Slot, int] = {}
+        for slot, share in [(oldest, room // 2), *((slot, room) for slot in shortest)]:
+            taken = parts.get(slot, 0)
+            part = min(slot.pending - taken, share, room)
+            if part > 0:
+                parts[slot] = taken + part
+                room -= part
+        return entries + [_Entry(slot, part) for slot, part in parts.items()]
+
+    def _prefill_room(self, generating: int, longest: int) -> int:
+        """Prompt tokens for the next step, which has ``generating`` others and a prompt of ``longest`` tokens."""
+        least = TILE_TOKENS if longest > LONG_CONTEXT_TOKENS else MIN_PREFILL_TOKENS
+        affordable = int(STEP_TARGET_S / self._token_s) - generating if self._token_s else least
+        return min(self._context.batch.room - generating, max(least, affordable))
+
+    def _learn_speed(self, tokens: int, elapsed_s: float) -> None:
+        """A moving mean of seconds per token, from batches big enough to tell."""
+        if tokens >= MIN_PREFILL_TOKENS:
+            now = elapsed_s / tokens
+            self._token_s = now if not self._token_s else 0.8 * self._token_s + 0.2 * now
+
+    def _decode(self, entries: list[_Entry]) -> int:
+        """Compute ``entries`` as one batch; on success they are in the cache."""
+        batch = self._context.batch
+        batch.clear()
+        for entry in entries:
+            slot = entry.slot
+            tokens = slot.running.tokens[slot.cached : slot.cached + entry.count]
+            entry.index = batch.add(tokens, slot.cached, slot.number, wants_logits=entry.completes)
+        return self._context.decode()
+
+    def _make_room(self, entries: list[_Entry]) -> bool:
+        """Free cache cells: idle prefixes first, then the least urgent sequence, which starts over later."""
+        if self._slots.evict():
+            return True
+        busy = self._slots.busy
+        if len(busy) < 2:
+            return False
+        victim = max(busy, key=lambda slot: slot.running.order)
+        sequence = victim.running
+        logger.info("the KV cache is full: a sequence of %d tokens is put back", sequence.length)
+        self._slots.leave(victim)
+        self._slots.empty(victim)
+        bisect.insort(self._waiting, sequence, key=lambda s: s.order)
+        entries[:] = [entry for entry in entries if entry.slot is not victim]
+        return True
+
+    def _decode_one_by_one(self, entries: list[_Entry]) -> None:
+        """After a failed batch: find the sequences that fail, end those, go on with the rest."""
+        self._slots.restore(entry.slot for entry in entries)
+        for entry in entries:
+            code = self._decode([entry])
+            if code == 0:
+                self._sample_all([entry])
+                continue
+            logger.error("llama_decode failed with %d on a sequence of %d tokens", code, entry.slot.running.length)
+            self._slots.restore([entry.slot])
+            message = f"the engine could not compute this request (llama_decode: {code})"
+            self._end(entry.slot, entry.slot.running.delta(error=ServingError(message, code="decode_failed")))
+
+    def _sample_all(self, entries: list[_Entry]) -> None:
+        for entry in entries:
+            completes = entry.completes
+            entry.slot.cached += entry.count
+            if completes:
+                self._sample(entry.slot, self._context.logits(entry.index))
+
+    def _sample(self, slot: Slot, logits: Logits) -> None:
+        """Choose a sequence's next token and tell what it adds to the answer."""
+        sequence = slot.running
+        token, logprob = self._chooser.choose(sequence, logits)
+        if token is not None:
+            sequence.append(token)
+            slot.tokens = sequence.tokens
+        if token is None or self._chooser.ends(sequence, token):
+            self._finish(slot, sequence.delta(), "stop")
+            return
+        shown = sequence.text.push(self._model.piece(token), logprob)
+        delta = sequence.delta(text=shown.text, logprobs=shown.logprobs)
+        if sequence.text.stopped:
+            self._finish(slot, delta, "stop")
+        elif sequence.generated >= sequence.generation.max_tokens:
+            self._finish(slot, delta, "length")
+        else:
+            self._send(sequence, delta)
+
+    def _finish(self, slot: Slot, delta: Delta, reason: str) -> None:
+        rest = slot.running.text.finish()
+        delta.text += rest.text
+        delta.logprobs += rest.logprobs
+        delta.finish_reason = reason
+        self._end(slot, delta)
+
+    def _end(self, slot: Slot, delta: Delta) -> None:
+        sequence = slot.running
+        self._slots.leave(slot)
+        self._conclude(sequence, delta)
+
+    def _conclude(self, sequence: Sequence, delta: Delta) -> None:
+        sequence.finished = True
+        self._chooser.forget(sequence)
+        self._finished += 1
+        self._send(sequence, delta)
+
+    def _send(self, sequence: Sequence, delta: Delta) -> None:
+        self._outbox.setdefault(sequence.loop, []).append((sequence, delta))
+
+    def _flush(self) -> None:
+        """Publish figures and hand over the step's deltas: one call into each event loop per step."""
+        busy = self._slots.busy
+        self._running = len(busy)
+        self._kv_usage = min(1.0, self._slots.cells_in_use / self._context.cells)
+        for loop, items in self._outbox.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, items)
+            except RuntimeError:  # that loop is closed: nobody is left to read
+                for sequence, _ in items:
+                    sequence.cancelled = True
+        self._outbox = {}
+
+    def _abandon(self, reason: str) -> None:
+        """Tell every request that no answer comes, and take no more."""
+        with self._gate:
+            self._over = True
+            arrived = list(iter(self._poll, None))
+        running = [slot.running for slot in self._slots.busy]
+        for sequence in [*running, *self._waiting, *arrived]:
+            self._conclude(sequence, sequence.delta(error=Unavailable(reason)))
+        self._waiting = []
+        self._flush()
+
+    def _poll(self) -> Sequence | None:
+        while True:
+            try:
+                sequence = self._inbox.get_nowait()
+            except queue.Empty:
+                return None
+            if sequence is not _WAKE:
+                return sequence
+
+
+def _deliver(items: list[tuple[Sequence, Delta]]) -> None:
+    for sequence, delta in items:
+        sequence.sink(delta)

@@ -1,0 +1,120 @@
+"""One choice of one request, from its prompt's tokens to its last delta."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from aim_kserve.errors import ServingError
+
+from .sampling import Sampler, SamplingParams, TokenIds
+from .text import AnswerText, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What is to be generated. Lengths in tokens; ``logprobs`` None means none, 0 the chosen token's only."""
+
+    prompt: TokenIds
+    max_tokens: int
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stops: tuple[str, ...] = ()
+    stop_tokens: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    grammar: str | None = None
+
+
+@dataclass(slots=True)
+class Delta:
+    """What one step adds to one choice. ``finish_reason`` or ``error`` is set on the last."""
+
+    choice: int
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    generated: int = 0  # tokens of this choice so far
+    cached: int = 0  # prompt tokens that were in the cache
+    finish_reason: str | None = None
+    error: ServingError | None = None
+
+    @property
+    def last(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+    def merge(self, later: Delta) -> None:
+        """Take in the delta that follows: a consumer that is behind gets one longer chunk."""
+        self.text += later.text
+        self.logprobs = self.logprobs + later.logprobs
+        self.generated, self.cached = later.generated, later.cached
+        self.finish_reason, self.error = later.finish_reason, later.error
+
+
+#: Takes a sequence's deltas, in the event loop it was submitted from.
+Sink = Callable[[Delta], None]
+
+
+class Sequence:
+    """State of one choice. After ``submit`` it belongs to the decode thread, but for ``cancelled``.
+
+    Args:
+        generation: what to generate.
+        choice: index of the choice in the answer.
+        sink: takes the deltas.
+        priority: lower is served first.
+        leader: another choice of the same prompt to wait for, so that its prompt is computed once.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        choice: int,
+        sink: Sink,
+        *,
+        priority: int = 0,
+        leader: Sequence | None = None,
+    ) -> None:
+        self.generation = generation
+        self.choice = choice
+        self.sink = sink
+        self.loop = asyncio.get_running_loop()
+        self.priority = priority
+        self.leader = leader
+        self.arrival = 0  # set on submission
+        self.cancelled = False
+        self.finished = False
+        self.cached = 0
+        self.text = AnswerText(generation.stops)
+        self.sampler = Sampler(generation.sampling, generation.prompt, choice)
+        self._tokens = np.empty(len(generation.prompt) + generation.max_tokens, dtype=np.int32)
+        self._tokens[: len(generation.prompt)] = generation.prompt
+        self.length = len(generation.prompt)
+
+    @property
+    def tokens(self) -> TokenIds:
+        """Prompt and answer so far."""
+        return self._tokens[: self.length]
+
+    @property
+    def generated(self) -> int:
+        return self.length - len(self.generation.prompt)
+
+    @property
+    def may_start(self) -> bool:
+        """Followers wait until their leader's prompt is in the cache."""
+        return self.leader is None or self.leader.finished or self.leader.generated > 0
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.priority, self.arrival
+
+    def append(self, token: int) -> None:
+        self._tokens[self.length] = token
+        self.length += 1
+        self.sampler.accept(token)
+
+    def delta(self, **fields: object) -> Delta:
+        return Delta(self.choice, generated=self.generated, cached=self.cached, **fields)  # type: ignore[arg-type]

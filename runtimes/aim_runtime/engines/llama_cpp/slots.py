@@ -1,0 +1,164 @@
+"""Which sequence sits in which slot, and whose tokens it can take over. Pure: the cache itself is a protocol.
+
+A finished sequence leaves its tokens in its slot. A new one takes the slot whose tokens begin like its prompt; where
+that slot is busy, or taking it would forget more than it saves, it shares the common cells instead (in a unified
+cache a cell may belong to several slots, so that costs nothing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from .sampling import TokenIds
+from .sequence import Sequence
+
+
+class Cache(Protocol):
+    """The part of LlamaContext that slots need."""
+
+    cells: int
+
+    def keep(self, slot: int, length: int) -> bool: ...
+
+    def share(self, source: int, target: int, length: int) -> None: ...
+
+
+def _no_tokens() -> TokenIds:
+    return np.empty(0, dtype=np.int32)
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One sequence id of the context. ``tokens[:cached]`` are in the cache."""
+
+    number: int
+    tokens: TokenIds = field(default_factory=_no_tokens)
+    cached: int = 0
+    shared: int = 0  # of those, taken over from another slot that may still hold them
+    sequence: Sequence | None = None
+    used_at: int = 0
+
+    @property
+    def running(self) -> Sequence:
+        assert self.sequence is not None
+        return self.sequence
+
+    @property
+    def pending(self) -> int:
+        """Tokens of the sequence that are not in the cache yet. 1 while decoding."""
+        return self.running.length - self.cached
+
+
+def common_prefix(a: TokenIds, b: TokenIds) -> int:
+    """Number of equal tokens at the start."""
+    size = min(a.size, b.size)
+    differs = a[:size] != b[:size]
+    first = int(differs.argmax()) if size else 0
+    return first if size and differs[first] else size
+
+
+class Slots:
+    """All slots of one context.
+
+    Args:
+        count: slots.
+        cache: the context.
+        keeps_prefixes: whether a part of a slot's tokens can be kept or shared.
+    """
+
+    def __init__(self, count: int, cache: Cache, *, keeps_prefixes: bool) -> None:
+        self._slots = [Slot(number) for number in range(count)]
+        self._cache = cache
+        self._keeps_prefixes = keeps_prefixes
+        self._clock = 0
+
+    @property
+    def busy(self) -> list[Slot]:
+        return [slot for slot in self._slots if slot.sequence is not None]
+
+    @property
+    def free(self) -> list[Slot]:
+        return [slot for slot in self._slots if slot.sequence is None]
+
+    @property
+    def cells_in_use(self) -> int:
+        """Cells that running sequences hold or are about to fill; a shared cell counts once."""
+        return sum(max(slot.cached, slot.running.length) - slot.shared for slot in self.busy)
+
+    def seat(self, sequence: Sequence) -> Slot | None:
+        """Give ``sequence`` the best free slot. None when there is none, or no room for its tokens."""
+        free = self.free
+        if not free:
+            return None
+        source, length = self._best_prefix(sequence)
+        wanted = self.cells_in_use + sequence.length - length + 1
+        if len(free) < len(self._slots) and wanted > self._cache.cells:
+            return None
+        if source is not None and source.sequence is None and source.cached - length <= length:
+            slot, slot.shared = source, min(source.shared, length)
+            self._forget(slot, length)
+        else:
+            slot = min(free, key=lambda s: (s is source, s.used_at))
+            self._share(source, slot, length)
+        slot.sequence, slot.tokens = sequence, sequence.tokens
+        self._touch(slot)
+        return slot
+
+    def leave(self, slot: Slot) -> None:
+        """The sequence is done; its cached tokens stay."""
+        slot.tokens = slot.running.tokens[: slot.cached]
+        slot.sequence = None
+        self._touch(slot)
+
+    def empty(self, slot: Slot) -> None:
+        """Forget everything a slot holds."""
+        self._forget(slot, 0)
+
+    def evict(self) -> bool:
+        """Forget the idle slot that was used longest ago. False when no idle slot holds anything."""
+        held = [slot for slot in self.free if slot.cached]
+        if held:
+            self._forget(min(held, key=lambda slot: slot.used_at), 0)
+        return bool(held)
+
+    def restore(self, slots: Iterable[Slot]) -> None:
+        """After a failed decode: forget what it may have left beyond what we know to be cached."""
+        for slot in slots:
+            self._forget(slot, slot.cached)
+
+    def _best_prefix(self, sequence: Sequence) -> tuple[Slot | None, int]:
+        """The slot that shares most with ``sequence``. At least its last token is always computed anew."""
+        if not self._keeps_prefixes:
+            return None, 0
+
+        def measure(slot: Slot) -> tuple[int, bool]:
+            held = slot.tokens[: slot.cached]
+            return common_prefix(held, sequence.tokens[:-1]), slot.sequence is None
+
+        best = max(self._slots, key=measure)
+        length = measure(best)[0]
+        return (best, length) if length else (None, 0)
+
+    def _share(self, source: Slot | None, target: Slot, length: int) -> None:
+        if source is target:
+            self._forget(target, length)
+            return
+        self._forget(target, 0)
+        if source is not None:
+            self._cache.share(source.number, target.number, length)
+            target.cached = target.shared = length
+
+    def _forget(self, slot: Slot, length: int) -> None:
+        if not self._cache.keep(slot.number, length):
+            self._cache.keep(slot.number, 0)
+            length = 0
+        slot.cached, slot.shared = length, min(slot.shared, length)
+        slot.tokens = slot.tokens[:length] if slot.sequence is None else slot.tokens
+
+    def _touch(self, slot: Slot) -> None:
+        self._clock += 1
+        slot.used_at = self._clock
