@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
@@ -26,7 +27,8 @@ from sysfs_tree import MI300X, write_kfd_node, write_mi300x_cpx
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 FIT_FIELDS = {
-    *("fits", "weights_gib", "kv_bytes_per_token", "kv_gib", "overhead_gib", "budget_gib", "headroom_gib"),
+    *("fits", "model", "gpu", "mode", "tier", "precision", "context", "max_context"),
+    *("weights_gib", "kv_bytes_per_token", "kv_gib", "overhead_gib", "budget_gib", "headroom_gib"),
     *("max_concurrency", "shortfall_gib", "alternatives"),
 }
 
@@ -96,6 +98,9 @@ def test_fit_answers_the_three_questions() -> None:
     fits = json.loads(run("fit", LLAMA, *small, "--context", 32768, "-o", "json").stdout)
     assert set(fits) == FIT_FIELDS
     assert (fits["fits"], fits["max_concurrency"], fits["shortfall_gib"]) == (True, 1, 0)
+    assert (fits["model"], fits["gpu"], fits["mode"], fits["tier"]) == (LLAMA, "MI300X", "CPX/NPS4", "validated")
+    assert (fits["precision"], fits["context"]) == ("bf16", 32768)
+    assert fits["max_context"] >= 32768
     large = json.loads(run("fit", "deepseek-ai/DeepSeek-R1", "--gpu", "MI300X", "-o", "json", code=1).stdout)
     assert (large["fits"], large["max_concurrency"]) == (False, 0)
     assert large["shortfall_gib"] == pytest.approx(641.3 * 1.02 + 2.3 + 0.536 - 172.786, abs=0.01)
@@ -275,8 +280,9 @@ def test_fit_takes_the_size_of_a_device_whose_memory_mode_is_not_readable(tmp_pa
 
 
 def test_fit_says_aside_that_a_mode_is_not_possible() -> None:
-    found = run("fit", LLAMA, "--gpu", "MI300X", "--partition", "CPX/NPS2", "-o", "json")
+    found = run("fit", LLAMA, "--gpu", "MI300X", "--partition", "CPX/NPS2", "-o", "json", code=1)
     assert json.loads(found.stdout)["fits"]
+    assert json.loads(found.stdout)["tier"] == "unsupported"
     assert found.stderr == "MI300X CPX/NPS2 is unsupported on bare-metal: the answer is about memory alone\n"
     assert run("fit", LLAMA, "--gpu", "MI300X", "--partition", "CPX/NPS1").stderr == ""
 
@@ -287,3 +293,22 @@ def test_help_groups_the_verbs_by_what_they_are_about() -> None:
         text.index(f" {word} ") for word in ("Facts", "gpus", "node", "Profiles", "list", "Plans", "plan", "render")
     ]
     assert order == sorted(order)
+
+
+def test_version_is_the_package_s() -> None:
+    assert run("--version").stdout == f"aim-profile {version('aim-kserve')}\n"
+
+
+@pytest.mark.parametrize(
+    ("profile_id", "says"),
+    [
+        ("vllm-mi300x-bf16-tp9-latency", "tp9 is none of tp1, tp2"),
+        ("vllm-mi300x-fp7-tp1-latency", "fp7 is none of int4, int8"),
+        ("vllm-mi300x-cpx-nps3-bf16-tp1-latency", "nps3 is none of nps1, nps2"),
+        ("sglang-mi300x-bf16-tp1-latency", "sglang is none of vllm"),
+        ("vllm-mi300x-bf16-tp1-speed", "speed is none of latency"),
+        ("nonsense", "is not a profile id; write ENGINE-GPU"),
+    ],
+)
+def test_a_wrong_profile_id_says_which_part(profile_id: str, says: str) -> None:
+    assert says in refusal("show", f"{LLAMA}/{profile_id}")

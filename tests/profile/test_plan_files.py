@@ -54,7 +54,7 @@ def test_a_node_of_unknown_deployment_is_used_as_found():
     ("text", "field", "words"),
     [
         ("nodes: [{name: a, gpu: MI301X}]", "nodes[0].gpu", "MI300X"),
-        ("nodes: [{name: a, gpu: MI300X, cads: 2}]", "nodes[0].cads", "Extra inputs"),
+        ("nodes: [{name: a, gpu: MI300X, cads: 2}]", "nodes[0].cads", "did you mean cards?"),
         ("nodes: [{name: a, gpu: MI300X, cards: true}]", "nodes[0].cards", "integer"),
         ("nodes: [{name: a, gpu: MI300X, compute_partition: TPX}]", "nodes[0].partition", "SPX, DPX, QPX, CPX"),
         ("nodes: [{name: a, gpu: MI300X}, {name: a, gpu: MI300X}]", "name", "2 nodes"),

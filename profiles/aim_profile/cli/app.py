@@ -45,6 +45,23 @@ app = typer.Typer(
     "Exit codes: 0 it fits, or is equal; 1 it does not; 2 bad input.",
 )
 node_app = typer.Typer(invoke_without_command=True)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"aim-profile {version('aim-kserve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Print it.")] = False,
+) -> None:
+    pass
+
+
 app.add_typer(node_app, name="node", rich_help_panel=FACTS)
 
 

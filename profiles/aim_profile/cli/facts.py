@@ -255,7 +255,22 @@ def _each(values: Sequence[int | None]) -> str:
 
 
 FIT_FIELDS = (
-    *("fits", "weights_gib", "kv_bytes_per_token", "kv_gib", "overhead_gib", "budget_gib", "headroom_gib"),
+    *(
+        "fits",
+        "model",
+        "gpu",
+        "mode",
+        "tier",
+        "precision",
+        "context",
+        "max_context",
+        "weights_gib",
+        "kv_bytes_per_token",
+        "kv_gib",
+        "overhead_gib",
+        "budget_gib",
+        "headroom_gib",
+    ),
     *("max_concurrency", "shortfall_gib", "alternatives"),
 )
 
@@ -271,12 +286,17 @@ def fit(output: Output, model_reference: str, on: NamedDevice, **asked: Any) -> 
         many = f"{request.tp} x " if request.tp > 1 else ""
         what = f"({mode.tier} on {mode.deployment}): {mode.memory_mib} MiB, {mode.cus} CUs"
         where = f"{many}{mode.accelerator} {mode.label} {what}"
-        if mode.tier == "unsupported":
-            on_what = f"{mode.accelerator} {mode.label} is unsupported on {mode.deployment}"
-            print_note(f"{on_what}: the answer is about memory alone")
-    whole = sized.model_dump(mode="json", include=set(FIT_FIELDS))
+    unsupported = mode is not None and mode.tier == "unsupported"
+    if mode is not None and unsupported:
+        on_what = f"{mode.accelerator} {mode.label} is unsupported on {mode.deployment}"
+        print_note(f"{on_what}: the answer is about memory alone")
+    whole = sized.model_dump(mode="json") | {
+        "gpu": mode.accelerator if mode else None,
+        "mode": mode.label if mode else None,
+        "tier": mode.tier if mode else None,
+    }
     show(output, {key: whole[key] for key in FIT_FIELDS}, *_fit_blocks(sized, where))
-    return FITS if sized.fits else DOES_NOT_FIT
+    return FITS if sized.fits and not unsupported else DOES_NOT_FIT
 
 
 def _fit_blocks(sized: Fit | DoesNotFit, where: str) -> tuple[Facts | Table | str, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aim_profile.errors import AimProfileError
+from aim_profile.files.kinds import looks_like
 from aim_profile.files.read import parse_yaml, read_text
 from aim_profile.files.write import dump_all
 from aim_profile.gpus.catalog import Deployment
@@ -172,8 +173,7 @@ def _render_plan(made: Plan, target: Target, workloads: Path | None, storage_uri
 
 def is_plan(file: Path) -> bool:
     """By its keys: a plan that is wrong elsewhere is to be refused as a plan."""
-    raw = parse_yaml(read_text(file, PlanError), str(file), PlanError)
-    return isinstance(raw, dict) and "placements" in raw
+    return looks_like(parse_yaml(read_text(file, PlanError), str(file), PlanError)) == "plan"
 
 
 def storage_uris(given: Sequence[str]) -> dict[str, str]:

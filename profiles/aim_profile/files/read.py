@@ -1,7 +1,11 @@
-"""YAML that people write: read with limits, refused with the file, the key and the value."""
+"""YAML (and JSON, which is YAML) that people write: read with limits, refused with file, line, key and remedy.
+
+fleet.yaml:7: nodes[2].crads: unknown key; did you mean cards?
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +14,12 @@ from pydantic import BaseModel, ValidationError
 
 from aim_profile.errors import AimProfileError
 
+from .kinds import Kind, described, looks_like
+from .place import Place, did_you_mean, keys_at, line_of
+from .shape import ShapeError, check_shape
+
 _MAX_FILE_BYTES = 64 * 2**20
+# libyaml's parser where PyYAML was built with it: ten times as fast, and as safe.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -29,28 +38,79 @@ def read_text(file: Path, error: type[AimProfileError]) -> str:
 
 
 def parse_yaml(text: str, named: str, error: type[AimProfileError]) -> Any:
-    """Plain values of YAML (or JSON) text. Raises `error` naming `named`."""
+    """Plain values of YAML text. Raises `error` with file and line: not YAML, a key twice, too deep, too much of it."""
     try:
+        check_shape(text, _LOADER)
         return yaml.load(text, Loader=_LOADER)
+    except ShapeError as problem:
+        raise error(f"{named}:{problem.line}: {problem}", field=problem.field) from problem
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
-        raise error(f"{named}: not YAML: {problem}", field=named) from problem
+        mark = getattr(problem, "problem_mark", None)
+        where = f"{named}:{mark.line + 1}" if mark else named
+        why = " ".join(str(getattr(problem, "problem", None) or problem).split())
+        raise error(f"{where}: not YAML: {why}", field=named) from problem
 
 
-def check(model: type[Checked], raw: object, named: str, error: type[AimProfileError]) -> Checked:
-    """`raw` as `model`. Raises `error`: `named: workloads[3].precision: Input should be …`."""
+def parse_as(model: type[Checked], text: str, named: str, error: type[AimProfileError], kind: Kind) -> Checked:
+    """The text as a file of that kind. Raises `error`: `named:LINE: workloads[3].precision: Input should be …`."""
+    raw = parse_yaml(text, named, error)
+    check_kind(raw, kind, named, error)
+    return check(model, raw, named, error, text)
+
+
+def check_kind(raw: object, kind: Kind, named: str, error: type[AimProfileError]) -> None:
+    """Raises `error` where it is no mapping, or plainly a file of another kind: says which, and which is needed."""
+    if not isinstance(raw, Mapping):
+        found = "empty" if raw is None else f"a {type(raw).__name__}"
+        raise error(f"{named}: {found}, not a mapping: {described(kind)} is needed here", field=named)
+    found_kind = looks_like(raw)
+    if found_kind is not None and found_kind != kind:
+        raise error(
+            f"{named}: looks like {described(found_kind)}; {described(kind)} is needed here", field=named, value=named
+        )
+
+
+def check(
+    model: type[Checked],
+    raw: object,
+    named: str,
+    error: type[AimProfileError],
+    text: str | None = None,
+    inside: Place = (),
+) -> Checked:
+    """`raw` as `model`. text: the file `raw` was read from, for the line; inside: the keys under which it stands there.
+
+    Raises `error`: `named:LINE: nodes[2].gpu: …`.
+    """
     try:
         return model.model_validate(raw)
     except (ValidationError, RecursionError) as problem:
-        where, why, value = _first(problem)
-        raise error(f"{named}: {where}: {why}", field=where, value=value) from problem
+        place, why, value = _first(problem, model)
+        where = _dotted((*inside, *place))
+        found = located(named, text, (*inside, *place)) if text is not None and place else named
+        raise error(f"{found}: {where}: {why}", field=where, value=value) from problem
 
 
-def _first(problem: ValidationError | RecursionError) -> tuple[str, str, object]:
+def located(named: str, text: str, place: Place) -> str:
+    """`fleet.yaml:7`: the file and the line of the key at `place` of the (well-formed) text."""
+    return f"{named}:{line_of(text, place, _LOADER)}"
+
+
+def _first(problem: ValidationError | RecursionError, model: type[BaseModel]) -> tuple[Place, str, object]:
     if isinstance(problem, RecursionError):
-        return "file", "nested too deeply", None
-    first = problem.errors(include_url=False)[0]
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-    why, value = first["msg"].removeprefix("Value error, "), first["input"]
-    if isinstance(value, str | int | float) and first["type"] != "value_error":
+        return (), "nested too deeply", None
+    errors = problem.errors(include_url=False, include_context=False)
+    # An unknown key first: what else is wrong is mostly its doing (`nmae` unknown, `name` missing).
+    first = next((item for item in errors if item["type"] == "extra_forbidden"), errors[0])
+    place, value = first["loc"], first["input"]
+    if first["type"] == "extra_forbidden":
+        return place, f"unknown key; {did_you_mean(str(place[-1]), keys_at(model, place[:-1]))}", value
+    why = first["msg"].removeprefix("Value error, ")
+    if isinstance(value, str | int | float) and str(value) not in why:
         why += f" (got {value!r:.80})"
-    return where or "file", why, value
+    return place, why, value
+
+
+def _dotted(place: Place) -> str:
+    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return parts.lstrip(".") or "file"

@@ -19,10 +19,10 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aim_profile.errors import CatalogError, GpuError, PartitionError
+from aim_profile.files.read import parse_yaml
 
 from .modes import (
     COMPUTE_MODES,
@@ -251,12 +251,12 @@ def catalog() -> Mapping[str, Accelerator]:
 
 def _load(text: str, file_name: str) -> Accelerator:
     try:
-        raw = yaml.safe_load(text)
+        raw = parse_yaml(text, f"catalogue file {file_name}", CatalogError)
         sources: dict[str, str] = raw.pop("sources")
         raw["provenance"] = {key: _resolve(given, sources) for key, given in raw["provenance"].items()}
         raw["modes_known"] = [_mode_facts(given.pop("mode"), given, sources) for given in raw.pop("modes")]
         return Accelerator.model_validate(raw)
-    except (KeyError, TypeError, AttributeError, yaml.YAMLError, ValidationError) as problem:
+    except (KeyError, TypeError, AttributeError, ValidationError) as problem:
         raise CatalogError(f"catalogue file {file_name}: {problem}", field=file_name) from problem
 
 

@@ -9,10 +9,10 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aim_profile.errors import CatalogError, UnknownModelError
+from aim_profile.files.read import parse_yaml
 from aim_profile.gpus.catalog import Confidence
 from aim_profile.units import GIB
 
@@ -79,11 +79,11 @@ def _catalog() -> _Catalog:
 
 def _read(name: str, text: str, refused: dict[str, Refused]) -> list[ModelFacts]:
     try:
-        raw: dict[str, Any] = yaml.safe_load(text)
+        raw: dict[str, Any] = parse_yaml(text, f"catalogue file {name}", CatalogError)
         for wrong in raw.get("refused", []):
             refused[wrong["id"]] = Refused(**wrong)
         return [_Entry.model_validate(given).facts() for given in raw["models"]]
-    except (KeyError, TypeError, AttributeError, yaml.YAMLError, ValidationError) as problem:
+    except (KeyError, TypeError, AttributeError, ValidationError) as problem:
         raise CatalogError(f"catalogue file {name}: {problem}", field=name) from problem
 
 

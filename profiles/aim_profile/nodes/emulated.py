@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from aim_profile.errors import AimProfileError, NodeError
+from aim_profile.files.read import check, check_kind, located, parse_yaml, read_text
 from aim_profile.gpus.catalog import Deployment, by_name
 
 from .facts import Card, Node, Partition
 
-_VERSION = 1
-_MAX_FILE_BYTES = 64 * 2**20
-_SHORT_FORM = {"version", "name", "gpu", "cards", "partition", "deployment"}
+_VERSION: Literal[1] = 1
+
+
+class _Exported(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1]
+    node: Node
+
+
+class _Short(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1]
+    name: str = "node"
+    gpu: str
+    cards: Annotated[int, Field(strict=True, ge=1, le=64)] = 8
+    partition: str = "SPX/NPS1"
+    deployment: Deployment = "bare-metal"
 
 
 def export_node(node: Node) -> str:
@@ -39,30 +56,26 @@ def load_emulated(file: Path) -> Node:
 
     Raises NodeError naming the file, the field and the remedy.
     """
-    try:
-        if file.stat().st_size > _MAX_FILE_BYTES:
-            raise _bad(file, "larger than any emulation file")
-        return parse_emulated(file.read_text(encoding="utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as problem:
-        raise _bad(file, str(problem)) from problem
+    return parse_emulated(read_text(file, NodeError), str(file))
 
 
 def parse_emulated(text: str, named: str = "node") -> Node:
     """The same from text; `named` stands in errors for the file."""
+    raw = parse_yaml(text, named, NodeError)
+    check_kind(raw, "emulation file", named, NodeError)
+    if "node" in raw:
+        return check(_Exported, raw, named, NodeError, text).node
+    short = check(_Short, raw, named, NodeError, text)
     try:
-        raw: Any = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as problem:
-        raise _bad(named, f"not YAML: {problem}") from problem
-    if not isinstance(raw, dict) or raw.get("version") != _VERSION:
-        raise _bad(named, f"must be a mapping with version: {_VERSION}")
-    if "node" not in raw:
-        return _short(raw, named)
-    if set(raw) != {"version", "node"}:
-        raise _bad(named, f"unknown keys: {', '.join(sorted(map(str, set(raw) - {'version', 'node'})))}")
-    try:
-        return Node.model_validate(raw["node"])
-    except (ValidationError, RecursionError) as problem:
-        raise _bad(named, _first_error(problem)) from problem
+        return emulate(short.gpu, short.cards, short.partition, short.deployment, short.name)
+    except AimProfileError as problem:
+        at_line = located(named, text, (problem.field,))
+        raise NodeError(
+            f"{at_line}: {problem.field}: {problem.problem}",
+            field=problem.field,
+            value=problem.value,
+            remedy=problem.remedy,
+        ) from problem
 
 
 def emulate(
@@ -102,31 +115,3 @@ def emulate(
         for index in range(cards)
     )
     return Node(name=name, deployment=deployment, backend="emulated", cards=built)
-
-
-def _short(raw: dict[str, Any], named: str) -> Node:
-    if unknown := sorted(map(str, set(raw) - _SHORT_FORM)):
-        raise _bad(named, f"unknown keys: {', '.join(unknown)}")
-    cards = raw.get("cards", 8)
-    if not isinstance(cards, int) or isinstance(cards, bool) or not 1 <= cards <= 64:
-        raise _bad(named, f"cards is {cards!r}, not a number from 1 to 64")
-    deployment = raw.get("deployment", "bare-metal")
-    if deployment not in ("bare-metal", "passthrough", "sr-iov"):
-        raise _bad(named, f"deployment {deployment!r} is none of bare-metal, passthrough, sr-iov")
-    try:
-        return emulate(
-            str(raw.get("gpu")), cards, str(raw.get("partition", "SPX/NPS1")), deployment, str(raw.get("name", "node"))
-        )
-    except AimProfileError as problem:
-        raise _bad(named, str(problem)) from problem
-
-
-def _first_error(problem: Exception) -> str:
-    if not isinstance(problem, ValidationError):
-        return str(problem)
-    first = problem.errors(include_url=False)[0]
-    return f"node.{'.'.join(map(str, first['loc']))}: {first['msg']} (got {first['input']!r:.80})"
-
-
-def _bad(file: object, problem: str) -> NodeError:
-    return NodeError(f"{file}: {problem}", field=str(file), remedy="`aim-profile node export` writes such a file")

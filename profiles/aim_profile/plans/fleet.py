@@ -18,7 +18,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aim_profile.errors import AimProfileError
-from aim_profile.files.read import check, parse_yaml, read_text
+from aim_profile.files.kinds import looks_like
+from aim_profile.files.read import check, check_kind, located, parse_yaml, read_text
 from aim_profile.gpus.catalog import TIERS, Accelerator, Compute, Deployment, Memory, PartitionMode, Tier, by_name
 from aim_profile.nodes.emulated import load_emulated, parse_emulated
 from aim_profile.nodes.facts import Card, Node
@@ -141,17 +142,19 @@ def load_fleet(file: Path) -> Fleet:
 def parse_fleet(text: str, named: str = "fleet", folder: Path | None = None) -> Fleet:
     """The same from text; node files are looked for in `folder`."""
     raw = parse_yaml(text, named, FleetError)
-    if isinstance(raw, dict) and "nodes" not in raw and ("node" in raw or "gpu" in raw):
+    if looks_like(raw) == "emulation file":
         return fleet_of([parse_emulated(text, named)])
-    entries = check(FleetFile, raw, named, FleetError).nodes
+    check_kind(raw, "fleet file", named, FleetError)
+    entries = check(FleetFile, raw, named, FleetError, text).nodes
     nodes: list[FleetNode] = []
     for at, entry in enumerate(entries):
         try:
             nodes += _nodes(entry, folder or Path())
         except AimProfileError as problem:
-            where = f"nodes[{at}].{'file' if entry.file else problem.field}"
+            key = "file" if entry.file else problem.field
+            where, at_line = f"nodes[{at}].{key}", located(named, text, ("nodes", at, key))
             raise FleetError(
-                f"{named}: {where}: {problem.problem}", field=where, value=problem.value, remedy=problem.remedy
+                f"{at_line}: {where}: {problem.problem}", field=where, value=problem.value, remedy=problem.remedy
             ) from problem
     return _checked(nodes, named)
 

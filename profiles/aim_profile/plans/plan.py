@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from aim_profile.errors import AimProfileError
-from aim_profile.files.read import check, parse_yaml, read_text
+from aim_profile.files.read import parse_as, read_text
 from aim_profile.gpus.catalog import Compute, Deployment, Memory, Tier, parse_partition
 
 from .workload import Kind, Priority, Slo
@@ -217,4 +217,4 @@ def load_plan(file: Path) -> Plan:
 
 def parse_plan(text: str, named: str = "plan") -> Plan:
     """The same from text; `named` stands in errors for the file."""
-    return check(Plan, parse_yaml(text, named, PlanError), named, PlanError)
+    return parse_as(Plan, text, named, PlanError, "plan")

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from aim_profile.files.read import check, check_kind, parse_yaml, read_text
 from aim_profile.files.write import dump, without_empty
 from aim_profile.gpus.catalog import Compute, Memory, by_name, catalog
 from aim_profile.models.facts import ModelFacts
@@ -23,12 +23,8 @@ from aim_profile.units import GIB, MIB
 from .profile import AIM_GPUS, AimPrecision, Metadata, PartitionUse, Priority, Profile, ProfileError
 
 Form = Literal["ours", "aim", "unified"]
-M = TypeVar("M", bound=BaseModel)
 FORMS: tuple[Form, ...] = get_args(Form)
 
-# libyaml's parser where PyYAML was built with it: ten times as fast, and as safe.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_MAX_FILE_BYTES = 2**20
 _AIM_KEYS = ("aim_id", "model_id", "metadata", "engine_args", "env_vars")
 # What the prototype asks beside the GPU is ours to choose: AIM's controller requests 4 CPUs and 32 GiB per GPU
 # (aim-engine@9223504); a device of ours is at most a GPU.
@@ -182,22 +178,15 @@ def read(text: str, named: str = "profile") -> Profile:
     """A profile in any of the forms; JSON is YAML. `named` stands in errors for the file. Raises ProfileError."""
     raw = _parsed(text, named)
     if "gpu_sharing" in raw and "variant_id" in raw:
-        return _from_unified(_validated(Unified, raw, named), named)
+        return _from_unified(check(Unified, raw, named, ProfileError, text), text, named)
     # `env_vars:` with nothing behind it is an empty mapping to whoever wrote it.
     empty: dict[str, Any] = {key: {} for key in ("engine_args", "env_vars") if key in raw and raw[key] is None}
-    return _validated(Profile, raw | empty, named)
+    return check(Profile, raw | empty, named, ProfileError, text)
 
 
 def read_file(file: Path) -> Profile:
     """The same from a file. Raises ProfileError naming it."""
-    try:
-        if file.stat().st_size > _MAX_FILE_BYTES:
-            raise ProfileError(f"{file}: larger than any profile", field=str(file))
-        return read(file.read_text(encoding="utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ProfileError(
-            f"{file}: {problem}", field=str(file), remedy="name a profile's YAML or JSON file"
-        ) from problem
+    return read(read_text(file, ProfileError), str(file))
 
 
 def form_of(text: str) -> Form:
@@ -209,45 +198,18 @@ def form_of(text: str) -> Form:
 
 
 def _parsed(text: str, named: str) -> dict[str, Any]:
-    try:
-        raw = yaml.load(text, Loader=_LOADER)
-    except (yaml.YAMLError, ValueError, RecursionError) as problem:
-        raise ProfileError(f"{named}: not YAML: {' '.join(str(problem).split())}", field=named) from problem
-    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-        raise ProfileError(
-            f"{named}: a profile is a mapping, this is {type(raw).__name__}",
-            field=named,
-            remedy="`aim-profile export` writes one",
-        )
-    return raw
+    raw = parse_yaml(text, named, ProfileError)
+    check_kind(raw, "profile", named, ProfileError)
+    if not all(isinstance(key, str) for key in raw):
+        raise ProfileError(f"{named}: a key is no word", field=named, remedy="`aim-profile export` writes one")
+    return raw  # type: ignore[no-any-return]  # YAML's own values
 
 
-def _validated(kind: type[M], raw: dict[str, Any], named: str) -> M:
-    try:
-        return kind.model_validate(raw)
-    except (ValidationError, RecursionError) as problem:
-        raise ProfileError(f"{named}: {one_line(problem, kind)}", field=named) from problem
-
-
-def one_line(problem: Exception, kind: type[BaseModel]) -> str:
-    """The first thing pydantic found, as `field: what is wrong (got value)`."""
-    if not isinstance(problem, ValidationError):
-        return str(problem)
-    first = problem.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "profile"
-    if first["type"] == "extra_forbidden":
-        known = f"; the keys of a profile are {', '.join(kind.model_fields)}" if len(first["loc"]) == 1 else ""
-        return f"{where}: unknown key{known or ', remove it or correct its spelling'}"
-    message = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] == "missing" or not first["loc"] else f" (got {first['input']!r:.80})"
-    return f"{where}: {message}{got}"
-
-
-def _from_unified(unified: Unified, named: str) -> Profile:
+def _from_unified(unified: Unified, text: str, named: str) -> Profile:
     """Ours stands whole under metadata.profile; the prototype's own files name no GPU, so none is invented."""
     held = unified.metadata.get("profile")
     if isinstance(held, dict):
-        return _validated(Profile, held, f"{named}: metadata.profile")
+        return check(Profile, held, named, ProfileError, text, inside=("metadata", "profile"))
     sharing, resources = unified.gpu_sharing, unified.resource_requirements
     gpu = unified.metadata.get("gpu")
     raw = {
@@ -271,7 +233,7 @@ def _from_unified(unified: Unified, named: str) -> Profile:
             ]
         },
     }
-    return _validated(Profile, raw, named)
+    return check(Profile, raw, named, ProfileError)
 
 
 def _unsaid(field: str, value: object, why: str) -> ProfileError:

@@ -17,7 +17,18 @@ from typing import Literal, NamedTuple, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from aim_profile.errors import AimProfileError
-from aim_profile.gpus.catalog import Accelerator, Compute, Deployment, Memory, PartitionMode, Tier, by_name, catalog
+from aim_profile.gpus.catalog import (
+    COMPUTE_MODES,
+    MEMORY_MODES,
+    Accelerator,
+    Compute,
+    Deployment,
+    Memory,
+    PartitionMode,
+    Tier,
+    by_name,
+    catalog,
+)
 from aim_profile.models.facts import Precision
 from aim_profile.nodes.facts import AllocMode
 
@@ -247,7 +258,7 @@ def parse_id(text: str) -> ProfileId:
     found = _ID.fullmatch(text)
     if found is None:
         raise ProfileError(
-            f"profile: {text!r} is not a profile id",
+            f"profile: {text!r} is not a profile id{_wrong_part(text)}",
             field="profile",
             value=text,
             remedy="write ENGINE-GPU[-COMPUTE-MEMORY]-PRECISION-tpN-METRIC, "
@@ -262,6 +273,21 @@ def parse_id(text: str) -> ProfileId:
         gpu_count=int(found["count"]),
         metric=found["metric"],  # type: ignore[arg-type]
     )
+
+
+def _wrong_part(text: str) -> str:
+    """`: tp9 is none of tp1 … tp8`, where the rest has an id's form."""
+    loose = re.fullmatch(r"(\w+)-([a-z0-9]+)(?:-([a-z]+)-([a-z]+\d+))?-(?:mx)?([a-z0-9]+)-(tp\d+)-(\w+)", text)
+    if loose is None:
+        return ""
+    engine, _, compute, memory, precision, count, metric = loose.groups()
+    known = (
+        *((engine, ENGINES), (compute, [mode.lower() for mode in COMPUTE_MODES])),
+        *((memory, [mode.lower() for mode in MEMORY_MODES]), (precision, PRECISIONS)),
+        *((count, [f"tp{number}" for number in range(1, 9)]), (metric, METRICS)),
+    )
+    wrong = next(((part, words) for part, words in known if part is not None and part not in words), None)
+    return f": {wrong[0]} is none of {', '.join(wrong[1])}" if wrong else ""
 
 
 def parse_reference(text: str) -> tuple[str, ProfileId]:
