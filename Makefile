@@ -34,7 +34,7 @@ LOCAL = $(BIN)/python -m aim_runtime.local --model_name $(MODEL_NAME) --model_di
 	--http_port $(HTTP_PORT) --grpc_port $(GRPC_PORT) \
 	--runtime_http_port $(RUNTIME_HTTP_PORT) --runtime_grpc_port $(RUNTIME_GRPC_PORT) $(if $(POLICY),--policy $(POLICY))
 
-.PHONY: help run demo test check format bench vllm model system-deps lock clean distclean
+.PHONY: help run demo test coverage check format bench vllm model system-deps lock clean distclean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -49,6 +49,13 @@ demo: $(BIN)/.serving $(MODEL) ## the same, asks four questions and exits: harml
 
 test: $(BIN)/.dev $(MODEL) ## all tests; what a missing part makes skip is named (NO_SKIPS=1: a skip fails)
 	$(BIN)/python -m pytest -q -rs $(PYTEST_ARGS)
+
+coverage: $(BIN)/.dev $(MODEL) ## lines that the tests run, servers in their own processes too: 90 % or more, the gaps named
+	@mkdir -p .run/coverage && rm -f .run/coverage/*
+	if [ -e $(VLLM_BIN)/.installed ]; then $(VLLM_BIN)/python $(INSTALL) coverage; fi
+	$(BIN)/python -m coverage run -m pytest -q -rs $(PYTEST_ARGS)
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report
 
 check: $(BIN)/.dev ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
