@@ -14,11 +14,14 @@ from aim_profile.cli.profiles import LISTED_PRECISIONS, listed, schema_of
 from aim_profile.gpus.catalog import PartitionMode, by_name, catalog
 from aim_profile.models.facts import ModelFacts
 from aim_profile.models.known import by_id, known_ids
+from aim_profile.plans.search.jobs import request_of
+from aim_profile.plans.workload import parse_workloads
 from aim_profile.serving.check import check
 from aim_profile.serving.derive import NoSuchProfileError, Refusal, Wanted, derive, derive_from_id
 from aim_profile.serving.engine_args import share_of
 from aim_profile.serving.files import read, write
-from aim_profile.serving.profile import AIM_GPUS, FineTuning, Profile, ProfileError, parse_reference
+from aim_profile.serving.profile import AIM_GPUS, FineTuning, Metric, Profile, ProfileError, parse_reference
+from aim_profile.sizing.fit import STEP_TOKENS, fit
 from aim_profile.units import GIB
 
 LLAMA = by_id("meta-llama/Llama-3.1-8B-Instruct")
@@ -242,6 +245,51 @@ def test_metrics_differ_in_the_tokens_of_a_step() -> None:
     latency = profile_of(LLAMA, mode("SPX/NPS1"), metric="latency").engine_args["max-num-batched-tokens"]
     throughput = profile_of(LLAMA, mode("SPX/NPS1"), metric="throughput").engine_args["max-num-batched-tokens"]
     assert (latency, throughput) == (2048, 8192)
+
+
+@pytest.mark.parametrize("metric", ["latency", "throughput"])
+def test_the_cache_is_sized_for_the_tokens_of_the_step_that_is_set(metric: Metric) -> None:
+    gemma, device = by_id("google/gemma-3-27b-it"), mode("QPX/NPS1")
+    found = profile_of(gemma, device, metric=metric, precision="int4", context=32768)
+    step = found.engine_args["max-num-batched-tokens"]
+    assert step == STEP_TOKENS[metric]
+    sized = fit(gemma, device.memory_bytes, precision="int4", context=32768, max_num_batched_tokens=step)
+    assert found.engine_args["max-num-seqs"] == sized.max_concurrency
+    assert check(found) == [finding for finding in check(found) if finding.level == "note"]
+    workload = parse_workloads(
+        f"workloads: [{{name: a, model: {gemma.id}, precision: int4, context: 32768, slo: {metric}}}]"
+    ).workloads[0]
+    assert request_of(workload, 1).max_num_batched_tokens == step
+
+
+def test_check_sizes_with_the_profiles_own_step() -> None:
+    gemma = by_id("google/gemma-3-27b-it")
+    found = profile_of(gemma, mode("CPX/NPS2", "MI355X"), metric="latency", precision="int4", context=32768)
+    assert not [finding for finding in check(found) if finding.level == "error"]
+    wider = found.model_copy(update={"engine_args": {**found.engine_args, "max-num-batched-tokens": 8192}})
+    assert [(finding.level, finding.field) for finding in check(wider)] == [("note", "engine_args.max-num-seqs")]
+    widest = found.model_copy(update={"engine_args": {**found.engine_args, "max-num-batched-tokens": 65536}})
+    assert [(finding.level, finding.field) for finding in check(widest)] == [("error", "engine_args")]
+    garbled = found.model_copy(update={"engine_args": {**found.engine_args, "max-num-batched-tokens": 0}})
+    assert [finding.field for finding in check(garbled)] == ["max_num_batched_tokens"]
+
+
+def test_a_context_beyond_the_models_own_limit_is_an_error_unless_it_was_lengthened() -> None:
+    found = profile_of(by_id("Qwen/Qwen3-8B"), mode("SPX/NPS1"))
+    asked = {"max-model-len": 131072, "max-num-seqs": 1}
+    long = found.model_copy(update={"engine_args": {**found.engine_args, **asked}})
+    (finding,) = check(long)
+    assert (finding.level, finding.field) == ("error", "engine_args.max-model-len")
+    assert "40960 positions" in finding.problem
+    scaled = {**long.engine_args, "hf-overrides": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}}
+    assert [f.level for f in check(long.model_copy(update={"engine_args": scaled}))] == ["note"]
+    other = long.model_copy(update={"model_id": "somebody/Qwen3-8B-128k"})
+    assert [f.level for f in check(other)] == ["note"]
+
+
+def test_a_short_model_gets_its_own_limit_as_context() -> None:
+    found = profile_of(by_id("TinyLlama/TinyLlama-1.1B-Chat-v1.0"), mode("CPX/NPS4"))
+    assert found.engine_args["max-model-len"] == 2048
 
 
 def test_a_reference_without_a_profile_is_an_answer_a_wrong_one_an_error() -> None:

@@ -377,6 +377,42 @@ def test_which_layers_slide(tmp_path: Path, config: dict[str, Any], layers: list
 
 
 @pytest.mark.parametrize(
+    ("more", "limit", "stated"),
+    [
+        ({}, 4096, None),
+        ({"rope_scaling": None}, 4096, None),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, 4096, None),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}},
+            4096,
+            "rope scaling yarn, factor 4 of 1024",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 512}},
+            4096,
+            "rope scaling llama3, factor 8 of 512",
+        ),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2}}, 4096, "rope scaling linear, factor 2"),
+        ({"rope_scaling": "yarn"}, 4096, None),
+        ({"model_max_length": 131072}, 131072, None),
+        ({"max_position_embeddings": None}, None, None),
+    ],
+)
+def test_the_context_limit_and_rope_scaling_come_from_config_json(
+    tmp_path: Path, more: dict[str, Any], limit: int | None, stated: str | None
+):
+    facts = load_model(write_config(tmp_path / "m", {**TINY, **more}))
+    assert (facts.max_positions, facts.rope_scaling) == (limit, stated)
+    answer = fit(facts, 24 * GIB, context=limit or 1_000_000)
+    assert answer.context_limit == limit
+    assert any("limit unknown" in note for note in answer.notes) == (limit is None)
+    assert stated is None or any(stated in note for note in answer.notes)
+    if limit:
+        with pytest.raises(SizingError, match=f"more than the {limit} positions"):
+            fit(facts, 24 * GIB, context=limit + 1)
+
+
+@pytest.mark.parametrize(
     ("config", "missing"),
     [
         ({**TINY, "model_type": "mamba2"}, "cache layout of architecture 'mamba2' is not established"),

@@ -233,6 +233,58 @@ def test_cross_attention_layers_hold_the_images_tokens_not_the_texts():
     assert with_image - text_only == 8 * 4096 * 6400
 
 
+def vllm_kv_bytes(group: Attention, context: int, step: int, block_bytes: int) -> int:
+    """max_memory_usage_bytes of vLLM's KV cache specs, one layer (vllm/v1/kv_cache_interface.py), spelled as there."""
+    cdiv = lambda tokens: -(-tokens // KV_BLOCK_TOKENS)  # noqa: E731
+    if group.kind == "full":
+        return cdiv(context) * block_bytes
+    assert group.window is not None
+    if group.kind == "chunked":
+        return cdiv(min(group.window + step, context)) * block_bytes
+    return (cdiv(min(group.window - 1 + step, context)) + 1) * block_bytes
+
+
+@pytest.mark.parametrize(
+    ("model_id", "step", "gib"),
+    [
+        ("google/gemma-3-27b-it", 2048, 3.725),
+        ("google/gemma-3-27b-it", 8192, 6.163),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", 2048, 2.906),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", 8192, 3.75),
+    ],
+)
+def test_windowed_layers_hold_the_step_beside_their_window(model_id: str, step: int, gib: float):
+    model = by_id(model_id)
+    assert model.shape is not None
+    answer = fit(model, 288 * GIB, precision="int4", context=32768, max_num_batched_tokens=step)
+    assert (answer.kv_gib, answer.max_num_batched_tokens) == (gib, step)
+    per_layer = kv_bytes_per_token(model) // model.shape.layers * KV_BLOCK_TOKENS
+    told = sum(group.layers * vllm_kv_bytes(group, 32768, step, per_layer) for group in model.shape.attention)
+    assert demand(model, make_request(context=32768, max_num_batched_tokens=step)).kv_per_sequence == told
+
+
+@pytest.mark.parametrize(("step", "short_gib"), [(2048, 0.788), (8192, 3.226)])
+def test_gemma_27b_int4_at_32k_does_not_fit_a_cpx_partition(step: int, short_gib: float):
+    device = by_name("MI300X").mode("CPX/NPS4").memory_bytes
+    gemma = by_id("google/gemma-3-27b-it")
+    answer = fit(gemma, device, precision="int4", context=32768, max_num_batched_tokens=step)
+    assert isinstance(answer, DoesNotFit)
+    assert answer.shortfall_gib == short_gib
+
+
+@given(st.integers(1, 200_000), st.integers(1, 20_000), st.integers(1, 8192), st.sampled_from(["sliding", "chunked"]))
+def test_a_windowed_layer_never_holds_more_than_a_full_one_and_a_block(context: int, step: int, window: int, kind: str):
+    assert LLAMA.shape is not None
+    windowed = Attention.model_validate({"kind": kind, "layers": 32, "window": window})
+    shape = LLAMA.shape.model_copy(update={"attention": (windowed,)})
+    model = LLAMA.model_copy(update={"shape": shape, "id": "windowed", "source": repr(shape)})
+    held = kv_bytes_per_sequence(model, context, max_num_batched_tokens=step)
+    full = kv_bytes_per_sequence(LLAMA, context, max_num_batched_tokens=step)
+    assert held <= full + 131072 * KV_BLOCK_TOKENS
+    assert held == 32 * vllm_kv_bytes(windowed, context, step, 131072 * KV_BLOCK_TOKENS // 32)
+    assert held >= kv_bytes_per_sequence(model, context)  # the window alone, without a step
+
+
 def test_adapters_cost_rank_times_widths():
     per_layer = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)
     assert lora_bytes(LLAMA, slots=2, rank=16) == 2 * 16 * 32 * per_layer * 2
@@ -262,6 +314,45 @@ def test_a_context_beyond_the_models_own_is_refused():
     with pytest.raises(SizingError, match="more than the 4096 positions"):
         fit(short, 24 * GIB, context=8192)
     assert fit(short, 24 * GIB, context=4096).max_context == 4096
+
+
+def test_the_catalogue_knows_how_long_a_context_each_model_was_made_for():
+    limits = {model_id: by_id(model_id).max_positions for model_id in known_ids()}
+    assert {model_id for model_id, limit in limits.items() if limit is None} == {
+        "CohereForAI/aya-expanse-32b",
+        "OdiaGenAI-LLM/qwen_1.5_odia_7b",
+    }
+    assert all((by_id(m).max_positions_source is None) == (limit is None) for m, limit in limits.items())
+    sourced = {
+        "Qwen/Qwen3-8B": 40960,
+        "Qwen/Qwen2.5-0.5B-Instruct": 32768,
+        "deepseek-ai/DeepSeek-R1": 163840,
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct": 10485760,
+        "google/gemma-3-1b-it": 32768,
+        "mistralai/Mixtral-8x7B-v0.1": 32768,
+        "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 2048,
+    }
+    assert {model_id: limits[model_id] for model_id in sourced} == sourced
+
+
+def test_a_context_beyond_the_catalogues_limit_is_refused_however_large_the_card():
+    with pytest.raises(SizingError, match="context 1000000 is more than the 40960 positions") as refused:
+        fit(by_id("Qwen/Qwen3-8B"), 288 * GIB, context=1_000_000)
+    assert (refused.value.field, refused.value.value) == ("context", 1_000_000)
+    assert "at most 40960" in refused.value.remedy
+    assert "rope scaling" in refused.value.remedy
+    answer = fit(by_id("Qwen/Qwen3-8B"), 288 * GIB, context=40_960)
+    assert (answer.max_context, answer.context_limit) == (40_960, 40_960)
+
+
+def test_rope_scaling_is_stated_and_an_unknown_limit_said():
+    deepseek = fit(by_id("deepseek-ai/DeepSeek-R1"), 288 * GIB)
+    assert any("163840" in note and "yarn, factor 40 of 4096" in note for note in deepseek.notes)
+    plain = fit(by_id("Qwen/Qwen3-8B"), 288 * GIB)
+    assert not any("rope" in note for note in plain.notes)
+    unknown = fit(LLAMA.model_copy(update={"max_positions": None}), 288 * GIB, context=1_000_000)
+    assert unknown.context_limit is None
+    assert any("limit unknown" in note for note in unknown.notes)
 
 
 @st.composite

@@ -69,7 +69,7 @@ def test_a_fit_needs_no_alternatives():
 def test_every_alternative_fits_when_sized_on_its_own(model_id: str, name: str):
     model, gpu = by_id(model_id), by_name(name)
     mode = gpu.modes()[-1]
-    request = make_request(context=32768, concurrency=8)
+    request = make_request(context=min(32768, model.max_positions or 32768), concurrency=8)
     answer = size_on(model, mode, gpu, request)
     assert answer.fits or answer.alternatives
     for option in answer.alternatives:
@@ -90,5 +90,5 @@ def test_every_alternative_fits_when_sized_on_its_own(model_id: str, name: str):
 def test_the_same_question_gets_the_same_answer(deployment: str):
     gpu = by_name("MI300X")
     mode = gpu.mode("SPX", deployment)  # type: ignore[arg-type]
-    request = make_request(precision="bf16", context=131072, concurrency=64)
+    request = make_request(precision="bf16", context=32768, concurrency=64)
     assert size_on(MIXTRAL, mode, gpu, request) == size_on(MIXTRAL, mode, gpu, request)

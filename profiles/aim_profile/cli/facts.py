@@ -10,8 +10,18 @@ from aim_profile.errors import AimProfileError
 from aim_profile.gpus.catalog import Accelerator, Deployment, PartitionMode, by_name, catalog
 from aim_profile.models.load import ModelFacts, by_id, known_ids, load_model
 from aim_profile.nodes.read import Card, Node, export_node
+from aim_profile.serving.profile import Metric
 from aim_profile.sizing.alternatives import size_on, size_on_bytes
-from aim_profile.sizing.fit import DoesNotFit, Fit, Option, kv_bytes_per_token, make_request, weight_bytes
+from aim_profile.sizing.fit import (
+    STEP_TOKENS,
+    DoesNotFit,
+    Fit,
+    Option,
+    default_context,
+    kv_bytes_per_token,
+    make_request,
+    weight_bytes,
+)
 from aim_profile.units import MIB, gib
 
 from .device import NamedDevice
@@ -275,9 +285,13 @@ FIT_FIELDS = (
 )
 
 
-def fit(output: Output, model_reference: str, on: NamedDevice, **asked: Any) -> int:
-    """Whether a model fits that device. asked: sizing.Request's fields."""
-    model, request = load_model(model_reference), make_request(**asked)
+def fit(
+    output: Output, model_reference: str, on: NamedDevice, context: int | None, metric: Metric, **asked: Any
+) -> int:
+    """Whether a model fits that device. asked: the other fields of sizing.Request."""
+    model = load_model(model_reference)
+    asked["max_num_batched_tokens"] = STEP_TOKENS[metric]
+    request = make_request(context=context or default_context(model), **asked)
     mode = on.mode
     if mode is None:
         sized, where = size_on_bytes(model, on.memory_bytes, request), f"a device of {on.memory_bytes // MIB} MiB"

@@ -38,7 +38,6 @@ PartitionOption = Annotated[
     str | None, typer.Option(help="COMPUTE/MEMORY, as in CPX/NPS4; the whole GPU when left out.")
 ]
 PrecisionOption = Annotated[Precision | None, typer.Option(help="Of the weights; the model's own when left out.")]
-ContextOption = Annotated[int, typer.Option(help="Tokens per sequence, prompt and answer.", min=1)]
 KvDtypeOption = Annotated[KvDtype, typer.Option(help="Of the KV cache.")]
 AllocModeOption = Annotated[
     AllocMode, typer.Option(help="CAPPING: a device reports its share; ALL: all of its memory partition.")

@@ -200,6 +200,29 @@ def latent_attention(config: Config) -> Mla | None:
     )
 
 
+def longest_context(config: Config) -> int | None:
+    """The longest context the model was made for, as vLLM reads it; None where the configuration does not say.
+
+    model_max_length goes first (Command R states its length there and a shorter max_position_embeddings). Rope
+    scaling is stated by `rope_scaling`, never multiplied in: published lengths already count it.
+    """
+    return config.integer("model_max_length") or config.integer("max_position_embeddings")
+
+
+def rope_scaling(config: Config) -> str | None:
+    """The scaling of rotary positions that the configuration states, in words; None where it states none."""
+    stated = config.text.get("rope_scaling") or config.text.get("rope_parameters")
+    if not isinstance(stated, dict):
+        return None
+    kind = stated.get("rope_type", stated.get("type"))
+    factor, original = stated.get("factor"), stated.get("original_max_position_embeddings")
+    if not isinstance(kind, str) or kind == "default" or (factor is None and original is None):
+        return None
+    by = f", factor {factor:g}" if isinstance(factor, int | float) else ""
+    of = f" of {original}" if isinstance(original, int) else ""
+    return f"rope scaling {kind}{by}{of}"
+
+
 def native_quantization(config: Config) -> str | None:
     """What quantization_config says the files hold: fp8, int8, int4, mxfp4, or the method's own name."""
     found = config.whole.get("quantization_config") or config.text.get("quantization_config")

@@ -97,7 +97,9 @@ class ModelFacts(_Frozen):
     linear_params / other_params: parameters that quantisation shrinks / that stay 16-bit (embeddings,
     lm_head, norms, routers, vision). file_bytes: exact size of the published weights at
     native_precision; bytes_by_dtype: the same by tensor dtype. from_files: read from files on disk, so
-    native_precision is what can be served. max_positions: max_position_embeddings, where sourced.
+    native_precision is what can be served. max_positions: the longest context the model was made for
+    (max_position_embeddings), None where unknown; max_positions_source: where that was read; rope_scaling: the
+    scaling of rotary positions that its configuration states and max_positions counts on, None: none is stated.
     """
 
     id: str
@@ -111,6 +113,8 @@ class ModelFacts(_Frozen):
     bytes_by_dtype: tuple[tuple[str, int], ...] = ()
     from_files: bool = False
     max_positions: int | None = None
+    max_positions_source: str | None = None
+    rope_scaling: str | None = None
     source: str
     confidence: Confidence
     notes: tuple[str, ...] = ()

@@ -106,7 +106,9 @@ def read_gguf(file: Path) -> ModelFacts:
         file_bytes=by_type.total(),
         bytes_by_dtype=tuple(sorted(by_type.items())),
         from_files=True,
-        max_positions=_number(metadata, f"{architecture}.context_length"),
+        max_positions=(longest := _number(metadata, f"{architecture}.context_length")),
+        max_positions_source=None if longest is None else str(file),
+        rope_scaling=_rope_scaling(metadata, architecture),
         source=str(file),
         confidence="documented",
         missing=missing,
@@ -179,6 +181,16 @@ def _latent(metadata: dict[str, Any], architecture: str) -> Mla | None:
     key, value = (_number(metadata, f"{name}_mla") or _number(metadata, name) or 0 for name in lengths)
     query_rank = _number(metadata, f"{architecture}.attention.q_lora_rank")
     return Mla(kv_rank=rank, rope_dim=rope, nope_dim=key - rope, value_dim=value, query_rank=query_rank)
+
+
+def _rope_scaling(metadata: dict[str, Any], architecture: str) -> str | None:
+    kind = metadata.get(f"{architecture}.rope.scaling.type")
+    if not isinstance(kind, str) or kind == "none":
+        return None
+    factor = metadata.get(f"{architecture}.rope.scaling.factor")
+    original = _number(metadata, f"{architecture}.rope.scaling.original_context_length")
+    by = f", factor {factor:g}" if isinstance(factor, int | float) else ""
+    return f"rope scaling {kind}{by}" + (f" of {original}" if original else "")
 
 
 def _number(metadata: dict[str, Any], key: str) -> int | None:

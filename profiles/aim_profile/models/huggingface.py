@@ -15,7 +15,15 @@ from pydantic import ValidationError
 
 from aim_profile.errors import ModelError
 
-from .config_fields import Config, attention_groups, experts, latent_attention, native_quantization
+from .config_fields import (
+    Config,
+    attention_groups,
+    experts,
+    latent_attention,
+    longest_context,
+    native_quantization,
+    rope_scaling,
+)
 from .facts import ModelFacts, Shape
 from .parameters import Parameters, count_parameters
 from .safetensors import Tensor, read_tensors
@@ -42,7 +50,9 @@ def read_directory(directory: Path) -> ModelFacts:
         id=str(directory),
         architecture=config.architecture,
         shape=shape,
-        max_positions=config.integer("max_position_embeddings"),
+        max_positions=(longest := longest_context(config)),
+        max_positions_source=None if longest is None else str(file),
+        rope_scaling=rope_scaling(config),
         source=str(file),
         confidence="documented",
         missing=missing,

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aim_profile.errors import CatalogError, UnknownModelError
 from aim_profile.files.read import parse_yaml
@@ -21,7 +21,10 @@ from .parameters import count_parameters
 
 
 class _Entry(BaseModel):
-    """One model as a catalogue file writes it. file_gib: size of the published files, where sourced."""
+    """One model as a catalogue file writes it. file_gib: size of the published files, where sourced.
+
+    max_positions comes with max_positions_source; rope_scaling as the published configuration states it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,10 +35,18 @@ class _Entry(BaseModel):
     confidence: Confidence
     shape: Shape | None = None
     total_params: int | None = None
-    max_positions: int | None = None
+    max_positions: int | None = Field(default=None, ge=1)
+    max_positions_source: str | None = Field(default=None, min_length=1)
+    rope_scaling: str | None = Field(default=None, min_length=1)
     file_gib: float | None = None
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _a_limit_has_a_source(self) -> Self:
+        if (self.max_positions is None) != (self.max_positions_source is None):
+            raise ValueError(f"{self.id}: max_positions and max_positions_source come together")
+        return self
 
     def facts(self) -> ModelFacts:
         parameters = count_parameters(self.architecture, self.shape) if self.shape else None

@@ -7,8 +7,10 @@ from typing import Literal, NamedTuple
 
 from aim_profile.errors import AimProfileError, SizingError
 from aim_profile.gpus.catalog import PartitionMode, by_name, catalog
+from aim_profile.models.facts import ModelFacts
 from aim_profile.models.known import by_id
-from aim_profile.sizing.fit import DEFAULT_UTILIZATION, Request, fit
+from aim_profile.sizing.fit import DEFAULT_UTILIZATION, Request, fit, make_request
+from aim_profile.units import GIB
 
 from .engine_args import share_of
 from .profile import Profile, devices_side_by_side, to_model_precision
@@ -59,11 +61,15 @@ def _memory(profile: Profile, mode: PartitionMode) -> Iterator[Finding]:
         return
     try:
         model = by_id(profile.aim_id)
-        sized = fit(model, _reported_bytes(profile, mode), _request(profile))
+        reported = _reported_bytes(profile, mode)
+        request = _request(profile, reported)
+        # Its own finding says what a context beyond the model's limit means; memory is sized all the same.
+        sized = fit(model.model_copy(update={"max_positions": None}), reported, request)
     except AimProfileError as unknown:
-        # Another checkpoint may have a precision or a context that the catalogue cannot know.
+        # Another checkpoint may have a precision that the catalogue cannot know.
         yield Finding("note", unknown.field if isinstance(unknown, SizingError) else "aim_id", f"not sized: {unknown}")
         return
+    yield from _length(profile, model, request.context)
     if not sized.fits:
         problem = (
             f"{sized.weights_gib} GiB of weights, {sized.overhead_gib} of overhead and {sized.kv_gib} of cache for one "
@@ -77,15 +83,27 @@ def _memory(profile: Profile, mode: PartitionMode) -> Iterator[Finding]:
         yield Finding("note", "engine_args.max-num-seqs", problem)
 
 
+def _length(profile: Profile, model: ModelFacts, context: int) -> Iterator[Finding]:
+    """vLLM refuses a context beyond the model's own limit; another checkpoint, or one told so, may go further."""
+    if model.max_positions is None or context <= model.max_positions:
+        return
+    lengthened = any(profile.engine_arg(name) for name in ("rope-scaling", "hf-overrides"))
+    lengthened |= profile.env_vars.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1"
+    refused = profile.model_id == profile.aim_id and not lengthened
+    problem = f"{context} is more than the {model.max_positions} positions {model.id} was made for"
+    yield Finding("error" if refused else "note", "engine_args.max-model-len", problem)
+
+
 def _reported_bytes(profile: Profile, mode: PartitionMode) -> int:
     alloc_mode = profile.partition.alloc_mode if profile.partition else "CAPPING"
     return share_of(by_name(mode.accelerator), mode, alloc_mode).reported_bytes
 
 
-def _request(profile: Profile) -> Request:
+def _request(profile: Profile, reported_bytes: int) -> Request:
     utilization, context = profile.engine_arg("gpu-memory-utilization"), profile.engine_arg("max-model-len")
+    step_tokens = profile.engine_arg("max-num-batched-tokens")
     slots = profile.finetuning
-    return Request(
+    return make_request(
         precision=to_model_precision(profile.metadata.precision),
         context=context if isinstance(context, int) else 8192,
         tp=max(1, profile.metadata.gpu_count),
@@ -93,4 +111,10 @@ def _request(profile: Profile) -> Request:
         utilization=float(utilization) if isinstance(utilization, int | float) else DEFAULT_UTILIZATION,
         lora_slots=slots.lora_slots if slots else 0,
         lora_rank=slots.lora_rank if slots else 16,
+        max_num_batched_tokens=step_tokens if isinstance(step_tokens, int) else _vllm_step_tokens(reported_bytes),
     )
+
+
+def _vllm_step_tokens(reported_bytes: int) -> int:
+    """Tokens vLLM's server takes into a step by default, by device memory (EngineArgs.get_batch_defaults, 0.32)."""
+    return 16384 if reported_bytes >= 160 * GIB else 8192 if reported_bytes >= 70 * GIB else 2048

@@ -11,7 +11,16 @@ from aim_profile.gpus.catalog import Accelerator, Deployment, PartitionMode, by_
 from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.models.known import by_id
 from aim_profile.nodes.facts import AllocMode
-from aim_profile.sizing.fit import DoesNotFit, KvDtype, Request, demand, fit
+from aim_profile.sizing.fit import (
+    STEP_TOKENS,
+    DoesNotFit,
+    KvDtype,
+    Request,
+    default_context,
+    demand,
+    fit,
+    limit_notes,
+)
 from aim_profile.units import gib
 
 from .engine_args import DeviceShare, engine_args, environment, share_of, weights_state
@@ -32,8 +41,6 @@ from .profile import (
     to_aim_precision,
     to_model_precision,
 )
-
-DEFAULT_CONTEXT = 8192
 
 
 class Wanted(BaseModel):
@@ -84,15 +91,15 @@ def derive(model: ModelFacts, mode: PartitionMode, wanted: Wanted | None = None)
     if refused := _not_computable(accelerator, precision, wanted):
         return refused
     share = share_of(accelerator, mode, wanted.alloc_mode, wanted.memory_limit_bytes)
-    context = min(wanted.context or DEFAULT_CONTEXT, model.max_positions or DEFAULT_CONTEXT)
     asked = Request(
         precision=precision,
-        context=wanted.context or context,
+        context=wanted.context or default_context(model),
         concurrency=wanted.concurrency or 1,
         kv_dtype=wanted.kv_dtype,
         utilization=share.utilization,
         lora_slots=wanted.finetuning.lora_slots if wanted.finetuning else 0,
         lora_rank=wanted.finetuning.lora_rank if wanted.finetuning else 16,
+        max_num_batched_tokens=STEP_TOKENS[wanted.metric],
     )
     found = _smallest(model, mode, share, asked, wanted.tensor_parallel)
     return found if isinstance(found, Refusal) else _build(model, accelerator, mode, share, found, wanted)
@@ -198,13 +205,9 @@ def _build(
         engine_args=engine_args(
             need,
             share,
-            precision=precision,
+            request,
             weights=weights,
-            metric=wanted.metric,
-            context=request.context,
             concurrency=wanted.concurrency or sized.concurrency,
-            tensor_parallel=request.tp,
-            kv_dtype=wanted.kv_dtype,
             finetuning=wanted.finetuning,
         ),
         env_vars=environment(accelerator, mode, request.tp),
@@ -252,8 +255,6 @@ def _notes(
         notes.append("vLLM quantises the published weights while loading: expect a slower start and some loss")
     if precision == "mxfp4" and not any(name == "mxfp4" for name in accelerator.matrix_formats):
         notes.append(f"{accelerator.gfx} has no mxfp4 matrix units: the weights are unpacked for every step")
-    if model.max_positions is None:
-        notes.append("the longest context this model was made for is not sourced: lower max-model-len if it is less")
     if unsure := accelerator.unverified:
         notes.append(f"not established for {accelerator.name}: {', '.join(unsure)}")
-    return (*notes, *model.notes)
+    return (*notes, *limit_notes(model), *model.notes)

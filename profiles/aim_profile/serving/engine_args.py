@@ -15,16 +15,14 @@ from pydantic import JsonValue
 from aim_profile.gpus.catalog import Accelerator, PartitionMode, memory_partitions
 from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.nodes.facts import AllocMode
-from aim_profile.sizing.fit import DEFAULT_UTILIZATION, Demand, KvDtype, budget_bytes
+from aim_profile.sizing.fit import DEFAULT_UTILIZATION, Demand, Request, budget_bytes
 from aim_profile.units import MIB
 
-from .profile import FineTuning, Metric, Weights
+from .profile import FineTuning, Weights
 
-# AIM's published profiles never admit more (max-num-seqs of all 144 profiles that set it, aim-build@2be2cf8).
+# AIM's published profiles never admit more (max-num-seqs of all 144 profiles that set it, aim-build@2be2cf8). Fewer
+# than the tokens of any step, which vLLM insists on.
 MOST_SEQUENCES = 512
-# vLLM's guidance for chunked prefill (docs, "Optimization and Tuning"): about 2048 tokens a step keeps
-# inter-token latency low, 8192 and more favour throughput.
-STEP_TOKENS: Mapping[Metric, int] = {"latency": 2048, "throughput": 8192}
 _DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp16": "float16"}
 _SIXTEEN_BIT = ("bf16", "fp16", "fp32")
 # gfx targets AMD's AITER kernels are built for; AIM's gfx90a profiles switch it off.
@@ -80,36 +78,34 @@ def weights_state(model: ModelFacts, precision: Precision, checkpoint: str | Non
 def engine_args(
     need: Demand,
     share: DeviceShare,
+    request: Request,
     *,
-    precision: Precision,
     weights: Weights,
-    metric: Metric,
-    context: int,
     concurrency: int,
-    tensor_parallel: int,
-    kv_dtype: KvDtype = "auto",
+    checkpoint_method: str | None = None,
     finetuning: FineTuning | None = None,
 ) -> dict[str, JsonValue]:
-    """vLLM's arguments, in the order a person would write them.
+    """vLLM's arguments, in the order a person would write them: those that `request` was sized with.
 
-    concurrency: sequences of `context` tokens that may run at once. In ALL mode the KV cache gets its bytes by
-    name (`kv-cache-memory-bytes`), because a fraction of what the device reports is profiled against memory that
+    concurrency: sequences of `request.context` tokens that may run at once; checkpoint_method: vLLM's name of how
+    the files were quantised, where it must be said. In ALL mode the KV cache gets its bytes by name
+    (`kv-cache-memory-bytes`), because a fraction of what the device reports is profiled against memory that
     siblings are using; the fraction still stands, since vLLM checks it against free memory when it starts.
     """
-    args: dict[str, JsonValue] = {"tensor-parallel-size": tensor_parallel}
-    if tensor_parallel > 1:
+    args: dict[str, JsonValue] = {"tensor-parallel-size": request.tp}
+    if request.tp > 1:
         args["distributed-executor-backend"] = "mp"
     args["gpu-memory-utilization"] = share.utilization
     if share.alloc_mode == "ALL":
         args["kv-cache-memory-bytes"] = share.budget_bytes - need.fixed
-    args["max-model-len"] = context
-    args["max-num-seqs"] = sequences = min(concurrency, MOST_SEQUENCES)
-    args["max-num-batched-tokens"] = max(STEP_TOKENS[metric], sequences)
-    if precision in _DTYPES:
-        args["dtype"] = _DTYPES[precision]
-    if weights == "quantised at load":
-        args["quantization"] = "fp8"
-    if kv_dtype == "fp8":
+    args["max-model-len"] = request.context
+    args["max-num-seqs"] = min(concurrency, MOST_SEQUENCES)
+    args["max-num-batched-tokens"] = request.max_num_batched_tokens
+    if request.precision in _DTYPES:
+        args["dtype"] = _DTYPES[request.precision]
+    if method := "fp8" if weights == "quantised at load" else checkpoint_method:
+        args["quantization"] = method
+    if request.kv_dtype == "fp8":
         args["kv-cache-dtype"] = "fp8"
     if finetuning is not None:
         args |= {"enable-lora": True, "max-loras": finetuning.lora_slots, "max-lora-rank": finetuning.lora_rank}

@@ -3,7 +3,8 @@
     budget = utilization * what the device reports
     fits  <=>  weights * 1.02 + runtime 2.3 GiB + LoRA slots + KV <= budget        (per tensor-parallel rank)
 
-Sources: the KV formulas are the models' own cache layouts as vLLM allocates them (blocks of 16 tokens);
+Sources: the KV formulas are the models' own cache layouts as vLLM allocates them (blocks of 16 tokens; windowed
+layers after SlidingWindowSpec and ChunkedLocalAttentionSpec, vllm-project/vllm@001cabc vllm/v1/kv_cache_interface.py);
 1.02 and 2.3 GiB (1.7 activation peak + 0.6 outside torch) are the planning constants of KAITO's
 estimator (kaito-project/kaito, model_catalog.yaml). They are estimates: an engine's own profiling run
 is the last word.
@@ -12,6 +13,7 @@ is the last word.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -38,6 +40,10 @@ KV_BLOCK_TOKENS = 16
 WEIGHT_OVERHEAD = 0.02
 RUNTIME_OVERHEAD_BYTES = int(2.3 * GIB)
 DEFAULT_UTILIZATION = 0.90
+DEFAULT_CONTEXT = 8192
+# max-num-batched-tokens of the profiles derived here. vLLM's guidance for chunked prefill (docs, "Optimization and
+# Tuning"): about 2048 tokens a step keeps inter-token latency low, 8192 and more favour throughput.
+STEP_TOKENS: Mapping[Literal["latency", "throughput"], int] = {"latency": 2048, "throughput": 8192}
 # Where neither the model nor the memory bounds the context (all layers windowed), report this much.
 CONTEXT_CEILING_TOKENS = 2**24
 
@@ -46,13 +52,14 @@ class Request(BaseModel):
     """What is asked of a model. context: tokens per sequence (prompt and answer); concurrency: sequences
     held at once; tp: tensor-parallel ranks, one per device; precision None: the model's own;
     encoder_tokens: image tokens a sequence keeps in cross-attention layers; lora_slots: adapters
-    resident at once, of rank lora_rank; utilization: share of the device the engine may take.
+    resident at once, of rank lora_rank; utilization: share of the device the engine may take;
+    max_num_batched_tokens: tokens the engine takes into one step, which windowed layers hold beside their window.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: Precision | None = None
-    context: int = Field(default=8192, ge=1, le=CONTEXT_CEILING_TOKENS)
+    context: int = Field(default=DEFAULT_CONTEXT, ge=1, le=CONTEXT_CEILING_TOKENS)
     concurrency: int = Field(default=1, ge=1, le=1_000_000)
     tp: int = Field(default=1, ge=1, le=1024)
     kv_dtype: KvDtype = "auto"
@@ -60,6 +67,7 @@ class Request(BaseModel):
     encoder_tokens: int = Field(default=0, ge=0, le=CONTEXT_CEILING_TOKENS)
     lora_slots: int = Field(default=0, ge=0, le=1024)
     lora_rank: int = Field(default=16, ge=1, le=512)
+    max_num_batched_tokens: int = Field(default=STEP_TOKENS["latency"], ge=1, le=CONTEXT_CEILING_TOKENS)
 
 
 class Option(BaseModel):
@@ -91,7 +99,8 @@ class Sizing(BaseModel):
     LoRA slots; kv_bytes_per_token: every self-attention layer, no window; kv_gib: what the requested
     sequences hold. headroom_gib = budget - need, negative when it does not fit; shortfall_gib =
     need - budget, 0 when it fits. max_concurrency: sequences of `context` tokens that fit; max_context:
-    tokens per sequence that fit at `concurrency`; both 0 where not even the weights fit.
+    tokens per sequence that fit at `concurrency`; both 0 where not even the weights fit. context_limit: the longest
+    context the model was made for, None: unknown, as `notes` then says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -113,6 +122,8 @@ class Sizing(BaseModel):
     shortfall_gib: float
     max_concurrency: int
     max_context: int
+    max_num_batched_tokens: int
+    context_limit: int | None
     alternatives: tuple[Option, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -194,16 +205,24 @@ def kv_bytes_per_token(model: ModelFacts, kv_dtype: KvDtype = "auto", tp: int = 
 
 
 def kv_bytes_per_sequence(
-    model: ModelFacts, context: int, *, kv_dtype: KvDtype = "auto", tp: int = 1, encoder_tokens: int = 0
+    model: ModelFacts,
+    context: int,
+    *,
+    kv_dtype: KvDtype = "auto",
+    tp: int = 1,
+    encoder_tokens: int = 0,
+    max_num_batched_tokens: int | None = None,
 ) -> int:
     """Bytes one sequence of `context` tokens holds on each rank, in blocks of 16 tokens.
 
-    Sliding and chunked layers hold at most their window; cross-attention layers hold encoder_tokens.
+    Sliding and chunked layers hold their window and the tokens of the step being computed, never more than `context`;
+    max_num_batched_tokens None: the window alone, as model papers count. Cross-attention layers hold encoder_tokens.
     """
     shape = _shape(model, tp)
-    per_layer = _bytes_per_token_and_layer(shape, kv_dtype, tp)
+    block_bytes = _bytes_per_token_and_layer(shape, kv_dtype, tp) * KV_BLOCK_TOKENS
     return sum(
-        group.layers * per_layer * _in_blocks(_tokens_held(group, context, encoder_tokens)) for group in shape.attention
+        group.layers * block_bytes * _blocks_held(group, context, encoder_tokens, max_num_batched_tokens)
+        for group in shape.attention
     )
 
 
@@ -272,9 +291,25 @@ def fit(model: ModelFacts, device_memory_bytes: int, request: Request | None = N
         "shortfall_gib": math.ceil(max(0, -spare) / GIB * 1000) / 1000,
         "max_concurrency": max(0, room // need.kv_per_sequence),
         "max_context": max_context(model, request, room),
-        "notes": (*model.notes, *_precision_note(model, request.precision)),
+        "max_num_batched_tokens": request.max_num_batched_tokens,
+        "context_limit": model.max_positions,
+        "notes": (*model.notes, *limit_notes(model), *_precision_note(model, request.precision)),
     }
     return Fit(**numbers) if spare >= 0 else DoesNotFit(**numbers)
+
+
+def default_context(model: ModelFacts) -> int:
+    """Tokens per sequence where nobody asks for a number: 8192, or what the model was made for, if that is less."""
+    return min(DEFAULT_CONTEXT, model.max_positions or DEFAULT_CONTEXT)
+
+
+def limit_notes(model: ModelFacts) -> tuple[str, ...]:
+    """What must be said of the longest context: that it is unknown, or which rope scaling it counts on."""
+    if model.max_positions is None:
+        return ("context limit unknown: the longest context this model was made for is not sourced",)
+    if model.rope_scaling is None:
+        return ()
+    return (f"the context limit of {model.max_positions} tokens is its configuration's, with {model.rope_scaling}",)
 
 
 def _precision_note(model: ModelFacts, precision: Precision | None) -> tuple[str, ...]:
@@ -298,7 +333,12 @@ def max_context(model: ModelFacts, request: Request, room_bytes: int) -> int:
 
 def _sequence(model: ModelFacts, request: Request, context: int) -> int:
     return kv_bytes_per_sequence(
-        model, context, kv_dtype=request.kv_dtype, tp=request.tp, encoder_tokens=request.encoder_tokens
+        model,
+        context,
+        kv_dtype=request.kv_dtype,
+        tp=request.tp,
+        encoder_tokens=request.encoder_tokens,
+        max_num_batched_tokens=request.max_num_batched_tokens,
     )
 
 
@@ -309,14 +349,22 @@ def _bytes_per_token_and_layer(shape: Shape, kv_dtype: KvDtype, tp: int) -> int:
     return 2 * max(1, shape.kv_heads // tp) * shape.head_dim * width
 
 
-def _tokens_held(group: Attention, context: int, encoder_tokens: int) -> int:
+def _blocks_held(group: Attention, context: int, encoder_tokens: int, step_tokens: int | None) -> int:
+    """Blocks one layer holds of one sequence while it is being prefilled, the most it ever holds."""
     if group.kind == "cross":
-        return encoder_tokens
-    return context if group.window is None else min(context, group.window)
+        return _blocks(encoder_tokens)
+    if group.window is None:
+        return _blocks(context)
+    if step_tokens is None:
+        return _blocks(min(context, group.window))
+    if group.kind == "chunked":
+        return _blocks(min(context, group.window + step_tokens))
+    # One block more: a window need not begin where a block does.
+    return _blocks(min(context, group.window - 1 + step_tokens)) + 1
 
 
-def _in_blocks(tokens: int) -> int:
-    return -(-tokens // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
+def _blocks(tokens: int) -> int:
+    return -(-tokens // KV_BLOCK_TOKENS)
 
 
 def _shape(model: ModelFacts, tp: int) -> Shape:
@@ -340,7 +388,7 @@ def _check_context(model: ModelFacts, context: int) -> None:
             f"{model.id}: context {context} is more than the {model.max_positions} positions it was made for",
             field="context",
             value=context,
-            remedy=f"ask for at most {model.max_positions}",
+            remedy=f"ask for at most {model.max_positions}; rope scaling counts only where a config.json states it",
         )
 
 

@@ -12,7 +12,7 @@ from aim_profile.models.load import load_model
 from aim_profile.plans.fleet import Fleet
 from aim_profile.plans.plan import PRIORITIES
 from aim_profile.plans.workload import Workload, WorkloadError, Workloads
-from aim_profile.sizing.fit import DEFAULT_UTILIZATION, Request, budget_bytes, demand
+from aim_profile.sizing.fit import DEFAULT_UTILIZATION, STEP_TOKENS, Request, budget_bytes, demand
 from aim_profile.units import parse_memory
 
 from .problem import DeviceKind, Job, Option, PlanNode, selector
@@ -43,6 +43,7 @@ def request_of(workload: Workload, devices: int) -> Request:
         kv_dtype=workload.kv_dtype,
         lora_slots=workload.lora_slots,
         lora_rank=workload.lora_rank,
+        max_num_batched_tokens=STEP_TOKENS[workload.slo],
     )
 
 
