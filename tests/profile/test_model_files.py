@@ -333,6 +333,20 @@ def test_a_familys_config_gives_the_catalogues_cache(tmp_path: Path, config: dic
             {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 4, "type": "int"}}}},
             "int4",
         ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"g": {"weights": {"num_bits": 4, "type": "float", "group_size": 32}}},
+            },
+            "mxfp4",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"g": {"weights": {"num_bits": 4, "type": "float", "group_size": 16}}},
+            },
+            "nvfp4",
+        ),
         ({"quant_method": "hqq"}, "hqq"),
     ],
 )

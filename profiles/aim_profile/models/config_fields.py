@@ -223,25 +223,7 @@ def rope_scaling(config: Config) -> str | None:
     return f"rope scaling {kind}{by}{of}"
 
 
-def native_quantization(config: Config) -> str | None:
-    """What quantization_config says the files hold: fp8, int8, int4, mxfp4, or the method's own name."""
+def quantization(config: Config) -> dict[str, Any] | None:
+    """quantization_config as it stands (multimodal models may keep it in text_config), None without one."""
     found = config.whole.get("quantization_config") or config.text.get("quantization_config")
-    if not isinstance(found, dict):
-        return None
-    method = str(found.get("quant_method", "unknown"))
-    if method in ("fp8", "fbgemm_fp8", "mxfp4"):
-        return method.removeprefix("fbgemm_")
-    if method == "bitsandbytes":
-        return "int4" if found.get("load_in_4bit") or found.get("_load_in_4bit") else "int8"
-    weights = _compressed_weights(found) if method == "compressed-tensors" else found
-    bits = weights.get("num_bits", weights.get("bits"))
-    if weights.get("type") == "float" and bits == 8:
-        return "fp8"
-    return {4: "int4", 8: "int8"}.get(bits, method) if isinstance(bits, int) else method
-
-
-def _compressed_weights(found: dict[str, Any]) -> dict[str, Any]:
-    groups = found.get("config_groups")
-    first = next(iter(groups.values()), None) if isinstance(groups, dict) else None
-    weights = first.get("weights") if isinstance(first, dict) else None
-    return weights if isinstance(weights, dict) else {}
+    return found if isinstance(found, dict) else None

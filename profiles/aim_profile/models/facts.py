@@ -95,8 +95,9 @@ class ModelFacts(_Frozen):
     """What is known of one model; blanks stay None.
 
     linear_params / other_params: parameters that quantisation shrinks / that stay 16-bit (embeddings,
-    lm_head, norms, routers, vision). file_bytes: exact size of the published weights at
-    native_precision; bytes_by_dtype: the same by tensor dtype. from_files: read from files on disk, so
+    lm_head, norms, routers, vision). file_bytes: exact size of the published weights at native_precision;
+    native_bytes: the same, computed from what the configuration says of each layer; bytes_by_dtype: by tensor
+    dtype. quantization: vLLM's name of how they were quantised. from_files: read from files on disk, so
     native_precision is what can be served. max_positions: the longest context the model was made for
     (max_position_embeddings), None where unknown; max_positions_source: where that was read; rope_scaling: the
     scaling of rotary positions that its configuration states and max_positions counts on, None: none is stated.
@@ -110,6 +111,8 @@ class ModelFacts(_Frozen):
     linear_params: int | None = None
     other_params: int | None = None
     file_bytes: int | None = None
+    native_bytes: int | None = None
+    quantization: str | None = None
     bytes_by_dtype: tuple[tuple[str, int], ...] = ()
     from_files: bool = False
     max_positions: int | None = None

@@ -21,14 +21,22 @@ from .config_fields import (
     experts,
     latent_attention,
     longest_context,
-    native_quantization,
+    quantization,
     rope_scaling,
 )
 from .facts import ModelFacts, Shape
-from .parameters import Parameters, count_parameters
+from .parameters import (
+    BYTES_PER_LINEAR_PARAMETER,
+    SIXTEEN_BIT_BYTES,
+    Parameters,
+    count_parameters,
+    linear_modules,
+)
+from .quantization import SERVED_AS, Quantization, by_precision
 from .safetensors import Tensor, read_tensors
 
 _MAX_CONFIG_BYTES = 16_000_000
+_MOST_LAYERS = 2048  # each is looked at by name; no decoder has nearly so many
 # Tensor name parts that quantisation leaves at 16 bits.
 _KEPT = ("embed", "lm_head", "norm", "router", "gate.weight", "vision", "visual", "multi_modal", "wte", "wpe")
 _SIXTEEN_BIT = {"BF16": "bf16", "F16": "fp16"}
@@ -44,6 +52,7 @@ def read_directory(directory: Path) -> ModelFacts:
     config = Config.of(file, _read_json(file))
     tensors = read_tensors(directory)
     shape, missing = _shape(config)
+    stated = _stated_quantization(config, directory)
     if not tensors and (config.has_vision or (shape is not None and not config.countable)):
         missing = (*missing, "the weights' size: no safetensors files beside config.json")
     return ModelFacts(
@@ -56,15 +65,49 @@ def read_directory(directory: Path) -> ModelFacts:
         source=str(file),
         confidence="documented",
         missing=missing,
-        **_weights(config, shape, tensors),
+        **_weights(config, shape, tensors, stated),
     )
 
 
-def _weights(config: Config, shape: Shape | None, tensors: list[Tensor]) -> dict[str, Any]:
-    quantized = native_quantization(config)
-    if not tensors:
-        counted = count_parameters(config.architecture, shape) if shape else None
-        return {"native_precision": quantized or "bf16", **_counts(counted)}
+def _stated_quantization(config: Config, directory: Path) -> Quantization | None:
+    """From config.json, else from hf_quant_config.json beside it: the order in which vLLM looks."""
+    stated = quantization(config)
+    file = directory / "hf_quant_config.json"
+    if stated is None and file.is_file():
+        stated = _read_json(file)
+        if not isinstance(stated, dict):
+            raise ModelError(f"{file}: must be a JSON object", field=str(file))
+    return Quantization.of(stated) if stated else None
+
+
+def _weights(config: Config, shape: Shape | None, tensors: list[Tensor], stated: Quantization | None) -> dict[str, Any]:
+    named = {"quantization": stated.method} if stated else {}
+    return {**named, **(_measured(stated, tensors) if tensors else _computed(config, shape, stated))}
+
+
+def _computed(config: Config, shape: Shape | None, stated: Quantization | None) -> dict[str, Any]:
+    """Weights without their files: counted from the dimensions, each layer as the configuration says it is stored."""
+    main = stated.main if stated else "bf16"
+    if shape is None:
+        return {"native_precision": SERVED_AS.get(main, main)}
+    counted = count_parameters(config.architecture, shape)
+    if stated is None:
+        return {"native_precision": main, **_counts(counted)}
+    if stated.strange or shape.layers > _MOST_LAYERS:
+        note = f"not every layer its quantization names is understood: sized as if all linear layers were {main}"
+        return {"native_precision": SERVED_AS.get(main, main), "notes": (note,), **_counts(counted)}
+    held = by_precision(stated, linear_modules(shape))
+    most = max(held, key=lambda precision: (precision != "bf16", held[precision], precision))
+    facts: dict[str, Any] = {"native_precision": SERVED_AS.get(most, most), **_counts(counted)}
+    if all(precision in BYTES_PER_LINEAR_PARAMETER for precision in held):
+        linear = sum(count * BYTES_PER_LINEAR_PARAMETER[precision] for precision, count in held.items())
+        facts["native_bytes"] = int(linear + counted.other * SIXTEEN_BIT_BYTES)
+    return facts
+
+
+def _measured(stated: Quantization | None, tensors: list[Tensor]) -> dict[str, Any]:
+    """Weights by their files' own bytes."""
+    quantized = SERVED_AS.get(stated.main, stated.main) if stated else None
     by_dtype = Counter[str]()
     for tensor in tensors:
         by_dtype[tensor.dtype] += tensor.size_bytes

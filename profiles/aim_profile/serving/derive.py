@@ -208,6 +208,7 @@ def _build(
             request,
             weights=weights,
             concurrency=wanted.concurrency or sized.concurrency,
+            checkpoint_method=_checkpoint_method(model, weights),
             finetuning=wanted.finetuning,
         ),
         env_vars=environment(accelerator, mode, request.tp),
@@ -229,6 +230,11 @@ def _build(
             notes=_notes(model, accelerator, mode, precision, weights),
         ),
     )
+
+
+def _checkpoint_method(model: ModelFacts, weights: Weights) -> str | None:
+    """vLLM's --quantization for files of AMD's own quantiser; the other methods it finds in config.json by itself."""
+    return "quark" if model.quantization == "quark" and weights == "as published" else None
 
 
 def _partition_use(mode: PartitionMode, share: DeviceShare) -> PartitionUse:

@@ -21,20 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aim_profile.errors import SizingError
 from aim_profile.models.facts import Attention, ModelFacts, Precision, Shape
+from aim_profile.models.parameters import BYTES_PER_LINEAR_PARAMETER, SIXTEEN_BIT_BYTES
 from aim_profile.units import GIB, gib
 
 KvDtype = Literal["auto", "bf16", "fp16", "fp8"]
 
-# Bytes per quantised parameter: int4 with group scales, mxfp4 with one 8-bit scale per 32 values.
-BYTES_PER_LINEAR_PARAMETER: dict[str, float] = {
-    "bf16": 2.0,
-    "fp16": 2.0,
-    "fp8": 1.0,
-    "int8": 1.0,
-    "int4": 0.53,
-    "mxfp4": 0.53125,
-}
-SIXTEEN_BIT_BYTES = 2
 KV_DTYPE_BYTES: dict[str, int] = {"auto": 2, "bf16": 2, "fp16": 2, "fp8": 1}
 KV_BLOCK_TOKENS = 16
 WEIGHT_OVERHEAD = 0.02
@@ -174,13 +165,15 @@ def make_request(**asked: Any) -> Request:
 def weight_bytes(model: ModelFacts, precision: Precision | None = None) -> int:
     """Bytes of all weights at that precision (None: the model's own), over all ranks together.
 
-    Files on disk count as they are. A published native format counts with its files' size where that is
-    sourced; otherwise linear layers shrink and embeddings, lm_head, norms, routers and vision stay 16-bit.
+    Files on disk count as they are. A published native format counts with its files' size where that is sourced, or
+    by what its configuration says of each layer; otherwise linear layers shrink and embeddings, lm_head, norms,
+    routers and vision stay 16-bit.
     Raises SizingError where the facts are missing or the files hold another precision.
     """
     wanted = precision or model.native_precision
-    if model.file_bytes is not None and (wanted is None or wanted == model.native_precision):
-        return model.file_bytes
+    as_published = model.native_bytes if model.file_bytes is None else model.file_bytes
+    if as_published is not None and (wanted is None or wanted == model.native_precision):
+        return as_published
     if model.from_files and model.native_precision not in ("bf16", "fp16", "fp32"):
         raise SizingError(
             f"{model.id}: the files hold {model.native_precision}, they cannot be served as {wanted}",
