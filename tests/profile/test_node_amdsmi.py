@@ -307,3 +307,145 @@ def test_no_library_and_no_tool_is_a_node_without_cards(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "amdsmi", None)
     backend, cards = amdsmi.ask_amdsmi()
     assert (backend, cards) == ("amd-smi", ())
+
+
+GROUPS = "WARNING: User is missing the following required groups: render, video. Please add user to these groups."
+FRAMED = "***********************\n** WARNING:          **\n** run it with sudo  **\n***********************"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (GROUPS + "\n", "", ["User is missing the following required groups"]),
+        ("[AMDSMI_STATUS_NO_PERM] Command requires elevation\n\n", "", ["[AMDSMI_STATUS_NO_PERM]"]),
+        ("{'not': json}\n", "", ["{'not': json}"]),
+        (FRAMED + "\n", "", ["WARNING:", "run it with sudo"]),
+        ("", "\nDone [1 of 1]\n", ["Done [1 of 1]"]),
+        ("\r\n" + GROUPS + "\r\n", "\r\n", ["User is missing"]),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 4])
+def test_what_stands_beside_the_json_is_passed_on(
+    tmp_path: Path, before: str, after: str, said: list[str], indent: int | None
+):
+    file = tmp_path / "static.json"
+    file.write_text(before + json.dumps(static(), indent=indent) + after)
+    listing = tmp_path / "list.json"
+    listing.write_text(json.dumps(listed()))
+    node = read_node(None, [listing, file])
+    assert node.cards[0].mode_label == "CPX/NPS4"
+    assert len(node.notes) == len(said)
+    for note, words in zip(node.notes, said, strict=True):
+        assert words in note
+        assert str(file) in note
+
+
+def test_many_words_are_cut_and_repetitions_said_once(tmp_path: Path):
+    file = tmp_path / "list.json"
+    file.write_text("".join(f"warning {n} {'x' * 1000}\n" for n in range(1000)) + json.dumps(listed()))
+    notes = read_node(None, [file, file]).notes
+    assert len(notes) == 9
+    assert max(map(len, notes)) < 400
+    assert "992 lines more" in notes[-1]
+
+
+def test_json_that_breaks_off_behind_a_warning_is_refused(tmp_path: Path):
+    file = tmp_path / "list.json"
+    file.write_text(GROUPS + "\n" + json.dumps(listed(), indent=4)[:-30])
+    with pytest.raises(NodeError, match=r"list\.json: not readable as JSON"):
+        read_node(None, [file])
+    file.write_text(GROUPS)
+    with pytest.raises(NodeError, match=r"list\.json: not readable as JSON"):
+        read_node(None, [file])
+
+
+def test_one_output_may_hold_several_lists(tmp_path: Path):
+    """`amd-smi partition --json` of ROCm 6.3: current, memory and accelerator partitions, one list behind the other."""
+    current = [{"gpu_id": 0, "memory": "NPS1", "accelerator_type": "SPX", "partition_id": [0]}]
+    memory = [{"gpu": 0, "memory_partition": {"caps": "'NPS1'", "current": "NPS1"}}]
+    file = tmp_path / "partition.json"
+    file.write_text("\n".join(json.dumps(part, indent=4) for part in (current, memory)))
+    listing = tmp_path / "list.json"
+    listing.write_text(json.dumps(listed(1)))
+    (card,) = read_node(None, [file, listing]).cards
+    assert (card.mode_label, card.caps) == ("SPX/NPS1", None)
+
+
+def test_the_memory_partition_alone(tmp_path: Path):
+    """`amd-smi partition --memory --json` of ROCm 7 and of 6.3."""
+    row = {"gpu_id": 0, "memory_partition_caps": "NPS1,NPS4", "current_memory_partition": "NPS4"}
+    (card,) = read(tmp_path, {"memory_partition": [row]}).cards
+    assert (card.mode_text, card.memory_partition) == ("?/NPS4", "NPS4")
+    assert card.caps is not None
+    assert card.caps.memory == ("NPS1", "NPS4")
+    old = {"gpu": 0, "memory_partition": {"caps": "'NPS1', 'NPS4'", "current": "NPS4"}}
+    (card,) = read(tmp_path, [old]).cards
+    assert (card.memory_partition, card.caps) == ("NPS4", None)
+    blank = {**row, "memory_partition_caps": "N/A", "current_memory_partition": "N/A"}
+    (card,) = read(tmp_path, {"memory_partition": [blank]}).cards
+    assert card.memory_partition is None
+
+
+def test_the_memory_partition_of_every_device_completes_a_tree(tmp_path: Path):
+    write_mi300x_cpx(tmp_path / "nodes")
+    rows = [
+        {"gpu_id": n, "memory_partition_caps": "NPS1,NPS4" if n == 0 else "N/A", "current_memory_partition": "NPS4"}
+        for n in range(8)
+    ]
+    saved = tmp_path / "memory.json"
+    saved.write_text(GROUPS + "\n" + json.dumps({"memory_partition": rows}))
+    node = read_node(tmp_path, [saved])
+    (card,) = node.cards
+    assert (card.mode_label, len(card.partitions)) == ("CPX/NPS4", 8)
+    assert any("required groups" in note for note in node.notes)
+
+
+def metric(count: int, mib: int) -> list[dict[str, Any]]:
+    """`amd-smi metric --mem-usage --json`."""
+    return [{"gpu": n, "mem_usage": {"total_vram": {"value": mib, "unit": "MB"}}} for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("devices", "mib", "mode"),
+    [
+        (1, 196592, "SPX/NPS?"),
+        (2, 98296, "DPX/NPS?"),
+        (2, 98280, "DPX/NPS?"),
+        (4, 49148, "QPX/NPS?"),
+        (8, 24574, "CPX/NPS?"),
+        # Two of the four devices of QPX, or of the eight of CPX: not all are shown here.
+        (2, 49148, "unknown"),
+        (2, 24574, "unknown"),
+        (3, 65530, "unknown"),
+    ],
+)
+def test_as_many_devices_as_hold_the_whole_memory_tell_the_compute_mode(
+    tmp_path: Path, devices: int, mib: int, mode: str
+):
+    (card,) = read(tmp_path, listed(devices), metric(devices, mib)).cards
+    assert card.mode_text == mode
+    assert [part.memory_mib for part in card.partitions] == [mib] * devices
+
+
+def test_under_allocation_mode_all_memory_tells_no_compute_mode(tmp_path: Path):
+    alloc = [{"gpu": n, "partition": {"compute_partition_mem_alloc_mode": "ALL"}} for n in range(2)]
+    (card,) = read(tmp_path, listed(2), metric(2, 98296), alloc).cards
+    assert (card.compute_partition, card.alloc_mode) == (None, "ALL")
+
+
+def test_a_warning_does_not_hide_the_live_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    tool = tmp_path / "amd-smi"
+    answers = {"list": listed(2), "metric": metric(2, 98296)}
+    cases = "\n".join(f"{word}) echo '{GROUPS}'; echo '{json.dumps(answer)}';;" for word, answer in answers.items())
+    tool.write_text(f"#!/bin/sh\ncase $1 in\n{cases}\n*) echo 'not supported on this system';;\nesac\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setitem(sys.modules, "amdsmi", None)
+    monkeypatch.setattr(node_module, "_LIVE", tmp_path)
+    (tmp_path / "sys").mkdir()
+    node = read_node()
+    assert (node.backend, node.cards[0].product, node.cards[0].mode_text) == ("amd-smi", "MI300X", "DPX/NPS?")
+    assert [note for note in node.notes if "amd-smi said" in note] == [
+        f"amd-smi said: {GROUPS}",
+        "amd-smi said: not supported on this system",
+    ]

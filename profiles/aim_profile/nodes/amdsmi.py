@@ -1,8 +1,9 @@
 """amd-smi's JSON as cards: saved files of any release, the amdsmi library where the image carries it, or the tool.
 
 Shapes (amd-smi CLI source): releases up to 6.x print bare lists; 7.x wraps `static` in {"gpu_data": []};
-`partition` prints {"current_partition": []} and, with -a, {"partition_profiles": []}, in which
-continuation rows have empty identity fields and the current profile ends in `*`. `N/A` is a blank.
+`partition` prints {"current_partition": []}, with -m {"memory_partition": []} and, with -a,
+{"partition_profiles": []}, in which continuation rows have empty identity fields and the current profile ends in
+`*`. 6.3 prints a list for each, one behind the other. `N/A` is a blank. Warnings may stand before and between.
 
 Importing the library without libamd_smi.so prints to the console and raises KeyError; its calls raise its own
 exception classes, which differ by release. No other file imports it.
@@ -26,53 +27,114 @@ from .facts import AllocMode, Backend, Card
 from .rows import Row, cards_from_rows
 
 _MAX_FILE_BYTES = 64 * 2**20
-_WRAPPERS = ("gpu_data", "current_partition", "partition_profiles")
+_WRAPPERS = ("gpu_data", "current_partition", "memory_partition", "partition_profiles")
 _IGNORED = ("partition_resources", "cpu_data")
 _COMMANDS = (("list",), ("static",), ("metric", "--mem-usage"), ("partition",))
 _COMMAND_TIMEOUT_S = 30
 _BLANK = (None, "", "N/A")
 _COMPUTE_KEYS = ("compute_partition", "accelerator_partition")
+_MEMORY_KEYS = ("memory", "current_memory_partition")
+# A line that JSON begins with: `[AMDSMI_STATUS_…]` and `[WARNING]` are not JSON.
+_JSON_LINE = re.compile(r"[ \t]*[\[{][ \t]*(?:[\"\[\]{}]|\r?$)", re.MULTILINE)
+_MOST_SAID, _MOST_SAID_CHARS = 8, 200
 
 
-def read_amd_smi_files(files: Sequence[Path]) -> tuple[Card, ...]:
-    """Cards from one or several saved outputs of one node. Raises NodeError naming file and key."""
-    rows: dict[int, Row] = {}
-    for file in files:
-        for found in _rows(_load(file), str(file)):
-            rows[found.gpu] = rows[found.gpu].joined(found) if found.gpu in rows else found
-    return cards_from_rows(rows)
+def read_amd_smi_files(files: Sequence[Path], notes: list[str] | None = None) -> tuple[Card, ...]:
+    """Cards from one or several saved outputs of one node; what else amd-smi said is added to `notes`.
+
+    Raises NodeError naming file and key.
+    """
+    said: list[str] = []
+    cards = cards_from_rows(_joined((_load(file, said), str(file)) for file in files))
+    if notes is not None:
+        notes += dict.fromkeys(said)
+    return cards
 
 
-def ask_amdsmi() -> tuple[Backend, tuple[Card, ...]]:
-    """The live node by the amdsmi library, else by the amd-smi tool; no cards where neither answers."""
+def ask_amdsmi(notes: list[str] | None = None) -> tuple[Backend, tuple[Card, ...]]:
+    """The live node by the amdsmi library, else by the amd-smi tool; no cards where neither answers.
+
+    What the tool said beside its JSON is added to `notes`.
+    """
     if rows := library_rows():
         return "amdsmi", cards_from_rows({row.gpu: row for row in rows})
-    rows_by_gpu: dict[int, Row] = {}
-    for command in _COMMANDS:
-        for found in _rows(_run(command), f"amd-smi {' '.join(command)}"):
-            known = rows_by_gpu.get(found.gpu)
-            rows_by_gpu[found.gpu] = known.joined(found) if known else found
-    return "amd-smi", cards_from_rows(rows_by_gpu)
+    said: list[str] = []
+    cards = cards_from_rows(_joined((_run(command, said), f"amd-smi {' '.join(command)}") for command in _COMMANDS))
+    if notes is not None:
+        notes += dict.fromkeys(said)
+    return "amd-smi", cards
 
 
-def _run(command: Sequence[str]) -> Any:
-    """The tool's answer, [] where it is absent, fails or prints no JSON: then there is nothing to read."""
+def _joined(outputs: Iterable[tuple[list[Any], str]]) -> dict[int, Row]:
+    """What all outputs say of each device; earlier ones go first."""
+    rows: dict[int, Row] = {}
+    for documents, named in outputs:
+        for found in (row for document in documents for row in _rows(document, named)):
+            rows[found.gpu] = rows[found.gpu].joined(found) if found.gpu in rows else found
+    return rows
+
+
+def _run(command: Sequence[str], said: list[str]) -> list[Any]:
+    """The tool's answers, [] where it is absent, fails or prints no JSON: then there is nothing to read."""
     try:
         done = subprocess.run(
-            ["amd-smi", *command, "--json"], capture_output=True, timeout=_COMMAND_TIMEOUT_S, check=False
+            ["amd-smi", *command, "--json"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_COMMAND_TIMEOUT_S,
+            check=False,
         )
-        return json.loads(done.stdout)
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired):
         return []
+    try:
+        documents, other = _documents(done.stdout)
+    except (ValueError, RecursionError):
+        documents, other = [], done.stdout.splitlines()
+    said += _notes(other, "amd-smi")
+    return documents
 
 
-def _load(file: Path) -> Any:
+def _load(file: Path, said: list[str]) -> list[Any]:
     try:
         if file.stat().st_size > _MAX_FILE_BYTES:
             raise _bad(str(file), "larger than any amd-smi output")
-        return json.loads(file.read_text(encoding="utf-8"))
+        documents, other = _documents(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as problem:
         raise _bad(str(file), f"not readable as JSON: {problem}") from problem
+    said += _notes(other, str(file))
+    return documents
+
+
+def _documents(text: str) -> tuple[list[Any], list[str]]:
+    """The JSON values of an output, in order, and its other lines. Raises ValueError where there is no JSON, or
+    where it breaks off."""
+    try:
+        return [json.loads(text)], []
+    except ValueError as problem:
+        whole = problem
+    found: list[Any] = []
+    other: list[str] = []
+    at = 0
+    while at < len(text):
+        end = text.find("\n", at) + 1 or len(text)
+        if _JSON_LINE.match(text, at):
+            value, stop = json.JSONDecoder().raw_decode(text, at + len(text[at:end]) - len(text[at:end].lstrip()))
+            found.append(value)
+            end = stop
+        elif line := text[at:end].strip():
+            other.append(line)
+        at = end
+    if not found:
+        raise whole
+    return found, other
+
+
+def _notes(lines: Sequence[str], named: str) -> list[str]:
+    """What was said beside the JSON, for people: a few lines, without frames of asterisks."""
+    words = [line for line in lines if any(char.isalnum() for char in line)]
+    shown = [f"{named} said: {line.strip('* ')[:_MOST_SAID_CHARS]}" for line in words[:_MOST_SAID]]
+    return shown + [f"{named} said {len(words) - _MOST_SAID} lines more"] * (len(words) > _MOST_SAID)
 
 
 def _rows(raw: Any, named: str) -> Iterable[Row]:
@@ -101,6 +163,8 @@ def _plain_row(entry: Any, named: str) -> Row | None:
         return None
     partition = _section(entry, "partition", named)
     asic, bus = _section(entry, "asic", named), _section(entry, "bus", named)
+    # Of 6.3; its `caps` are those of the current compute mode, so they bind nothing.
+    memory = _section(entry, "memory_partition", named)
     return Row(
         gpu=gpu,
         bdf=_bdf(_first(entry, "bdf") or _first(bus, "bdf"), named),
@@ -111,9 +175,14 @@ def _plain_row(entry: Any, named: str) -> Row | None:
         gfx=_text(_first(asic, "target_graphics_version")),
         numa_node=_number(_first(_section(entry, "numa", named), "node"), named),
         kfd_node=_number(_first(entry, "node_id"), named),
-        partition_id=_number(_either(partition, ("partition_id",), entry, "partition_id"), named),
+        partition_id=_partition_id(_either(partition, ("partition_id",), entry, "partition_id"), named),
         compute=_mode(_either(partition, _COMPUTE_KEYS, entry, "accelerator_type"), COMPUTE_MODES, named),
-        memory=_mode(_either(partition, ("memory_partition",), entry, "memory"), MEMORY_MODES, named),
+        memory=_mode(
+            _first(partition, "memory_partition") or _first(entry, *_MEMORY_KEYS) or _first(memory, "current"),
+            MEMORY_MODES,
+            named,
+        ),
+        caps_memory=_memory_caps(entry, named) if "current_memory_partition" in entry else (),
         alloc_mode=_mode(_first(partition, "compute_partition_mem_alloc_mode"), get_args(AllocMode), named),
         memory_mib=_vram_mib(entry, named),
     )
@@ -203,6 +272,12 @@ def _number(value: Any, named: str, *, lenient: bool = False) -> int | None:
     if lenient:
         return None
     raise _bad(named, f"{value!r:.60} is not a whole number")
+
+
+def _partition_id(value: Any, named: str) -> int | None:
+    """A partition's number; a list of all that the card has (`0,1`, `[0, 1]`) is no one's number."""
+    many = isinstance(value, list) or (isinstance(value, str) and "," in value)
+    return None if many else _number(value, named)
 
 
 def _text(value: Any) -> str | None:

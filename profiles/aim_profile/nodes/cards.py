@@ -216,6 +216,7 @@ def merge_cards(cards: tuple[Card, ...], saved: tuple[Card, ...]) -> tuple[Card,
     """
     if not cards:
         return saved
+    saved = _as_grouped(cards, saved)
     by_bdf: dict[str | None, Card] = {card.bdf: card for card in saved if card.bdf}
     if not by_bdf and len(saved) > len(cards):
         raise NodeError(
@@ -227,6 +228,25 @@ def merge_cards(cards: tuple[Card, ...], saved: tuple[Card, ...]) -> tuple[Card,
     by_order = dict(enumerate(saved)) if not by_bdf else {}
     twins = (by_bdf.get(card.bdf) or by_order.get(place) for place, card in enumerate(cards))
     return tuple(_joined(card, twin) if twin else card for card, twin in zip(cards, twins, strict=True))
+
+
+def _as_grouped(cards: tuple[Card, ...], saved: tuple[Card, ...]) -> tuple[Card, ...]:
+    """Saved rows that name no card, by address or partition id, as cards of a node that shows as many devices."""
+    devices = sum(len(card.partitions) for card in cards)
+    if any(card.bdf or len(card.partitions) != 1 for card in saved) or not len(cards) < len(saved) == devices:
+        return saved
+    rest = iter(saved)
+    groups = [[next(rest) for _ in card.partitions] for card in cards]
+    return tuple(
+        group[0].model_copy(
+            update={"partitions": tuple(_placed_at(place, one.partitions[0]) for place, one in enumerate(group))}
+        )
+        for group in groups
+    )
+
+
+def _placed_at(place: int, partition: Partition) -> Partition:
+    return partition.model_copy(update={"index": place})
 
 
 def _joined(card: Card, twin: Card) -> Card:

@@ -47,14 +47,15 @@ def read_node(root: Path | None = None, amd_smi_files: Sequence[Path] = ()) -> N
     Raises NodeError naming the file and what is wrong; a machine without an AMD GPU is a Node without
     cards. Nothing is written and no setting changes.
     """
-    saved = read_amd_smi_files(amd_smi_files) if amd_smi_files else ()
+    said: list[str] = []
+    saved = read_amd_smi_files(amd_smi_files, said) if amd_smi_files else ()
     if root is None and saved:
-        return _node(None, saved, "amd-smi", ())
+        return _node(None, saved, "amd-smi", tuple(said))
     node = _from_tree(root or _LIVE)
     if root is None and not node.cards:
-        backend, found = ask_amdsmi()
+        backend, found = ask_amdsmi(said)
         node = _node(_LIVE, found, backend, node.notes) if found else node
-    return node.model_copy(update={"cards": merge_cards(node.cards, saved)}) if saved else node
+    return node.model_copy(update={"cards": merge_cards(node.cards, saved), "notes": (*node.notes, *said)})
 
 
 def _from_tree(root: Path) -> Node:

@@ -8,10 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from aim_profile.gpus.catalog import Accelerator, Compute, Memory, Unknown, by_pci_id
+from aim_profile.gpus.catalog import Accelerator, Compute, Memory, Unknown, by_pci_id, partition_count
 
 from .cards import CardState, catalogued, memory_share_mib
 from .facts import AllocMode, Card, DriverCaps, Partition
+
+# Firmware takes megabytes of a card, unevenly; the next mode's share is half as large.
+_SHARE_TOLERANCE = 0.02
 
 
 class Row(BaseModel):
@@ -36,6 +39,7 @@ class Row(BaseModel):
     alloc_mode: AllocMode | None = None
     memory_mib: int | None = None
     caps_compute: tuple[Compute, ...] = ()
+    caps_memory: tuple[Memory, ...] = ()
     combinations: tuple[str, ...] = ()
     needs_root: bool = False
 
@@ -105,8 +109,14 @@ def _card(index: int, group: list[Row]) -> Card:
     if compute is None and isinstance(known, Accelerator) and len(group) == known.xcds > 1:
         compute = "CPX"  # as many devices as XCDs can mean nothing else
         notes.append("compute mode CPX: the card shows as many devices as it has XCDs")
+    if compute is None and isinstance(known, Accelerator) and alloc_mode != "ALL":
+        compute = _compute_from_memory(known, [row.memory_mib for row in group])
+        if compute:
+            notes.append(f"compute mode {compute}: {len(group)} devices with {1 / len(group):.0%} of its memory each")
     caps = DriverCaps(
-        compute=tuple(dict.fromkeys(first.caps_compute)), combinations=tuple(dict.fromkeys(first.combinations))
+        compute=tuple(dict.fromkeys(first.caps_compute)),
+        memory=tuple(dict.fromkeys(first.caps_memory)),
+        combinations=tuple(dict.fromkeys(first.combinations)),
     )
     facts |= {"gfx": first.gfx or facts.get("gfx")}
     state = CardState(known, compute, memory, alloc_mode, None) if known else None
@@ -124,6 +134,18 @@ def _card(index: int, group: list[Row]) -> Card:
         notes=tuple(dict.fromkeys(notes)),
         **facts,
     )
+
+
+def _compute_from_memory(known: Accelerator, each_mib: list[int | None]) -> Compute | None:
+    """The mode that makes as many devices as are shown, where each reports its share of the card's memory.
+
+    Fewer devices of a finer mode would report less; under allocation mode ALL, which is not the default, more.
+    """
+    share = known.hbm_mib / len(each_mib)
+    if any(mib is None or abs(mib - share) > _SHARE_TOLERANCE * share for mib in each_mib):
+        return None
+    fitting = [mode for mode in known.compute_modes if partition_count(known.xcds, mode) == len(each_mib)]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _partition(place: int, row: Row, state: CardState | None, visible: int, notes: list[str]) -> Partition:
