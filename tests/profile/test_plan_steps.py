@@ -103,6 +103,67 @@ def test_assert_names_what_differs(what: str, words: str):
     assert words in [difference.message for difference in found]
 
 
+def smaller(node: Node, card: int, partition: int, by_mib: int) -> Node:
+    """The node with one device that reports less memory."""
+    cards = list(node.cards)
+    parts = list(cards[card].partitions)
+    parts[partition] = parts[partition].model_copy(update={"memory_mib": (parts[partition].memory_mib or 0) - by_mib})
+    cards[card] = cards[card].model_copy(update={"partitions": tuple(parts)})
+    return node.model_copy(update={"cards": tuple(cards)})
+
+
+@pytest.mark.parametrize("by_mib", [6, 16, 49])
+def test_a_device_a_little_smaller_than_planned_is_as_planned_while_its_replica_fits(by_mib: int):
+    (node,) = three_nodes("CPX/NPS4")
+    plan = make_plan(fleet_of([node]), work("{name: a, memory: 10GiB, replicas: 32}"))
+    assert plan_assert(smaller(node, 3, 7, by_mib), plan) == ()
+
+
+def test_beyond_the_tolerance_it_is_not():
+    (node,) = three_nodes("CPX/NPS4")
+    plan = make_plan(fleet_of([node]), work("{name: a, memory: 10GiB, replicas: 32}"))
+    (found,) = plan_assert(smaller(node, 3, 7, 50), plan)
+    assert found.message == "n0 card 3: memory should be 24574 MiB, is 24524 MiB"
+
+
+def test_what_no_longer_fits_a_smaller_device_is_named():
+    (node,) = three_nodes("CPX/NPS4")
+    # 0.9 of 24574 MiB is 22116.6 MiB: the last replica is within 2 MiB of it.
+    plan = make_plan(fleet_of([node]), work("{name: a, memory: 22115MiB, replicas: 32}"))
+    assert plan_assert(smaller(node, 3, 7, 1), plan) == ()
+    (found,) = plan_assert(smaller(node, 3, 7, 6), plan)
+    assert (found.card, found.what) == (3, "memory")
+    assert "21.597 GiB for a/31 in partition 7" in found.planned
+    assert found.found == "21.593 GiB of 24568 MiB"
+    # Nobody stands on it: nothing has to fit.
+    fewer = make_plan(fleet_of([node]), work("{name: a, memory: 22115MiB, replicas: 31}"))
+    empty = next((card, part) for card in range(4) for part in range(8) if ("n0", card, part) not in fewer.by_device)
+    assert plan_assert(smaller(node, *empty, 6), fewer) == ()
+
+
+def test_those_who_share_a_smaller_device_must_fit_together():
+    (node,) = three_nodes("CPX/NPS4")
+    plan = make_plan(fleet_of([node]), work("{name: a, memory: 10GiB, memory_limit: 11057MiB, replicas: 2}"))
+    assert {placement.devices for placement in plan.placements} == {((0, 0),)}
+    assert plan_assert(smaller(node, 0, 0, 1), plan) == ()
+    (found,) = plan_assert(smaller(node, 0, 0, 16), plan)
+    assert "a/0 and a/1" in found.planned
+
+
+def test_a_switch_that_ends_with_a_smaller_last_quadrant_is_carried_through():
+    nodes = three_nodes("SPX/NPS1")
+    plan = make_plan(fleet_of(nodes), work("{name: a, memory: 10GiB, replicas: 32}"))
+
+    class Smaller(EmulatedNodes):
+        def read(self, node: str) -> Node:
+            return smaller(super().read(node), 0, 7, 16)
+
+    executor = Smaller(nodes, plan)
+    steps = plan_steps(plan)
+    assert apply_steps(steps, plan, executor) == steps.steps
+    assert len(executor.running) == 32
+
+
 def test_assert_wants_a_node_of_the_plan():
     (node,) = three_nodes("CPX/NPS4")
     plan = make_plan(fleet_of([node]), work("{name: a, memory: 10GiB}"))

@@ -8,8 +8,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from aim_profile.nodes.facts import Card, Node
+from aim_profile.sizing.fit import budget_bytes
+from aim_profile.units import MIB, gib
 
 from .plan import CardPlan, Placement, Plan, PlanError
+
+# A device may report so much less than planned, if what stands there still fits: firmware keeps megabytes of a card
+# for itself, not everywhere the same (the last partition of a card in NPS4 is 16 MiB smaller, some are 6 MiB smaller).
+MEMORY_TOLERANCE = 0.002
 
 
 class _Frozen(BaseModel):
@@ -94,7 +100,8 @@ def plan_assert(node: Node, plan: Plan, name: str | None = None) -> tuple[Differ
     """What on this node is not as planned; empty when all is.
 
     name: the node's name in the plan, else the node's own, else the plan's only one. Cards whose mode the plan does
-    not say are not compared. Raises PlanError when the plan has no such node.
+    not say are not compared. Modes and counts must be equal; devices may be MEMORY_TOLERANCE smaller than planned where
+    what the plan puts there fits their real size. Raises PlanError when the plan has no such node.
     """
     named = _named(node, plan, name)
     found = {card.index: card for card in node.cards}
@@ -107,7 +114,7 @@ def plan_assert(node: Node, plan: Plan, name: str | None = None) -> tuple[Differ
         if card is None:
             differences.append(_difference(named, expected.card, "card", expected.gpu, "no such card"))
         else:
-            differences += _card_differences(named, expected, card)
+            differences += _card_differences(named, expected, card, plan)
     return tuple(differences)
 
 
@@ -127,7 +134,7 @@ def _named(node: Node, plan: Plan, name: str | None) -> str:
     return wanted
 
 
-def _card_differences(node: str, planned: CardPlan, card: Card) -> list[Difference]:
+def _card_differences(node: str, planned: CardPlan, card: Card, plan: Plan) -> list[Difference]:
     if card.product != planned.gpu:
         return [_difference(node, card.index, "product", planned.gpu, card.product)]
     if planned.mode is None:
@@ -139,12 +146,26 @@ def _card_differences(node: str, planned: CardPlan, card: Card) -> list[Differen
     if len(card.partitions) != planned.partitions:
         text = f"{len(card.partitions)} partitions"
         found.append(_difference(node, card.index, "partitions", f"{planned.partitions} partitions", text))
-    smallest = min((part.memory_mib for part in card.partitions if part.memory_mib is not None), default=None)
-    if smallest is not None and smallest < planned.device_memory_mib:
-        text = f"{smallest} MiB"
-        found.append(_difference(node, card.index, "memory", f"{planned.device_memory_mib} MiB", text))
+    found += _memory_differences(node, planned, card, plan)
     if card.alloc_mode == "ALL" and planned.partitions > 1:
         found.append(_difference(node, card.index, "alloc-mode", "CAPPING", "ALL"))
+    return found
+
+
+def _memory_differences(node: str, planned: CardPlan, card: Card, plan: Plan) -> list[Difference]:
+    known = [(part.memory_mib, part) for part in card.partitions if part.memory_mib is not None]
+    smaller = [(mib, part) for mib, part in known if mib < planned.device_memory_mib]
+    smallest = min((mib for mib, _ in smaller), default=planned.device_memory_mib)
+    if smallest < planned.device_memory_mib * (1 - MEMORY_TOLERANCE):
+        return [_difference(node, card.index, "memory", f"{planned.device_memory_mib} MiB", f"{smallest} MiB")]
+    found = []
+    for mib, part in smaller:
+        here = plan.by_device.get((node, card.index, part.index), ())
+        need = sum(placement.memory_limit_gib or placement.need_gib for placement in here)
+        if need > (budget := gib(budget_bytes(mib * MIB))):
+            names = " and ".join(placement.id for placement in here)
+            wanted = f"{need:.3f} GiB for {names} in partition {part.index}"
+            found.append(_difference(node, card.index, "memory", wanted, f"{budget} GiB of {mib} MiB"))
     return found
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,6 +185,16 @@ class Plan(_Frozen):
     unplaced: tuple[Unplaced, ...] = ()
     totals: Totals
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def by_device(self) -> Mapping[tuple[str, int, int], tuple[Placement, ...]]:
+        """Who stands on each (node, card, partition); several where they share it."""
+        found: dict[tuple[str, int, int], tuple[Placement, ...]] = {}
+        for placement in self.placements:
+            for device in placement.devices:
+                key = (placement.node, *device)
+                found[key] = (*found.get(key, ()), placement)
+        return found
 
     @property
     def complete(self) -> bool:
