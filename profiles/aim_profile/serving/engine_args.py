@@ -101,8 +101,8 @@ def engine_args(
     args["max-model-len"] = request.context
     args["max-num-seqs"] = min(concurrency, MOST_SEQUENCES)
     args["max-num-batched-tokens"] = request.max_num_batched_tokens
-    if request.precision in _DTYPES:
-        args["dtype"] = _DTYPES[request.precision]
+    if dtype := _DTYPES.get(request.precision or ""):
+        args["dtype"] = dtype
     if method := "fp8" if weights == "quantised at load" else checkpoint_method:
         args["quantization"] = method
     if request.kv_dtype == "fp8":

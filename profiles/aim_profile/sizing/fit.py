@@ -181,7 +181,9 @@ def weight_bytes(model: ModelFacts, precision: Precision | None = None) -> int:
             value=wanted,
             remedy=f"leave precision out to use {model.native_precision}, or convert the files",
         )
-    if wanted not in BYTES_PER_LINEAR_PARAMETER or model.linear_params is None or model.other_params is None:
+    if wanted is None or wanted not in BYTES_PER_LINEAR_PARAMETER:
+        raise _not_sized(model)
+    if model.linear_params is None or model.other_params is None:
         raise _not_sized(model)
     linear = model.linear_params * BYTES_PER_LINEAR_PARAMETER[wanted]
     return int(linear + model.other_params * SIXTEEN_BIT_BYTES)
