@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import re
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +24,7 @@ from aim_profile.gpus.catalog import COMPUTE_MODES, MEMORY_MODES, Compute, Memor
 
 from .facts import AllocMode, Backend, Card
 from .rows import Row, cards_from_rows
+from .spoken import documents, notes_of
 
 _MAX_FILE_BYTES = 64 * 2**20
 _WRAPPERS = ("gpu_data", "current_partition", "memory_partition", "partition_profiles")
@@ -34,9 +34,6 @@ _COMMAND_TIMEOUT_S = 30
 _BLANK = (None, "", "N/A")
 _COMPUTE_KEYS = ("compute_partition", "accelerator_partition")
 _MEMORY_KEYS = ("memory", "current_memory_partition")
-# A line that JSON begins with: `[AMDSMI_STATUS_…]` and `[WARNING]` are not JSON.
-_JSON_LINE = re.compile(r"[ \t]*[\[{][ \t]*(?:[\"\[\]{}]|\r?$)", re.MULTILINE)
-_MOST_SAID, _MOST_SAID_CHARS = 8, 200
 
 
 def read_amd_smi_files(files: Sequence[Path], notes: list[str] | None = None) -> tuple[Card, ...]:
@@ -68,9 +65,9 @@ def ask_amdsmi(notes: list[str] | None = None) -> tuple[Backend, tuple[Card, ...
 def _joined(outputs: Iterable[tuple[list[Any], str]]) -> dict[int, Row]:
     """What all outputs say of each device; earlier ones go first."""
     rows: dict[int, Row] = {}
-    for documents, named in outputs:
-        for found in (row for document in documents for row in _rows(document, named)):
-            rows[found.gpu] = rows[found.gpu].joined(found) if found.gpu in rows else found
+    for found, named in outputs:
+        for row in (row for document in found for row in _rows(document, named)):
+            rows[row.gpu] = rows[row.gpu].joined(row) if row.gpu in rows else row
     return rows
 
 
@@ -88,53 +85,22 @@ def _run(command: Sequence[str], said: list[str]) -> list[Any]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     try:
-        documents, other = _documents(done.stdout)
+        found, other = documents(done.stdout)
     except (ValueError, RecursionError):
-        documents, other = [], done.stdout.splitlines()
-    said += _notes(other, "amd-smi")
-    return documents
+        found, other = [], done.stdout.splitlines()
+    said += notes_of(other, "amd-smi")
+    return found
 
 
 def _load(file: Path, said: list[str]) -> list[Any]:
     try:
         if file.stat().st_size > _MAX_FILE_BYTES:
             raise _bad(str(file), "larger than any amd-smi output")
-        documents, other = _documents(file.read_text(encoding="utf-8"))
+        found, other = documents(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as problem:
         raise _bad(str(file), f"not readable as JSON: {problem}") from problem
-    said += _notes(other, str(file))
-    return documents
-
-
-def _documents(text: str) -> tuple[list[Any], list[str]]:
-    """The JSON values of an output, in order, and its other lines. Raises ValueError where there is no JSON, or
-    where it breaks off."""
-    try:
-        return [json.loads(text)], []
-    except ValueError as problem:
-        whole = problem
-    found: list[Any] = []
-    other: list[str] = []
-    at = 0
-    while at < len(text):
-        end = text.find("\n", at) + 1 or len(text)
-        if _JSON_LINE.match(text, at):
-            value, stop = json.JSONDecoder().raw_decode(text, at + len(text[at:end]) - len(text[at:end].lstrip()))
-            found.append(value)
-            end = stop
-        elif line := text[at:end].strip():
-            other.append(line)
-        at = end
-    if not found:
-        raise whole
-    return found, other
-
-
-def _notes(lines: Sequence[str], named: str) -> list[str]:
-    """What was said beside the JSON, for people: a few lines, without frames of asterisks."""
-    words = [line for line in lines if any(char.isalnum() for char in line)]
-    shown = [f"{named} said: {line.strip('* ')[:_MOST_SAID_CHARS]}" for line in words[:_MOST_SAID]]
-    return shown + [f"{named} said {len(words) - _MOST_SAID} lines more"] * (len(words) > _MOST_SAID)
+    said += notes_of(other, str(file))
+    return found
 
 
 def _rows(raw: Any, named: str) -> Iterable[Row]:
