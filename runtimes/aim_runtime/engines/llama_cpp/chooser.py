@@ -53,7 +53,7 @@ class Chooser:
         generation = sequence.generation
         if sequence.generated < generation.min_tokens:
             logits[self._end_tokens] = -np.inf
-            logits[list(generation.stop_tokens)] = -np.inf
+            logits[sequence.stop_ids] = -np.inf
         sequence.sampler.adjust(logits)
         token = sequence.sampler.draw(logits)
         grammar = self._grammar(sequence)

@@ -269,12 +269,20 @@ class LlamaCppEngine:
                 param=limit_name,
                 code="context_length_exceeded",
             )
+        stop_tokens = frozenset(request.stop_token_ids or ())
+        model = self._engine.model
+        if request.min_tokens and len(stop_tokens | model.end_tokens) == model.vocabulary_size:
+            raise BadRequest(
+                f"'stop_token_ids' names every token that does not end an answer anyway, and 'min_tokens' "
+                f"{request.min_tokens} forbids them all: leave one of the two out",
+                param="stop_token_ids",
+            )
         return Generation(
             prompt=prompt.tokens,
             max_tokens=limit,
             sampling=sampling_of(request),
             stops=request.stops,
-            stop_tokens=frozenset(request.stop_token_ids or ()),
+            stop_tokens=stop_tokens,
             min_tokens=min(request.min_tokens or 0, limit),
             ignore_eos=bool(request.ignore_eos),
             logprobs=logprobs,

@@ -35,6 +35,10 @@ class SamplingParams:
     seed: int | None = None
 
 
+class NoToken(Exception):
+    """No token can be drawn: none is left to choose from, or the logits are no numbers."""
+
+
 class Sampler:
     """Chooses one sequence's tokens; holds its random state and what it has generated.
 
@@ -78,9 +82,16 @@ class Sampler:
             logits[ids] -= self._params.frequency_penalty * counts + np.float32(self._params.presence_penalty)
 
     def draw(self, logits: Logits) -> int:
-        """One token from adjusted logits, which stay as they are."""
+        """One token from adjusted logits, which stay as they are.
+
+        Raises:
+            NoToken: all logits are -inf, or one is NaN or inf.
+        """
+        likeliest = int(logits.argmax())  # a NaN's place, if there is one
+        if not np.isfinite(logits[likeliest]):
+            raise NoToken("no token is left to choose from, or the model's logits are no numbers")
         if self._random is None:
-            return int(logits.argmax())
+            return likeliest
         weights = np.multiply(logits, np.float32(1.0 / self._params.temperature))
         weights -= weights.max()
         np.exp(weights, out=weights)  # relative to the likeliest token, whose weight is 1

@@ -22,7 +22,7 @@ from aim_runtime.engines.base import EngineStats
 
 from .bindings import NO_KV_SLOT, LlamaContext, LlamaModel
 from .chooser import Chooser
-from .sampling import Logits
+from .sampling import Logits, NoToken
 from .sequence import Delta, Sequence
 from .slots import Slot, Slots
 
@@ -288,6 +288,18 @@ class Scheduler:
                 self._sample(entry.slot, self._context.logits(entry.index))
 
     def _sample(self, slot: Slot, logits: Logits) -> None:
+        sequence = slot.running
+        try:
+            self._advance(slot, logits)
+        except Exception as error:
+            # The edge of one sequence: whatever its sampling, grammar or text did wrong, the others go on.
+            logger.exception("a sequence of %d tokens has failed", sequence.length)
+            reason = f": {error}" if isinstance(error, NoToken) else "; the server's log has the cause"
+            if not sequence.finished:
+                refusal = ServingError(f"the answer broke off{reason}", code="sampling_failed")
+                self._end(slot, sequence.delta(error=refusal))
+
+    def _advance(self, slot: Slot, logits: Logits) -> None:
         """Choose a sequence's next token and tell what it adds to the answer."""
         sequence = slot.running
         token, logprob = self._chooser.choose(sequence, logits)

@@ -48,7 +48,7 @@ class Delta:
     def merge(self, later: Delta) -> None:
         """Take in the delta that follows: a consumer that is behind gets one longer chunk."""
         self.text += later.text
-        self.logprobs = self.logprobs + later.logprobs
+        self.logprobs.extend(later.logprobs)
         self.generated, self.cached = later.generated, later.cached
         self.finish_reason, self.error = later.finish_reason, later.error
 
@@ -89,6 +89,7 @@ class Sequence:
         self.cached = 0
         self.text = AnswerText(generation.stops)
         self.sampler = Sampler(generation.sampling, generation.prompt, choice)
+        self.stop_ids = np.fromiter(generation.stop_tokens, np.int64, len(generation.stop_tokens))
         self._tokens = np.empty(len(generation.prompt) + generation.max_tokens, dtype=np.int32)
         self._tokens[: len(generation.prompt)] = generation.prompt
         self.length = len(generation.prompt)
