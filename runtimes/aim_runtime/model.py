@@ -51,7 +51,7 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         return self.refusal() is None
 
     def alive(self) -> bool:
-        """False once a loaded engine has died: nothing but a new process helps."""
+        """False once a loaded engine has died or stands still: nothing but a new process helps."""
         return not self._loaded or self._draining or self.runs_on.healthy()
 
     def refusal(self) -> Unavailable | None:
@@ -61,7 +61,11 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         if not self._loaded:
             return Unavailable(f"model {self.name} is still loading: ask again", retry_after_s=LOADING_RETRY_S)
         if not self.runs_on.healthy():
-            return Unavailable(f"the {self.runs_on.name} engine of model {self.name} has died: its log has the cause")
+            stalled_s = self.runs_on.stats().stalled_s
+            what = f"has not moved for {stalled_s:.0f} s" if stalled_s else "has died: its log has the cause"
+            return Unavailable(
+                f"the {self.runs_on.name} engine of model {self.name} {what}", retry_after_s=LOADING_RETRY_S
+            )
         return None
 
     def load(self) -> bool:

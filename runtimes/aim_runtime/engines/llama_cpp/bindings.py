@@ -20,6 +20,7 @@ import numpy as np
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from .sampling import Logits, TokenIds
+from .special_tokens import SpecialTokens
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 NO_KV_SLOT = 1
 _LEVELS = {4: logging.ERROR}  # ggml_log_level; its warnings are chatter to an operator
 _CONTINUES = 5
+#: What llama.cpp looks for in a text before it tokenizes the rest.
+_SPECIAL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 
 
 class _Log:
@@ -71,10 +74,15 @@ class LlamaModel:
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = lib.llama_vocab_n_tokens(self._vocab)
         self.trained_context: int = lib.llama_model_n_ctx_train(self._model)
-        self.adds_bos: bool = lib.llama_vocab_get_add_bos(self._vocab)
         self.metadata = self._read_metadata()
-        self.end_tokens = frozenset(t for t in range(self.vocabulary_size) if lib.llama_vocab_is_eog(self._vocab, t))
-        self._pieces: dict[int, bytes] = {}
+        ids = range(self.vocabulary_size)
+        self.end_tokens = frozenset(token for token in ids if lib.llama_vocab_is_eog(self._vocab, token))
+        self._pieces = [self._piece(token, special=True) for token in ids]
+        #: Most bytes of text that one token stands for.
+        self.token_bytes = max(map(len, self._pieces), default=1)
+        self._shown_pieces: dict[int, bytes] = {}
+        self._special_tokens = self._find_special_tokens()
+        self._head, self._tail = _frame(self._tokenize("a", add_special=True), self._tokenize("a", add_special=False))
 
     @property
     def bos_text(self) -> str:
@@ -104,29 +112,29 @@ class LlamaModel:
         layers, kv_heads = lib.llama_model_n_layer(self._model), lib.llama_model_n_head_kv(self._model)
         return int(layers * kv_heads * (key + value) * 2)
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> TokenIds:
-        """Token ids of ``text``. Special tokens written out in it count as such with ``parse_special``."""
-        data = text.encode("utf-8", "replace")
-        room = len(data) + 2
-        tokens = np.empty(room, dtype=np.int32)
-        pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        count = lib.llama_tokenize(self._vocab, data, len(data), pointer, room, add_special, parse_special)
-        if count < 0:
-            raise LlamaError(f"cannot tokenize {len(data)} bytes")
-        return tokens[:count].copy()
+    def tokenize(self, text: str, *, add_special: bool) -> TokenIds:
+        """Token ids of ``text`` in linear time. Special tokens written out in it count as such.
+
+        ``add_special``: with the tokens that the model wants at the beginning and the end of a text.
+        """
+        parts = list(self._special_tokens.parts(text))
+        if len(parts) == 1:
+            return self._tokenize(text, add_special=add_special)
+        tokens = [self._tokenize(part, add_special=False) for part in parts]
+        return np.concatenate([self._head, *tokens, self._tail] if add_special else tokens)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes a token stands for: part of a character, a word, or nothing (a control token)."""
         if special:
-            return self._piece(token, special=True)
-        piece = self._pieces.get(token)
+            return self._pieces[token]
+        piece = self._shown_pieces.get(token)
         if piece is None:
-            piece = self._pieces[token] = self._piece(token, special=False)
+            piece = self._shown_pieces[token] = self._piece(token, special=False)
         return piece
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, special tokens written out."""
-        return b"".join(self.piece(token, special=True) for token in tokens).decode("utf-8", "replace")
+        return b"".join(self._pieces[token] for token in tokens).decode("utf-8", "replace")
 
     def new_context(self, *, cells: int, slots: int, batch_tokens: int, threads: int) -> LlamaContext:
         """A cache of ``cells`` tokens shared by ``slots`` sequences, computed by ``threads`` threads.
@@ -147,6 +155,7 @@ class LlamaModel:
 
     def new_grammar(self, gbnf: str) -> LlamaGrammar:
         """Raises LlamaError when the grammar does not parse."""
+        self._check_open()
         _log.errors = []
         sampler = lib.llama_sampler_init_grammar(self._vocab, gbnf.encode(), b"root")
         if not sampler:
@@ -154,7 +163,44 @@ class LlamaModel:
         return LlamaGrammar(sampler, self.vocabulary_size)
 
     def close(self) -> None:
-        lib.llama_model_free(self._model)
+        """Free it. No other thread may be using it."""
+        model, self._model = self._model, None
+        if model:
+            lib.llama_model_free(model)
+
+    def _tokenize(self, text: str, *, add_special: bool) -> TokenIds:
+        """llama.cpp's own tokens: quadratic in the number of special tokens in ``text``."""
+        self._check_open()
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 2
+        tokens = np.empty(room, dtype=np.int32)
+        pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        count = lib.llama_tokenize(self._vocab, data, len(data), pointer, room, add_special, True)
+        if count < 0:
+            raise LlamaError(f"cannot tokenize {len(data)} bytes")
+        return tokens[:count].copy()
+
+    def _find_special_tokens(self) -> SpecialTokens:
+        attributes = {token: lib.llama_vocab_get_attr(self._vocab, token) for token in range(self.vocabulary_size)}
+        texts = {
+            lib.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"): attribute
+            for token, attribute in attributes.items()
+            if attribute & _SPECIAL
+        }
+        strips = any(
+            attribute & (lib.LLAMA_TOKEN_ATTR_LSTRIP | lib.LLAMA_TOKEN_ATTR_RSTRIP) for attribute in texts.values()
+        )
+        glued = (
+            text
+            for text, attribute in texts.items()
+            if strips and (attribute & lib.LLAMA_TOKEN_ATTR_LSTRIP or text[:1].isspace())
+        )
+        return SpecialTokens(texts, glued)
+
+    def _check_open(self) -> None:
+        """llama.cpp would read freed memory."""
+        if not self._model:
+            raise LlamaError("the model has been closed")
 
     def _special_text(self, token: int) -> str:
         return "" if token < 0 else self._piece(token, special=True).decode("utf-8", "replace")
@@ -174,6 +220,14 @@ class LlamaModel:
             key = _sized_text(lib.llama_model_meta_key_by_index, self._model, index)
             entries[key] = _sized_text(lib.llama_model_meta_val_str_by_index, self._model, index)
         return entries
+
+
+def _frame(whole: TokenIds, bare: TokenIds) -> tuple[TokenIds, TokenIds]:
+    """What ``whole`` has before and after ``bare``."""
+    for start in range(len(whole) - len(bare) + 1):
+        if np.array_equal(whole[start : start + len(bare)], bare):
+            return whole[:start], whole[start + len(bare) :]
+    raise LlamaError("the tokenizer changes a text when it adds special tokens to it")
 
 
 def _sized_text(call: Any, model: Any, index: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import contextlib
 import itertools
 import logging
 import queue
@@ -22,6 +23,7 @@ from aim_runtime.engines.base import EngineStats
 
 from .bindings import NO_KV_SLOT, LlamaContext, LlamaModel
 from .chooser import Chooser
+from .progress import Progress
 from .sampling import Logits, NoToken
 from .sequence import Delta, Sequence
 from .slots import Slot, Slots
@@ -36,6 +38,7 @@ MIN_PREFILL_TOKENS = 32
 #: token 7.0 against 8.3 ms in the first 512, 9 against 20 ms at 1600 (SmolLM2-135M, one thread).
 TILE_TOKENS = 64
 LONG_CONTEXT_TOKENS = 512
+STALLED_RETRY_S = 5
 _WAKE = None
 
 
@@ -79,6 +82,8 @@ class Scheduler:
         self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[Sequence, Delta]]] = {}
         self._running = 0
         self._kv_usage = 0.0
+        self._progress = Progress()
+        self._unanswered: set[Sequence] = set()  # those whose last delta has not been delivered
         self._gate = threading.Lock()  # between the last submission and the end of the thread
         self._over = False
         self._token_s = 0.0
@@ -94,6 +99,16 @@ class Scheduler:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._over
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the thread last went on with the work it has."""
+        return self._progress.stalled_s
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether a request still waits for (the rest of) its answer."""
+        return bool(self._unanswered)
 
     @property
     def in_flight(self) -> int:
@@ -113,6 +128,7 @@ class Scheduler:
             self._submitted += len(sequences)
             for sequence in sequences:
                 sequence.arrival = next(self._arrivals)
+                self._unanswered.add(sequence)
                 self._inbox.put(sequence)
 
     def cancel(self, sequences: list[Sequence]) -> None:
@@ -125,16 +141,29 @@ class Scheduler:
         waiting = max(0, self.in_flight - self._running)
         return EngineStats(self._running, waiting, self._slot_count, self._kv_usage)
 
-    def stop(self) -> None:
-        """End the thread; what is left hears that the engine is shutting down. Blocks for up to a step."""
+    def give_up(self, reason: str) -> None:
+        """Tell every request that no answer comes, while the thread stands still. It goes on without them."""
+        for sequence in list(self._unanswered):
+            sequence.cancelled = True
+            self._unanswered.discard(sequence)
+            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody is left to read
+                sequence.loop.call_soon_threadsafe(
+                    sequence.sink, sequence.delta(error=Unavailable(reason, retry_after_s=STALLED_RETRY_S))
+                )
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread; what is left hears that the engine is shutting down. Blocks for up to a step.
+
+        False when the thread has not ended in ``timeout_s``: it still uses the model and the context.
+        """
         self._stopping = True
         self._inbox.put(_WAKE)
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def close(self) -> None:
-        """Stop, and free the context."""
-        self.stop()
+        """Free the context. Only once ``stop`` has said that the thread has ended."""
         self._context.close()
 
     def _check_room(self, count: int) -> None:
@@ -163,11 +192,15 @@ class Scheduler:
     def _take_in(self) -> None:
         """Move what arrived to the waiting list; block while there is nothing else to do."""
         block = not self._waiting and not self._slots.busy
+        if block:
+            self._progress.rest()
         while True:
             try:
                 sequence = self._inbox.get(block=block)
             except queue.Empty:
                 return
+            finally:
+                self._progress.advance()
             if sequence is not _WAKE:
                 bisect.insort(self._waiting, sequence, key=lambda s: s.order)
             block = False
@@ -289,6 +322,7 @@ class Scheduler:
 
     def _sample(self, slot: Slot, logits: Logits) -> None:
         sequence = slot.running
+        self._progress.advance()
         try:
             self._advance(slot, logits)
         except Exception as error:
@@ -346,10 +380,11 @@ class Scheduler:
         self._kv_usage = min(1.0, self._slots.cells_in_use / self._context.cells)
         for loop, items in self._outbox.items():
             try:
-                loop.call_soon_threadsafe(_deliver, items)
+                loop.call_soon_threadsafe(self._deliver, items)
             except RuntimeError:  # that loop is closed: nobody is left to read
                 for sequence, _ in items:
                     sequence.cancelled = True
+                    self._unanswered.discard(sequence)
         self._outbox = {}
 
     def _abandon(self, reason: str) -> None:
@@ -362,6 +397,7 @@ class Scheduler:
             self._conclude(sequence, sequence.delta(error=Unavailable(reason)))
         self._waiting = []
         self._flush()
+        self._progress.rest()
 
     def _poll(self) -> Sequence | None:
         while True:
@@ -372,7 +408,9 @@ class Scheduler:
             if sequence is not _WAKE:
                 return sequence
 
-
-def _deliver(items: list[tuple[Sequence, Delta]]) -> None:
-    for sequence, delta in items:
-        sequence.sink(delta)
+    def _deliver(self, items: list[tuple[Sequence, Delta]]) -> None:
+        for sequence, delta in items:
+            if sequence in self._unanswered:
+                sequence.sink(delta)
+            if delta.last:
+                self._unanswered.discard(sequence)
