@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from typing import Any
 import llama_cpp as lib
 import numpy as np
 from llama_cpp.llama_grammar import json_schema_to_gbnf
+from numpy.typing import NDArray
 
 from .sampling import Logits, TokenIds
 from .special_tokens import SpecialTokens
+from .token_tree import Ids, TokenTree
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +163,7 @@ class LlamaModel:
         sampler = lib.llama_sampler_init_grammar(self._vocab, gbnf.encode(), b"root")
         if not sampler:
             raise LlamaError("; ".join(_log.errors) or "the grammar does not parse")
-        return LlamaGrammar(sampler, self.vocabulary_size)
+        return LlamaGrammar(sampler, self._token_tree)
 
     def close(self) -> None:
         """Free it. No other thread may be using it."""
@@ -196,6 +199,10 @@ class LlamaModel:
             if strips and (attribute & lib.LLAMA_TOKEN_ATTR_LSTRIP or text[:1].isspace())
         )
         return SpecialTokens(texts, glued)
+
+    @cached_property
+    def _token_tree(self) -> TokenTree:
+        return TokenTree(self._pieces, self.end_tokens)
 
     def _check_open(self) -> None:
         """llama.cpp would read freed memory."""
@@ -315,23 +322,19 @@ class LlamaContext:
 class LlamaGrammar:
     """Where one answer stands in a GBNF grammar."""
 
-    def __init__(self, sampler: Any, vocabulary_size: int) -> None:
+    def __init__(self, sampler: Any, tree: TokenTree) -> None:
         self._sampler = sampler
-        self._one = np.zeros(1, dtype=_CANDIDATE)
-        self._vocabulary_size = vocabulary_size
+        self._tree = tree
 
     def allows(self, token: int) -> bool:
-        self._one["id"], self._one["logit"] = token, 0.0
-        self._apply(self._one)
-        return bool(np.isfinite(self._one["logit"][0]))
+        return bool(self._allowed(np.array([token]))[0])
 
     def mask(self, logits: Logits) -> None:
-        """Set the logits of tokens that cannot come next to -inf. Milliseconds: it tries the whole vocabulary."""
-        candidates = np.zeros(self._vocabulary_size, dtype=_CANDIDATE)
-        candidates["id"] = np.arange(self._vocabulary_size)
-        candidates["logit"] = logits
-        self._apply(candidates)
-        logits[:] = candidates["logit"]
+        """Set the logits of tokens that cannot come next to -inf."""
+        allowed = self._tree.allowed(self._allowed)
+        kept = logits[allowed]
+        logits.fill(-np.inf)
+        logits[allowed] = kept
 
     def accept(self, token: int) -> None:
         """Step past an allowed token. llama.cpp ends the process on any other."""
@@ -340,11 +343,14 @@ class LlamaGrammar:
     def close(self) -> None:
         lib.llama_sampler_free(self._sampler)
 
-    def _apply(self, candidates: Any) -> None:
+    def _allowed(self, tokens: Ids) -> NDArray[np.bool_]:
+        candidates = np.zeros(tokens.size, dtype=_CANDIDATE)
+        candidates["id"] = tokens
         array = lib.llama_token_data_array(
             data=_pointer(candidates, lib.llama_token_data), size=candidates.size, selected=-1, sorted=False
         )
         lib.llama_sampler_apply(self._sampler, ctypes.byref(array))
+        return np.isfinite(candidates["logit"])
 
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])

@@ -59,7 +59,7 @@ class Chooser:
         grammar = self._grammar(sequence)
         if grammar is None:
             return token
-        if not grammar.allows(token):  # trying one token costs microseconds, masking the vocabulary 20 ms
+        if not grammar.allows(token):  # trying one token costs microseconds, masking the vocabulary milliseconds
             grammar.mask(logits)
             if not np.isfinite(logits.max()):
                 return None
