@@ -27,6 +27,7 @@ OUTPUTS: list[Json] = [
     {"name": "finish_reason", "datatype": "BYTES", "shape": [-1]},
 ]
 
+MAX_QUESTIONS = 1024  #: prompts in one request: each is a request of its own to the engine
 #: What may stand in ``parameters``. What shapes an answer that V1 and V2 cannot carry (n, stream, logprobs, tools)
 #: belongs to the OpenAI routes. The engine checks the values.
 PARAMETERS = frozenset(
@@ -95,6 +96,7 @@ def read_v1(payload: Any) -> list[Question]:
     instances = payload.get("instances")
     if not isinstance(instances, list) or not instances:
         raise BadRequest("instances: must be a non-empty list of prompts", param="instances")
+    _check_count(len(instances), "instances")
     shared = _checked(payload.get("parameters") or {}, "parameters")
     return [_instance(instance, shared, f"instances[{index}]") for index, instance in enumerate(instances)]
 
@@ -154,6 +156,7 @@ def _prompts(tensor: InferInput) -> list[str]:
     shape = list(tensor.shape)
     if len(shape) != 1 or shape[0] < 1:
         raise BadRequest(f"input 'prompt': shape must be [n] with n >= 1, not {shape}", param="prompt")
+    _check_count(shape[0], "prompt")
     elements = _elements(tensor)
     if len(elements) != shape[0]:
         raise BadRequest(f"input 'prompt': shape {shape} but {len(elements)} elements", param="prompt")
@@ -166,7 +169,7 @@ def _elements(tensor: InferInput) -> list[Any]:
         return list(tensor.data or ())
     elements, offset = [], 0
     try:
-        while offset < len(raw):
+        while offset < len(raw) and len(elements) <= MAX_QUESTIONS:
             (length,) = struct.unpack_from("<I", raw, offset)
             elements.append(struct.unpack_from(f"{length}s", raw, offset + 4)[0])
             offset += 4 + length
@@ -222,6 +225,11 @@ def _is_wanted(name: str, request: InferRequest) -> bool:
 
 
 # --- both ---------------------------------------------------------------------------------------------------------
+
+
+def _check_count(count: int, param: str) -> None:
+    if count > MAX_QUESTIONS:
+        raise BadRequest(f"{param}: {count} prompts in one request; {MAX_QUESTIONS} are the most", param=param)
 
 
 def _checked(parameters: Any, where: str) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -93,3 +94,19 @@ def test_a_loop_that_stands_still_unnoticed_ends_within_the_grace_period(
         assert server.exit_code(6 + LATE_S + 10) == 1
         assert "error: model m: the decode thread has not moved for" in server.stderr()
         assert asked.result(10).status_code == 503
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("prompt", ["<|im_end|>" * 200_000, "<|im_end|> x" * 50_000], ids=["too long", "long"])
+def test_a_client_that_leaves_while_its_prompt_is_read_breaks_no_shutdown(embedded_model: Path, prompt: str):
+    flags = ["--model_name", "m", "--model_dir", str(embedded_model.parent), "--threads", "1"]
+    with Served(["-m", "aim_runtime", *flags]) as server:
+        with pytest.raises(httpx.ReadTimeout) if "x" in prompt else contextlib.nullcontext():
+            answer = httpx.post(
+                f"{server.url}/v1/completions", json={"prompt": prompt}, timeout=httpx.Timeout(9, read=0.5)
+            )
+            assert answer.status_code == 400
+            assert answer.json()["error"]["code"] == "context_length_exceeded"
+        server.terminate()
+        assert server.exit_code(30) == 0
+        assert "Traceback" not in server.stderr()

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import orjson
 import pytest
 import tritonclient.http as triton
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
@@ -44,6 +45,19 @@ def test_tritonclient(client: triton.InferenceServerClient, binary_in: bool, bin
 
 def _str(item: Any) -> str:
     return item.decode() if isinstance(item, bytes) else str(item)
+
+
+def test_more_prompts_than_anyone_batches_are_refused_by_their_number(fake: Served) -> None:
+    raw = b"\1\0\0\0x" * 2000
+    sized = tensor(shape=[2], parameters={"binary_data_size": len(raw)})
+    del sized["data"]
+    head = orjson.dumps({"inputs": [sized]})
+    headers = {"inference-header-content-length": str(len(head)), "content-type": "application/octet-stream"}
+    answer = httpx.post(fake.url + INFER, content=head + raw, headers=headers)
+    assert answer.status_code == 400
+    answer = httpx.post(fake.url + INFER, json={"inputs": [tensor(shape=[2000], data=["x"] * 2000)]})
+    assert answer.status_code == 400
+    assert "2000 prompts" in answer.json()["error"]
 
 
 def test_only_the_outputs_asked_for(fake: Served) -> None:

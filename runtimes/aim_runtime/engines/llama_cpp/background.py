@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from aim_kserve.errors import Unavailable
+
 T = TypeVar("T")
 
 #: llama.cpp tokenizes about 3 MB/s, so this is 2 ms.
@@ -23,6 +25,7 @@ class Background:
         self._threads = concurrent.futures.ThreadPoolExecutor(THREADS, thread_name_prefix=name)
         self._running: set[concurrent.futures.Future[object]] = set()
         self._began: dict[object, float] = {}
+        self._over = False
 
     @property
     def busy(self) -> bool:
@@ -42,14 +45,22 @@ class Background:
             cost: characters it tokenizes, or as long as that takes.
 
         Raises:
-            RuntimeError: after ``end``.
+            Unavailable: ``end`` was called before it was done.
         """
         if cost <= INLINE_CHARACTERS:
             return work()
-        future = self._threads.submit(self._timed, work)
-        self._running.add(future)  # type: ignore[arg-type]  # invariant, and we only wait for it
-        future.add_done_callback(self._running.discard)
-        return await asyncio.wrap_future(future)
+        try:
+            future = self._threads.submit(self._timed, work)
+            self._running.add(future)  # type: ignore[arg-type]  # invariant, and we only wait for it
+            future.add_done_callback(self._running.discard)
+            return await asyncio.wrap_future(future)
+        except BaseException as error:
+            task = asyncio.current_task()
+            if self._over and not (
+                task and task.cancelling()
+            ):  # refused, dropped or interrupted: all one to the caller
+                raise Unavailable("the engine is shutting down") from error
+            raise
 
     def _timed(self, work: Callable[[], T]) -> T:
         key = object()
@@ -61,5 +72,6 @@ class Background:
 
     def end(self, timeout_s: float) -> bool:
         """Take no more work, drop what has not begun, wait for the rest. False when it is still running. Blocks."""
+        self._over = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         return not concurrent.futures.wait(list(self._running), timeout_s).not_done

@@ -71,6 +71,7 @@ class LlamaModel:
 
     def __init__(self, path: Path) -> None:
         _log.errors = []
+        self._interrupted = False
         self._model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
         if not self._model:
             raise LlamaError("; ".join(_log.errors) or "llama.cpp gives no reason")
@@ -165,6 +166,10 @@ class LlamaModel:
             raise LlamaError("; ".join(_log.errors) or "the grammar does not parse")
         return LlamaGrammar(sampler, self._token_tree)
 
+    def interrupt(self) -> None:
+        """Tokenizing stops after the part it is at; its callers get a LlamaError. From any thread."""
+        self._interrupted = True
+
     def close(self) -> None:
         """Free it. No other thread may be using it."""
         model, self._model = self._model, None
@@ -206,7 +211,7 @@ class LlamaModel:
 
     def _check_open(self) -> None:
         """llama.cpp would read freed memory."""
-        if not self._model:
+        if self._interrupted or not self._model:
             raise LlamaError("the model has been closed")
 
     def _special_text(self, token: int) -> str:

@@ -174,6 +174,7 @@ class LlamaCppEngine:
             self._watch.cancel()
         if not await asyncio.to_thread(loaded.scheduler.stop, _STOP_S):
             raise ShutdownError(f"the decode thread has not moved for {loaded.scheduler.stalled_s:.0f} s")
+        loaded.model.interrupt()
         if not await asyncio.to_thread(loaded.background.end, _STOP_S):
             raise ShutdownError("a thread that prepares requests does not end")
         loaded.scheduler.close()
