@@ -41,7 +41,7 @@ from aim_kserve.settings import ServerSettings
 logger = logging.getLogger("aim.server")
 
 ENDING_S = 3.0  # to cut off what is left, tell its clients, and wait for threads
-LATE_S = 5.0  # freeing a large model takes seconds
+LATE_S = 10.0  # freeing a large model takes seconds, and so does ending an engine's processes
 
 
 class Served(Protocol):

@@ -167,7 +167,8 @@ def _elements(tensor: InferInput) -> list[Any]:
     raw = tensor._raw_data
     if raw is None:
         return list(tensor.data or ())
-    elements, offset = [], 0
+    elements: list[Any] = []
+    offset = 0
     try:
         while offset < len(raw) and len(elements) <= MAX_QUESTIONS:
             (length,) = struct.unpack_from("<I", raw, offset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -225,3 +226,17 @@ async def test_what_was_begun_before_closing_touches_no_freed_model(embedded_mod
         assert all(isinstance(r, (Unavailable, BadRequest, asyncio.CancelledError)) for r in results), results
         with pytest.raises(Exception, match="has been closed"):
             model.tokenize("a", add_special=False)
+
+
+async def test_a_request_that_is_never_done_preparing_is_no_health(embedded_model: Path):
+    async with loaded(embedded_model, stall_timeout_s=0.2) as engine:
+        release = threading.Event()
+        stuck = asyncio.create_task(engine._engine.background.run(release.wait, cost=10**6))
+        while engine.healthy():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        stalled_s = engine.stats().stalled_s
+        assert stalled_s is not None
+        assert stalled_s >= 0.2
+        release.set()
+        assert await stuck
+        assert engine.healthy()

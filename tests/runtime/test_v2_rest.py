@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import orjson
 import pytest
 import tritonclient.http as triton
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
@@ -47,17 +46,16 @@ def _str(item: Any) -> str:
     return item.decode() if isinstance(item, bytes) else str(item)
 
 
-def test_more_prompts_than_anyone_batches_are_refused_by_their_number(fake: Served) -> None:
-    raw = b"\1\0\0\0x" * 2000
-    sized = tensor(shape=[2], parameters={"binary_data_size": len(raw)})
-    del sized["data"]
-    head = orjson.dumps({"inputs": [sized]})
-    headers = {"inference-header-content-length": str(len(head)), "content-type": "application/octet-stream"}
-    answer = httpx.post(fake.url + INFER, content=head + raw, headers=headers)
-    assert answer.status_code == 400
+def test_more_prompts_than_anyone_batches_are_refused_by_their_number(
+    fake: Served, client: triton.InferenceServerClient
+) -> None:
     answer = httpx.post(fake.url + INFER, json={"inputs": [tensor(shape=[2000], data=["x"] * 2000)]})
     assert answer.status_code == 400
     assert "2000 prompts" in answer.json()["error"]
+    prompts = triton.InferInput("prompt", [2000], "BYTES")
+    prompts.set_data_from_numpy(np.array(["x"] * 2000, dtype=object))
+    with pytest.raises(triton.InferenceServerException, match="2000 prompts"):
+        client.infer("m", [prompts])
 
 
 def test_only_the_outputs_asked_for(fake: Served) -> None:

@@ -355,7 +355,8 @@ class LlamaGrammar:
             data=_pointer(candidates, lib.llama_token_data), size=candidates.size, selected=-1, sorted=False
         )
         lib.llama_sampler_apply(self._sampler, ctypes.byref(array))
-        return np.isfinite(candidates["logit"])
+        allowed: NDArray[np.bool_] = np.isfinite(candidates["logit"])
+        return allowed
 
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])

@@ -53,4 +53,5 @@ class TokenTree:
         counts = self._counts[tokens]
         ends = np.cumsum(counts)
         offsets = np.arange(ends[-1] if ends.size else 0) - np.repeat(ends - counts, counts)
-        return self._children[np.repeat(self._starts[tokens], counts) + offsets]
+        below: Ids = self._children[np.repeat(self._starts[tokens], counts) + offsets]
+        return below
