@@ -180,7 +180,7 @@ def _end_at_last(after_s: float) -> None:
 
 def _end_now(reason: str) -> NoReturn:
     """End without the interpreter's own end, which waits for threads that may never come."""
-    print(f"error: {reason}: ending without it", file=sys.stderr, flush=True)  # noqa: T201  the one line
+    print(f"error: {reason}: the process ends all the same", file=sys.stderr, flush=True)  # noqa: T201  the one line
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     os._exit(1)

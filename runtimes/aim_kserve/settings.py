@@ -75,7 +75,7 @@ class ServerSettings(BaseModel):
     grpc_port: int = Field(8081, ge=0, le=65535, description="gRPC port; 0 picks a free one")
     enable_grpc: bool = Field(True, description="serve the V2 protocol over gRPC")
     grace_period: float = Field(
-        30, ge=0, description="seconds from SIGTERM to the end; requests in flight have all but the last 2"
+        30, ge=0, description="seconds from SIGTERM to the end; requests in flight have all but the last 3"
     )
     timeout_keep_alive: int = Field(65, ge=1, description="seconds an idle kept-alive connection stays open")
     max_body_mib: float = Field(32, gt=0, description="largest request body accepted, MiB")

@@ -63,7 +63,8 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
             return Unavailable(f"model {self.name} is still loading: ask again", retry_after_s=LOADING_RETRY_S)
         if not self.runs_on.healthy():
             stalled_s = self.runs_on.stats().stalled_s
-            what = f"has not moved for {stalled_s:.0f} s" if stalled_s else "has died: its log has the cause"
+            moves = not stalled_s or stalled_s < 1
+            what = "has died: its log has the cause" if moves else f"has not moved for {stalled_s:.0f} s"
             return Unavailable(
                 f"the {self.runs_on.name} engine of model {self.name} {what}", retry_after_s=LOADING_RETRY_S
             )

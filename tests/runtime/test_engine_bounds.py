@@ -114,6 +114,14 @@ MUCH: dict[str, tuple[str, Callable[[], Json]]] = {
         "completions",
         lambda: {"prompt": "a", "logit_bias": dict.fromkeys(map(str, range(IDS)), 1), "n": 8},
     ),
+    "what all prompts share": (
+        "completions",
+        lambda: {
+            "prompt": ["a"] * 64,
+            "stop_token_ids": list(range(IDS)),
+            "logit_bias": dict.fromkeys(map(str, range(IDS)), 1),
+        },
+    ),
     "the longest stop string": ("completions", lambda: {"prompt": "a", "stop": "a" * 16_384, "n": 8}),
     "an enum of 5000": ("completions", lambda: {"prompt": "a", "response_format": wide_enum(5000), "n": 8}),
 }

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from aim_kserve.errors import BadRequest, ShutdownError, Unavailable
 from aim_runtime.engines.base import EngineStats, Json, ModelLoadError, Operation, RequestContext, Stream
 
@@ -240,8 +242,8 @@ class LlamaCppEngine:
         prompt = await self._engine.prompts.chat(request)
         self._check_length(prompt, "messages")
         name, limit = request.answer_tokens
-        grammar = await self._grammar(request)
-        generation = self._generation(request, prompt, name, limit, request.top, grammar)
+        wanted = await self._wanted(request, request.top)
+        generation = self._generation(wanted, prompt, name, limit)
         return await self._answer(CHAT, [(prompt, generation)], request, context)
 
     async def _complete(self, body: Json, context: RequestContext) -> Json | Stream:
@@ -249,12 +251,12 @@ class LlamaCppEngine:
         check_common(request, slots=self._slots, vocabulary_size=self._engine.model.vocabulary_size)
         if request.echo and request.logprobs is not None:
             raise BadRequest("'logprobs' with 'echo' needs the prompt's own, which are not kept", param="logprobs")
-        grammar = await self._grammar(request)
+        wanted = await self._wanted(request, request.logprobs)
         generations = []
         for prompt in await self._engine.prompts.completion(request):
             rest = self._check_length(prompt, "prompt")
             limit = min(_COMPLETION_TOKENS, rest) if request.max_tokens is None else request.max_tokens
-            generation = self._generation(request, prompt, "max_tokens", limit, request.logprobs, grammar)
+            generation = self._generation(wanted, prompt, "max_tokens", limit)
             generations.append((prompt, generation))
         return await self._answer(COMPLETION, generations, request, context)
 
@@ -314,21 +316,31 @@ class LlamaCppEngine:
             )
         return most - count
 
-    async def _grammar(self, request: GenerationBody) -> str | None:
-        """In a thread: a schema of thousands of values takes a while to compile."""
+    async def _wanted(self, request: GenerationBody, logprobs: int | None) -> Generation:
+        """What all prompts of a request share, read once; it has no prompt yet."""
         model, format_ = self._engine.model, request.response_format
+        stop_tokens = frozenset(request.stop_token_ids or ())
+        if request.min_tokens and len(stop_tokens | model.end_tokens) == model.vocabulary_size:
+            raise BadRequest(
+                f"'stop_token_ids' names every token that does not end an answer anyway, and 'min_tokens' "
+                f"{request.min_tokens} forbids them all: leave one of the two out",
+                param="stop_token_ids",
+            )
+        # A schema of thousands of values takes a while to compile: in a thread.
         cost = 0 if format_ is None else INLINE_CHARACTERS + 1
-        return await self._engine.background.run(lambda: grammar_of(format_, model), cost)
+        return Generation(
+            prompt=np.empty(0, dtype=np.int32),
+            max_tokens=0,
+            sampling=sampling_of(request),
+            stops=request.stops,
+            stop_tokens=stop_tokens,
+            min_tokens=request.min_tokens or 0,
+            ignore_eos=bool(request.ignore_eos),
+            logprobs=logprobs,
+            grammar=await self._engine.background.run(lambda: grammar_of(format_, model), cost),
+        )
 
-    def _generation(
-        self,
-        request: GenerationBody,
-        prompt: Prompt,
-        limit_name: str,
-        limit: int | None,
-        logprobs: int | None,
-        grammar: str | None,
-    ) -> Generation:
+    def _generation(self, wanted: Generation, prompt: Prompt, limit_name: str, limit: int | None) -> Generation:
         rest = self._max_model_len - len(prompt.tokens)
         limit = rest if limit is None else limit
         if limit > rest:
@@ -338,25 +350,7 @@ class LlamaCppEngine:
                 param=limit_name,
                 code="context_length_exceeded",
             )
-        stop_tokens = frozenset(request.stop_token_ids or ())
-        model = self._engine.model
-        if request.min_tokens and len(stop_tokens | model.end_tokens) == model.vocabulary_size:
-            raise BadRequest(
-                f"'stop_token_ids' names every token that does not end an answer anyway, and 'min_tokens' "
-                f"{request.min_tokens} forbids them all: leave one of the two out",
-                param="stop_token_ids",
-            )
-        return Generation(
-            prompt=prompt.tokens,
-            max_tokens=limit,
-            sampling=sampling_of(request),
-            stops=request.stops,
-            stop_tokens=stop_tokens,
-            min_tokens=min(request.min_tokens or 0, limit),
-            ignore_eos=bool(request.ignore_eos),
-            logprobs=logprobs,
-            grammar=grammar,
-        )
+        return replace(wanted, prompt=prompt.tokens, max_tokens=limit, min_tokens=min(wanted.min_tokens, limit))
 
     async def _answer(
         self,

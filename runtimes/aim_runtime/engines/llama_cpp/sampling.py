@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ TokenIds = NDArray[np.int32]
 GREEDY_BELOW_TEMPERATURE = 1e-5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SamplingParams:
     """How one token is chosen. ``top_k`` 0 and ``min_p`` 0 mean off; ``temperature`` 0 means greedy."""
 
@@ -33,6 +34,12 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
+
+    @cached_property
+    def biased(self) -> tuple[NDArray[np.int64], Logits]:
+        """The tokens of ``logit_bias`` and their biases: all choices and prompts of a request share them."""
+        ids = np.array([token for token, _ in self.logit_bias], dtype=np.int64)
+        return ids, np.array([bias for _, bias in self.logit_bias], dtype=np.float32)
 
 
 class NoToken(Exception):
@@ -53,8 +60,7 @@ class Sampler:
         self._greedy = params.temperature < GREEDY_BELOW_TEMPERATURE
         entropy = None if params.seed is None else [params.seed % 2**64, choice]
         self._random = None if self._greedy else np.random.Generator(np.random.PCG64(entropy))
-        self._bias_ids = np.array([token for token, _ in params.logit_bias], dtype=np.int64)
-        self._bias = np.array([bias for _, bias in params.logit_bias], dtype=np.float32)
+        self._bias_ids, self._bias = params.biased
         self._counts: Counter[int] = Counter()
         self._repeats = params.repetition_penalty != 1.0
         self._seen = set(prompt.tolist()) if self._repeats else set()

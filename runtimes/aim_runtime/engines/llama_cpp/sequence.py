@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aim_kserve.errors import ServingError
 
@@ -89,10 +91,14 @@ class Sequence:
         self.cached = 0
         self.text = AnswerText(generation.stops)
         self.sampler = Sampler(generation.sampling, generation.prompt, choice)
-        self.stop_ids = np.fromiter(generation.stop_tokens, np.int64, len(generation.stop_tokens))
         self._tokens = np.empty(len(generation.prompt) + generation.max_tokens, dtype=np.int32)
         self._tokens[: len(generation.prompt)] = generation.prompt
         self.length = len(generation.prompt)
+
+    @cached_property
+    def stop_ids(self) -> NDArray[np.int64]:
+        """The stop tokens as an index."""
+        return np.fromiter(self.generation.stop_tokens, np.int64, len(self.generation.stop_tokens))
 
     @property
     def tokens(self) -> TokenIds:
