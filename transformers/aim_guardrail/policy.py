@@ -73,11 +73,13 @@ class Rule(_Strict):
     @field_validator("threshold")
     @classmethod
     def _reachable(cls, value: float | None, info: Any) -> float | None:
-        labels = FAMILIES.get(info.data.get("type", ""), {})
-        for entity in info.data.get("entities") or ():
-            if value is not None and entity in labels and value > labels[entity].top_score:
-                top = labels[entity].top_score
-                raise ValueError(f"{value} can never match {entity}, whose highest score is {top}: lower it")
+        known = FAMILIES.get(info.data.get("type", ""), {})
+        named = info.data.get("entities")
+        tops = {entity: known[entity].top_score for entity in named or known if entity in known}
+        if value is not None and tops and value > min(tops.values()):
+            entity, top = min(tops.items(), key=lambda item: item[1])
+            remedy = "lower it" if named or len(known) == 1 else "lower it, or list the entities it is meant for"
+            raise ValueError(f"{value} can never match {entity}, whose highest score is {top}: {remedy}")
         return value
 
     @property
