@@ -219,7 +219,7 @@ def test_every_rule_of_ours_finds_its_own_example():
     import yaml
 
     rules = yaml.safe_load((resources.files("aim_guardrail.detectors") / "secrets.yaml").read_text())["rules"]
-    assert len(rules) == 9
+    assert len(rules) == 12
     for rule in rules:
         for example in rule["examples"]:
             assert rule["id"] in {f.rule_id for f in detector("secrets").scan(Text(example))}, rule["id"]
@@ -237,7 +237,7 @@ def test_no_counted_rule_captures_a_break():
     checked_rules = 0
     for rule in secrets._rules.metadata():
         detail = secrets._rules.detail(rule["id"])
-        if not secrets._counts(rule["id"]) or detail["path"] or rule["id"] in _URI_MODE:
+        if rule["id"] in secrets._ignored or detail["path"] or rule["id"] in _URI_MODE:
             continue
         captured = _captured(detail["detection_regex"], detail.get("betterleaks_secret_group", 0))
         # Terminators captured by rules without a group are trimmed off; "." is meant as a literal dot.
