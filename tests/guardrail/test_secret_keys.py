@@ -276,10 +276,15 @@ def test_finds_credentials_by_their_place(text: str, value: str):
     assert streamed(list(text)) == text.replace(value, "<SECRET_1>")
 
 
+def test_finds_the_passwords_of_two_commands_in_a_row():
+    text = "curl -u bob:letmein https://h.io\ncurl -u bob:hunter https://h.io"
+    assert redacted(text) == "curl -u bob:<SECRET_1> https://h.io\ncurl -u bob:<SECRET_2> https://h.io"
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "docker run -u 1000:1000 image; curl https://h.io",
+        "curl https://h.io | docker run -u 1000:1000 image",
         "curl -u $USER:$PASSWORD https://h.io",
         "curl -u <user>:<password> https://h.io",
         "curl -u user:{password} https://h.io",

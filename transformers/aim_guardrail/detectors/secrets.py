@@ -50,7 +50,8 @@ _LEFT_OUT = frozenset(
     }
 )
 # The value is a password by its place: it may be short, and without a digit.
-_PASSWORD_RULES = frozenset({"betterleaks.generic-credential-uri", "aim.uri-password", "aim.curl-password"})
+_CURL_RULE = "aim.curl-password"
+_PASSWORD_RULES = frozenset({"betterleaks.generic-credential-uri", "aim.uri-password", _CURL_RULE})
 _BASIC_RULE = "aim.basic-credentials"
 _PRIVATE_KEY_RULE = "aim.private-key"
 
@@ -78,6 +79,8 @@ _PAIR = re.compile(r"[^\s:\"']:[^\s\"']{3}")  # user:password
 # or in hexadecimal digits, Base64's padding aside.
 _DIGEST_NAME = re.compile(r"sha-?(1|224|256|384|512)[-:=]\Z", re.IGNORECASE)
 _DIGEST_CHARS = {"1": (27, 40), "224": (38, 56), "256": (43, 64), "384": (64, 96), "512": (86, 128)}
+_CURL = re.compile(r"\bcurl\s[^|;]*\Z")
+_COMMAND_CHARS = 400
 _QUERY_NAME = re.compile(r"[?&][\w.\[\]-]{1,64}=\Z")
 
 
@@ -146,6 +149,8 @@ def _windows(scan: str, since: int) -> Iterator[tuple[int, int]]:
 def _is_secret(scan: str, start: int, end: int, rule_id: str) -> bool:
     """Besides passwords in their place, nothing short, no plain words, no plain numbers and no digest of a file."""
     value = scan[start:end]
+    if rule_id == _CURL_RULE:
+        return _CURL.search(scan, max(0, start - _COMMAND_CHARS), start) is not None
     if rule_id in _PASSWORD_RULES:
         return bool(value)
     if rule_id == _BASIC_RULE:
