@@ -108,6 +108,8 @@ def test_a_key_of_every_provider_is_found_in_any_wrapping(template: str):
         end = start + len(sample.key)
         if (template in PATHS and set("/:+") & set(sample.key)) or "aim.curl" in rule_id:
             continue  # what separates a path's segments is part of such a key; no command is written like this
+        if after.startswith(("…", "...")) and rule_id in module._BY_NAME:
+            continue  # what is cut short is no password
         findings = [f for f in detector().scan(Text(before + sample.text + after)) if f.score >= 0.5]
         covered = {at for f in findings for at in range(f.start, f.end)}
         assert covered >= set(range(start, end)), (rule_id, before + sample.text + after)
@@ -119,7 +121,7 @@ def test_a_key_of_every_provider_is_found_in_any_wrapping(template: str):
 def test_nothing_but_the_key_is_redacted(template: str):
     before, after = around(template)
     for rule_id, sample in samples().items():
-        divided = set("/:+\\" if template in PATHS else "\\") & set(sample.key)
+        divided = set("/:+\\" if template in PATHS else "\\." if "…" in template else "\\") & set(sample.key)
         if sample.start == 0 and "connection-string" not in rule_id and not divided:
             assert redacted(before + sample.text + after) == f"{before}<SECRET_1>{after}", (rule_id, sample.text)
 
@@ -290,6 +292,13 @@ def test_finds_the_passwords_of_two_commands_in_a_row():
         "curl -u user:{password} https://h.io",
         "curl -u bob: https://h.io",
         "Basic concepts, basic tutorials1 and Basic usage: 12345678",
+        '{"NextToken": "eyJOZXh0VG9rZW4iOiBudWxsfQ1234"}',
+        "pageToken=abcd1234efgh5678",
+        '"LockToken": "447e55ac-2396-4c6d-b9f9-86b67c17f8b5"',
+        "arn:aws:secretsmanager:us-west-2:123456789012:secret:MyTestSecret-a1b2c3",
+        "api_key: sk-abcdefgh1234...",
+        "api_key: abcdefgh1234****",
+        '"DbPassword": "AMAFUyyuros1QjxPTtgzcsuQsqzIasdz/EXAMPLE=="',
         "Authorization: Bearer <token>",
         "Authorization: Bearer your_token_of_2024_03_01",
         "Authorization: AWS4-HMAC-SHA256 Credential=...",

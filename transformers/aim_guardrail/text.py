@@ -2,7 +2,7 @@
 
 **Folding** makes look-alike spellings equal before anything is searched: compatibility forms (fullwidth letters,
 ligatures, circled digits: Unicode NFKD), every script's decimal digits, typographic dashes and quotes become ASCII,
-em dashes and ellipses a space (they part words; a value goes on across them no more than across a space);
+em dashes a space (they part words, as spaces do);
 invisible characters (category Cf: zero-width, soft hyphen, bidi controls) and combining marks vanish; letters with
 accents lose them; other Latin, Greek and Cyrillic letters become `x`; everything else (CJK, emoji, ...) becomes a
 line break, because no value we look for continues across it. Backslash escapes (`\\n`, `\\"`, `\\u0040`, behind any
@@ -165,7 +165,7 @@ def _before_keys(scan: str, cut: int) -> int:
     return cut
 
 
-_QUOTES = {**dict.fromkeys("‘’‚‛", "'"), **dict.fromkeys("“”„‟«»", '"'), "×": "x"}
+_QUOTES = {**dict.fromkeys("‘’‚‛", "'"), **dict.fromkeys("“”„‟«»", '"'), **dict.fromkeys("—―", " "), "×": "x"}
 
 
 _ESCAPED = {'"': '"', "'": "'", "/": "/", "t": "\t"}  # the others are line breaks
@@ -180,8 +180,6 @@ class _FoldTable(dict[int, str]):
 
 
 def _fold(char: str) -> str:
-    if char in "—―…":
-        return " "
     folded = "".join(_fold_part(part) for part in unicodedata.normalize("NFKD", char))
     if len(folded) < 2:
         return folded

@@ -57,6 +57,14 @@ _PRIVATE_KEY_RULE = "aim.private-key"
 
 # The value may be anything: these know only what stands before it.
 _BY_NAME = frozenset({"aim.assignment", "aim.authorization", "aim.auth-header", "aim.aws-session-token"})
+# A value by its name alone is none where it is cut short or masked, or where a view shows only its first part.
+_CUT_SHORT = ("..", "****", "/", "+")
+# Tokens that continue a list or name a request or a version, and the name of a secret in AWS, are no credentials.
+_NO_CREDENTIAL = re.compile(
+    r"(?:(?:next|page|pagination|continuation|forward|backward|lock|change|sync|idempotency)[_-]?token"
+    r"|\barn:[^\s\"']{1,128}:secret)[\"'`]?\s{0,3}[=:>]{1,3}\s{0,3}\\?[\"'`]?\Z",
+    re.IGNORECASE,
+)
 _PAIRED = frozenset("*_~/\\")
 
 _SCORES = {"high": 0.9, "medium": 0.6, "low": 0.3}
@@ -155,6 +163,10 @@ def _is_secret(scan: str, start: int, end: int, rule_id: str) -> bool:
         return bool(value)
     if rule_id == _BASIC_RULE:
         return (len(value) >= 12 or _DIGIT.search(value) is not None) and _is_basic(value)
+    if rule_id in _BY_NAME and (
+        scan.startswith(_CUT_SHORT, end) or _NO_CREDENTIAL.search(scan, max(0, start - 160), start)
+    ):
+        return False
     long = len(value) >= 16 or (len(value) >= 8 and _DIGIT.search(value) is not None)
     return long and not value.isdigit() and not _is_digest(scan, start, value)
 
