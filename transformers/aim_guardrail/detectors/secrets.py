@@ -79,10 +79,11 @@ _WELL_KNOWN = re.compile(
 )
 _NAME_EDGE = re.compile(r"[\s:/@=\"'`]")
 _LONG_RUN = re.compile(f"[^{BREAKS}]{{8,}}")
+_LONGER_RUN = re.compile(f"[^{BREAKS}]{{12}}")
 _WINDOW_CHARS = 8192
 _DIGIT = re.compile("[0-9]")
 _SPACE = re.compile(r"\s")
-_PAIR = re.compile(r"[^\s:\"']:[^\s\"']{3}")  # user:password
+_PAIR = re.compile(r":(?<=[^\s:\"'].)[^\s\"']{3}")  # user:password
 # The name of a digest before its value (Subresource Integrity, lock files), and the lengths such a value has in Base64
 # or in hexadecimal digits, Base64's padding aside.
 _DIGEST_NAME = re.compile(r"sha-?(1|224|256|384|512)[-:=]\Z", re.IGNORECASE)
@@ -108,12 +109,12 @@ class SecretDetector:
 
     def may_find(self, scan: str) -> bool:
         """A secret is at least 8 characters with a digit, or at least 12, or a password in its place."""
-        if "://" in scan or "-----" in scan or _PAIR.search(scan):
+        if "://" in scan or "-----" in scan or _LONGER_RUN.search(scan) or _PAIR.search(scan):
             return True
-        return any(len(run) >= 12 or _DIGIT.search(run) for run in _LONG_RUN.findall(scan))
+        return bool(_DIGIT.search(scan)) and any(_DIGIT.search(run) for run in _LONG_RUN.findall(scan))
 
     def scan(self, text: Text, since: int = 0) -> list[Finding]:
-        """Secrets that end after `since`. About 25 us for a chat message."""
+        """Secrets that end after `since`. About 30 us for a chat message of 500 characters."""
         scan = text.scan
         by_start: dict[int, list[_Match]] = {}
         for start, end in _windows(scan, since):
