@@ -222,6 +222,70 @@ def test_a_block_ends_the_stream(guard: Guard) -> None:
     assert fed < 9
 
 
+@pytest.mark.parametrize("unreal", ["", "null", " Null ", "None", False, 0, {}])
+def test_only_a_real_reason_ends_a_choice(guard: Guard, unreal: Any) -> None:
+    """Some servers write ``""`` or ``"null"`` where OpenAI writes null: a value split over such chunks is one value."""
+    call = [{"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"mail": "jane.d'}}]
+    rest = [{"index": 0, "function": {"arguments": 'oe@example.com"}'}}]
+    pieces = [*guardrail_values.splits(Random(3), TEXT), {"tool_calls": call}, {"tool_calls": rest}]
+    stream = frames(pieces).replace(b'"finish_reason":null', b'"finish_reason":' + orjson.dumps(unreal))
+    got = parsed(screened(guard, [stream]))
+    assert said(got) == SHOWN
+    calls = [c for e in got[:-1] for choice in e["choices"] for c in choice["delta"].get("tool_calls") or ()]
+    assert "".join(c["function"]["arguments"] for c in calls) == '{"mail":"<EMAIL_ADDRESS_1>"}'
+
+
+@pytest.mark.parametrize("more", [{"delta": {"content": KEY[9:]}}, {"text": KEY[9:]}])
+def test_what_follows_a_real_reason_is_not_shown(guard: Guard, more: dict[str, Any]) -> None:
+    """What went before is out already and was judged as complete: no value can be put together behind its end."""
+    first = {"delta": {"content": KEY[:9]}} if "delta" in more else {"text": KEY[:9]}
+    choices = [{"index": 0, **item, "finish_reason": "stop"} for item in (first, more)]
+    stream = b"".join(b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n" for choice in choices)
+    with pytest.raises(UpstreamFailed, match="after its finish_reason"):
+        screened(guard, [stream])
+
+
+def test_an_empty_chunk_may_follow_a_real_reason(guard: Guard) -> None:
+    choice = b'{"index":0,"delta":{"content":"","role":"assistant"},"finish_reason":"stop"}'
+    last = b'data: {"choices":[%s],"usage":{}}\n\n' % choice
+    stream = frames(["well. ", "done"]).replace(b"data: [DONE]", last + b"data: [DONE]")
+    assert said(parsed(screened(guard, [stream]))) == "well. done"
+
+
+def test_the_chunk_with_the_finish_reason_may_say_the_last_words(guard: Guard) -> None:
+    """As vLLM's does: what was held of them goes behind what was shown of them, not before."""
+    for cut in range(len(TEXT)):
+        pieces = [TEXT[:cut], TEXT[cut:]]
+        for form in ({"delta": {"content": ""}}, {"text": ""}):
+            stream = b""
+            for piece, reason in zip(pieces, (None, "stop"), strict=True):
+                content = {"delta": {"content": piece}} if "delta" in form else {"text": piece}
+                chunk = {"choices": [{"index": 0, **content, "finish_reason": reason}]}
+                stream += b"data: " + orjson.dumps(chunk) + b"\n\n"
+            got = parsed(screened(guard, [stream + b"data: [DONE]\n\n"]))
+            assert said(got) == SHOWN, (cut, form)
+            assert [c["finish_reason"] for e in got[:-1] for c in e["choices"] if c["finish_reason"]] == ["stop"]
+
+
+def test_the_chunk_with_the_finish_reason_may_be_a_whole_tool_call(guard: Guard) -> None:
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+    chunk = {"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"}]}
+    got = parsed(screened(guard, [b"data: " + orjson.dumps(chunk) + b"\n\ndata: [DONE]\n\n"]))
+    calls = [c for e in got[:-1] for choice in e["choices"] for c in choice["delta"].get("tool_calls") or ()]
+    assert calls[0]["function"]["name"] == "f"
+    assert "".join(c["function"]["arguments"] for c in calls) == '{"a":1}'
+    assert got[-2]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("last", [{"delta": None}, {}])
+def test_a_last_chunk_without_a_delta(guard: Guard, last: dict[str, Any]) -> None:
+    chunks = [{"delta": {"content": "one two"}, "finish_reason": None}, {**last, "finish_reason": "stop"}]
+    stream = b"".join(b"data: " + orjson.dumps({"choices": [{"index": 0, **c}]}) + b"\n\n" for c in chunks)
+    got = parsed(screened(guard, [stream + b"data: [DONE]\n\n"]))
+    deltas = [c["delta"] for e in got[:-1] for c in e["choices"] if c.get("delta")]
+    assert "".join(delta["content"] for delta in deltas) == "one two"
+
+
 # --- over HTTP -----------------------------------------------------------------------------------------------------
 
 

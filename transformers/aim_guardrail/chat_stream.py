@@ -16,6 +16,9 @@ from aim_kserve.http import DONE, sse
 _CHUNK_FIELDS = NOT_TEXT | {"choices", "usage", "metrics", *SHADOWS}
 _CHOICE_FIELDS = NOT_TEXT | {"delta", "text", "stop_reason", *SHADOWS}
 
+#: What some servers write where OpenAI writes null (ollama#4357, sglang#3912).
+_NO_REASON = frozenset(["", "null", "none"])
+
 #: What became of a piece: sent as it came, sent changed, nothing left to send.
 _SAME, _CHANGED, _HELD = 0, 1, 2
 
@@ -37,18 +40,21 @@ class ChatStream:
         before, changed, held = b"", drop_shadows(chunk), 0
         for item in chunk["choices"]:
             choice = self._choice(item)
+            changed = _drop_unreal_reason(item) or changed
             outcome = choice.take(item)
             changed = changed or outcome != _SAME
             held += outcome == _HELD
-            if item.get("finish_reason") is not None:
-                before += self._flushed(choice)
+            if item.get("finish_reason") is not None and (rest := choice.flush()) is not None:
+                before += self._frame([choice.said_before(rest, item)])
+                changed = True
         if held and held == len(chunk["choices"]) and not chunk.get("usage"):
             return before
         return before + (sse(orjson.dumps(chunk)) if changed else event.raw)
 
     def flush(self) -> bytes:
         """The stream ends: what was held of choices without a finish_reason. Raises as ``take``."""
-        return b"".join(self._flushed(choice) for choice in self._choices.values() if not choice.finished)
+        rests = [choice.flush() for choice in self._choices.values() if not choice.finished]
+        return b"".join(self._frame([rest]) for rest in rests if rest is not None)
 
     def blocked(self) -> bytes:
         """How a block ends the stream: ``finish_reason: content_filter`` for every open choice, ``[DONE]``."""
@@ -69,10 +75,6 @@ class ChatStream:
         if choice is None:
             choice = self._choices[index] = _Choice(index, self._screening, self._metrics)
         return choice
-
-    def _flushed(self, choice: _Choice) -> bytes:
-        item = choice.flush()
-        return self._frame([item]) if item is not None else b""
 
     def _frame(self, choices: list[Json]) -> bytes:
         frame = {key: value for key, value in self._last.items() if key != "usage"}
@@ -96,11 +98,14 @@ class _Choice:
         if not item.keys() <= _CHOICE_FIELDS:
             _refuse_unless_clean(self._screening, item, _CHOICE_FIELDS)
         holder = self._holder(item)
-        self.finished = False
         outcome = _CHANGED if drop_shadows(item) else _SAME
         for key, value in list(holder.items()) if self._is_chat else [("text", item.get("text"))]:
             if not value or key == "role":
                 continue
+            if self.finished:
+                raise UpstreamFailed(
+                    "a choice of the predictor's stream goes on after its finish_reason", code=UNSUPPORTED
+                )
             if isinstance(value, str):
                 outcome = max(outcome, self._push(holder, key, value))
             elif key == "tool_calls":
@@ -116,9 +121,10 @@ class _Choice:
     def _holder(self, item: Json) -> Json:
         """What of a choice holds its texts: its delta, or the choice itself. Raises UpstreamFailed."""
         delta = item.get("delta")
-        self._is_chat = delta is not None
         if delta is None:
-            return item
+            self._is_chat = self._is_chat and item.get("text") is None
+            return {} if self._is_chat else item
+        self._is_chat = True
         if not isinstance(delta, dict) or item.get("text"):
             raise UpstreamFailed("a choice's delta is no object, or not its only text", code=UNSUPPORTED)
         return delta
@@ -168,6 +174,21 @@ class _Choice:
         self._calls.clear()
         return self._item(delta, None) if delta else None
 
+    def said_before(self, rest: Json, item: Json) -> Json:
+        """``rest`` (of ``flush``) with what the chunk ``item`` that ends the choice says itself moved before it."""
+        place = "delta" if self._is_chat else "text"
+        own = (item.get("delta") or {}) if self._is_chat else {"text": item.get("text")}
+        end = rest["delta"] if self._is_chat else rest
+        for key, said in own.items():
+            held = end.get(key)
+            if isinstance(said, dict) and isinstance(held, dict):
+                end[key] = {**said, **held}
+            else:
+                end[key] = said + held if said and held else said or held
+        if item.get(place):
+            item[place] = type(item[place])()
+        return rest
+
     def refused(self) -> Json:
         """The choice as a block ends it."""
         delta: Json = {key: text.last_words for key, text in self._texts.items() if text.last_words}
@@ -182,6 +203,16 @@ class _Choice:
     def close(self) -> None:
         for text in self._texts.values():
             text.close()
+
+
+def _drop_unreal_reason(item: Json) -> bool:
+    """Null a finish_reason that is none; True if it was one of those. It would end the choice, here and at the client:
+    each chunk would be judged alone."""
+    reason = item.get("finish_reason")
+    if reason is None or (isinstance(reason, str) and reason.strip().lower() not in _NO_REASON):
+        return False
+    item["finish_reason"] = None
+    return True
 
 
 def _refuse_unless_clean(screening: Screening, holder: Json, known: frozenset[str]) -> None:
