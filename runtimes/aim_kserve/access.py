@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -95,10 +96,21 @@ def log_of(scope: Scope) -> RequestLog:
     return log
 
 
+_LOST = Counter("access_log_lost_lines", "Access log lines that stdout did not take: it is full, or nobody reads it")
+
+
 def write_line(line: bytes) -> None:
-    """Default sink: stdout, one write per line so that lines of threads never mix."""
-    sys.stdout.buffer.write(line)
-    sys.stdout.buffer.flush()
+    """Default sink: stdout, one write per line so that lines of threads never mix.
+
+    A line that cannot be written is lost and counted, and the next one is tried again: no request fails for its log.
+    Unbuffered, because a buffer would keep the line and fail once more when the process ends.
+    """
+    try:
+        descriptor = sys.stdout.fileno() if sys.stdout is not None else -1
+        while line:
+            line = line[os.write(descriptor, line) :]
+    except (OSError, ValueError):  # full, closed by its reader; closed here
+        _LOST.inc()
 
 
 class AccessLog:

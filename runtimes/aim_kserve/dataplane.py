@@ -6,6 +6,7 @@ import struct
 from typing import Any
 
 from aim_kserve.errors import BadRequest, Unavailable
+from aim_kserve.http import JSON_LENGTH, json_length
 from aim_kserve.kserve import DataPlane, InferRequest, ModelNotFound, ModelRepositoryExtension
 
 
@@ -25,6 +26,8 @@ class TruthfulDataPlane(DataPlane):  # type: ignore[misc]  # KServe ships no typ
 
     def decode_inference_request(self, body: Any, headers: Any, model_name: str) -> InferRequest:
         """KServe reads a binary body's header without checking it: a missing key would be a 500."""
+        if isinstance(body, bytes):
+            json_length(headers.get(JSON_LENGTH.decode(), str(len(body))).encode("latin-1"), len(body))
         try:
             return super().decode_inference_request(body, headers, model_name)
         except KeyError as error:

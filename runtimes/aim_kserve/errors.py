@@ -7,6 +7,7 @@
     │   └── ContentBlocked  400   a guardrail refused it: names the family, never the value
     ├── NotFound            404   no such model or route
     ├── TooLarge            413   the body is larger than the server accepts
+    ├── UnsupportedMedia    415   the body is no JSON, or compressed: names what is taken
     ├── Overloaded          429   full for this caller: Retry-After
     └── Unavailable         503   loading, draining, full or dead: Retry-After
         └── UpstreamFailed  502   the predictor answered something that is not an answer
@@ -99,6 +100,15 @@ class NotFound(ServingError):
 class TooLarge(ServingError):
     status = 413
     type = "invalid_request_error"
+
+
+class UnsupportedMedia(ServingError):
+    status = 415
+    type = "invalid_request_error"
+
+    def headers(self) -> dict[str, str]:
+        """What is taken: https://www.rfc-editor.org/rfc/rfc9110#section-15.5.16."""
+        return {**super().headers(), "accept-encoding": "identity"}
 
 
 class Overloaded(ServingError):

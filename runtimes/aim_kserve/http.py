@@ -7,14 +7,14 @@ machinery (KServe's V1/V2 routes stay on FastAPI).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
 import orjson
 from starlette.types import Receive, Send
 
-from aim_kserve.errors import BadRequest, ServingError, TooLarge
+from aim_kserve.errors import BadRequest, ServingError, TooLarge, Unavailable, UnsupportedMedia
 
 JSON = (b"content-type", b"application/json")
 SSE_HEADERS = [
@@ -62,6 +62,50 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes:
 
 def _too_large(max_bytes: int) -> TooLarge:
     return TooLarge(f"the request body is larger than {max_bytes} bytes: shorten it or raise --max_body_mib")
+
+
+#: Raw tensors follow a JSON text of this many bytes (KServe V2's and Triton's binary extension).
+JSON_LENGTH = b"inference-header-content-length"
+
+
+def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
+    """The first header of that (lower-case) name, or nothing."""
+    return next((value for key, value in headers if key == name), b"")
+
+
+def check_media(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+    """That a body is read as what its sender means: JSON as it is, or V2's JSON with raw tensors.
+
+    A JSON object under the label of a form or a text passes: that is what ``curl -d`` sends. Nothing is decompressed,
+    so that no request can be larger than it is.
+
+    Raises:
+        UnsupportedMedia: the body is compressed, or another kind of document.
+    """
+    coding = header(headers, b"content-encoding")
+    if coding and coding.lower() != b"identity":
+        name = coding.decode("latin-1")
+        raise UnsupportedMedia(f"content-encoding: {name!r} is not taken: send the body uncompressed")
+    kind = header(headers, b"content-type").lower()
+    if not body or not kind or b"json" in kind or header(headers, JSON_LENGTH):
+        return
+    if kind.startswith((b"text/", b"application/x-www-form-urlencoded")) and body.lstrip()[:1] in (b"{", b"["):
+        return
+    name = kind.decode("latin-1").partition(";")[0]
+    raise UnsupportedMedia(f"content-type: {name!r} is not taken: send JSON, content-type: application/json")
+
+
+def json_length(value: bytes, body_bytes: int) -> int:
+    """How much of a body of that many bytes is its JSON, by the header ``inference-header-content-length``.
+
+    Raises:
+        BadRequest: it is not a number of bytes, or more than there are.
+    """
+    length = int(value) if value.isdigit() and len(value) < 20 else -1
+    if not 0 <= length <= body_bytes:
+        text = value.decode("latin-1")
+        raise BadRequest(f"{JSON_LENGTH.decode()}: must be 0 to the body's {body_bytes} bytes (got {text!r})")
+    return length
 
 
 def check_values(body: bytes) -> None:
@@ -128,16 +172,55 @@ async def send_events(send: Send, receive: Receive, events: AsyncGenerator[bytes
 
 
 async def pump_events(send: Send, events: AsyncGenerator[bytes, None], *, done: bytes = DONE) -> None:
-    """Stream ``events`` (payloads without framing) and end in ``done`` or, on a ServingError, an error event
-    and ``done``. The generator is always closed."""
+    """Stream ``events`` (payloads without framing) and end in ``done`` or, on a ServingError and at the end of the
+    grace period, an error event and ``done``. The generator is always closed."""
     async with aclosing(events):
         await send({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
         try:
-            async for payload in events:
-                await send({"type": "http.response.body", "body": sse(payload), "more_body": True})
+            with or_shutdown():
+                async for payload in events:
+                    await send({"type": "http.response.body", "body": sse(payload), "more_body": True})
         except ServingError as error:
             await send({"type": "http.response.body", "body": sse(orjson.dumps(error.body())), "more_body": True})
         await send({"type": "http.response.body", "body": done})
+
+
+#: The message of the cancellation with which the server ends a request that outlasts the grace period.
+SHUTDOWN = "the grace period is over"
+
+
+class ShutDown(Unavailable):
+    """The request outlasted the grace period."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the server shut down before the answer was complete: ask again, another replica will answer",
+            code="shutting_down",
+        )
+
+
+@contextmanager
+def or_shutdown() -> Iterator[None]:
+    """``with``: the server's ending of a request becomes an error like any other, so that its client is told.
+
+    Raises:
+        ShutDown: the server ended the request.
+    """
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if not _is_shutdown(error):
+            raise
+        raise ShutDown from None
+
+
+def _is_shutdown(error: BaseException | None) -> bool:
+    """Whether that is how the server ends a request; the task may then go on to say so."""
+    task = asyncio.current_task()
+    if not isinstance(error, asyncio.CancelledError) or error.args != (SHUTDOWN,) or task is None:
+        return False
+    task.uncancel()
+    return True
 
 
 async def wait_disconnected(receive: Receive) -> None:
@@ -151,6 +234,7 @@ class cancelled_on_disconnect:
 
     Raises:
         ClientDisconnected: the client left; everything the body awaited has been cancelled and has ended.
+        ShutDown: the server ended the request.
     """
 
     __slots__ = ("_earlier", "_gone", "_receive", "_task", "_watch")
@@ -174,6 +258,8 @@ class cancelled_on_disconnect:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._watch.cancel()
         if not self._gone:
+            if _is_shutdown(error):
+                raise ShutDown from None
             return
         others = self._task.uncancel() > self._earlier  # somebody else wants this task to end, too
         if error is None or (isinstance(error, asyncio.CancelledError) and not others):

@@ -7,6 +7,7 @@ routes (what ``tritonclient`` and KServe's own client parse) and OpenAI's ``{"er
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -20,7 +21,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aim_kserve.access import log_of
 from aim_kserve.errors import BadRequest, NotFound, ServingError, Unavailable
-from aim_kserve.http import ClientDisconnected, cancelled_on_disconnect, check_values, read_body
+from aim_kserve.http import (
+    JSON_LENGTH,
+    ClientDisconnected,
+    cancelled_on_disconnect,
+    check_media,
+    check_values,
+    header,
+    read_body,
+)
 from aim_kserve.kserve import (
     DataPlane,
     InferenceError,
@@ -65,14 +74,21 @@ def install(
 
 
 def _bounded(app: ASGIApp, max_body_bytes: int) -> ASGIApp:
-    """KServe reads a body of any size, and computes on when nobody is waiting any more."""
+    """KServe reads a body of any size and kind, and computes on when nobody is waiting any more."""
 
     async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive, max_body_bytes)
-        if not any(key == b"inference-header-content-length" for key, _ in scope["headers"]):  # else: tensors
+        check_media(scope["headers"], body)
+        if not header(scope["headers"], JSON_LENGTH):  # else: tensors
             check_values(body)
+        scope["headers"] = _label_json(scope["headers"])
+        given = False
 
         async def replay() -> Message:
+            nonlocal given
+            if given:  # a streaming answer watches for its client to leave: below, that ends it
+                await asyncio.Future()
+            given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
         async with cancelled_on_disconnect(receive):
@@ -104,19 +120,13 @@ async def _answer(request: Request, error: Exception) -> Response:
 
 
 class Tolerant:
-    """ASGI middleware around KServe's app for two of its habits.
-
-    * After a 500 Starlette re-raises and uvicorn drops the kept-alive connection, so that the client's next
-      request is reset: the error has been answered and logged, it ends here.
-    * KServe takes a body that is not labelled JSON for raw bytes; ``curl -d`` labels everything a form.
-    """
+    """ASGI middleware around KServe's app: after a 500 Starlette re-raises and uvicorn drops the kept-alive connection,
+    so that the client's next request is reset. The error has been answered and logged: it ends here."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            scope["headers"] = _label_json(scope["headers"])
         answered = False
 
         async def send_noted(message: Message) -> None:
@@ -132,8 +142,9 @@ class Tolerant:
 
 
 def _label_json(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """KServe takes a body that is not labelled JSON for raw bytes; ``curl -d`` labels everything a form."""
     kinds = [value for key, value in headers if key == b"content-type"]
-    binary = any(key == b"inference-header-content-length" for key, _ in headers)
+    binary = any(key == JSON_LENGTH for key, _ in headers)
     if not kinds and not binary:
         return [*headers, (b"content-type", b"application/json")]
     if binary:  # KServe's own transformer labels a binary body twice and JSON wins: octets are what it is

@@ -2,8 +2,8 @@
 
 The order of a life, all in :meth:`Server.run`: bind the ports (a taken one is named) → register the model →
 serve, answering 503 → load in the background → ready → SIGTERM → not ready, no new connections → requests in
-flight finish (at most until shortly before the ``grace_period`` is over) → exit 0. A model that cannot be loaded ends
-the process with exit 1 and one line; so does, after SIGTERM, one that does not end.
+flight finish (at most until shortly before the ``grace_period`` is over; the others are told) → exit 0. A model that
+cannot be loaded ends the process with exit 1 and one line; so does, after SIGTERM, one that does not end.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from typing import NoReturn, Protocol
 
 import uvicorn
 import uvloop
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from aim_kserve.access import AccessLog
-from aim_kserve.corked import CorkedHttp
 from aim_kserve.dataplane import FixedRepository, TruthfulDataPlane
 from aim_kserve.errors import ShutdownError, StartupError
 from aim_kserve.grpc_server import GrpcServer
+from aim_kserve.http import SHUTDOWN
 from aim_kserve.kserve import (
     Model,
     ModelServer,
     kserve_app,
 )
+from aim_kserve.protocol import patient
 from aim_kserve.rest import Tolerant, install
 from aim_kserve.settings import ServerSettings
 
@@ -97,6 +99,8 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
         )
         for middleware in wrap:
             app = middleware(app)
+        if settings.cors_origins:
+            app = allow_origins(app, settings.cors_origins)
         self.app: ASGIApp = AccessLog(app, enabled=settings.access_log)
 
     def run(self, model: Model) -> int:
@@ -137,7 +141,9 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
         _end_at_last(self.settings.grace_period + LATE_S)
         model.start_draining()
         http.should_exit = True  # closes the listening socket and idle connections, waits for the rest
+        ending = asyncio.get_running_loop().call_later(drain_s, http.end_requests)
         await asyncio.gather(model.drain(drain_s), grpc.stop(drain_s), serving)
+        ending.cancel()
         failed = loading.exception() if loading.done() and not loading.cancelled() else None
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
@@ -153,7 +159,7 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
     def _uvicorn_config(self) -> uvicorn.Config:
         return uvicorn.Config(
             self.app,
-            http=CorkedHttp,
+            http=patient(self.settings.timeout_receive),
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -198,6 +204,11 @@ async def _load(model: Model) -> None:
 class _Http(uvicorn.Server):
     """uvicorn without signal handlers of its own: the Server above owns SIGTERM."""
 
+    def end_requests(self) -> None:
+        """The time for requests is over: every request still in flight tells its client so and ends."""
+        for task in self.server_state.tasks:
+            task.cancel(SHUTDOWN)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -217,6 +228,13 @@ def _stop_event() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     return stop
+
+
+def allow_origins(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+    """Let pages of these origins call us from a browser and read every header we answer."""
+    return CORSMiddleware(
+        app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=["*"]
+    )
 
 
 def bind(host: str, port: int, flag: str) -> socket.socket:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 ENV_PREFIX = "AIM_"
@@ -51,6 +51,9 @@ FOREIGN_ENV = frozenset({"AIM_EMBEDDED_MODEL"})
 #: every pod of its namespace (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
 _SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")
 
+#: https://fetch.spec.whatwg.org/#origin-header: what a browser sends, so a path or a trailing slash never matches.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
+
 S = TypeVar("S", bound="ServerSettings")
 
 
@@ -78,12 +81,20 @@ class ServerSettings(BaseModel):
         30, ge=0, description="seconds from SIGTERM to the end; requests in flight have all but the last 3"
     )
     timeout_keep_alive: int = Field(65, ge=1, description="seconds an idle kept-alive connection stays open")
+    timeout_receive: float = Field(
+        30, gt=0, description="seconds a request's head may take to arrive, and the longest pause in its body; then 408"
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="origins whose web pages may call, comma-separated, or *; default: none"
+    )
     max_body_mib: float = Field(32, gt=0, description="largest request body accepted, MiB")
     grpc_max_send_message_length: int = Field(8 * 1024 * 1024, ge=1, description="bytes")
     grpc_max_receive_message_length: int = Field(8 * 1024 * 1024, ge=1, description="bytes")
     access_log: bool = Field(True, description="one JSON line per request on stdout")
-    ssl_certfile: Path | None = Field(None, description="serve HTTPS with this certificate")
-    ssl_keyfile: Path | None = Field(None, description="private key of --ssl_certfile")
+    ssl_certfile: Path | None = Field(None, description="serve HTTPS with this certificate (PEM)")
+    ssl_keyfile: Path | None = Field(
+        None, validate_default=True, description="private key of --ssl_certfile, where that file does not hold it (PEM)"
+    )
     annotations_file: Path = Field(DEFAULT_ANNOTATIONS_FILE, description="pod annotations, Downward API format")
     workers: int = Field(
         1,
@@ -91,6 +102,39 @@ class ServerSettings(BaseModel):
         description="accepted for KServe's controller; one asyncio process serves, scale with replicas",
     )
     enable_latency_logging: bool = Field(True, description="accepted for KServe; latencies are in the access log")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin: give scheme://host[:port] without a path, or *")
+        return value
+
+    @field_validator("ssl_certfile", "ssl_keyfile")
+    @classmethod
+    def _is_readable(cls, file: Path | None) -> Path | None:
+        try:
+            if file is not None:
+                file.read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot be read ({error.strerror}): give a readable PEM file") from error
+        return file
+
+    @field_validator("ssl_keyfile")
+    @classmethod
+    def _is_a_pair(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        certificate = info.data.get("ssl_certfile")
+        if certificate is not None:
+            _load_pair(certificate, key)
+        elif key is not None and "ssl_certfile" in info.data:
+            raise ValueError("a key without its certificate: give --ssl_certfile, too")
+        return key
 
     @classmethod
     def load(cls, argv: Sequence[str], env: Mapping[str, str] = os.environ, *, prog: str, description: str) -> Self:
@@ -108,6 +152,20 @@ class ServerSettings(BaseModel):
             return cls.model_validate({**annotations, **environment, **flags})
         except ValidationError as error:
             raise SettingsError(_explain(error, flags, environment, cls)) from error
+
+
+def _load_pair(certificate: Path, key: Path | None) -> None:
+    """Raises ValueError: what uvicorn would fail on, after a model has been loaded."""
+    import ssl  # 20 ms, and only few serve TLS themselves
+
+    try:
+        # An encrypted key would ask for its password on a terminal that is not there.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ValueError(
+            f"does not hold the unencrypted key of --ssl_certfile {certificate} ({reason}): give both as PEM"
+        ) from error
 
 
 def annotation_of(field: FieldInfo) -> str | None:
@@ -164,6 +222,8 @@ def _read_annotations(cls: type[S], file: Path, *, required: bool) -> dict[str, 
         return {}
     except OSError as error:
         raise SettingsError(f"annotations_file {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"annotations_file {file}: not UTF-8 at byte {error.start}: give a UTF-8 file") from error
     by_annotation = {annotation_of(field): name for name, field in cls.model_fields.items()}
     ours = {}
     for key, value in parse_downward_api(text, file):
@@ -213,7 +273,6 @@ def _explain(error: ValidationError, flags: Mapping[str, Any], env: Mapping[str,
         else:
             where = f"--{name}" if name else "settings"
         message = item["msg"].removeprefix("Value error, ")
-        lines.append(
-            f"{where}: {message}" + ("" if item["type"] == "missing" or not name else f" (got {item['input']!r})")
-        )
+        is_given = item["type"] != "missing" and name and item["input"] is not None
+        lines.append(f"{where}: {message}" + (f" (got {item['input']!r})" if is_given else ""))
     return "\n".join(lines)

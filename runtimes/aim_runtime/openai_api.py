@@ -19,6 +19,7 @@ from aim_kserve.errors import BadRequest, ServingError
 from aim_kserve.http import (
     ClientDisconnected,
     cancelled_on_disconnect,
+    check_media,
     parse_object,
     pump_events,
     read_body,
@@ -92,8 +93,9 @@ class Operations:
         try:
             if scope["method"] != "POST":
                 raise WrongMethod(f"{scope['path']} takes POST, not {scope['method']}")
-            body = parse_object(await read_body(receive, self.max_body_bytes))
-            await self._answer(operation, body, scope, receive, send)
+            body = await read_body(receive, self.max_body_bytes)
+            check_media(scope["headers"], body)
+            await self._answer(operation, parse_object(body), scope, receive, send)
         except ServingError as error:
             await send_error(send, error)
         except ClientDisconnected:

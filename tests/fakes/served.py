@@ -28,6 +28,7 @@ class Served:
         arguments: what follows ``python``.
         wait: until ``/v2/health/ready`` answers 200; raises RuntimeError with the process's stderr if it ends first.
         env: instead of ours.
+        stdout: the access log goes there instead of to ``access_lines``.
         http_port, grpc_port: instead of free ones.
     """
 
@@ -37,6 +38,7 @@ class Served:
         *,
         wait: bool = True,
         env: Mapping[str, str] | None = None,
+        stdout: int | None = None,
         http_port: int | None = None,
         grpc_port: int | None = None,
     ) -> None:
@@ -47,7 +49,7 @@ class Served:
         ports = ["--host", "127.0.0.1", "--http_port", str(self.http_port), "--grpc_port", str(self.grpc_port)]
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__
         self.process = subprocess.Popen(
-            [sys.executable, *arguments, *ports], stdout=self._out, stderr=self._err, env=env
+            [sys.executable, *arguments, *ports], stdout=stdout or self._out, stderr=self._err, env=env
         )
         if wait:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -108,6 +109,19 @@ async def test_bodies_are_bounded_and_routes_named(client: httpx.AsyncClient) ->
         answer = await client.request(method, path)
         assert answer.status_code in (404, 405)
         assert f"no such route: {method} {path}" in answer.text
+
+
+async def test_a_predict_that_streams_is_answered(client: httpx.AsyncClient, model: Troubled) -> None:
+    """Starlette asks a stream's connection again and again whether its client has left."""
+
+    async def tokens() -> AsyncIterator[bytes]:
+        for token in (b"a", b"b", b"c"):
+            await asyncio.sleep(0.01)
+            yield token
+
+    model.result = tokens()
+    answer = await asyncio.wait_for(client.post("/v1/models/m:predict", json={"instances": ["x"]}), 10)
+    assert (answer.status_code, answer.content) == (200, b"abc")
 
 
 async def test_versions_are_not_served(client: httpx.AsyncClient) -> None:

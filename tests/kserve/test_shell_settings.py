@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,59 @@ def test_kubernetes_service_links_are_not_settings() -> None:
 def test_wrong_annotations(text: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=says):
         load(annotations=text, tmp_path=tmp_path)
+
+
+def test_annotations_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "annotations").write_bytes(b'key="caf\xe9"')
+    with pytest.raises(SettingsError, match="annotations: not UTF-8 at byte 8: give a UTF-8 file"):
+        load("--annotations_file", str(tmp_path / "annotations"))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A certificate and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = str(folder / "tls.crt"), str(folder / "tls.key")
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-days", "1"]
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    subprocess.run([*command, *subject, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return certificate, key
+
+
+def test_certificates_are_tried_at_once(pair: tuple[str, str], tmp_path: Path) -> None:
+    certificate, key = pair
+    assert load("--ssl_certfile", certificate, "--ssl_keyfile", key).ssl_keyfile == Path(key)
+    both = tmp_path / "both.pem"
+    both.write_text(Path(certificate).read_text() + Path(key).read_text())
+    assert load("--ssl_certfile", str(both)).ssl_certfile == both
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--ssl_certfile", "/none"], "--ssl_certfile: cannot be read .No such file.*got '/none'"),
+        (["--ssl_certfile", "/"], "--ssl_certfile: cannot be read .Is a directory"),
+        (["--ssl_certfile", "{certificate}", "--ssl_keyfile", "/none"], "--ssl_keyfile: cannot be read"),
+        (["--ssl_keyfile", "{key}"], "--ssl_keyfile: a key without its certificate: give --ssl_certfile"),
+        (["--ssl_certfile", "{certificate}"], "--ssl_keyfile: does not hold the unencrypted key of --ssl_certfile"),
+        (["--ssl_certfile", "{key}", "--ssl_keyfile", "{key}"], "--ssl_keyfile: does not hold the unencrypted key"),
+    ],
+)
+def test_wrong_certificates_are_one_line(pair: tuple[str, str], argv: list[str], says: str) -> None:
+    with pytest.raises(SettingsError, match=says) as caught:
+        load(*(argument.format(certificate=pair[0], key=pair[1]) for argument in argv))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("origins", ["https://a.example/", "a.example", "https://a.example/path", "*.example", "null"])
+def test_what_no_browser_calls_an_origin_is_refused(origins: str) -> None:
+    with pytest.raises(SettingsError, match=r"--cors_origins: .* is no origin: give scheme://host"):
+        load("--cors_origins", f"http://localhost:3000, {origins}")
+
+
+def test_origins_are_a_list() -> None:
+    assert load().cors_origins == ()
+    assert load("--cors_origins", "https://a.b, http://[::1]:3000").cors_origins == ("https://a.b", "http://[::1]:3000")
 
 
 def test_annotations_of_other_processes_and_others_are_left_alone(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import orjson
 
 from aim_guardrail.settings import GuardrailSettings
 from aim_guardrail.upstream import Answer, PredictorSaid, Upstream, sent_on
-from aim_guardrail.v2 import JSON_LENGTH, from_rest, to_rest
+from aim_guardrail.v2 import from_rest, to_rest
 from aim_kserve.access import current_log
 from aim_kserve.errors import ServingError, UpstreamFailed
+from aim_kserve.http import JSON_LENGTH
 from aim_kserve.kserve import InferRequest, InferResponse
 
 if TYPE_CHECKING:

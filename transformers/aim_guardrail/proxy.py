@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import orjson
@@ -20,11 +21,24 @@ from aim_guardrail.policy import Direction
 from aim_guardrail.screen import NOT_TEXT, Json, Screening, Timed
 from aim_guardrail.sse import EventReader, EventTooLarge
 from aim_guardrail.transformer import GuardrailModel
-from aim_guardrail.upstream import Answer, header, sent_on
-from aim_guardrail.v2 import JSON_LENGTH, check_binary
+from aim_guardrail.upstream import Answer, sent_on
+from aim_guardrail.v2 import check_binary
 from aim_kserve.access import RequestLog, log_of
-from aim_kserve.errors import BadRequest, ServingError, UpstreamFailed
-from aim_kserve.http import ClientDisconnected, cancelled_on_disconnect, parse_object, read_body, send_bytes, send_json
+from aim_kserve.errors import ServingError, TooLarge, UpstreamFailed
+from aim_kserve.http import (
+    DONE,
+    JSON_LENGTH,
+    ClientDisconnected,
+    cancelled_on_disconnect,
+    check_media,
+    header,
+    or_shutdown,
+    parse_object,
+    read_body,
+    send_bytes,
+    send_json,
+    sse,
+)
 
 logger = logging.getLogger("aim.server")
 
@@ -32,8 +46,6 @@ logger = logging.getLogger("aim.server")
 _KNOWN = frozenset(["chat/completions", "completions", "responses", "embeddings"])
 #: Answers of numbers.
 _NO_TEXT_IN_ANSWER = frozenset(["embeddings"])
-_EVENTS = b"text/event-stream"
-_NOT_JSON = (b"multipart/", b"application/octet-stream")
 _INTERNAL = "internal error: the server's log has the cause, by x-request-id"
 
 T = TypeVar("T")
@@ -52,12 +64,15 @@ class Proxy:
         if scope["type"] != "http" or self._is_kserves(scope["path"]):
             await self.app(scope, receive, send)
             return
+        exchange = _Exchange(self._model, self._metrics, scope, send)
         try:
             body = await read_body(receive, self._max_body_bytes)
             async with cancelled_on_disconnect(receive):
-                await _Exchange(self._model, self._metrics, scope, send).serve(body)
+                await exchange.serve(body)
         except ClientDisconnected:
             log_of(scope).client_left = True
+        except TooLarge as error:
+            await exchange.refuse(error)
 
     def _is_kserves(self, path: str) -> bool:
         """Whether KServe's app answers this: probes, metrics, and what V2 says about this very process; all of V2
@@ -86,21 +101,24 @@ class _Exchange:
         try:
             self._screening = Screening(self._model.guard, self._metrics)
         except ServingError as error:
-            await self._refuse(error, {})
+            await self.refuse(error)
             return
         try:
-            await self._pass(body)
+            with or_shutdown():
+                await self._pass(body)
         except ServingError as error:
-            await self._refuse(error, self._screening.headers() if self._screening.action != "allow" else {})
+            if self._begun:
+                raise
+            await self.refuse(error, self._screening.headers() if self._screening.action != "allow" else {})
         except Exception:  # process edge: uvicorn would answer in plain text and drop the connection
             logger.exception("%s %s failed", self._scope["method"], self._scope["path"])
             if self._begun:
                 raise
-            await self._refuse(ServingError(_INTERNAL), {})
+            await self.refuse(ServingError(_INTERNAL))
         finally:
             self._log.fields.update(self._screening.log_fields())
 
-    async def _refuse(self, error: ServingError, headers: dict[str, str]) -> None:
+    async def refuse(self, error: ServingError, headers: Mapping[str, str] = MappingProxyType({})) -> None:
         body = error.body() if speaks_openai(self._scope["path"]) else {"error": error.message}
         await send_json(self._send, body, status=error.status, headers={**headers, **error.headers()})
 
@@ -121,11 +139,8 @@ class _Exchange:
 
     async def _checked_prompt(self, body: bytes, own: dict[str, str]) -> bytes:
         headers = self._scope["headers"]
-        if header(headers, b"content-encoding") not in (b"", b"identity"):
-            raise BadRequest("content-encoding: a compressed body cannot be checked: send it as it is", status=415)
+        check_media(headers, body)
         json_length = header(headers, JSON_LENGTH)
-        if not json_length and header(headers, b"content-type").startswith(_NOT_JSON):
-            raise BadRequest("content-type: only JSON bodies can be checked by the guardrail", status=415)
         if json_length:
             body, length = await self._run(self._check_tensors, "prompt", body, json_length)
             own[JSON_LENGTH.decode()] = str(length)
@@ -158,7 +173,7 @@ class _Exchange:
             await self._stream_through(answer)
         elif answer.header(b"content-encoding") not in (b"", b"identity"):
             raise UpstreamFailed("the predictor compressed its answer unasked: it cannot be checked")
-        elif kind.startswith(_EVENTS):
+        elif is_events(answer):
             await self._stream_checked(answer)
         elif kind.startswith((b"audio/", b"image/", b"video/")):
             await self._stream_through(answer)
@@ -196,14 +211,8 @@ class _Exchange:
         stream, reader = StreamScreen(self._screening, self._metrics), EventReader()
         await self._begin(answer)
         try:
-            async for chunk in answer.chunks():
-                await self._send_events(stream, reader.feed(chunk))
-                if stream.ended:
-                    break
-            else:
-                await self._send_events(stream, reader.rest())
-                if not stream.ended:
-                    raise UpstreamFailed("the predictor broke off in the middle of its answer", code="predictor_broken")
+            with or_shutdown():
+                await self._send_checked(answer, stream, reader)
         except EventTooLarge as error:
             await self._more(stream.failure(UpstreamFailed(f"the predictor's stream cannot be checked: {error}")))
         except ServingError as error:
@@ -216,6 +225,15 @@ class _Exchange:
         await self._send({"type": "http.response.body", "body": b""})
         if stream.complete:
             await answer.drain()
+
+    async def _send_checked(self, answer: Answer, stream: StreamScreen, reader: EventReader) -> None:
+        async for chunk in answer.chunks():
+            await self._send_events(stream, reader.feed(chunk))
+            if stream.ended:
+                return
+        await self._send_events(stream, reader.rest())
+        if not stream.ended:
+            raise UpstreamFailed("the predictor broke off in the middle of its answer", code="predictor_broken")
 
     async def _send_events(self, stream: StreamScreen, events: list[Any]) -> None:
         out = []
@@ -231,8 +249,14 @@ class _Exchange:
 
     async def _stream_through(self, answer: Answer) -> None:
         await self._begin(answer, length=answer.length)
-        async for chunk in answer.chunks():
-            await self._more(chunk)
+        try:
+            with or_shutdown():
+                async for chunk in answer.chunks():
+                    await self._more(chunk)
+        except ServingError as error:
+            if not is_events(answer):
+                raise
+            await self._more(b"\n\n" + sse(orjson.dumps(error.body())) + DONE)  # whatever has been begun ends here
         await self._send({"type": "http.response.body", "body": b""})
 
     async def _begin(self, answer: Answer, length: int | None = None) -> None:
@@ -252,6 +276,11 @@ class _Exchange:
 def endpoint(path: str) -> str:
     """``chat/completions`` of ``/v1/chat/completions`` or ``/openai/v1/chat/completions``; other paths as they are."""
     return path.removeprefix("/openai").removeprefix("/v1/")
+
+
+def is_events(answer: Answer) -> bool:
+    """Whether an answer is a stream of events."""
+    return answer.header(b"content-type").strip().lower().startswith(b"text/event-stream")
 
 
 def speaks_openai(path: str) -> bool:

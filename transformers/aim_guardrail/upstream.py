@@ -18,6 +18,7 @@ from yarl import URL
 
 from aim_guardrail.metrics import Metrics
 from aim_kserve.errors import ServingError, Unavailable, UpstreamFailed
+from aim_kserve.http import header
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -218,11 +219,6 @@ class Answer:
         else:
             self._response.close()
         self._metrics.connection_taken(-1)
-
-
-def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
-    """The first header of that (lower-case) name, or nothing."""
-    return next((value for key, value in headers if key == name), b"")
 
 
 def sent_on(headers: Iterable[tuple[bytes, bytes]], own: dict[str, str]) -> list[tuple[bytes, bytes]]:

@@ -15,25 +15,18 @@ import orjson
 from aim_guardrail.policy import Direction
 from aim_guardrail.screen import Json, Screening
 from aim_kserve.errors import BadRequest
-from aim_kserve.http import parse_object
+from aim_kserve.http import json_length, parse_object
 from aim_kserve.kserve import InferRequest, InferResponse, to_http_parameters
 
-JSON_LENGTH = b"inference-header-content-length"
 
-
-def check_binary(screening: Screening, direction: Direction, body: bytes, json_length: bytes) -> tuple[bytes, int]:
+def check_binary(screening: Screening, direction: Direction, body: bytes, length: bytes) -> tuple[bytes, int]:
     """A body of JSON and the raw tensors after it, checked; with the length of its JSON.
 
     Raises:
         BadRequest: lengths that do not add up.
         Blocked, Unavailable: see :class:`Screening`.
     """
-    try:
-        split = int(json_length)
-    except ValueError:
-        split = -1
-    if not 0 <= split <= len(body):
-        raise BadRequest(f"inference-header-content-length: {json_length!r} for a body of {len(body)} bytes")
+    split = json_length(length, len(body))
     head = parse_object(body[:split])
     changed = screening.body(direction, head)
     raws, offset = [], split
