@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import openai
 import orjson
@@ -116,6 +118,41 @@ def test_a_repeated_key_is_not_sent_on_twice(client: httpx.Client, predictor: Fa
     )
     assert client.post("/v1/chat/completions", content=body).status_code == 200
     assert KEY.encode() not in predictor.last["body"]
+
+
+LARGE = (2**63, 2**64 - 1, 2**64, -(2**63) - 1, 10**30 + 1, 7)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models/m:predict"])
+def test_integers_of_any_size_are_kept_where_a_body_is_written_anew(
+    client: httpx.Client, predictor: FakePredictor, path: str
+) -> None:
+    numbers = ",".join(map(str, LARGE))
+    body = f'{{"messages":[{{"content":"to {MAIL}"}}],"instances":["{MAIL}"],"x":[{numbers}],"y":{{"z":0.1234567890123456789}}}}'
+    told = orders(status=200, body=body, headers={"content-type": "application/json"})
+    answer = client.post(path, content=body, headers=told)
+    for text in (predictor.last["body"].decode(), answer.text):
+        assert MAIL not in text
+        assert f'"x":[{numbers}]' in text
+        assert json.loads(text)["y"]["z"] == 0.1234567890123456789
+
+
+def test_integers_of_any_size_are_kept_in_arguments_tensors_and_streams(
+    client: httpx.Client, predictor: FakePredictor
+) -> None:
+    number = str(10**30 + 1)
+    call = {"id": "1", "function": {"name": "f", "arguments": f'{{"to": "{MAIL}", "n": {number}}}'}}
+    client.post("/v1/chat/completions", json={"messages": [{"role": "assistant", "tool_calls": [call]}]})
+    assert f'\\"n\\":{number}' in predictor.last["body"].decode()
+    head = f'{{"inputs":[],"parameters":{{"a":"{MAIL}","n":{number}}}}}'.encode()
+    client.post("/v2/models/m/infer", content=head, headers={"inference-header-content-length": str(len(head))})
+    assert f'"n":{number}'.encode() in predictor.last["body"]
+    chunk = f'data: {{"choices":[{{"index":0,"delta":{{"content":"to {MAIL} "}}}}],"usage":{{"n":{number}}}}}\n\n'
+    answer = client.post(
+        "/v1/chat/completions", json=ask("x", stream=True), headers=orders(raw=chunk + "data: [DONE]\n\n")
+    )
+    assert MAIL not in answer.text
+    assert f'"n":{number}' in answer.text
 
 
 def test_a_large_body_passes_unchanged(client: httpx.Client, predictor: FakePredictor) -> None:

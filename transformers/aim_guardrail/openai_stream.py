@@ -16,6 +16,7 @@ import time
 import orjson
 
 from aim_guardrail.chat_stream import ChatStream
+from aim_guardrail.exact_json import exact
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import DetectorFailed
 from aim_guardrail.responses_stream import ResponsesStream
@@ -78,7 +79,7 @@ class StreamScreen:
             self.ended = self.complete = True
             return (self._kind.flush() if self._kind is not None else b"") + DONE
         try:
-            payload = orjson.loads(event.data)
+            payload = exact(orjson.loads(event.data), event.data)
         except orjson.JSONDecodeError:
             payload = None
         if not isinstance(payload, dict):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from aim_guardrail.exact_json import exact
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.openai_stream import StreamScreen
 from aim_guardrail.pipeline import INLINE_CHARS
@@ -154,7 +155,7 @@ class _Exchange:
         return await asyncio.to_thread(check, *args)
 
     def _check_prompt(self, body: bytes) -> bytes:
-        parsed = parse_object(body)
+        parsed = exact(parse_object(body), body)
         changed = self._screening.body("prompt", parsed, skip=self._skip)
         if changed or self._screening.has_repeated_keys(body):
             return orjson.dumps(parsed)
@@ -195,7 +196,7 @@ class _Exchange:
 
     def _check_json(self, body: bytes) -> bytes:
         try:
-            parsed = orjson.loads(body)
+            parsed = exact(orjson.loads(body), body)
         except orjson.JSONDecodeError:
             raise UpstreamFailed("the predictor's answer is not the JSON it says it is") from None
         return orjson.dumps(parsed) if self._screening.body("answer", boxed(parsed), skip=self._skip) else body

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from aim_guardrail.exact_json import exact
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import DetectorFailed, Guard, Session
 from aim_guardrail.policy import Direction, Verdict
@@ -157,7 +158,7 @@ class Screening:
         gives a key twice is written anew: our parser saw only the last of the two.
         """
         try:
-            value = orjson.loads(text)
+            value = exact(orjson.loads(text), text)
         except orjson.JSONDecodeError:
             plain = unescaped(text)
             checked = self.text(direction, plain)

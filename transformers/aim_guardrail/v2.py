@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from aim_guardrail.exact_json import exact
 from aim_guardrail.policy import Direction
 from aim_guardrail.screen import Json, Screening
 from aim_kserve.errors import BadRequest
@@ -27,7 +28,7 @@ def check_binary(screening: Screening, direction: Direction, body: bytes, length
         Blocked, Unavailable: see :class:`Screening`.
     """
     split = json_length(length, len(body))
-    head = parse_object(body[:split])
+    head = exact(parse_object(body[:split]), body[:split])
     changed = screening.body(direction, head)
     raws, offset = [], split
     for tensor in _binary_tensors(head):
