@@ -92,6 +92,133 @@ def test_errors_are_one_line_with_file_line_key_and_remedy(old: str, new: str, l
     assert "\n" not in str(caught.value)
 
 
+HEAD = "version: 1\nname: a\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (HEAD + "prompt: &a [*a]\n", "p.yaml:3: an alias stands within what it refers to"),
+        (HEAD + "prompt: &a\n  - {type: pii, action: &b {x: *a}}\n", "p.yaml:3: an alias stands within"),
+        (HEAD + "stream: &a {<<: *a}\n", "p.yaml:3: an alias stands within"),
+        (HEAD + "prompt: " + "[" * 3000 + "]" * 3000, "p.yaml:3: not valid YAML (nested deeper than 20 levels)"),
+        (HEAD + "prompt: " + "{a: " * 3000 + "}" * 3000, "p.yaml:3: not valid YAML (nested deeper than 20 levels)"),
+        (
+            HEAD + "prompt:\n" + "\n".join(" " * i + "-" for i in range(1, 400)),
+            "p.yaml:23: not valid YAML (nested deeper",
+        ),
+        (
+            HEAD + "".join(f"x{i}: &x{i} [{','.join([f'*x{i - 1}'] * 9) if i else 1}]\n" for i in range(12)),
+            "p.yaml:7: more than 10000 values, aliases written out",
+        ),
+        (
+            HEAD + "".join(f"x{i}: &x{i} {{<<: [{','.join([f'*x{i - 1}'] * 9) if i else ''}]}}\n" for i in range(12)),
+            "p.yaml:7: more than 10000 values",
+        ),
+        (HEAD + "prompt: [" + "1," * 20_000 + "]", "p.yaml:3: more than 10000 values"),
+        (HEAD + "# " + "x" * 300_000, "p.yaml: larger than 262144 characters"),
+        (HEAD + "prompt:\n  - type: pii\n    type: secrets\n", "p.yaml:5: type: given twice: keep one"),
+        (HEAD + '"a\\nb": 1\n"a\\nb": 2\n', "p.yaml:4: 'a\\nb': given twice: keep one"),
+        (HEAD + "? [a, b]\n: c\n", "p.yaml:3: a key must be text: put it in quotes"),
+        (HEAD + "1: c\n", "p.yaml:3: a key must be text"),
+        (HEAD + "on: c\n", "p.yaml:3: a key must be text"),
+        (HEAD + "~: c\n", "p.yaml:3: a key must be text"),
+        ("version: 1\nname: 2024-13-45\n", "p.yaml:2: not valid YAML ('2024-13-45' is no timestamp)"),
+        ("version: !!int x\n", "p.yaml:1: not valid YAML ('x' is no int)"),
+        ("version: !!bool x\n", "p.yaml:1: not valid YAML ('x' is no bool)"),
+        ("version: !!timestamp x\n", "p.yaml:1: not valid YAML ('x' is no timestamp)"),
+        ("version: " + "1" * 5000 + "\n", "p.yaml:1: not valid YAML ('111"),
+        ("version: !!python/name:os.system x\n", "p.yaml:1: not valid YAML (could not determine a constructor"),
+        ("version: 1\n--- \nversion: 1\n", "p.yaml:2: not valid YAML (but found another document)"),
+        ("version: \x00\n", "p.yaml: not valid YAML (unacceptable character #x0000"),
+    ],
+)
+def test_no_text_is_a_traceback(source: str, says: str):
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(source, "p.yaml")
+    assert str(caught.value).startswith(says)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "on_error: open",
+            "on-error: open",
+            "p.yaml:3: on-error: unknown key: did you mean 'on_error'?; known: version",
+        ),
+        ("on_error: open", "On_Error: open", "p.yaml:3: On_Error: unknown key: did you mean 'on_error'?"),
+        (
+            "threshold:",
+            "treshold:",
+            "p.yaml:11: answer[0].treshold: unknown key: did you mean 'threshold'?; known: type",
+        ),
+        ("max_hold_chars", "hold_chars", "p.yaml:12: stream.hold_chars: unknown key: did you mean 'max_hold_chars'?"),
+        ("on_error: open", "colour: red", "p.yaml:3: colour: unknown key: remove it; known: version, name, on_error"),
+        (
+            "action: block",
+            "action: blok",
+            "p.yaml:5: prompt[0].action: 'blok' is not allowed: use 'block', 'redact' or",
+        ),
+        ("action: block", "action: blok", "did you mean 'block'?"),
+        ("type: secrets", "type: secret", "did you mean 'secrets'?"),
+        ("EMAIL_ADDRESS", "email_address", "did you mean 'EMAIL_ADDRESS'?"),
+        (
+            "type: secrets",
+            "type: [secrets]",
+            "p.yaml:5: prompt[0].type: ['secrets'] is refused: input should be a valid",
+        ),
+        (
+            "threshold: 0.5",
+            "threshold: '0.5'",
+            "p.yaml:11: answer[0].threshold: '0.5' is refused: input should be a valid",
+        ),
+        (
+            "max_hold_chars: 2048",
+            "max_hold_chars: 1.5",
+            "p.yaml:12: stream.max_hold_chars: 1.5 is refused: input should",
+        ),
+        (
+            "  - {type: secrets, action: block}",
+            "  - secrets",
+            "p.yaml:5: prompt[0]: 'secrets' is refused: input should be a map",
+        ),
+        (
+            "stream: {max_hold_chars: 2048, on_overflow: redact}",
+            "stream: redact",
+            "p.yaml:12: stream: 'redact' is refused: inp",
+        ),
+        ("version: 1", "version: '1'", "p.yaml:1: version: '1' is not allowed: use 1"),
+        ("on_error: open", "on_error: off", "p.yaml:3: on_error: False is not allowed: use 'closed' or 'open'"),
+    ],
+)
+def test_what_was_meant_is_named(old: str, new: str, says: str):
+    assert old in GOOD
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(GOOD.replace(old, new, 1), "p.yaml")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_aliases_and_merges_are_fine():
+    shared = "answer: &rules [{type: pii, action: redact}]\nprompt: *rules\nstream: {<<: {max_hold_chars: 99}}\n"
+    policy = parse_policy(HEAD + shared, "p.yaml")
+    assert policy.prompt == policy.answer
+    assert policy.stream.max_hold_chars == 99
+
+
+@given(st.text(st.sampled_from("{}[]&*!|>-:,?#'\"\n a1<~%@\t")), st.booleans())
+def test_any_text_is_a_policy_or_one_line(text: str, headed: bool):
+    try:
+        parse_policy(GOOD + text if headed else text, "p.yaml")
+        said = ""
+    except PolicyError as error:
+        said = str(error)
+    assert "\n" not in said
+
+
 @pytest.mark.parametrize("source", ["", "[]", "3", "version: 1\nname: nothing\n"])
 def test_refuses_what_is_no_policy(source: str):
     with pytest.raises(PolicyError, match=r"^p\.yaml:1: "):

@@ -128,7 +128,8 @@ def test_integers_of_any_size_are_kept_where_a_body_is_written_anew(
     client: httpx.Client, predictor: FakePredictor, path: str
 ) -> None:
     numbers = ",".join(map(str, LARGE))
-    body = f'{{"messages":[{{"content":"to {MAIL}"}}],"instances":["{MAIL}"],"x":[{numbers}],"y":{{"z":0.1234567890123456789}}}}'
+    texts = f'"messages":[{{"content":"to {MAIL}"}}],"instances":["{MAIL}"]'
+    body = f'{{{texts},"x":[{numbers}],"y":{{"z":0.1234567890123456789}}}}'
     told = orders(status=200, body=body, headers={"content-type": "application/json"})
     answer = client.post(path, content=body, headers=told)
     for text in (predictor.last["body"].decode(), answer.text):

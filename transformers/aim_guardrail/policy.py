@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Iterable, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from aim_guardrail.detectors.base import FAMILIES, Finding
+from aim_guardrail.policy_source import MAX_CHARS, PolicyError, Source
 
 Action = Literal["block", "redact", "flag"]
 Direction = Literal["prompt", "answer"]
@@ -29,8 +33,9 @@ _ACTION_ORDER = {"block": 0, "redact": 1, "flag": 2}
 _VERDICT_ORDER = {**_ACTION_ORDER, "allow": 3}
 
 
-class PolicyError(ValueError):
-    """A policy file cannot be used. The message is one line: file, line, key, what is wrong, the remedy."""
+#: A value in a message: enough to be known again, however large, deep or entangled it is.
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxother = 2, 4, 4, 80, 80
 
 
 class _Strict(BaseModel):
@@ -49,7 +54,8 @@ class Rule(_Strict):
     @classmethod
     def _known_type(cls, value: str) -> str:
         if value not in FAMILIES:
-            raise ValueError(f"unknown type {value!r}: use one of {', '.join(FAMILIES)}")
+            near = _nearest(value, FAMILIES)
+            raise ValueError(f"unknown type {_SHORT.repr(value)}: use one of {', '.join(FAMILIES)}{near}")
         return value
 
     @field_validator("entities", mode="before")
@@ -65,7 +71,8 @@ class Rule(_Strict):
             return value
         for entity in value:
             if entity not in known:
-                raise ValueError(f"unknown entity {entity!r}: use some of {', '.join(known)}")
+                near = _nearest(entity, known)
+                raise ValueError(f"unknown entity {_SHORT.repr(entity)}: use some of {', '.join(known)}{near}")
         if len(set(value)) != len(value):
             raise ValueError("an entity is listed twice: list each once")
         return value
@@ -215,7 +222,8 @@ def load_policy(path: str | Path) -> Policy:
     """
     path = Path(path)
     try:
-        source = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            source = file.read(MAX_CHARS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise PolicyError(f"{path}: cannot be read ({_reason(error)}): give a readable UTF-8 file") from error
     return parse_policy(source, origin=str(path))
@@ -240,73 +248,47 @@ def parse_policy(source: str, origin: str) -> Policy:
     Raises:
         PolicyError: not YAML, or not a valid policy.
     """
+    read = Source(source, origin)
     try:
-        root = yaml.compose(source, Loader=yaml.SafeLoader)
-        _refuse_duplicate_keys(root, origin)
-        data = yaml.safe_load(source)
-    except yaml.YAMLError as error:
-        raise PolicyError(_yaml_problem(error, origin)) from error
-    if root is None or not isinstance(data, dict):
-        raise PolicyError(f"{origin}:1: a policy is a mapping (version, name, prompt, answer, ...)")
-    try:
-        return Policy.model_validate(data)
+        return Policy.model_validate(read.data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        line, key = _locate(root, first["loc"])
-        raise PolicyError(f"{origin}:{line}: {key}: {_problem(first)}") from error
+        raise read.error(first["loc"], _problem(first)) from error
 
 
 def _reason(error: Exception) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else "not UTF-8"
 
 
-def _yaml_problem(error: yaml.YAMLError, origin: str) -> str:
-    mark = getattr(error, "problem_mark", None)
-    where = f"{origin}:{mark.line + 1}" if mark is not None else origin
-    what = getattr(error, "problem", None) or " ".join(str(error).split())
-    return f"{where}: not valid YAML ({what}): fix the syntax"
+#: What a key stands in → the model whose fields are its known ones.
+_SECTIONS: dict[str, type[BaseModel]] = {"stream": StreamRules, "prompt": Rule, "answer": Rule}
+#: pydantic speaks Python.
+_WORDS = re.compile(r"a valid dictionary( or instance of \w+)?")
 
 
-def _refuse_duplicate_keys(node: yaml.Node | None, origin: str) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[Hashable] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise PolicyError(f"{origin}:{key.start_mark.line + 1}: {key.value}: given twice: keep one")
-            seen.add(key.value)
-            _refuse_duplicate_keys(value, origin)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_duplicate_keys(item, origin)
-
-
-def _locate(root: yaml.Node, loc: tuple[int | str, ...]) -> tuple[int, str]:
-    """The line (from 1) and the dotted key that a pydantic error location stands for in the YAML tree."""
-    node, line, key = root, root.start_mark.line, ""
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            pair = next((p for p in node.value if p[0].value == part), None)
-            if pair is not None:
-                node, line = pair[1], pair[0].start_mark.line
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line
-        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)
-    return line + 1, key or "policy"
-
-
-def _problem(error: Any) -> str:
-    kind, given, context = error["type"], error.get("input"), error.get("ctx", {})
+def _problem(error: ErrorDetails) -> str:
+    kind, given, context = error["type"], _SHORT.repr(error["input"]), error.get("ctx", {})
     if kind == "extra_forbidden":
-        return "unknown key: remove it or fix its spelling"
+        key, section = str(error["loc"][-1]), str(error["loc"][0]) if len(error["loc"]) > 1 else ""
+        known = _SECTIONS.get(section, Policy).model_fields
+        return f"unknown key{_nearest(key, known) or ': remove it'}; known: {', '.join(known)}"
     if kind == "missing":
         return "missing: add it"
     if kind == "literal_error":
-        return f"{given!r} is not allowed: use {context['expected']}"
+        allowed = str(context["expected"])
+        near = _nearest(error["input"], re.findall("'(.*?)'", allowed))
+        return f"{given} is not allowed: use {allowed}{near}"
     if kind == "value_error":
         return str(context["error"])
-    message = str(error["msg"]).replace("a valid tuple", "a list")
-    return f"{given!r} is refused: {message[0].lower()}{message[1:]}"
+    message = _WORDS.sub("a mapping", error["msg"]).replace("a valid tuple", "a list")
+    return f"{given} is refused: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(given: object, known: Iterable[str]) -> str:
+    """``: did you mean 'x'?``, or nothing where no known name is near."""
+    names = {name.lower(): name for name in known}
+    near = get_close_matches(given.lower(), names, 1) if isinstance(given, str) and len(given) < 64 else []
+    return f": did you mean {names[near[0]]!r}?" if near else ""
 
 
 ACTIONS: tuple[Action, ...] = get_args(Action)
