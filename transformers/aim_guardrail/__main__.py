@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from aim_guardrail.policy import PolicyError
+from aim_guardrail.policy_source import PolicyError
 from aim_guardrail.settings import GuardrailSettings
 from aim_kserve.settings import SettingsError
 

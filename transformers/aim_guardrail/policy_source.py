@@ -39,7 +39,7 @@ class Source:
         try:
             loader = _Loader(text)
             root = loader.get_single_node()
-            self._expanded = dict[int, int]()
+            self._sizes: dict[int, int] = {}
             self._measure(root, set())
             self.data: Any = loader.construct_document(root) if root is not None else None
         except yaml.YAMLError as error:
@@ -79,15 +79,16 @@ class Source:
             return 1
         if id(node) in above:
             raise self._refusal(node, "an alias stands within what it refers to: write it out")
-        if id(node) not in self._expanded:
+        size = self._sizes.get(id(node))
+        if size is None:
             above.add(id(node))
-            self._expanded[id(node)] = 1 + sum(self._measure(child, above) for child in self._children(node))
+            size = self._sizes[id(node)] = sum((self._measure(child, above) for child in self._children(node)), start=1)
             above.remove(id(node))
-        if self._expanded[id(node)] > MAX_NODES:
+        if size > MAX_NODES:
             raise self._refusal(node, f"more than {MAX_NODES} values, aliases written out: no policy needs that")
-        return self._expanded[id(node)]
+        return size
 
-    def _children(self, node: yaml.CollectionNode) -> Iterator[yaml.Node]:
+    def _children(self, node: yaml.Node) -> Iterator[yaml.Node]:
         if isinstance(node, yaml.SequenceNode):
             yield from node.value
             return
@@ -117,7 +118,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=mark)
         try:
             return super().compose_node(parent, index)
