@@ -1,7 +1,8 @@
 """Process start → ready: the runtime with the embedded model, the transformer, and a bare KServe server as the peer.
 
 Each start is a new process polled on its per-model readiness route every 10 ms; starts of the three are interleaved,
-so that the machine's drift hits all alike. Usage: ``python bench/start.py [--quick] [--json FILE]``.
+so that the machine's drift hits all alike. Usage: ``python bench/start.py [--quick] [--json FILE]``; with ``--without
+lazy`` our two also start with everything imported that ``import kserve`` imports by itself (``aim_kserve/kserve.py``).
 """
 
 from __future__ import annotations
@@ -36,13 +37,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def commands(model_dir: str) -> dict[str, list[str]]:
-    """Name → argv without the ports."""
-    return {
-        "runtime (embedded model)": ["-m", "aim_runtime", "--model_name", "smollm2", "--model_dir", model_dir],
-        "transformer": ["-m", "aim_guardrail", "--model_name", "smollm2", "--predictor_host", "127.0.0.1:9"],
-        "peer: bare kserve.ModelServer": ["-c", PEER],
+#: KServe reads ``sys.argv`` when it is imported.
+EAGER = """
+import runpy, sys
+argv, sys.argv = sys.argv[1:], sys.argv[:1]
+import kserve, pandas, httpx
+sys.argv = argv
+runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def commands(model_dir: str, *, without: str | None) -> dict[str, list[str]]:
+    """Name → argv without the ports; the peer last."""
+    ours = {
+        "runtime (embedded model)": ["aim_runtime", "--model_name", "smollm2", "--model_dir", model_dir],
+        "transformer": ["aim_guardrail", "--model_name", "smollm2", "--predictor_host", "127.0.0.1:9"],
     }
+    eager = {f"{name}, not lazy": ["-c", EAGER, *argv] for name, argv in ours.items()} if without else {}
+    peer = {"peer: bare kserve.ModelServer": ["-c", PEER]}
+    return {name: ["-m", *argv] for name, argv in ours.items()} | eager | peer
 
 
 def start_once(argv: list[str]) -> dict[str, float]:
@@ -89,13 +102,15 @@ def ready(port: int) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--without", choices=["lazy"], help="also start ours without that")
     parser.add_argument("--json", type=Path, default=ROOT / "bench/start.json")
     parser.add_argument("--model_dir", default=str(ROOT / ".models/smollm2"))
     options = parser.parse_args()
     rounds = 3 if options.quick else 9
-    samples: dict[str, list[dict[str, float]]] = {name: [] for name in commands(options.model_dir)}
+    started = commands(options.model_dir, without=options.without)
+    samples: dict[str, list[dict[str, float]]] = {name: [] for name in started}
     for _ in range(rounds):
-        for name, argv in commands(options.model_dir).items():
+        for name, argv in started.items():
             samples[name].append(start_once(argv))
     rows = [summary(name, taken) for name, taken in samples.items()]
     peer = rows[-1]["wall_p50_s"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -34,6 +36,15 @@ class Troubled(Model):  # type: ignore[misc]
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
+
+
+def test_what_is_lazy_comes_when_it_is_asked_for() -> None:
+    code = (
+        "import sys, aim_kserve.kserve as k; assert not {'kubernetes', 'pandas'} & set(sys.modules);"
+        "import pandas; assert pandas.DataFrame({'a': [1]}).shape == (1, 1);"
+        "import kserve; assert kserve.KServeClient and kserve.Model is k.Model"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.fixture
