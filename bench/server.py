@@ -4,7 +4,8 @@ What is measured is the CPU of the serving process, which noisy neighbours distu
 of the two is what our server adds: checks, metrics, access log, abort on disconnect. Both answer the same bytes
 through uvicorn, httptools and uvloop.
 
-``bench/server.py [--quick] [--json FILE]``
+``bench/server.py [--quick] [--json FILE]``; with ``--without cork`` our server as uvicorn writes by itself stands in
+the floor's place: the ratios of paired rounds show what ``aim_kserve/corked.py`` is worth.
 """
 
 from __future__ import annotations
@@ -33,6 +34,14 @@ TOKENS = 64
 QUESTION = {"model": "m", "messages": [{"role": "user", "content": "What is a GPU? " * 8}], "max_tokens": TOKENS}
 
 
+#: What of ours can be left out, and how.
+WITHOUT = {
+    "cork": "from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol\n"
+    "from aim_kserve.corked import CorkedHttp\n"
+    "CorkedHttp.on_headers_complete = HttpToolsProtocol.on_headers_complete\n"
+}
+
+
 @dataclass(frozen=True)
 class Row:
     """One server, form of answer and concurrency. Medians over rounds."""
@@ -51,13 +60,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a fifth of the requests")
     parser.add_argument("--json", type=Path, default=ROOT / "bench/server.json")
+    parser.add_argument("--without", choices=sorted(WITHOUT), help="compare with ours without that, not with the floor")
     parser.add_argument("--floor", type=int, metavar="PORT", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.floor:
         serve_floor(options.floor)
         return
-    rows = measure(scale=0.2 if options.quick else 1.0)
-    report = {"tokens_per_answer": TOKENS, "rows": [asdict(row) for row in rows], **summary(rows)}
+    peer = f"no {options.without}" if options.without else "floor"
+    rows, ratios = measure(peer, scale=0.2 if options.quick else 1.0)
+    report = {"tokens_per_answer": TOKENS, "rows": [asdict(row) for row in rows], **summary(rows, peer)}
+    report["ratios"] = ratios
     options.json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
     print_table(rows, report)
 
@@ -104,12 +116,12 @@ def serve_floor(port: int) -> None:
 def server(name: str) -> Iterator[tuple[int, int]]:
     """(pid, port) of a serving process."""
     port, grpc_port = free_ports(2)
+    flags = ["{}", "--model_name", "m", "--host", "127.0.0.1", "--http_port", str(port), "--grpc_port", str(grpc_port)]
+    run = "import fake_server\nfake_server.main()"
     commands = {
         "floor": [__file__, "--floor", str(port)],
-        "ours": [
-            *[str(ROOT / "tests/fakes/fake_server.py"), "{}", "--model_name", "m", "--host", "127.0.0.1"],
-            *["--http_port", str(port), "--grpc_port", str(grpc_port)],
-        ],
+        "ours": [str(ROOT / "tests/fakes/fake_server.py"), *flags],
+        **{f"no {name}": ["-c", change + run, *flags] for name, change in WITHOUT.items()},
     }
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES), "PYTHONSAFEPATH": "1"}
     process = subprocess.Popen(
@@ -137,11 +149,11 @@ async def until_serving(port: int, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit("the server does not listen after 60 s")
 
 
-def measure(scale: float) -> list[Row]:
-    rounds, requests = (3, {"unary": int(2000 * scale), "stream": int(800 * scale)})
-    rows = []
-    with server("ours") as ours, server("floor") as floor:
-        servers = {"ours": ours, "floor": floor}
+def measure(peer: str, scale: float) -> tuple[list[Row], dict[str, dict[str, float]]]:
+    rounds, requests = (3 if peer == "floor" else 9, {"unary": int(2000 * scale), "stream": int(800 * scale)})
+    rows, ratios = [], {}
+    with server("ours") as ours, server(peer) as other:
+        servers = {"ours": ours, peer: other}
         for form, count in requests.items():
             for name in servers:  # first requests warm up caches and the interpreter
                 load(*servers[name], form, 8, max(50, count // 10))
@@ -151,7 +163,18 @@ def measure(scale: float) -> list[Row]:
                     for name in servers:
                         results[name].append(round_of(name, servers[name], form, concurrency, count))
                 rows += [median(each) for each in results.values()]
-    return rows
+                ratios[f"{form}, c={concurrency}"] = ratio(results["ours"], results[peer])
+    return rows, ratios
+
+
+def ratio(ours: list[Row], peers: list[Row]) -> dict[str, float]:
+    """Ours to the peer's, round by round: the median, which neighbours and a drifting clock move least."""
+    return {
+        field: round(
+            statistics.median(getattr(a, field) / getattr(b, field) for a, b in zip(ours, peers, strict=True)), 3
+        )
+        for field in ("cpu_us_per_request", "p50_ms")
+    }
 
 
 def round_of(name: str, where: tuple[int, int], form: str, concurrency: int, count: int) -> Row:
@@ -225,12 +248,12 @@ async def streamed(reader: asyncio.StreamReader) -> None:
 # --- telling --------------------------------------------------------------------------------------------------------
 
 
-def summary(rows: list[Row]) -> dict[str, float]:
-    """What our server adds to the floor: medians over the concurrencies."""
+def summary(rows: list[Row], peer: str) -> dict[str, float]:
+    """What our server adds to its peer: medians over the concurrencies."""
     by = {(row.server, row.form, row.concurrency): row for row in rows}
 
     def added(form: str, field: str) -> float:
-        values = [getattr(by["ours", form, c], field) - getattr(by["floor", form, c], field) for c in (1, 8, 64)]
+        values = [getattr(by["ours", form, c], field) - getattr(by[peer, form, c], field) for c in (1, 8, 64)]
         return round(statistics.median(values), 2)
 
     return {
@@ -248,6 +271,8 @@ def print_table(rows: list[Row], report: dict[str, object]) -> None:
             f"{row.server:8}{row.form:8}{row.concurrency:>4}{row.requests_per_s:>9.0f}{row.p50_ms:>9.2f}"
             f"{row.p95_ms:>9.2f}{row.cpu_us_per_request:>12.0f}{token:>14}"
         )
+    for case, ratios in report["ratios"].items():
+        print(f"ours to {rows[1].server}, {case}: CPU {ratios['cpu_us_per_request']:.3f}, p50 {ratios['p50_ms']:.3f}")
     for name in ("added_cpu_us_per_unary_request", "added_cpu_us_per_stream", "added_cpu_us_per_streamed_token"):
         print(f"{name}: {report[name]}")
 
