@@ -37,6 +37,7 @@ class FakeEngine:
     slots: int = 64
     max_waiting: int = 256
     max_model_len: int = 1000
+    most_tokens: int = 10**6
     name: str = "fake"
     dead: bool = False
     adapters: tuple[str, ...] = ()
@@ -95,8 +96,8 @@ class FakeEngine:
         if not isinstance(messages, list) or not messages:
             raise BadRequest("messages: must be a non-empty list", param="messages")
         for index, message in enumerate(messages):
-            if message.get("role") not in ("system", "user", "assistant", "tool"):
-                raise BadRequest(f"messages[{index}].role: unknown role {message.get('role')!r}", param="messages")
+            if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant", "tool"):
+                raise BadRequest(f"messages[{index}].role: unknown role in {message!r}", param="messages")
         return await self._answer(_Chat(self, body, context, " ".join(str(item.get("content")) for item in messages)))
 
     async def _complete(self, body: Json, context: RequestContext) -> Json | Stream:
@@ -162,7 +163,7 @@ class _Request:
         self._head = orjson.dumps(self._frame([]))[:-3]
 
     def check(self) -> None:
-        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
+        if not isinstance(self.max_tokens, int) or not 1 <= self.max_tokens <= self.engine.most_tokens:
             raise BadRequest(f"max_tokens: must be an integer >= 1 (got {self.max_tokens!r})", param="max_tokens")
         temperature = self.body.get("temperature", 1)
         if not isinstance(temperature, (int, float)) or temperature < 0:

@@ -172,7 +172,7 @@ def test_a_client_that_says_nothing(server: Served) -> None:
 
 
 def test_a_head_without_bounds(server: Served) -> None:
-    status, body = said_to(server, HEAD, *[b"x-filler: " + b"x" * 1000 + b"\r\n"] * 70)
+    status, body = said_to(server, HEAD, *[b"x-filler: " + b"x" * 1000 + b"\r\n"] * 65)
     assert status == 431
     assert "larger than 65536 bytes" in body["error"]["message"]
 
@@ -188,6 +188,26 @@ def test_who_takes_pauses_is_served(server: Served) -> None:
             time.sleep(0.3)
             client.sendall(body[at : at + 15])
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_heads_and_bodies_come_whole(server: Served) -> None:
+    """However our answers' heads and bodies are written: asked for alone, asked for permission, one after the other."""
+    body = orjson.dumps(ask("hi"))
+    with socket.create_connection(("127.0.0.1", server.http_port), 30) as client, client.makefile("rb") as answers:
+        client.sendall(HEAD + b"expect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(body))
+        assert answers.readline() == b"HTTP/1.1 100 Continue\r\n"
+        assert answers.readline() == b"\r\n"
+        client.sendall(body)
+        for turn in range(3):  # the last two are asked for in one go
+            status, length = answers.readline(), 0
+            while (line := answers.readline()) != b"\r\n":
+                length = int(line[16:]) if line.startswith(b"content-length: ") else length
+            assert status == b"HTTP/1.1 200 OK\r\n"
+            assert orjson.loads(answers.read(length))["choices"]
+            if turn == 0:
+                client.sendall((HEAD + b"content-length: %d\r\n\r\n" % len(body) + body) * 2)
+        client.sendall(b"HEAD /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert answers.read().startswith(b"HTTP/1.1 200")
 
 
 # --- the end --------------------------------------------------------------------------------------------------------

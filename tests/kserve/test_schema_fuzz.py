@@ -41,7 +41,7 @@ schema = schemathesis.openapi.from_dict(document())
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, Served]]:
     """The runtime's server over the fake engine, and the transformer before it."""
-    with Served.fake() as runtime, guardrail(f"127.0.0.1:{runtime.http_port}") as transformer:
+    with Served.fake(most_tokens=100) as runtime, guardrail(f"127.0.0.1:{runtime.http_port}") as transformer:
         yield {"runtime": runtime, "guardrail": transformer}
         for server in (runtime, transformer):
             assert server.process.poll() is None
