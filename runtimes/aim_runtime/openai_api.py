@@ -33,7 +33,7 @@ logger = logging.getLogger("aim.server")
 
 PREFIXES = ("/openai/v1", "/v1")
 #: vLLM serves these beside ``/v1`` too.
-AT_THE_ROOT = ("tokenize", "detokenize")
+AT_THE_ROOT = ("/tokenize", "/detokenize")
 #: POST routes of OpenAI's API and of vLLM's: where the engine lacks one, the client is told so, not "no such route".
 ENDPOINTS = frozenset(
     {
@@ -85,7 +85,7 @@ class Operations:
         self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        operation = _operation(scope["path"]) if scope["type"] == "http" else None
+        operation = _operation(scope) if scope["type"] == "http" else None
         if operation is None or not (operation in ENDPOINTS or operation in self.model.runs_on.operations):
             await self.app(scope, receive, send)
             return
@@ -112,11 +112,16 @@ class Operations:
                 await pump_events(send, answer)
 
 
-def _operation(path: str) -> str | None:
+def _operation(scope: Scope) -> str | None:
+    """What follows the prefix. A path that is spelled otherwise (``/v1%2Fcompletions``) is another path: gateways
+    match what they see, and must not be passed by a spelling that only we understand."""
+    path: str = scope["path"]
+    if b"%" in scope["raw_path"]:
+        return None
     for prefix in PREFIXES:
-        if path.startswith(prefix):
+        if path.startswith(f"{prefix}/"):
             return path[len(prefix) + 1 :]
-    return path[1:] if path[1:] in AT_THE_ROOT else None
+    return path[1:] if path in AT_THE_ROOT else None
 
 
 class ModelCards:
