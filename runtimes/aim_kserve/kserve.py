@@ -102,6 +102,7 @@ try:
     from kserve.protocol.rest.server import metrics_handler
     from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
     from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
+    from kserve.utils.utils import to_headers as grpc_headers
 finally:
     sys.argv = _argv
     if _hide_httpx_cli:
@@ -129,6 +130,7 @@ __all__ = [
     "ServerNotLive",
     "ServerNotReady",
     "UnsupportedProtocol",
+    "grpc_headers",
     "kserve_app",
     "kserve_context",
     "metrics_handler",
