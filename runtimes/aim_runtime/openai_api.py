@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aim_kserve.access import log_of
 from aim_kserve.errors import BadRequest, ServingError
@@ -27,6 +27,7 @@ from aim_kserve.http import (
 )
 from aim_kserve.rest import as_serving_error
 from aim_runtime.engines.base import Json, RequestContext
+from aim_runtime.fields import header_of
 from aim_runtime.model import RuntimeModel, unknown_model
 
 logger = logging.getLogger("aim.server")
@@ -106,10 +107,23 @@ class Operations:
         context = RequestContext(log_of(scope).unique_id, Headers(raw=scope["headers"]))
         async with cancelled_on_disconnect(receive):
             answer = await self.model.call(operation, body, context)
+            send = _with_ignored(send, context.ignored) if context.ignored else send
             if isinstance(answer, dict):
                 await send_json(send, answer)
             else:
                 await pump_events(send, answer)
+
+
+def _with_ignored(send: Send, names: list[str]) -> Send:
+    """``send`` with the header that tells which fields of the body were ignored."""
+    header = (b"x-ignored-fields", header_of(names).encode())
+
+    async def send_with_header(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], header]
+        await send(message)
+
+    return send_with_header
 
 
 def _operation(scope: Scope) -> str | None:

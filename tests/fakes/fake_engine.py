@@ -11,18 +11,29 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
 from aim_kserve.errors import BadRequest, Unavailable
 from aim_runtime.engines.base import EngineStats, Json, ModelLoadError, Operation, RequestContext, Stream
+from aim_runtime.engines.llama_cpp.request import ChatBody, CompletionBody, TokenizeBody
 
+LIMITS = ("max_completion_tokens", "max_tokens")
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and")
 
 
 def words(count: int) -> Iterator[str]:
     """What the engine answers in ``count`` tokens."""
     return (("" if index == 0 else " ") + WORDS[index % len(WORDS)] for index in range(count))
+
+
+class FakeChatBody(ChatBody):
+    fake: dict[str, Any] | None = None
+
+
+class FakeCompletionBody(CompletionBody):
+    fake: dict[str, Any] | None = None
 
 
 @dataclass
@@ -47,6 +58,11 @@ class FakeEngine:
     def __post_init__(self) -> None:
         self._free = asyncio.Semaphore(self.slots)
         self._operations: dict[str, Operation] = {}
+
+    @property
+    def requests(self) -> Mapping[str, Any]:
+        """The embedded engine's, so that parameters have one list; only a few of them are looked at."""
+        return {"chat/completions": FakeChatBody, "completions": FakeCompletionBody, "tokenize": TokenizeBody}
 
     @property
     def operations(self) -> Mapping[str, Operation]:
@@ -154,14 +170,15 @@ class _Request:
 
     def __init__(self, engine: FakeEngine, body: Json, context: RequestContext, prompt: str) -> None:
         self.engine, self.body, self.context, self.prompt = engine, body, context, prompt
-        self.max_tokens = body.get("max_tokens", 16)
+        self.limit = next((name for name in LIMITS if body.get(name) is not None), None)
+        self.max_tokens = body[self.limit] if self.limit else 16
         self.id = f"{self.prefix}-{context.request_id}"
         context.usage.prompt_tokens = len(prompt.split())
         self._head = orjson.dumps(self._frame([]))[:-3]
 
     def check(self) -> None:
         if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
-            raise BadRequest(f"max_tokens: must be an integer >= 1 (got {self.max_tokens!r})", param="max_tokens")
+            raise BadRequest(f"{self.limit}: must be an integer >= 1 (got {self.max_tokens!r})", param=self.limit)
         temperature = self.body.get("temperature", 1)
         if not isinstance(temperature, (int, float)) or temperature < 0:
             raise BadRequest(f"temperature: must be a number >= 0 (got {temperature!r})", param="temperature")
@@ -219,7 +236,7 @@ class _Request:
 
     @property
     def finish_reason(self) -> str:
-        return "length" if "max_tokens" in self.body else "stop"
+        return "length" if self.limit else "stop"
 
 
 class _Chat(_Request):

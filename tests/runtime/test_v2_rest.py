@@ -11,6 +11,8 @@ import pytest
 import tritonclient.http as triton
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 
+from aim_runtime.engines.llama_cpp.request import REQUESTS
+from aim_runtime.kserve_api import read_v2
 from fake_engine import words
 from served import Served
 
@@ -84,10 +86,8 @@ async def test_kserve_client(fake: Served) -> None:
     ],
 )
 def test_parameters_that_are_not_scalars_are_json_text(given: dict[str, str], says: Any) -> None:
-    from aim_runtime.kserve_api import read_v2
-
     request = InferRequest("m", [InferInput("prompt", [1], "BYTES", ["x"])], parameters=given)
-    assert read_v2(request)[0].body["stop"] == says
+    assert read_v2(request, REQUESTS)[0].body["stop"] == says
 
 
 @pytest.mark.parametrize(

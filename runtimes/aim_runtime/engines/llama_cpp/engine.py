@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel
+
 from aim_kserve.errors import BadRequest, Unavailable
 from aim_runtime.engines.base import EngineStats, Json, ModelLoadError, Operation, RequestContext, Stream
 
@@ -22,6 +24,7 @@ from .chat_template import ChatTemplate, TemplateRefusal
 from .file import find_gguf
 from .prompts import Prompt, Prompts
 from .request import (
+    REQUESTS,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
@@ -101,6 +104,10 @@ class LlamaCppEngine:
     @property
     def operations(self) -> Mapping[str, Operation]:
         return self._operations
+
+    @property
+    def requests(self) -> Mapping[str, type[BaseModel]]:
+        return REQUESTS
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -210,8 +217,9 @@ class LlamaCppEngine:
         generations = []
         for prompt in await self._engine.prompts.completion(request):
             rest = self._check_length(prompt, "prompt")
-            limit = min(_COMPLETION_TOKENS, rest) if request.max_tokens is None else request.max_tokens
-            generation = self._generation(request, prompt, "max_tokens", limit, request.logprobs)
+            name, limit = request.answer_tokens
+            limit = min(_COMPLETION_TOKENS, rest) if limit is None else limit
+            generation = self._generation(request, prompt, name, limit, request.logprobs)
             generations.append((prompt, generation))
         return await self._answer(COMPLETION, generations, request, context)
 
@@ -298,7 +306,8 @@ class LlamaCppEngine:
                 param="prompt",
             )
         mailbox = Mailbox(n * len(generations), wake_at_end=not request.stream)
-        sequences = _sequences([g for _, g in generations], n, mailbox.put, context.priority)
+        priority = context.priority or request.priority or 0
+        sequences = _sequences([g for _, g in generations], n, mailbox.put, priority)
         context.usage.prompt_tokens = sum(len(prompt.tokens) for prompt, _ in generations)
         options = request.stream_options or StreamOptions()
         answer = Answer(

@@ -17,7 +17,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -88,12 +88,17 @@ class VllmEngine:
         self._ours = {name: value for name, value in ours.items() if value is not None}
         self._built: Built | None = None
         self._operations: Mapping[str, Operation] = {}
+        self._requests: Mapping[str, Any] = {}
         self._adapters: tuple[str, ...] = ()
         self._log_task: asyncio.Task[None] | None = None
 
     @property
     def operations(self) -> Mapping[str, Operation]:
         return self._operations
+
+    @property
+    def requests(self) -> Mapping[str, Any]:
+        return self._requests
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -116,7 +121,7 @@ class VllmEngine:
         try:
             from . import serving
 
-            self._operations, self._adapters = await serving.attach(built)
+            self._operations, self._requests, self._adapters = await serving.attach(built)
         except BaseException:
             await built.close()
             raise
