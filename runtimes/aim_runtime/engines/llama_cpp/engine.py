@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -212,14 +212,14 @@ class LlamaCppEngine:
     async def _complete(self, body: Json, context: RequestContext) -> Json | Stream:
         request = parse(CompletionBody, body)
         check_common(request, slots=self._slots, vocabulary_size=self._engine.model.vocabulary_size)
-        if request.echo and request.logprobs is not None:
-            raise BadRequest("'logprobs' with 'echo' needs the prompt's own, which are not kept", param="logprobs")
         generations = []
         for prompt in await self._engine.prompts.completion(request):
             rest = self._check_length(prompt, "prompt")
             name, limit = request.answer_tokens
             limit = min(_COMPLETION_TOKENS, rest) if limit is None else limit
             generation = self._generation(request, prompt, name, limit, request.logprobs)
+            if request.echo:
+                generation = replace(generation, prompt_logprobs=request.logprobs)
             generations.append((prompt, generation))
         return await self._answer(COMPLETION, generations, request, context)
 

@@ -54,11 +54,12 @@ class Prompts:
                     messages,
                     tools=tools,
                     add_generation_prompt=request.add_generation_prompt is not False,
+                    continue_final_message=bool(request.continue_final_message),
                     variables=request.chat_template_kwargs,
                 )
             except TemplateRefusal as refusal:
                 raise BadRequest(f"the model's chat template refuses: {refusal}", param="messages") from refusal
-            return self._model.tokenize(text, add_special=False, parse_special=True)
+            return self._model.tokenize(text, add_special=bool(request.add_special_tokens), parse_special=True)
 
         size = sum(len(message["content"]) for message in messages)
         return Prompt(tokens() if size <= _INLINE_CHARACTERS else await asyncio.to_thread(tokens))
