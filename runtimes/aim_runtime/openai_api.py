@@ -58,9 +58,13 @@ ENDPOINTS = frozenset(
 
 
 def model_routes(model: RuntimeModel) -> list[BaseRoute]:
-    """The model cards, for the router."""
-    cards = ModelCards(model)
+    """The model cards and the server's state, for the router."""
+    cards, state = ModelCards(model), ServerState(model)
     return [
+        Route("/health", state.health, methods=["GET"]),
+        Route("/ping", state.health, methods=["GET", "POST"]),
+        Route("/version", state.version, methods=["GET"]),
+        Route("/load", state.load, methods=["GET"]),
         *(Route(f"{prefix}/models", cards.all, methods=["GET"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/models/{{name:path}}", cards.one, methods=["GET"]) for prefix in PREFIXES),
     ]
@@ -136,6 +140,26 @@ def _operation(scope: Scope) -> str | None:
         if path.startswith(f"{prefix}/"):
             return path[len(prefix) + 1 :]
     return path[1:] if path in AT_THE_ROOT else None
+
+
+class ServerState:
+    """What vLLM's server says of itself, and SageMaker's ``/ping``, in their forms: probes, routers and dashboards
+    made for it ask here."""
+
+    def __init__(self, model: RuntimeModel) -> None:
+        self._model = model
+
+    async def health(self, _: Request) -> Response:
+        """No body; the reason of a 503 is on the KServe routes."""
+        return Response(status_code=200 if self._model.refusal() is None else 503)
+
+    async def version(self, _: Request) -> Response:
+        return JSONResponse({"version": self._model.runs_on.version, "engine": self._model.runs_on.name})
+
+    async def load(self, _: Request) -> Response:
+        """Requests in the engine, running and waiting."""
+        stats = self._model.runs_on.stats()
+        return JSONResponse({"server_load": stats.running + stats.waiting})
 
 
 class ModelCards:

@@ -48,6 +48,7 @@ class FakeEngine:
     max_waiting: int = 256
     max_model_len: int = 1000
     name: str = "fake"
+    version: str = "1.2.3"
     dead: bool = False
     adapters: tuple[str, ...] = ()
     aborted: list[str] = field(default_factory=list)

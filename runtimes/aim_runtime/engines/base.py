@@ -76,6 +76,11 @@ class Engine(Protocol):
     name: str  # "llama_cpp" | "vllm": the ``engine`` label of metrics
 
     @property
+    def version(self) -> str:
+        """Of the library, e.g. ``0.32.0``."""
+        ...
+
+    @property
     def operations(self) -> Mapping[str, Operation]:
         """URL suffix below ``/v1`` → operation: ``chat/completions``, ``completions``, ``embeddings``,
         ``responses``, ``tokenize`` …  Only what the loaded model really has. Stable after ``load``."""

@@ -7,6 +7,7 @@ The way of a request: ``request`` checks it, ``prompts`` makes tokens of it, thi
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import os
 import time
 from collections.abc import Mapping
@@ -100,6 +101,10 @@ class LlamaCppEngine:
         self._loaded: _Loaded | None = None
 
     # -- life --------------------------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> str:
+        return importlib.metadata.version("llama-cpp-python")
 
     @property
     def operations(self) -> Mapping[str, Operation]:

