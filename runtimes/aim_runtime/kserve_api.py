@@ -155,9 +155,7 @@ def read_v2(request: InferRequest, requests: Requests) -> list[Question]:
     }
     priority, timeout_s = _triton_priority(given), _triton_timeout_s(given)
     return [
-        Question(
-            _COMPLETIONS, {**shared, "prompt": prompt}, f"prompt[{index}]", priority=priority, timeout_s=timeout_s
-        )
+        Question(_COMPLETIONS, {**shared, "prompt": prompt}, f"prompt[{index}]", priority=priority, timeout_s=timeout_s)
         for index, prompt in enumerate(_prompts(request.inputs[0]))
     ]
 

@@ -195,7 +195,9 @@ async def _in_time(answer: Awaitable[Json | Stream], timeout_s: float | None) ->
     except TimeoutError:
         if not deadline.expired():
             raise
-    raise ServingError(f"timeout: no answer within {timeout_s:g} s, the request's own limit", status=504, code="timeout")
+    raise ServingError(
+        f"timeout: no answer within {timeout_s:g} s, the request's own limit", status=504, code="timeout"
+    )
 
 
 async def _metered(chunks: Stream, meter: Meter) -> Stream:

@@ -2,7 +2,8 @@
 
 Tests and benchmarks of the server use it. A body may carry ``"fake": {...}``: ``token_s`` (seconds per token),
 ``fail_after`` (tokens, then an unforeseen exception), ``refuse_after`` (tokens, then a ServingError), ``die`` (the
-engine is dead afterwards).
+engine is dead afterwards), ``parsed`` (the body is judged as the embedded engine judges it, and the answer's text is
+the JSON of what arrived).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import orjson
 
 from aim_kserve.errors import BadRequest, Unavailable
 from aim_runtime.engines.base import EngineStats, Json, ModelLoadError, Operation, RequestContext, Stream
-from aim_runtime.engines.llama_cpp.request import ChatBody, CompletionBody, TokenizeBody
+from aim_runtime.engines.llama_cpp.request import ChatBody, CompletionBody, GenerationBody, TokenizeBody, parse
 
 LIMITS = ("max_completion_tokens", "max_tokens")
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and")
@@ -106,6 +107,8 @@ class FakeEngine:
         return {"body": body, "request_id": context.request_id, "headers": dict(context.headers)}
 
     async def _chat(self, body: Json, context: RequestContext) -> Json | Stream:
+        if (body.get("fake") or {}).get("parsed"):
+            return await self._answer(_Chat(self, body, context, ""))
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages:
             raise BadRequest("messages: must be a non-empty list", param="messages")
@@ -115,12 +118,16 @@ class FakeEngine:
         return await self._answer(_Chat(self, body, context, " ".join(str(item.get("content")) for item in messages)))
 
     async def _complete(self, body: Json, context: RequestContext) -> Json | Stream:
+        if (body.get("fake") or {}).get("parsed"):
+            return await self._answer(_Completion(self, body, context, ""))
         prompt = body.get("prompt")
         if not isinstance(prompt, str):
             raise BadRequest("prompt: must be a string", param="prompt")
         return await self._answer(_Completion(self, body, context, prompt))
 
     async def _answer(self, request: _Request) -> Json | Stream:
+        if (request.body.get("fake") or {}).get("parsed"):
+            return request.parsed(parse(request.model, request.body))
         request.check()
         if self._running + self._waiting >= self.slots + self.max_waiting:
             raise Unavailable(f"{self._waiting} requests are waiting already", code="engine_full")
@@ -166,6 +173,7 @@ class FakeEngine:
 
 class _Request:
     kind = ""
+    model: type[GenerationBody]
     prefix = ""
     opening: bytes | None = None
 
@@ -226,6 +234,11 @@ class _Request:
     def _choice_chunk(self, choice: Json) -> bytes:
         return self._head + b"[" + orjson.dumps(choice) + b"]}"
 
+    def parsed(self, request: GenerationBody) -> Json:
+        """The answer whose text says what the request model holds."""
+        self.body = {}
+        return self.whole([request.model_dump_json(exclude_unset=True, by_alias=True)])
+
     def whole(self, tokens: list[str]) -> Json:
         raise NotImplementedError
 
@@ -241,6 +254,7 @@ class _Request:
 
 
 class _Chat(_Request):
+    model = FakeChatBody
     prefix = "chatcmpl"
 
     def __init__(self, engine: FakeEngine, body: Json, context: RequestContext, prompt: str) -> None:
@@ -263,6 +277,7 @@ class _Chat(_Request):
 
 class _Completion(_Request):
     kind = "text_completion"
+    model = FakeCompletionBody
     prefix = "cmpl"
 
     def whole(self, tokens: list[str]) -> Json:

@@ -250,7 +250,10 @@ def test_parameters_of_every_kind_pass(transformer: Served, by_grpc: Served, pre
     triton_grpc(transformer, call)
     headers = {key.lower(): value for key, value in predictor.last["headers"]}
     length = headers.get("inference-header-content-length")
-    assert orjson.loads(predictor.last["body"][: int(length) if length else None])["parameters"] == {**given, "priority": 2**64 - 1}
+    assert orjson.loads(predictor.last["body"][: int(length) if length else None])["parameters"] == {
+        **given,
+        "priority": 2**64 - 1,
+    }
 
 
 def test_rest_to_a_grpc_predictor(by_grpc: Served) -> None:

@@ -60,7 +60,10 @@ def test_tools_are_known_by_their_mention():
     assert not ChatTemplate("{{ messages }}", {}).takes_tools
 
 
-CHATML = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,9 @@ async def test_completion_echoes_its_prompt_whole_and_streamed(engine: LlamaCppE
 async def test_a_prompts_own_log_probabilities(engine: LlamaCppEngine):
     """As evaluations ask: ``echo``, ``logprobs`` and no new token, ids in, over several steps' worth of tokens."""
     said = await ask(
-        engine, "completions", {"prompt": PROMPTS[0], "max_tokens": 60, "temperature": 0, "ignore_eos": True, "logprobs": 1}
+        engine,
+        "completions",
+        {"prompt": PROMPTS[0], "max_tokens": 60, "temperature": 0, "ignore_eos": True, "logprobs": 1},
     )
     text = PROMPTS[0] + said["choices"][0]["text"]
     ids = (await ask(engine, "tokenize", {"prompt": text}))["tokens"]
@@ -115,7 +117,9 @@ async def test_a_prompts_own_log_probabilities(engine: LlamaCppEngine):
         assert {len(scored[name]) for name in scored} == {len(ids)}
         assert (scored["token_logprobs"][0], scored["top_logprobs"][0]) == (None, None)
         assert "".join(scored["tokens"]) == text
-        assert [text[a:] == "".join(scored["tokens"][i:]) for i, a in enumerate(scored["text_offset"])] == [True] * len(ids)
+        assert [text[a:] == "".join(scored["tokens"][i:]) for i, a in enumerate(scored["text_offset"])] == [True] * len(
+            ids
+        )
         generated = said["choices"][0]["logprobs"]["token_logprobs"]
         if len(ids) - len(generated) == len((await ask(engine, "tokenize", {"prompt": PROMPTS[0]}))["tokens"]):
             for one, other in zip(scored["token_logprobs"][-len(generated) :], generated, strict=True):

@@ -115,7 +115,10 @@ def nested(depth: int) -> Json:
         ({"response_format": {"type": "json_schema", "schema": {}}}, "response_format.schema"),
         (schema({"type": "string"}, strikt=True), "response_format.json_schema.strikt"),
         ({"stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
-        ({"stream_options": {"include_usage": True, "include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        (
+            {"stream_options": {"include_usage": True, "include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+        ),
         ({"stream_options": {"includ_usage": True}}, "stream_options.includ_usage"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
         ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),

@@ -146,7 +146,9 @@ class CompletionForm:
         rivals = [
             None
             if entry.logprob is None
-            else {token.decode("utf-8", "replace"): value for token, value in [(entry.token, entry.logprob), *entry.top]}
+            else {
+                token.decode("utf-8", "replace"): value for token, value in [(entry.token, entry.logprob), *entry.top]
+            }
             for entry in entries
         ]
         return {
@@ -248,7 +250,11 @@ class Answer:
         if self.logprobs is None:
             return None
         head = len(self.heads[delta.choice])
-        own = [entry._replace(text_offset=entry.text_offset + head) for entry in delta.logprobs] if head else delta.logprobs
+        own = (
+            [entry._replace(text_offset=entry.text_offset + head) for entry in delta.logprobs]
+            if head
+            else delta.logprobs
+        )
         prompt = self._prompt_logprobs.get(delta.choice // self.choices_per_prompt, []) if opens else []
         return self.form.logprobs([*prompt, *own], self.logprobs)
 

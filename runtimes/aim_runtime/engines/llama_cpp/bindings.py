@@ -209,9 +209,7 @@ class Batch:
     def clear(self) -> None:
         self.size = 0
 
-    def add(
-        self, tokens: TokenIds, position: int, slot: int, *, wants_logits: bool, of_all: bool = False
-    ) -> int:
+    def add(self, tokens: TokenIds, position: int, slot: int, *, wants_logits: bool, of_all: bool = False) -> int:
         """Append consecutive tokens of one slot. Returns the last one's index, which LlamaContext.logits takes.
 
         ``wants_logits``: the last one's; ``of_all``: everyone's.

@@ -181,7 +181,9 @@ REQUESTS: Mapping[str, type[BaseModel]] = {
 
 def _needs(field: str, partner: str, *, value: str = "") -> PydanticCustomError:
     """A field that means nothing without another. ``field`` is its whole path."""
-    return PydanticCustomError(_ALONE, "'{field}'{value} needs {partner}", {"field": field, "partner": partner, "value": value})
+    return PydanticCustomError(
+        _ALONE, "'{field}'{value} needs {partner}", {"field": field, "partner": partner, "value": value}
+    )
 
 
 _ALONE = "needs_partner"
@@ -206,7 +208,9 @@ def _named(error: ValidationError, body: Json) -> BadRequest:
         (_path(fault["loc"], body, missing=fault["type"] == "missing"), fault)
         for fault in error.errors(include_url=False)
     ]
-    path, worst = max(faults, key=lambda fault: (fault[1]["type"] == UNSUPPORTED, fault[0].count(".") + fault[0].count("[")))
+    path, worst = max(
+        faults, key=lambda fault: (fault[1]["type"] == UNSUPPORTED, fault[0].count(".") + fault[0].count("["))
+    )
     if worst["type"] == "missing":
         return BadRequest(f"'{path}' is required", param=path)
     if worst["type"] == UNSUPPORTED:

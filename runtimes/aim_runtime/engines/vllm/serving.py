@@ -29,6 +29,7 @@ from aim_runtime.engines.base import Json, Operation, RequestContext, Stream, Us
 from .build import Built
 from .errors import REFUSALS, from_event, from_exception, from_response, raise_if_cancelled
 
+
 class CompletionBody(CompletionRequest):
     """With chat's name for the limit, which vLLM does not know here and would ignore."""
 
