@@ -63,7 +63,8 @@ def known_fields(model: Any) -> Mapping[str, FieldInfo] | None:
 @lru_cache(maxsize=1024)
 def _adapter(model: Any, name: str) -> TypeAdapter[Any]:
     info = (known_fields(model) or {})[name]
-    return TypeAdapter(Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation)
+    kind: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+    return TypeAdapter(kind)
 
 
 def takes(model: Any, name: str, value: Any) -> bool:

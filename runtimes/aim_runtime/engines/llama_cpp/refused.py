@@ -10,15 +10,15 @@ from pydantic_core import PydanticCustomError
 UNSUPPORTED = "unsupported_field"
 
 
-def _only(*neutral: Any) -> Any:
-    """A field that takes nothing but null and the values that ask for nothing."""
+def _only(*neutral: Any) -> BeforeValidator:
+    """Take nothing but null and the values that ask for nothing."""
 
     def check(value: Any) -> Any:
         if value is None or value in neutral:
             return value
         raise PydanticCustomError(UNSUPPORTED, "is not supported by the embedded engine: leave it out")
 
-    return Annotated[Any, BeforeValidator(check)]
+    return BeforeValidator(check)
 
 
 class UnsupportedFields(BaseModel):
@@ -26,49 +26,49 @@ class UnsupportedFields(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    allowed_token_ids: _only([]) = None
-    audio: _only() = None
-    bad_words: _only([]) = None
-    best_of: _only(1) = None
-    cache_salt: _only() = None
-    chat_template: _only() = None
-    documents: _only([]) = None
-    ec_transfer_params: _only() = None
-    function_call: _only("none") = None
-    functions: _only([]) = None
-    grammar: _only() = None
-    guided_choice: _only() = None
-    guided_grammar: _only() = None
-    guided_json: _only() = None
-    guided_regex: _only() = None
-    include_reasoning: _only(True) = None
-    include_stop_str_in_output: _only(False) = None
-    json_schema: _only() = None
-    kv_transfer_params: _only() = None
-    length_penalty: _only(1) = None
-    logprob_token_ids: _only([]) = None
-    media_io_kwargs: _only({}) = None
-    mm_processor_kwargs: _only({}) = None
-    modalities: _only(["text"]) = None
-    prompt_embeds: _only() = None
-    prompt_logprobs: _only() = None
-    reasoning_effort: _only() = None
-    repetition_detection: _only() = None
-    return_prompt_text: _only(False) = None
-    return_token_ids: _only(False) = None
-    return_token_offsets: _only(False) = None
-    return_tokens_as_token_ids: _only(False) = None
-    routed_experts_prompt_start: _only(0) = None
-    skip_special_tokens: _only(True) = None
-    spaces_between_special_tokens: _only(True) = None
-    stream_interval: _only(1) = None
-    structured_outputs: _only() = None
-    suffix: _only("") = None
-    thinking_token_budget: _only(-1) = None
-    truncate_prompt_tokens: _only(-1) = None
-    truncation_side: _only() = None
-    use_beam_search: _only(False) = None
-    verbosity: _only("medium") = None
-    vllm_xargs: _only({}) = None
-    watermarking: _only(False) = None
-    web_search_options: _only() = None
+    allowed_token_ids: Annotated[Any, _only([])] = None
+    audio: Annotated[Any, _only()] = None
+    bad_words: Annotated[Any, _only([])] = None
+    best_of: Annotated[Any, _only(1)] = None
+    cache_salt: Annotated[Any, _only()] = None
+    chat_template: Annotated[Any, _only()] = None
+    documents: Annotated[Any, _only([])] = None
+    ec_transfer_params: Annotated[Any, _only()] = None
+    function_call: Annotated[Any, _only("none")] = None
+    functions: Annotated[Any, _only([])] = None
+    grammar: Annotated[Any, _only()] = None
+    guided_choice: Annotated[Any, _only()] = None
+    guided_grammar: Annotated[Any, _only()] = None
+    guided_json: Annotated[Any, _only()] = None
+    guided_regex: Annotated[Any, _only()] = None
+    include_reasoning: Annotated[Any, _only(True)] = None
+    include_stop_str_in_output: Annotated[Any, _only(False)] = None
+    json_schema: Annotated[Any, _only()] = None
+    kv_transfer_params: Annotated[Any, _only()] = None
+    length_penalty: Annotated[Any, _only(1)] = None
+    logprob_token_ids: Annotated[Any, _only([])] = None
+    media_io_kwargs: Annotated[Any, _only({})] = None
+    mm_processor_kwargs: Annotated[Any, _only({})] = None
+    modalities: Annotated[Any, _only(["text"])] = None
+    prompt_embeds: Annotated[Any, _only()] = None
+    prompt_logprobs: Annotated[Any, _only()] = None
+    reasoning_effort: Annotated[Any, _only()] = None
+    repetition_detection: Annotated[Any, _only()] = None
+    return_prompt_text: Annotated[Any, _only(False)] = None
+    return_token_ids: Annotated[Any, _only(False)] = None
+    return_token_offsets: Annotated[Any, _only(False)] = None
+    return_tokens_as_token_ids: Annotated[Any, _only(False)] = None
+    routed_experts_prompt_start: Annotated[Any, _only(0)] = None
+    skip_special_tokens: Annotated[Any, _only(True)] = None
+    spaces_between_special_tokens: Annotated[Any, _only(True)] = None
+    stream_interval: Annotated[Any, _only(1)] = None
+    structured_outputs: Annotated[Any, _only()] = None
+    suffix: Annotated[Any, _only("")] = None
+    thinking_token_budget: Annotated[Any, _only(-1)] = None
+    truncate_prompt_tokens: Annotated[Any, _only(-1)] = None
+    truncation_side: Annotated[Any, _only()] = None
+    use_beam_search: Annotated[Any, _only(False)] = None
+    verbosity: Annotated[Any, _only("medium")] = None
+    vllm_xargs: Annotated[Any, _only({})] = None
+    watermarking: Annotated[Any, _only(False)] = None
+    web_search_options: Annotated[Any, _only()] = None

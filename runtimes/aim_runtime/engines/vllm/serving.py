@@ -30,7 +30,7 @@ from .build import Built
 from .errors import REFUSALS, from_event, from_exception, from_response, raise_if_cancelled
 
 
-class CompletionBody(CompletionRequest):
+class CompletionBody(CompletionRequest):  # type: ignore[misc]  # untyped where we check
     """With chat's name for the limit, which vLLM does not know here and would ignore."""
 
     max_completion_tokens: int | None = None
@@ -136,6 +136,11 @@ class Endpoint:
 
     def _prepare(self, request: Any, raw: RawRequest, ctx: RequestContext) -> None:
         refuse_ignored(request)
+        if (
+            getattr(request, "continue_final_message", False)
+            and "add_generation_prompt" not in request.model_fields_set
+        ):
+            request.add_generation_prompt = False  # vLLM's default would contradict it
         if isinstance(request, ResponsesRequest):
             request.request_id = f"resp_{ctx.request_id}"
         if ctx.priority and self.built.schedules_by_priority and hasattr(request, "priority"):
@@ -226,7 +231,7 @@ def whole(answer: Any, raw: RawRequest, usage: Usage) -> Json:
         take_response(answer, usage)
         return dict(answer.model_dump(mode="json", by_alias=True))
     take_metadata(raw, usage)
-    return dict(answer.model_dump())
+    return dict(answer.model_dump(mode="json"))  # prompt_logprobs has token ids for keys, which JSON has not
 
 
 def take_metadata(raw: RawRequest, usage: Usage) -> None:
