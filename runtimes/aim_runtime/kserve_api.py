@@ -49,6 +49,8 @@ _NOT_OURS = frozenset({"binary_data_output", "sequence_id", "sequence_start", "s
 _PRIORITY, _TIMEOUT = "priority", "timeout"
 #: Of a tensor: where its bytes are, and MLServer's hint that they are text.
 _TENSOR_PARAMETERS = frozenset({"binary_data", "binary_data_size", "content_type"})
+#: Of a V2 body. KServe's own client sends the model's name, too.
+_V2_FIELDS = frozenset({"id", "inputs", "model_name", "model_version", "outputs", "parameters"})
 _LOWEST_PRIORITY = 2**31 - 1
 _COMPLETIONS, _CHAT = "completions", "chat/completions"
 
@@ -145,6 +147,7 @@ def read_v2(request: InferRequest, requests: Requests) -> list[Question]:
     Raises:
         BadRequest: names the tensor or the parameter.
     """
+    _check(dict.fromkeys(getattr(request, "unknown_fields", ())), "the body", _V2_FIELDS)
     _check_tensors(request)
     given = request.parameters or {}
     _check(given, "parameters", parameters(requests, _COMPLETIONS) | _NOT_OURS | {_PRIORITY, _TIMEOUT})

@@ -114,6 +114,7 @@ def test_tritons_priority_levels_only_step_back(level: int | None, priority: int
         ({"inputs": [tensor()], "parameters": {"bogus": 1}}, "parameters.bogus: unknown parameter"),
         ({"inputs": [tensor()], "parameters": {"temperature": -1}}, "prompt[0]: temperature"),
         ({"inputs": [tensor()], "outputs": [{"name": "logits"}]}, "output 'logits': unknown tensor"),
+        ({"inputs": [tensor()], "params": {"temperature": 0}}, "params: unknown"),
         ({"inputs": [{"name": "prompt"}]}, "inputs"),
         ({}, "inputs"),
     ],
