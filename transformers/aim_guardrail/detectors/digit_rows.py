@@ -1,0 +1,58 @@
+"""Rows of digits: groups of digits with what may stand between the groups of one number. Cards and phones lie in them.
+
+A row never crosses a unit (see `aim_guardrail.text`): its gaps are those that units are joined over, and characters
+that are no breaks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_GAP = r"[-x./ ()\[\]~]"
+_ROW = re.compile(rf"[0-9]+(?:(?:%2[0Dd]|\+|{_GAP}{{1,6}})[0-9]+)*+")
+_GROUP = re.compile(r"%2[0Dd]|([0-9]+)")
+_LEAST_CHARS = 7  # the shortest number anybody looks for
+
+
+class Hit(NamedTuple):
+    """A value in a text: `[start, end)`, and its score (0..1)."""
+
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row within `scan`: the spans of its groups, in order."""
+
+    scan: str
+    groups: Sequence[tuple[int, int]]
+
+    def gap(self, index: int) -> str:
+        """What stands before the group of that index, percent-encoding undone; `""` before the first."""
+        gap = self.scan[self.groups[index - 1][1] : self.groups[index][0]] if index else ""
+        return unquoted(gap) if gap[:1] == "%" else gap
+
+    def digits(self, first: int, last: int) -> str:
+        """The digits of the groups `first` to `last` (both included)."""
+        return "".join(self.scan[start:end] for start, end in self.groups[first : last + 1])
+
+    def lengths(self, first: int, last: int) -> tuple[int, ...]:
+        """How many digits each of these groups has."""
+        return tuple(end - start for start, end in self.groups[first : last + 1])
+
+
+def rows(scan: str, since: int) -> Iterator[Row]:
+    """The rows that begin at `since` or later and are long enough to hold a number."""
+    for row in _ROW.finditer(scan, since):
+        if row.end() - row.start() >= _LEAST_CHARS:
+            yield Row(scan, [group.span() for group in _GROUP.finditer(scan, *row.span()) if group[1]])
+
+
+def unquoted(value: str) -> str:
+    """The value with the separators that a URL writes as %20 and %2D."""
+    return value.replace("%20", " ").replace("%2D", "-").replace("%2d", "-")
