@@ -200,7 +200,11 @@ AssemblyVersion("1.0.24.2") and "version": "99.100.3.4"
 14 046 965 505 and 1 226 341 713
 4,011,058 / 2372969635
 Boston, MA 02110-1301 USA
+Contact: Mobile Inc, Copyright 2001-2003
+Bump plugin from 4.4.1 to 4.4.2.2, update from 1.2.99.2 to 1.2.99.4
+at-spi2-core (2.39.90.1-1) experimental; urgency=medium
 00000040  3a 01 42 68 53 00 10 20 30 40
+00000030  04 04 44 35 68 a3
 8f:11:84:74:10:65:28:34
 INC-4567890 and bug 5551234
 49152 65536 131072 262144

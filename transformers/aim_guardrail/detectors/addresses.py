@@ -24,14 +24,20 @@ _IPV6 = re.compile(
     r"(?<![A-Za-z0-9:])(?<![0-9]\.)(?=[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:]{3,39}+(?:\.[0-9]{1,3}){0,3}"
     r"(?:%[0-9A-Za-z]{1,16})?(?:/[0-9]{1,3})?(?![A-Za-z0-9:])"
 )
-_NOBODYS_IP = re.compile(r"(?:127(?:\.[0-9]+){3}|0(?:\.[0-9]+){3}|::1|255\.255\.255\.[0-9]+)(?:/[0-9]+)?")
+_NOBODYS_IP = re.compile(
+    r"(?:127(?:\.[0-9]+){3}|0(?:\.[0-9]+){3}|::1|255\.255\.255\.[0-9]+)(?:/[0-9]+)?"
+    r"|1\.1\.1\.1|1\.0\.0\.1|8\.8\.8\.8|8\.8\.4\.4|9\.9\.9\.9"  # public name servers
+    r"|2001:4860:4860::88(?:88|44)|2606:4700:4700::1(?:111|001)"
+)
 # Global unicast, unique local, link-local and multicast addresses; NAT64; IPv4 in IPv6. `1::3` and `::2` are slices.
 _SHORTENED = re.compile(
     r"(?:[23][0-9A-Fa-f]{3}|[Ff][CcDdEeFf][0-9A-Fa-f]{2}|64:ff9b):|::(?:ffff:(?:0:)?)?[0-9]+\.", re.I
 )
 _OCTETS = re.compile(r"(?::[0-9A-Fa-f]{2}){7}")  # EUI-64 and the like: every group a byte
 
-_PINNED = re.compile(r"(?:[=~<>!]=|\^|<<|[0-9]:|[A-Za-z+][-_])\s?\Z")  # ==1.2.3.4, (1:1.2.3.4-5), name-1.2.3.4.tar.gz
+# ==1.2.3.4, (1:1.2.3.4-5), name-1.2.3.4.tar.gz, and the head of a Debian changelog
+_PINNED = re.compile(r"(?:[=~<>!]=|\^|<<|[0-9]:|[A-Za-z+][-_])\s?\Z|(?:\A|\n)[a-z0-9][a-z0-9+.-]{1,40} \(\Z")
+_CLOSE_CHARS = 24
 _SMALL = 32  # parts of versions and section numbers are small; one address in 4,000 has only such parts
 
 
@@ -101,7 +107,9 @@ def _is_version(scan: str, address: re.Match[str]) -> bool:
     """
     start = address.start()
     telling = [word for word in words_before(scan, start) if word in VERSION_WORDS or word in ADDRESS_WORDS]
-    if _PINNED.search(scan, max(start - 3, 0), start) or (telling[-1:] and telling[-1] in VERSION_WORDS):
+    if _PINNED.search(scan, max(start - 44, 0), start) or (telling and telling[-1] in VERSION_WORDS):
         return True
     small = max(map(int, address[0].partition("/")[0].split("."))) < _SMALL
-    return small and not telling and "/" not in address[0] and not address[0].startswith("10.")
+    if not small or "/" in address[0] or address[0].startswith("10."):
+        return False
+    return ADDRESS_WORDS.isdisjoint(words_before(scan, start, _CLOSE_CHARS))

@@ -34,13 +34,14 @@ _OPENING = re.compile(r"[(\[]\Z")
 _EMPHASIS = "_*~"
 _PART_BEFORE = re.compile(r"[A-Za-z0-9][-.]?\Z")
 _PART_AFTER = re.compile(r"[-._]?[A-Za-z0-9]")
-_HEX_DUMP = re.compile(r"(?:\A|[^0-9A-Za-z])[0-9A-Fa-f]{2} \Z")
+_HEX_DUMP = re.compile(r"(?:\A|[^0-9A-Za-z])(?=[A-Fa-f]?[0-9])[0-9A-Fa-f]{2,8} {1,2}\Z")
 
 _NOT_A_PHONE = re.compile(
     r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}"  # dotted quad, valid address or not
     r"|[0-9]+\.[0-9]+"  # decimal
     r"|.*(?<![0-9])(?:19|20)[0-9]{2}([-/. ])[01]?[0-9]\1[0-3]?[0-9](?![0-9]).*"  # 2022-09-03
     r"|[0-3]?[0-9]([-/. ])[0-3]?[0-9]\2(?:19|20)[0-9]{2}(?![0-9]).*"  # 03.09.2022, 9/3/2022
+    r"|(?:19|20)[0-9]{2}[-/ ](?:19|20)[0-9]{2}"  # years
     r"|97[89][- ][0-9]{1,5}[- ][0-9]+[- ][0-9]+[- ][0-9]"  # ISBN
     r"|1[0-9]{9}|1[0-9]{12}"  # Unix time in seconds or milliseconds
 )
@@ -219,7 +220,7 @@ def _consistent(row: Row, first: int, last: int) -> bool:
 def _like_a_dump(row: Row, first: int, gaps: tuple[str, ...]) -> bool:
     """Whether the groups go on from a byte in hexadecimal: `3a 01 42 68 53 00`."""
     start = row.groups[first][0]
-    return set(gaps) == {" "} and _HEX_DUMP.search(row.scan, max(start - 4, 0), start) is not None
+    return set(gaps) == {" "} and _HEX_DUMP.search(row.scan, max(start - 11, 0), start) is not None
 
 
 def _is_part(row: Row, first: int, last: int, *, anywhere: bool = False) -> bool:

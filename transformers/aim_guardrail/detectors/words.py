@@ -18,11 +18,12 @@ _PHONE = """
 """
 _VERSION = """
     version versions ver release revision build section sections sec chapter appendix clause figure fig table annex
-    article paragraph rule rfc libc standards
+    article paragraph rule rfc libc standards bump bumps bumped update updates updated upgrade upgraded patch deps
+    new changes requires
 """
 _ADDRESS = """
     ip ips ipv addr address addresses host hosts server client node remote peer gateway dns ssh ping curl http https
-    tcp udp from subnet cidr inet login logged bind listen proxy nameserver forwarded user root
+    tcp udp subnet cidr inet login logged bind listen proxy nameserver forwarded user root
 """
 CARD_WORDS = frozenset(_CARD.split())
 PHONE_WORDS = frozenset(_PHONE.split())
@@ -30,9 +31,9 @@ VERSION_WORDS = frozenset(_VERSION.split())
 ADDRESS_WORDS = frozenset(_ADDRESS.split())
 
 
-def words_before(scan: str, start: int) -> list[str]:
+def words_before(scan: str, start: int, reach_chars: int = _REACH_CHARS) -> list[str]:
     """The words, in lower case, that stand shortly before `start`; the first may be the end of one."""
-    return _WORD.findall(scan[max(start - _REACH_CHARS, 0) : start].lower())
+    return _WORD.findall(scan[max(start - reach_chars, 0) : start].lower())
 
 
 def named(words: frozenset[str], scan: str, start: int) -> bool:
