@@ -7,6 +7,8 @@ from functools import cache
 from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import guardrail_values as made
 from aim_guardrail.detectors.base import FAMILIES
@@ -249,6 +251,78 @@ def test_at_most_one_in_two_hundred_texts_of_a_kind_is_changed(make: Callable[[R
     texts = [make(Random(seed)) for seed in range(1000)]
     changed = [text for text in texts if guard().check("answer", text, Session()).text != text]
     assert len(changed) <= 5, changed
+
+
+# --- streams -------------------------------------------------------------------------------------------------------
+
+PIECES = [
+    *(
+        "0",
+        "1",
+        "4",
+        "7",
+        "  ",
+        " ",
+        "-",
+        ".",
+        "/",
+        "(",
+        ")",
+        "+",
+        "x",
+        "~",
+        "_",
+        "*",
+        "%20",
+        "%2B",
+        "\n",
+        ",",
+        ":",
+        "::",
+    ),
+    *(
+        "Tel. ",
+        "phone: ",
+        "card ",
+        "version ",
+        "ip ",
+        "4111 1111",
+        "4111 1111 1111 1111",
+        "12/27",
+        "5500 0000 0000 0004",
+    ),
+    *("DE89 3704 0044 0532 0130 00", "GB29 ", "415-555-2671", "(212) ", "+49 ", "0049 ", "030 ", "00 ", "(0)", "3a "),
+    *(
+        "2001:db8::1",
+        "1.2.3.4",
+        "10.",
+        "536-22-1478",
+        "a",
+        "Z",
+        "“",
+        "…",
+        "—",
+        "价",
+        "http://",
+        "://",
+        "2022-09-03",
+        "@a.de",
+    ),
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=40))
+def test_any_mix_of_numbers_streams_as_it_is_checked_whole(pieces: list[str]):
+    whole = guard(threshold=0.3).check("answer", "".join(pieces), Session())
+    stream = StreamGuard(guard(threshold=0.3), Session())
+    released = "".join(stream.push(piece).text for piece in pieces) + (last := stream.finish()).text
+    assert (released, last.verdict) == (whole.text, whole.verdict)
+
+
+def test_a_number_does_not_go_on_behind_the_end_of_a_uri():
+    assert checked("see http://(212) 555-0123") == "see http://(212) 555-0123"
+    assert checked("see http://h/x?to=(212)-555-0123 now") == "see http://h/x?to=<PHONE_NUMBER_1> now"
 
 
 # --- telephone numbers ---------------------------------------------------------------------------------------------

@@ -11,9 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from aim_guardrail.text import CONTEXT_CHARS
+
 _GAP = r"[-x./ ()\[\]~]"
 _ROW = re.compile(rf"[0-9]+(?:(?:%2[0Dd]|\+|{_GAP}{{1,6}})[0-9]+)*+")
 _GROUP = re.compile(r"%2[0Dd]|([0-9]+)")
+_URI_END = re.compile(r"[\s\"'`]")
 _LEAST_CHARS = 7  # the shortest number anybody looks for
 
 
@@ -50,7 +53,26 @@ def rows(scan: str, since: int) -> Iterator[Row]:
     """The rows that begin at `since` or later and are long enough to hold a number."""
     for row in _ROW.finditer(scan, since):
         if row.end() - row.start() >= _LEAST_CHARS:
-            yield Row(scan, [group.span() for group in _GROUP.finditer(scan, *row.span()) if group[1]])
+            groups = [group.span() for group in _GROUP.finditer(scan, *row.span()) if group[1]]
+            yield from _outside_uris(scan, groups) if " " in row[0] and ")" in row[0] else [Row(scan, groups)]
+
+
+def _outside_uris(scan: str, groups: list[tuple[int, int]]) -> Iterator[Row]:
+    """A URI takes brackets with it and ends at a space, and its unit with it: `http://h/(212) 555`."""
+    first = 0
+    for index in range(1, len(groups)):
+        end, start = groups[index - 1][1], groups[index][0]
+        if scan.find(" ", end + 1, start) >= 0 and in_uri(scan, end):
+            yield Row(scan, groups[first:index])
+            first = index
+    yield Row(scan, groups[first:])
+
+
+def in_uri(scan: str, index: int) -> bool:
+    """Whether a URI that began before `index` goes on there."""
+    begin = max(index - CONTEXT_CHARS, 0)
+    scheme = scan.rfind("://", begin, index)
+    return scheme >= 0 and _URI_END.search(scan, scheme, index) is None
 
 
 def unquoted(value: str) -> str:

@@ -34,7 +34,8 @@ _OPENING = re.compile(r"[(\[]\Z")
 _EMPHASIS = "_*~"
 _PART_BEFORE = re.compile(r"[A-Za-z0-9][-.]?\Z")
 _PART_AFTER = re.compile(r"[-._]?[A-Za-z0-9]")
-_HEX_DUMP = re.compile(r"(?:\A|[^0-9A-Za-z])(?=[A-Fa-f]?[0-9])[0-9A-Fa-f]{2,8} {1,2}\Z")
+# Bytes in hexadecimal before: `3a 01 42 68 53 00`. A word of two such letters (`de 01 42 ...`) alone is none.
+_HEX_DUMP = re.compile(r"(?:\A|[^0-9A-Za-z])(?:[0-9A-Fa-f]{2} [A-Fa-f]{2}|(?=[A-Fa-f]?[0-9])[0-9A-Fa-f]{2,8}) {1,2}\Z")
 
 _NOT_A_PHONE = re.compile(
     r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}"  # dotted quad, valid address or not
@@ -45,6 +46,8 @@ _NOT_A_PHONE = re.compile(
     r"|97[89][- ][0-9]{1,5}[- ][0-9]+[- ][0-9]+[- ][0-9]"  # ISBN
     r"|1[0-9]{9}|1[0-9]{12}"  # Unix time in seconds or milliseconds
 )
+# Mobiles as India, China and others write them, where nothing but such a number stands in the row.
+_MOBILES = frozenset({(5, 5), (3, 4, 4), (3, 3, 4)})
 # As ZIP+4 and social security numbers are written: counts where a word says phone.
 _AMBIGUOUS = re.compile(r"[0-9]{5}-[0-9]{4}|[0-9]{3}-[0-9]{2}-[0-9]{4}")
 # `phone: 4155552671`: digits without separators count behind a label only.
@@ -194,7 +197,8 @@ def _is_marked(row: Row, first: int, last: int, plans: Numbering, *, whole: bool
         return len(digits) >= 9 or plans.is_written(lengths, digits)  # 030 901820
     if "(" in _lead(row, first) + gaps[0] and ")" in gaps[0] + "".join(gaps[1:2]):
         return plans.is_written(lengths, digits)  # (11) 2345-6789, 8 (495) 123-45-67
-    return "-" in gaps and len(digits) >= 9 and plans.is_written(lengths, digits, gaps)  # 11 91234-5678
+    usual = ("-" in gaps and len(digits) >= 9) or (whole and lengths in _MOBILES)
+    return usual and plans.is_written(lengths, digits, gaps)  # 11 91234-5678, 98765 43210
 
 
 def _gaps(row: Row, first: int, last: int) -> tuple[str, ...]:
@@ -218,7 +222,7 @@ def _consistent(row: Row, first: int, last: int) -> bool:
 
 
 def _like_a_dump(row: Row, first: int, gaps: tuple[str, ...]) -> bool:
-    """Whether the groups go on from a byte in hexadecimal: `3a 01 42 68 53 00`."""
+    """Whether the groups go on from bytes in hexadecimal."""
     start = row.groups[first][0]
     return set(gaps) == {" "} and _HEX_DUMP.search(row.scan, max(start - 11, 0), start) is not None
 

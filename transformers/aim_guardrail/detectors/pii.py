@@ -14,11 +14,11 @@ from typing import ClassVar
 from aim_guardrail.detectors.addresses import emails, ips
 from aim_guardrail.detectors.base import FAMILIES, Finding
 from aim_guardrail.detectors.cards import cards
-from aim_guardrail.detectors.digit_rows import Hit, rows, unquoted
+from aim_guardrail.detectors.digit_rows import Hit, in_uri, rows, unquoted
 from aim_guardrail.detectors.numbering import REGIONS, numbering
 from aim_guardrail.detectors.phones import phones
 from aim_guardrail.detectors.presidio import LABELS, Recognizer, iban_lengths, recognizers
-from aim_guardrail.text import CONTEXT_CHARS, Text
+from aim_guardrail.text import Text
 
 _IBAN_START = re.compile(r"(?<![A-Z0-9])([A-Z]{2})[0-9]{2}(?=[ %-]?[A-Z0-9])")
 # Not behind a +, unless that is a space in a query string.
@@ -30,7 +30,6 @@ _CRYPTO = re.compile(r"(?<![A-Za-z0-9])(?:bc1|[13])[a-zA-HJ-NP-Z0-9]{25,59}(?![A
 _DIGITS = re.compile(r"[0-9]+")
 _SHORT_IP = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:")
 _LONG_WORD = re.compile(r"[A-Za-z0-9]{26}")
-_URI_END = re.compile(r"[\s\"'`]")
 
 
 class PiiDetector:
@@ -90,7 +89,9 @@ class PiiDetector:
             at = start.start() + 4
             pattern = self._ibans.get(start[1])
             account = pattern.match(scan, start.start()) if pattern else None
-            if account and not _crosses_uri(scan, account) and _is_account(account[0], recognizer):
+            # Where a URI goes on, the account does not go on behind its end.
+            crosses = account is not None and " " in account[0] and in_uri(scan, account.start())
+            if account and not crosses and _is_account(account[0], recognizer):
                 yield Hit(*account.span(), 1.0)
                 at = account.end()
 
@@ -111,14 +112,6 @@ def _is_account(account: str, recognizer: Recognizer) -> bool:
     plain = unquoted(account).replace(" ", "").replace("-", "")
     as_number = "".join(str(int(char, 36)) for char in plain[4:] + plain[:4])
     return int(as_number) % 97 == 1 and recognizer.score(plain) > 0
-
-
-def _crosses_uri(scan: str, account: re.Match[str]) -> bool:
-    """Whether a space in the account is where a URI ends that it began in."""
-    if " " not in account[0]:
-        return False
-    before = scan[max(account.start() - CONTEXT_CHARS, 0) : account.start()]
-    return "://" in _URI_END.split(before)[-1]
 
 
 def _ssns(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
