@@ -198,7 +198,7 @@ ISBN 0-306-40615-2, 978-0-306-40615-7
 see section 4.1.2.3 and figure 12.3.1.2, version 1.2.3.4
 Version: 4.6.0.1, pkg==12.200.3.4, libfoo (1:40.200.2.2-1), name-20.200.3.4.tar.gz
 AssemblyVersion("1.0.24.2") and "version": "99.100.3.4"
-10.0.0.0/8, 192.168.0.0/16 and 2001:db8::/32
+10.0.0.0/8, 192.168.0.0/16 and 2001:db8::/32, netmask 255.0.0.0 and ffff:ffff:ffff:ffff::
 14 046 965 505 and 1 226 341 713
 4,011,058 / 2372969635
 Boston, MA 02110-1301 USA
