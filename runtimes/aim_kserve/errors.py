@@ -120,3 +120,7 @@ class UpstreamFailed(Unavailable):
 
 class StartupError(Exception):
     """The process cannot serve: one line that says what is wrong and where. Ends it with exit 1."""
+
+
+class ShutdownError(Exception):
+    """A part of the process does not end: one line that says which. The process ends without it, with exit 1."""

@@ -24,6 +24,10 @@ SSE_HEADERS = [
 ]
 DONE = b"data: [DONE]\n\n"
 
+#: Between values of a body: its parser holds the interpreter for all of them (2 million empty lists: 0.5 s). A comma
+#: is at least a token as a rule, in a text as between token ids, so twice the longest context of today is enough.
+MAX_COMMAS = 2**21
+
 T = TypeVar("T")
 
 
@@ -60,12 +64,26 @@ def _too_large(max_bytes: int) -> TooLarge:
     return TooLarge(f"the request body is larger than {max_bytes} bytes: shorten it or raise --max_body_mib")
 
 
+def check_values(body: bytes) -> None:
+    """Refuse JSON that would hold every other request up while it is parsed. Counting is a hundred times as fast.
+
+    Raises:
+        BadRequest: more than MAX_COMMAS.
+    """
+    commas = body.count(b",")
+    if commas > MAX_COMMAS:
+        raise BadRequest(
+            f"the body has {commas} commas and may have {MAX_COMMAS}: no model reads so many values, send fewer"
+        )
+
+
 def parse_object(body: bytes) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        BadRequest: malformed JSON (with line and column), or JSON that is not an object.
+        BadRequest: malformed JSON (with line and column), JSON that is not an object, or too many values.
     """
+    check_values(body)
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aim_kserve.access import log_of
 from aim_kserve.errors import BadRequest, NotFound, ServingError, Unavailable
-from aim_kserve.http import ClientDisconnected, cancelled_on_disconnect, read_body
+from aim_kserve.http import ClientDisconnected, cancelled_on_disconnect, check_values, read_body
 from aim_kserve.kserve import (
     DataPlane,
     InferenceError,
@@ -69,6 +69,8 @@ def _bounded(app: ASGIApp, max_body_bytes: int) -> ASGIApp:
 
     async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive, max_body_bytes)
+        if not any(key == b"inference-header-content-length" for key, _ in scope["headers"]):  # else: tensors
+            check_values(body)
 
         async def replay() -> Message:
             return {"type": "http.request", "body": body, "more_body": False}

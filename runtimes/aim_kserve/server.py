@@ -2,8 +2,8 @@
 
 The order of a life, all in :meth:`Server.run`: bind the ports (a taken one is named) → register the model →
 serve, answering 503 → load in the background → ready → SIGTERM → not ready, no new connections → requests in
-flight finish (at most ``grace_period``) → exit 0. A model that cannot be loaded ends the process with exit 1 and
-one line.
+flight finish (at most until shortly before the ``grace_period`` is over) → exit 0. A model that cannot be loaded ends
+the process with exit 1 and one line; so does, after SIGTERM, one that does not end.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import uvicorn
 import uvloop
@@ -26,7 +28,7 @@ from starlette.types import ASGIApp
 from aim_kserve.access import AccessLog
 from aim_kserve.corked import CorkedHttp
 from aim_kserve.dataplane import FixedRepository, TruthfulDataPlane
-from aim_kserve.errors import StartupError
+from aim_kserve.errors import ShutdownError, StartupError
 from aim_kserve.grpc_server import GrpcServer
 from aim_kserve.kserve import (
     Model,
@@ -37,6 +39,9 @@ from aim_kserve.rest import Tolerant, install
 from aim_kserve.settings import ServerSettings
 
 logger = logging.getLogger("aim.server")
+
+ENDING_S = 3.0  # to cut off what is left, tell its clients, and wait for threads
+LATE_S = 10.0  # freeing a large model takes seconds, and so does ending an engine's processes
 
 
 class Served(Protocol):
@@ -56,7 +61,9 @@ class Served(Protocol):
         """Return when no request is in flight; after ``timeout_s`` abort the rest."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Free everything. Raises ShutdownError with one line when a part of it does not end."""
+        ...
 
 
 class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
@@ -125,14 +132,19 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
     async def _shut_down(
         self, model: Model, http: _Http, grpc: GrpcServer, serving: asyncio.Task[None], loading: asyncio.Task[None]
     ) -> int:
-        logger.info("stopping: not ready, draining for at most %g s", self.settings.grace_period)
+        drain_s = drain_time_s(self.settings.grace_period)
+        logger.info("stopping: not ready, draining for at most %g s", drain_s)
+        _end_at_last(self.settings.grace_period + LATE_S)
         model.start_draining()
         http.should_exit = True  # closes the listening socket and idle connections, waits for the rest
-        await asyncio.gather(model.drain(self.settings.grace_period), grpc.stop(self.settings.grace_period), serving)
+        await asyncio.gather(model.drain(drain_s), grpc.stop(drain_s), serving)
         failed = loading.exception() if loading.done() and not loading.cancelled() else None
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
-        await model.close()
+        try:
+            await model.close()
+        except ShutdownError as error:
+            _end_now(f"model {model.name}: {error}")
         if failed is not None:
             raise failed
         logger.info("stopped")
@@ -151,6 +163,27 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
             ssl_certfile=self.settings.ssl_certfile,
             ssl_keyfile=self.settings.ssl_keyfile,
         )
+
+
+def drain_time_s(grace_period_s: float) -> float:
+    """Of the grace period, the time for requests in flight; the rest is for ending."""
+    return max(grace_period_s - ENDING_S, grace_period_s / 2)
+
+
+def _end_at_last(after_s: float) -> None:
+    """Whatever hangs on the way out (a thread that the interpreter would wait for, a loop that stands): the process
+    ends all the same."""
+    timer = threading.Timer(after_s, _end_now, [f"shutting down took longer than {after_s:g} s"])
+    timer.daemon = True
+    timer.start()
+
+
+def _end_now(reason: str) -> NoReturn:
+    """End without the interpreter's own end, which waits for threads that may never come."""
+    print(f"error: {reason}: the process ends all the same", file=sys.stderr, flush=True)  # noqa: T201  the one line
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(1)
 
 
 async def _load(model: Model) -> None:

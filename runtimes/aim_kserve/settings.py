@@ -74,7 +74,9 @@ class ServerSettings(BaseModel):
     http_port: int = Field(8080, ge=0, le=65535, description="HTTP port; 0 picks a free one")
     grpc_port: int = Field(8081, ge=0, le=65535, description="gRPC port; 0 picks a free one")
     enable_grpc: bool = Field(True, description="serve the V2 protocol over gRPC")
-    grace_period: float = Field(30, ge=0, description="seconds to drain requests in flight after SIGTERM")
+    grace_period: float = Field(
+        30, ge=0, description="seconds from SIGTERM to the end; requests in flight have all but the last 3"
+    )
     timeout_keep_alive: int = Field(65, ge=1, description="seconds an idle kept-alive connection stays open")
     max_body_mib: float = Field(32, gt=0, description="largest request body accepted, MiB")
     grpc_max_send_message_length: int = Field(8 * 1024 * 1024, ge=1, description="bytes")

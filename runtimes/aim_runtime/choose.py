@@ -43,6 +43,7 @@ def _llama_cpp(settings: RuntimeSettings) -> Engine:
         slots=settings.max_concurrency or 8,
         threads=settings.threads,
         max_waiting=settings.max_waiting,
+        stall_timeout_s=settings.stall_timeout,
     )
 
 

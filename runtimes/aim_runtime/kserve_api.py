@@ -30,6 +30,7 @@ OUTPUTS: list[Json] = [
     {"name": "finish_reason", "datatype": "BYTES", "shape": [-1]},
 ]
 
+MAX_QUESTIONS = 1024  #: prompts in one request: each is a request of its own to the engine
 #: What shapes an answer that V1 and V2 cannot carry, or has its own place there: it belongs to the OpenAI routes.
 OPENAI_ONLY = frozenset(
     {
@@ -105,6 +106,7 @@ def read_v1(payload: Any, requests: Requests) -> list[Question]:
     instances = payload.get("instances")
     if not isinstance(instances, list) or not instances:
         raise BadRequest("instances: must be a non-empty list of prompts", param="instances")
+    _check_count(len(instances), "instances")
     shared = payload.get("parameters") or {}
     _check(shared, "parameters", parameters(requests, _COMPLETIONS) | parameters(requests, _CHAT))
     return [_instance(instance, shared, f"instances[{index}]", requests) for index, instance in enumerate(instances)]
@@ -216,6 +218,7 @@ def _prompts(tensor: InferInput) -> list[str]:
     shape = list(tensor.shape)
     if len(shape) != 1 or shape[0] < 1:
         raise BadRequest(f"input 'prompt': shape must be [n] with n >= 1, not {shape}", param="prompt")
+    _check_count(shape[0], "prompt")
     elements = _elements(tensor)
     if len(elements) != shape[0]:
         raise BadRequest(f"input 'prompt': shape {shape} but {len(elements)} elements", param="prompt")
@@ -226,9 +229,10 @@ def _elements(tensor: InferInput) -> list[Any]:
     raw = tensor._raw_data
     if raw is None:
         return list(tensor.data or ())
-    elements, offset = [], 0
+    elements: list[Any] = []
+    offset = 0
     try:
-        while offset < len(raw):
+        while offset < len(raw) and len(elements) <= MAX_QUESTIONS:
             (length,) = struct.unpack_from("<I", raw, offset)
             elements.append(struct.unpack_from(f"{length}s", raw, offset + 4)[0])
             offset += 4 + length
@@ -275,6 +279,11 @@ def _is_wanted(name: str, request: InferRequest) -> bool:
 
 
 # --- both ---------------------------------------------------------------------------------------------------------
+
+
+def _check_count(count: int, param: str) -> None:
+    if count > MAX_QUESTIONS:
+        raise BadRequest(f"{param}: {count} prompts in one request; {MAX_QUESTIONS} are the most", param=param)
 
 
 def parameters(requests: Requests, operation: str) -> frozenset[str]:

@@ -155,7 +155,7 @@ class _EngineGauges(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         stats = self._engine.stats()
-        values = (stats.running, stats.waiting, stats.slots_total, stats.kv_cache_usage)
+        values = (stats.running, stats.waiting, stats.slots_total, stats.kv_cache_usage, stats.stalled_s)
         for (name, text), value in zip(_GAUGES.items(), values, strict=True):
             if value is not None:
                 family = GaugeMetricFamily(name, text, labels=MODEL_LABELS)
@@ -168,4 +168,5 @@ _GAUGES = {
     "aim_requests_waiting": "Requests waiting for a slot",
     "aim_engine_slots": "Requests the engine can compute at once",
     "aim_kv_cache_usage_ratio": "Share of the KV cache in use, 0 to 1",
+    "aim_engine_stalled_seconds": "Time the engine has had work without getting on with it",
 }

@@ -21,6 +21,7 @@ from aim_runtime.metrics import Meter, Metrics
 logger = logging.getLogger("aim.server")
 
 LOADING_RETRY_S = 5
+MIN_AT_ONCE = 16  # questions of one request
 
 
 class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
@@ -54,7 +55,7 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         return self.refusal() is None
 
     def alive(self) -> bool:
-        """False once a loaded engine has died: nothing but a new process helps."""
+        """False once a loaded engine has died or stands still: nothing but a new process helps."""
         return not self._loaded or self._draining or self.runs_on.healthy()
 
     def refusal(self) -> Unavailable | None:
@@ -64,7 +65,12 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         if not self._loaded:
             return Unavailable(f"model {self.name} is still loading: ask again", retry_after_s=LOADING_RETRY_S)
         if not self.runs_on.healthy():
-            return Unavailable(f"the {self.runs_on.name} engine of model {self.name} has died: its log has the cause")
+            stalled_s = self.runs_on.stats().stalled_s
+            moves = not stalled_s or stalled_s < 1
+            what = "has died: its log has the cause" if moves else f"has not moved for {stalled_s:.0f} s"
+            return Unavailable(
+                f"the {self.runs_on.name} engine of model {self.name} {what}", retry_after_s=LOADING_RETRY_S
+            )
         return None
 
     def load(self) -> bool:
@@ -146,10 +152,17 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         return write_v1(await self._ask_all(questions, headers or {}))
 
     async def _ask_all(self, questions: list[Question], headers: Mapping[str, str]) -> list[Answer]:
-        """All at once, as the engine batches; the first that fails ends the others and is named by its index."""
+        """As many at once as the engine batches, twice, so that it never waits for us; the first that fails ends the
+        others and is named by its index."""
+        turn = asyncio.Semaphore(max(MIN_AT_ONCE, 2 * self.runs_on.stats().slots_total))
+
+        async def ask(index: int, question: Question) -> Answer:
+            async with turn:
+                return await self._ask(index, question, headers)
+
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._ask(index, item, headers)) for index, item in enumerate(questions)]
+                tasks = [group.create_task(ask(index, item)) for index, item in enumerate(questions)]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]

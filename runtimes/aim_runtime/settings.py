@@ -43,6 +43,9 @@ class RuntimeSettings(ServerSettings):
         json_schema_extra={"annotation": "max-concurrency"},
     )
     max_waiting: int = Field(256, ge=0, description="llama_cpp: requests that may wait for a slot; one more is a 503")
+    stall_timeout: float = Field(
+        60, gt=0, description="llama_cpp: seconds without a step, while there is work, that make the engine unhealthy"
+    )
     threads: int | None = Field(None, ge=1, description="llama_cpp: compute threads; default: the CPUs we may use")
     tensor_parallel_size: int | None = Field(None, ge=1, description="vllm: devices the model is split over")
     strict_fields: bool = Field(
@@ -67,7 +70,12 @@ class RuntimeSettings(ServerSettings):
         Raises:
             ValueError: names the setting and the engine it belongs to.
         """
-        owners = {"max_waiting": "llama_cpp", "threads": "llama_cpp", "tensor_parallel_size": "vllm"}
+        owners = {
+            "max_waiting": "llama_cpp",
+            "stall_timeout": "llama_cpp",
+            "threads": "llama_cpp",
+            "tensor_parallel_size": "vllm",
+        }
         for name, owner in {**owners, "engine_args": "vllm"}.items():
             if owner != engine and name in self.model_fields_set and getattr(self, name) not in (None, [], {}):
                 raise ValueError(f"--{name} belongs to the {owner} engine; this is {engine}: leave it out")

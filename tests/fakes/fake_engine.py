@@ -44,6 +44,7 @@ class FakeEngine:
     served_model_name: str
     load_s: float = 0.0
     load_error: str | None = None
+    close_s: float = 0.0
     token_s: float = 0.0
     slots: int = 64
     max_waiting: int = 256
@@ -95,6 +96,7 @@ class FakeEngine:
 
     async def close(self) -> None:
         self._operations = {}
+        await asyncio.to_thread(time.sleep, self.close_s)
 
     async def _tokenize(self, body: Json, _: RequestContext) -> Json:
         tokens = str(body.get("prompt", "")).split()

@@ -64,6 +64,18 @@ def test_fails_closed_by_default():
         ("threshold: 0.5", "threshold: 1.5", 11, "answer[0].threshold: 1.5 is refused"),
         ("threshold: 0.5", "threshold: high", 11, "answer[0].threshold: 'high' is refused"),
         ("CREDIT_CARD, EMAIL", "PHONE_NUMBER, EMAIL", 11, "answer[0].threshold: 0.5 can never match PHONE_NUMBER"),
+        (
+            "entities: [CREDIT_CARD, EMAIL_ADDRESS]",
+            "#",
+            11,
+            "answer[0].threshold: 0.5 can never match PHONE_NUMBER, whose highest score is 0.4: lower it, or list the",
+        ),
+        (
+            "action: block}",
+            "action: block, threshold: 0.95}",
+            5,
+            "prompt[0].threshold: 0.95 can never match SECRET, whose highest score is 0.9: lower it",
+        ),
         ("type: pii, action", "type: secrets, action", 4, "prompt: type 'secrets' appears twice"),
         ("max_hold_chars: 2048", "max_hold_chars: 1", 12, "stream.max_hold_chars: 1 is refused"),
         ("max_hold_chars: 2048", "hold: 1", 12, "stream.hold: unknown key"),

@@ -18,6 +18,7 @@ ANY_TEXT = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("1２
         ("4\u200b1\u00ad1\u202e1", "4111"),
         ("é ﬁ ß ø Ж", "e fi x x x"),
         ("“a”–‘b’", "\"a\"-'b'"),
+        ("a—b―c…d", "a b c...d"),
         ("+49\u00a030\u2011901", "+49 30-901"),
         ("卡a。", "\na\n"),
         ("①½⑴", "1121"),

@@ -15,6 +15,7 @@ from starlette.types import Message
 
 from aim_kserve.errors import BadRequest, TooLarge, Unavailable
 from aim_kserve.http import (
+    MAX_COMMAS,
     ClientDisconnected,
     cancelled_on_disconnect,
     parse_object,
@@ -55,6 +56,13 @@ class Client:
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=8))
 def test_a_body_in_any_pieces(chunks: list[bytes]) -> None:
     assert asyncio.run(read_body(Client(*chunks).receive, 200)) == b"".join(chunks)
+
+
+def test_more_values_than_any_model_reads_are_refused_unparsed() -> None:
+    few = b'{"prompt":[' + b"1," * 10_000 + b"1]}"
+    assert len(parse_object(few)["prompt"]) == 10_001
+    with pytest.raises(BadRequest, match="2097153 commas"):
+        parse_object(b'{"prompt":[' + b"[]," * (MAX_COMMAS + 1) + b"not even JSON")
 
 
 async def test_bodies_too_large_or_never_finished() -> None:

@@ -332,6 +332,31 @@ def test_what_runs_stays_unless_it_may_be_evicted(
 CPX = "version: 1\nnodes: [{name: n0, gpu: MI300X, cards: 1, compute_partition: CPX}]"
 
 
+@pytest.mark.parametrize("eviction", [False, True])
+def test_what_runs_on_the_card_it_is_pinned_to_makes_way_for_nobody(eviction: bool):
+    fleet = parse_fleet("nodes: [{name: n0, gpu: MI300X, cards: 2}]")
+    pinned = "{name: %s, memory: 150GiB, priority: low, pinned: {node: n0, card: 0}}"
+    before = make_plan(fleet, parse_workloads(f"workloads: [{pinned % 'a'}]"))
+    both = parse_workloads(f"workloads: [{pinned % 'a'}, {pinned % 'b'}]")
+    plan = make_plan(fleet, both, PlanOptions(allow_eviction=eviction), before)
+    assert [(placed.id, placed.devices, placed.running) for placed in plan.placements] == [("a/0", ((0, 0),), True)]
+
+
+def test_what_runs_and_may_be_evicted_is_said_to_move():
+    fleet = parse_fleet("nodes: [{name: n0, gpu: MI300X, cards: 2}]")
+    low = "{name: a, memory: 20GiB, priority: low}"
+    before = make_plan(fleet, parse_workloads(f"workloads: [{low}]"))
+    both = parse_workloads(
+        f"workloads: [{low}, {{name: b, memory: 20GiB, priority: high, pinned: {{node: n0, card: 0}}}}]"
+    )
+    plan = make_plan(fleet, both, PlanOptions(allow_eviction=True), before)
+    assert [(placed.id, placed.devices, placed.running) for placed in plan.placements] == [
+        ("a/0", ((1, 0),), False),
+        ("b/0", ((0, 0),), False),
+    ]
+    assert (plan.totals.moved, plan.totals.evicted) == (1, 0)
+
+
 def test_low_makes_way_for_high_only_where_eviction_is_allowed():
     fleet = parse_fleet(CPX)
     lows = "{name: low, model: Qwen/Qwen3-4B, precision: bf16, replicas: 8, priority: low}"

@@ -17,6 +17,7 @@ import pytest
 from aim_kserve.errors import ServingError, Unavailable
 from aim_runtime.engines.base import Json
 from aim_runtime.engines.llama_cpp.engine import LlamaCppEngine
+from aim_runtime.engines.llama_cpp.sequence import Sequence
 from llama_engine import ask, chat, context, loaded, new_engine, same_but_for_ties, stream, text_of
 
 pytestmark = pytest.mark.model
@@ -489,6 +490,32 @@ async def test_a_failed_computation_fails_only_its_sequence(embedded_model: Path
         assert (error.status, error.code) == (500, "decode_failed")
         assert all(isinstance(answer, dict) for answer in answers)
         assert engine.healthy()
+
+
+@pytest.mark.parametrize("fault", [IndexError("no such place"), float("nan")], ids=str)
+async def test_what_fails_while_sampling_ends_its_own_sequence_only(
+    embedded_model: Path, monkeypatch: pytest.MonkeyPatch, fault: Any
+):
+    async with loaded(embedded_model) as engine:
+        choose = engine._engine.scheduler._chooser.choose
+
+        def failing(sequence: Sequence, logits: Any) -> Any:
+            if sequence.generation.sampling.seed == 13 and sequence.generated == 2:
+                if isinstance(fault, Exception):
+                    raise fault
+                logits[:] = fault
+            return choose(sequence, logits)
+
+        monkeypatch.setattr(engine._engine.scheduler._chooser, "choose", failing)
+        good = [ask(engine, "completions", {"prompt": prompt, "max_tokens": 6}) for prompt in PROMPTS[:3]]
+        bad = ask(engine, "completions", {"prompt": PROMPTS[3], "max_tokens": 6, "seed": 13, "top_p": 0.9})
+        *answers, error = await asyncio.gather(*good, bad, return_exceptions=True)
+        assert isinstance(error, ServingError)
+        assert (error.status, error.code) == (500, "sampling_failed")
+        assert "no such place" not in error.message
+        assert all(isinstance(answer, dict) for answer in answers)
+        assert engine.healthy()
+        await idle(engine)
 
 
 async def test_a_dead_thread_is_told_to_everyone(embedded_model: Path, monkeypatch: pytest.MonkeyPatch):

@@ -64,6 +64,9 @@ def nested(depth: int) -> Json:
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"frequency_penalty": -2.5}, "frequency_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-50, "top_p": 0.9}, "repetition_penalty"),
+        ({"repeat_penalty": 1e-50, "min_p": 0.1}, "repeat_penalty"),
+        ({"repetition_penalty": 101}, "repetition_penalty"),
         ({"n": 0}, "n"),
         ({"n": 3}, "n"),
         ({"n": 1.5}, "n"),
@@ -79,6 +82,9 @@ def nested(depth: int) -> Json:
         ({"logit_bias": {"word": 1}}, "logit_bias"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"5": NAN}}, "logit_bias.5"),
+        ({"logit_bias": {"5": True}}, "logit_bias.5"),
+        ({"logit_bias": {"5": "1"}}, "logit_bias.5"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"logprobs": 3}, "logprobs"),
         ({"stream": "yes"}, "stream"),
@@ -148,6 +154,15 @@ async def test_chat_refuses(engine: LlamaCppEngine, fields: Json, param: str):
     assert error.param == param
     assert param in error.message or "schema" in error.message
     assert len(error.message) < 400
+
+
+async def test_a_request_that_bans_every_token_is_refused(engine: LlamaCppEngine):
+    tokens = list(range(engine._engine.model.vocabulary_size))
+    error = await refusal(
+        engine, "completions", {"prompt": "a", "stop_token_ids": tokens, "min_tokens": 2, "top_p": 0.9}
+    )
+    assert error.param == "stop_token_ids"
+    assert "min_tokens" in error.message
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,3 +86,20 @@ def test_logprobs_of_held_text_come_with_it():
     entry = (b"x", -0.5, [])
     answer.push(b"E", entry)
     assert [e.text_offset for e in answer.push(b"Z", entry).logprobs] == [0, 1]
+
+
+def push_s(stops: list[str]) -> float:
+    """CPU seconds of this thread for a text that begins a stop string over and over; the least of three."""
+    taken = []
+    for _ in range(3):
+        began = time.thread_time()
+        scanner = StopScanner(stops)
+        for _ in range(8000):
+            scanner.push("a")
+        taken.append(time.thread_time() - began)
+    return min(taken)
+
+
+def test_long_and_many_stop_strings_cost_a_step_a_character():
+    assert push_s(["a" * 8000 + "b"]) < 5 * push_s(["a" * 500 + "b"])  # 200 times as much, were each end compared
+    assert push_s([f"a{i}" for i in range(3000)]) < 5 * push_s(["a1"])

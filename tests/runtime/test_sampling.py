@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from aim_runtime.engines.llama_cpp.sampling import Sampler, SamplingParams, log_probabilities
+from aim_runtime.engines.llama_cpp.sampling import NoToken, Sampler, SamplingParams, log_probabilities
 
 NO_PROMPT = np.empty(0, np.int32)
 ROWS = arrays(np.float32, st.integers(2, 40), elements=st.floats(-20, 20, width=32))
@@ -105,3 +105,34 @@ def test_log_probabilities_sum_to_one_and_are_ordered(row: np.ndarray[Any, Any])
     assert values == sorted(values, reverse=True)
     assert chosen == pytest.approx(dict(top)[0])
     assert log_probabilities(row, 0, 0) == (pytest.approx(chosen), [])
+
+
+@pytest.mark.parametrize("row", [[-np.inf] * 4, [0.0, np.nan, 1.0, 2.0], [0.0, np.inf, 1.0, 2.0]], ids=str)
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {}, {"top_p": 0.5}, {"min_p": 0.5}, {"top_k": 2}], ids=str)
+def test_where_nothing_can_be_drawn_it_says_so(row: list[float], params: dict[str, Any]):
+    with pytest.raises(NoToken):
+        sampler(**params).draw(np.array(row, np.float32))
+
+
+@given(
+    arrays(np.float32, 12, elements=st.floats(-1000, 1000, width=32)),
+    st.sampled_from([0.01, 1.0, 100.0]),
+    st.sampled_from([0.0, 1e-5, 1.0, 100.0]),
+    st.sampled_from([1e-300, 0.5, 1.0]),
+    st.sampled_from([0.0, 1e-300, 1.0]),
+)
+def test_every_legal_parameter_draws(row: Any, repetition: float, temperature: float, top_p: float, min_p: float):
+    drawing = sampler(
+        list(range(12)),
+        repetition_penalty=repetition,
+        temperature=temperature,
+        top_p=top_p,
+        min_p=min_p,
+        presence_penalty=2.0,
+        frequency_penalty=-2.0,
+        logit_bias=((0, -100.0), (1, 100.0)),
+        seed=1,
+    )
+    drawing.accept(3)
+    drawing.adjust(row)
+    assert 0 <= drawing.draw(row) < 12

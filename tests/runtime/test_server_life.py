@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from aim_kserve.kserve import pb, pb_grpc
+from aim_kserve.server import LATE_S
 from served import Served
 
 CHAT = "/v1/chat/completions"
@@ -141,6 +142,17 @@ def test_what_does_not_finish_in_the_grace_period_is_cut_off() -> None:
             with pytest.raises(httpx.RemoteProtocolError):
                 list(lines)
         assert server.exit_code(10) == 0
+
+
+def test_a_shutdown_that_hangs_is_ended_with_1_and_one_line() -> None:
+    with Served.fake("--grace_period", "0", close_s=600) as server:
+        server.terminate()
+        assert server.exit_code(30 + LATE_S) == 1
+        assert (
+            server.stderr().splitlines()[-1]
+            == "error: shutting down took longer than 10 s: the process ends all the same"
+        )
+        assert "Traceback" not in server.stderr()
 
 
 @pytest.mark.parametrize("name", ["http_port", "grpc_port"])

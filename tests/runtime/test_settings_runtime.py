@@ -142,7 +142,7 @@ def test_what_is_left_empty_belongs_to_no_engine() -> None:
         (
             ["--engine", "llama_cpp", "--max_model_len", "512", "--max_concurrency", "3", "--threads", "2"],
             "aim_runtime.engines.llama_cpp.engine.LlamaCppEngine",
-            {"max_model_len": 512, "slots": 3, "threads": 2, "max_waiting": 256},
+            {"max_model_len": 512, "slots": 3, "threads": 2, "max_waiting": 256, "stall_timeout_s": 60},
         ),
         (
             [

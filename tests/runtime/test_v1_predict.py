@@ -34,6 +34,25 @@ def test_a_batch_runs_at_once(fake: Served) -> None:
     assert [answer["text"] for answer in answers] == ["".join(words(index + 1)) for index in range(20)]
 
 
+def test_a_batch_larger_than_the_engine_waits_its_turn() -> None:
+    with Served.fake(slots=2, max_waiting=14) as server:
+        body = {"instances": ["x"] * 200, "parameters": {"max_tokens": 1}}
+        assert len(httpx.post(server.url + PREDICT, json=body).json()["predictions"]) == 200
+
+
+def test_more_instances_than_anyone_batches_are_refused_by_their_number(fake: Served) -> None:
+    answer = httpx.post(fake.url + PREDICT, json={"instances": ["x"] * 300_000})
+    assert answer.status_code == 400
+    assert "300000 prompts" in answer.json()["error"]
+
+
+def test_more_values_than_any_model_reads_are_refused_unparsed(fake: Served) -> None:
+    body = b'{"instances": [' + b"[]," * 2_100_000 + b"1]}"
+    answer = httpx.post(fake.url + PREDICT, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert "commas" in answer.json()["error"]
+
+
 async def test_kserve_client(fake: Served) -> None:
     client = InferenceRESTClient(RESTConfig(protocol="v1"))
     answer = await client.infer(fake.url, {"instances": ["x"], "parameters": {"max_tokens": 2}}, model_name="m")

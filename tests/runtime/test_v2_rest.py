@@ -48,6 +48,18 @@ def _str(item: Any) -> str:
     return item.decode() if isinstance(item, bytes) else str(item)
 
 
+def test_more_prompts_than_anyone_batches_are_refused_by_their_number(
+    fake: Served, client: triton.InferenceServerClient
+) -> None:
+    answer = httpx.post(fake.url + INFER, json={"inputs": [tensor(shape=[2000], data=["x"] * 2000)]})
+    assert answer.status_code == 400
+    assert "2000 prompts" in answer.json()["error"]
+    prompts = triton.InferInput("prompt", [2000], "BYTES")
+    prompts.set_data_from_numpy(np.array(["x"] * 2000, dtype=object))
+    with pytest.raises(triton.InferenceServerException, match="2000 prompts"):
+        client.infer("m", [prompts])
+
+
 def test_only_the_outputs_asked_for(fake: Served) -> None:
     body = {"inputs": [tensor()], "outputs": [{"name": "finish_reason"}]}
     outputs = httpx.post(fake.url + INFER, json=body).json()["outputs"]

@@ -1,7 +1,8 @@
 """Text as detectors see it: folded to ASCII once, with a way back to the original's code points; and its units.
 
 **Folding** makes look-alike spellings equal before anything is searched: compatibility forms (fullwidth letters,
-ligatures, circled digits: Unicode NFKD), every script's decimal digits, typographic dashes and quotes become ASCII;
+ligatures, circled digits: Unicode NFKD), every script's decimal digits, typographic dashes and quotes become ASCII,
+em dashes a space (they part words, as spaces do);
 invisible characters (category Cf: zero-width, soft hyphen, bidi controls) and combining marks vanish; letters with
 accents lose them; other Latin, Greek and Cyrillic letters become `x`; everything else (CJK, emoji, ...) becomes a
 line break, because no value we look for continues across it. Backslash escapes (`\\n`, `\\"`, `\\u0040`, behind any
@@ -50,7 +51,8 @@ _OPEN_ESCAPE_CHARS = 6  # its last backslash is as close to the end
 
 _KEY_HEADER = r"-----BEGIN[ A-Z0-9_-]{0,100}?PRIVATE[ ]KEY(?:[ ]BLOCK)?-----"
 _KEY_GAP = r"(?:\s|\\[nrt]|[\"'+,])"
-_KEY_ATTRIBUTES = r"(?:[A-Za-z][A-Za-z-]*+:[^\n\\]*+(?:\n|\\n))*+"
+_KEY_ATTRIBUTE = r"[A-Za-z][A-Za-z-]*+:(?:[^\n\\-]++|-(?!----))*+"  # not beyond the next header: linear for many
+_KEY_ATTRIBUTES = rf"(?:{_KEY_ATTRIBUTE}(?:\n|\\n))*+"
 _KEY_LINE = r"[A-Za-z0-9+/=]{40,}+"
 
 PRIVATE_KEY = re.compile(
@@ -61,7 +63,7 @@ PRIVATE_KEY = re.compile(
 """A private key block: armour header, attribute lines, Base64 lines; with its END line, or cut short."""
 
 _OPEN_KEY_BODY = re.compile(
-    rf"(?i:{_KEY_HEADER}){_KEY_GAP}*+(?:{_KEY_ATTRIBUTES}(?:[A-Za-z][A-Za-z-]*+:[^\n\\]*+\\?\Z"
+    rf"(?i:{_KEY_HEADER}){_KEY_GAP}*+(?:{_KEY_ATTRIBUTES}(?:{_KEY_ATTRIBUTE}\\?\Z"
     rf"|{_KEY_GAP}*+(?:{_KEY_LINE}{_KEY_GAP}++)*+(?:[A-Za-z0-9+/=]++{_KEY_GAP}++){{0,2}}[A-Za-z0-9+/=]*+\\?"
     r"(?i:-{1,5}(?:E(?:N(?:D[ A-Z0-9_-]{0,110})?)?)?)?\Z))"
 )
@@ -163,7 +165,7 @@ def _before_keys(scan: str, cut: int) -> int:
     return cut
 
 
-_QUOTES = {**dict.fromkeys("‘’‚‛", "'"), **dict.fromkeys("“”„‟«»", '"'), "×": "x"}
+_QUOTES = {**dict.fromkeys("‘’‚‛", "'"), **dict.fromkeys("“”„‟«»", '"'), **dict.fromkeys("—―", " "), "×": "x"}
 
 
 _ESCAPED = {'"': '"', "'": "'", "/": "/", "t": "\t"}  # the others are line breaks

@@ -60,6 +60,7 @@ class EngineStats:
     waiting: int
     slots_total: int
     kv_cache_usage: float | None = None  # 0..1; None where the engine cannot tell
+    stalled_s: float | None = None  # seconds without progress while there is work; None where it cannot tell
 
 
 class ModelLoadError(Exception):
@@ -105,7 +106,8 @@ class Engine(Protocol):
     async def load(self) -> None: ...
 
     def healthy(self) -> bool:
-        """False once the engine can answer no more (dead thread or process). Cheap: called on every probe."""
+        """False while the engine can answer nothing: its thread or process is dead, or stands still with work to
+        do (``stats().stalled_s``). Cheap: called on every probe."""
         ...
 
     def stats(self) -> EngineStats: ...
@@ -114,4 +116,10 @@ class Engine(Protocol):
         """Wait until no request is running or waiting, at most ``timeout_s``; then abort what is left."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Free everything.
+
+        Raises:
+            ShutdownError: a thread of the engine does not come back; what it uses has not been freed.
+        """
+        ...

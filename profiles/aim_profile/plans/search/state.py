@@ -272,7 +272,8 @@ class State:
         if shared is not None:
             assert job.limit is not None
             self.shared.promise(shared, job.index, job.limit)
-        fixed = found.slot is not None or (running is not None and running.fixed)
+        pinned = found.slot is not None or self.pinned_slot(job, bin_) is not None
+        fixed = pinned or (running is not None and running.fixed)
         held = Held(job, slots, shared, running.replica if running else None, fixed)
         bin_.held.append(held)
         self._count(job, bin_, 1)
@@ -304,6 +305,8 @@ class State:
                 held.slots = tuple(sorted((*(at for at in held.slots if at != slot), other)))
                 bin_.take((other,))
                 bin_.give_back((slot,))
+                self.stay -= int(held.replica is not None)
+                held.replica = None  # it ran, and moves
 
     def remove(self, bin_: Bin, held: Held) -> None:
         """Take one replica away again."""

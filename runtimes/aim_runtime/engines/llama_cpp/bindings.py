@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from typing import Any
 import llama_cpp as lib
 import numpy as np
 from llama_cpp.llama_grammar import json_schema_to_gbnf
+from numpy.typing import NDArray
 
 from .sampling import Logits, TokenIds
+from .special_tokens import SpecialTokens
+from .token_tree import Ids, TokenTree
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +31,8 @@ logger = logging.getLogger(__name__)
 NO_KV_SLOT = 1
 _LEVELS = {4: logging.ERROR}  # ggml_log_level; its warnings are chatter to an operator
 _CONTINUES = 5
+#: What llama.cpp looks for in a text before it tokenizes the rest.
+_SPECIAL = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED | lib.LLAMA_TOKEN_ATTR_UNKNOWN
 
 
 class _Log:
@@ -65,16 +71,22 @@ class LlamaModel:
 
     def __init__(self, path: Path) -> None:
         _log.errors = []
+        self._interrupted = False
         self._model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
         if not self._model:
             raise LlamaError("; ".join(_log.errors) or "llama.cpp gives no reason")
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocabulary_size: int = lib.llama_vocab_n_tokens(self._vocab)
         self.trained_context: int = lib.llama_model_n_ctx_train(self._model)
-        self.adds_bos: bool = lib.llama_vocab_get_add_bos(self._vocab)
         self.metadata = self._read_metadata()
-        self.end_tokens = frozenset(t for t in range(self.vocabulary_size) if lib.llama_vocab_is_eog(self._vocab, t))
-        self._pieces: dict[int, bytes] = {}
+        ids = range(self.vocabulary_size)
+        self.end_tokens = frozenset(token for token in ids if lib.llama_vocab_is_eog(self._vocab, token))
+        self._pieces = [self._piece(token, special=True) for token in ids]
+        #: Most bytes of text that one token stands for.
+        self.token_bytes = max(map(len, self._pieces), default=1)
+        self._shown_pieces: dict[int, bytes] = {}
+        self._special_tokens = self._find_special_tokens()
+        self._head, self._tail = _frame(self._tokenize("a", add_special=True), self._tokenize("a", add_special=False))
 
     @property
     def bos_text(self) -> str:
@@ -104,29 +116,29 @@ class LlamaModel:
         layers, kv_heads = lib.llama_model_n_layer(self._model), lib.llama_model_n_head_kv(self._model)
         return int(layers * kv_heads * (key + value) * 2)
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> TokenIds:
-        """Token ids of ``text``. Special tokens written out in it count as such with ``parse_special``."""
-        data = text.encode("utf-8", "replace")
-        room = len(data) + 2
-        tokens = np.empty(room, dtype=np.int32)
-        pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        count = lib.llama_tokenize(self._vocab, data, len(data), pointer, room, add_special, parse_special)
-        if count < 0:
-            raise LlamaError(f"cannot tokenize {len(data)} bytes")
-        return tokens[:count].copy()
+    def tokenize(self, text: str, *, add_special: bool) -> TokenIds:
+        """Token ids of ``text`` in linear time. Special tokens written out in it count as such.
+
+        ``add_special``: with the tokens that the model wants at the beginning and the end of a text.
+        """
+        parts = list(self._special_tokens.parts(text))
+        if len(parts) == 1:
+            return self._tokenize(text, add_special=add_special)
+        tokens = [self._tokenize(part, add_special=False) for part in parts]
+        return np.concatenate([self._head, *tokens, self._tail] if add_special else tokens)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """The bytes a token stands for: part of a character, a word, or nothing (a control token)."""
         if special:
-            return self._piece(token, special=True)
-        piece = self._pieces.get(token)
+            return self._pieces[token]
+        piece = self._shown_pieces.get(token)
         if piece is None:
-            piece = self._pieces[token] = self._piece(token, special=False)
+            piece = self._shown_pieces[token] = self._piece(token, special=False)
         return piece
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens``, special tokens written out."""
-        return b"".join(self.piece(token, special=True) for token in tokens).decode("utf-8", "replace")
+        return b"".join(self._pieces[token] for token in tokens).decode("utf-8", "replace")
 
     def new_context(self, *, cells: int, slots: int, batch_tokens: int, threads: int) -> LlamaContext:
         """A cache of ``cells`` tokens shared by ``slots`` sequences, computed by ``threads`` threads.
@@ -147,14 +159,60 @@ class LlamaModel:
 
     def new_grammar(self, gbnf: str) -> LlamaGrammar:
         """Raises LlamaError when the grammar does not parse."""
+        self._check_open()
         _log.errors = []
         sampler = lib.llama_sampler_init_grammar(self._vocab, gbnf.encode(), b"root")
         if not sampler:
             raise LlamaError("; ".join(_log.errors) or "the grammar does not parse")
-        return LlamaGrammar(sampler, self.vocabulary_size)
+        return LlamaGrammar(sampler, self._token_tree)
+
+    def interrupt(self) -> None:
+        """Tokenizing stops after the part it is at; its callers get a LlamaError. From any thread."""
+        self._interrupted = True
 
     def close(self) -> None:
-        lib.llama_model_free(self._model)
+        """Free it. No other thread may be using it."""
+        model, self._model = self._model, None
+        if model:
+            lib.llama_model_free(model)
+
+    def _tokenize(self, text: str, *, add_special: bool) -> TokenIds:
+        """llama.cpp's own tokens: quadratic in the number of special tokens in ``text``."""
+        self._check_open()
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 2
+        tokens = np.empty(room, dtype=np.int32)
+        pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        count = lib.llama_tokenize(self._vocab, data, len(data), pointer, room, add_special, True)
+        if count < 0:
+            raise LlamaError(f"cannot tokenize {len(data)} bytes")
+        return tokens[:count].copy()
+
+    def _find_special_tokens(self) -> SpecialTokens:
+        attributes = {token: lib.llama_vocab_get_attr(self._vocab, token) for token in range(self.vocabulary_size)}
+        texts = {
+            lib.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"): attribute
+            for token, attribute in attributes.items()
+            if attribute & _SPECIAL
+        }
+        strips = any(
+            attribute & (lib.LLAMA_TOKEN_ATTR_LSTRIP | lib.LLAMA_TOKEN_ATTR_RSTRIP) for attribute in texts.values()
+        )
+        glued = (
+            text
+            for text, attribute in texts.items()
+            if strips and (attribute & lib.LLAMA_TOKEN_ATTR_LSTRIP or text[:1].isspace())
+        )
+        return SpecialTokens(texts, glued)
+
+    @cached_property
+    def _token_tree(self) -> TokenTree:
+        return TokenTree(self._pieces, self.end_tokens)
+
+    def _check_open(self) -> None:
+        """llama.cpp would read freed memory."""
+        if self._interrupted or not self._model:
+            raise LlamaError("the model has been closed")
 
     def _special_text(self, token: int) -> str:
         return "" if token < 0 else self._piece(token, special=True).decode("utf-8", "replace")
@@ -174,6 +232,14 @@ class LlamaModel:
             key = _sized_text(lib.llama_model_meta_key_by_index, self._model, index)
             entries[key] = _sized_text(lib.llama_model_meta_val_str_by_index, self._model, index)
         return entries
+
+
+def _frame(whole: TokenIds, bare: TokenIds) -> tuple[TokenIds, TokenIds]:
+    """What ``whole`` has before and after ``bare``."""
+    for start in range(len(whole) - len(bare) + 1):
+        if np.array_equal(whole[start : start + len(bare)], bare):
+            return whole[:start], whole[start + len(bare) :]
+    raise LlamaError("the tokenizer changes a text when it adds special tokens to it")
 
 
 def _sized_text(call: Any, model: Any, index: int) -> str:
@@ -264,23 +330,19 @@ class LlamaContext:
 class LlamaGrammar:
     """Where one answer stands in a GBNF grammar."""
 
-    def __init__(self, sampler: Any, vocabulary_size: int) -> None:
+    def __init__(self, sampler: Any, tree: TokenTree) -> None:
         self._sampler = sampler
-        self._one = np.zeros(1, dtype=_CANDIDATE)
-        self._vocabulary_size = vocabulary_size
+        self._tree = tree
 
     def allows(self, token: int) -> bool:
-        self._one["id"], self._one["logit"] = token, 0.0
-        self._apply(self._one)
-        return bool(np.isfinite(self._one["logit"][0]))
+        return bool(self._allowed(np.array([token]))[0])
 
     def mask(self, logits: Logits) -> None:
-        """Set the logits of tokens that cannot come next to -inf. Milliseconds: it tries the whole vocabulary."""
-        candidates = np.zeros(self._vocabulary_size, dtype=_CANDIDATE)
-        candidates["id"] = np.arange(self._vocabulary_size)
-        candidates["logit"] = logits
-        self._apply(candidates)
-        logits[:] = candidates["logit"]
+        """Set the logits of tokens that cannot come next to -inf."""
+        allowed = self._tree.allowed(self._allowed)
+        kept = logits[allowed]
+        logits.fill(-np.inf)
+        logits[allowed] = kept
 
     def accept(self, token: int) -> None:
         """Step past an allowed token. llama.cpp ends the process on any other."""
@@ -289,11 +351,15 @@ class LlamaGrammar:
     def close(self) -> None:
         lib.llama_sampler_free(self._sampler)
 
-    def _apply(self, candidates: Any) -> None:
+    def _allowed(self, tokens: Ids) -> NDArray[np.bool_]:
+        candidates = np.zeros(tokens.size, dtype=_CANDIDATE)
+        candidates["id"] = tokens
         array = lib.llama_token_data_array(
             data=_pointer(candidates, lib.llama_token_data), size=candidates.size, selected=-1, sorted=False
         )
         lib.llama_sampler_apply(self._sampler, ctypes.byref(array))
+        allowed: NDArray[np.bool_] = np.isfinite(candidates["logit"])
+        return allowed
 
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])

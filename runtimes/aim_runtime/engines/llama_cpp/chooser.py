@@ -53,13 +53,13 @@ class Chooser:
         generation = sequence.generation
         if sequence.generated < generation.min_tokens:
             logits[self._end_tokens] = -np.inf
-            logits[list(generation.stop_tokens)] = -np.inf
+            logits[sequence.stop_ids] = -np.inf
         sequence.sampler.adjust(logits)
         token = sequence.sampler.draw(logits)
         grammar = self._grammar(sequence)
         if grammar is None:
             return token
-        if not grammar.allows(token):  # trying one token costs microseconds, masking the vocabulary 20 ms
+        if not grammar.allows(token):  # trying one token costs microseconds, masking the vocabulary milliseconds
             grammar.mask(logits)
             if not np.isfinite(logits.max()):
                 return None

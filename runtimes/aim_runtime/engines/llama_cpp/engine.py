@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -15,17 +16,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic import BaseModel
 
-from aim_kserve.errors import BadRequest, Unavailable
+from aim_kserve.errors import BadRequest, ShutdownError, Unavailable
 from aim_runtime.engines.base import EngineStats, Json, ModelLoadError, Operation, RequestContext, Stream
 
 from .answer import CHAT, COMPLETION, Answer, AnswerStream, Form, Mailbox
+from .background import INLINE_CHARACTERS, Background
 from .chat_template import ChatTemplate, TemplateRefusal
 from .file import find_gguf
+from .limits import Limits
 from .prompts import Prompt, Prompts
 from .request import (
     REQUESTS,
+    Body,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
@@ -40,12 +45,16 @@ from .request import (
 from .schema import grammar_of
 from .sequence import Generation, Sequence, Sink
 
+logger = logging.getLogger(__name__)
+
 if TYPE_CHECKING:  # the library behind these two takes 0.3 s to import: load() does it
     from .bindings import LlamaModel
     from .scheduler import Scheduler
 
 #: vLLM's and OpenAI's default for text completions. Chat may use the rest of the context.
 _COMPLETION_TOKENS = 16
+_CUT_OFF_S = 1.0  # for the decode thread to end its requests itself: it does so between two steps
+_STOP_S = 2.0  # a thread that ends at all ends within a step or a prompt
 _CELL_STEP = 256  # llama.cpp pads the cache to this
 
 
@@ -56,7 +65,14 @@ class _Loaded:
     model: LlamaModel
     scheduler: Scheduler
     prompts: Prompts
+    limits: Limits
+    background: Background
     has_template: bool
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the decode loop last went on, or that a request has been in preparation."""
+        return max(self.scheduler.stalled_s, self.background.stalled_s)
 
 
 class LlamaCppEngine:
@@ -72,6 +88,7 @@ class LlamaCppEngine:
         batch_tokens: most tokens computed in one step.
         kv_cache_memory_bytes: room for the cache that all slots share. It holds at least one sequence of
             max_model_len, and at most ``slots`` of them.
+        stall_timeout_s: time without a step, while there is work, after which the engine is no longer healthy.
     """
 
     name = "llama_cpp"
@@ -87,6 +104,7 @@ class LlamaCppEngine:
         max_waiting: int = 256,
         batch_tokens: int = 512,
         kv_cache_memory_bytes: int = 512 * 2**20,
+        stall_timeout_s: float = 60.0,
     ) -> None:
         self._model_dir = model_dir
         self._served_name = served_model_name
@@ -96,6 +114,8 @@ class LlamaCppEngine:
         self._max_waiting = max_waiting
         self._batch_tokens = max(batch_tokens, slots)
         self._kv_cache_memory_bytes = kv_cache_memory_bytes
+        self._stall_timeout_s = stall_timeout_s
+        self._watch: asyncio.Task[None] | None = None
         self._max_model_len = max_model_len or 0
         self._operations: dict[str, Operation] = {}
         self._loaded: _Loaded | None = None
@@ -137,31 +157,50 @@ class LlamaCppEngine:
         if self._loaded.has_template:
             operations["chat/completions"] = self._chat
         self._operations = operations
+        self._watch = asyncio.create_task(self._watch_progress(self._loaded))
 
     def healthy(self) -> bool:
-        return self._loaded is not None and self._loaded.scheduler.alive
+        if self._loaded is None:
+            return False
+        return self._loaded.scheduler.alive and self._loaded.stalled_s < self._stall_timeout_s
 
     def stats(self) -> EngineStats:
         if self._loaded is None:
             return EngineStats(0, 0, self._slots)
-        return self._loaded.scheduler.stats()
+        return replace(self._loaded.scheduler.stats(), stalled_s=self._loaded.stalled_s)
 
     async def drain(self, timeout_s: float) -> None:
         if self._loaded is None:
             return
-        scheduler = self._loaded.scheduler
+        scheduler, background = self._loaded.scheduler, self._loaded.background
         deadline = time.monotonic() + timeout_s
-        while scheduler.in_flight and scheduler.alive and time.monotonic() < deadline:  # noqa: ASYNC110 (a thread counts)
+        while (scheduler.in_flight or background.busy) and self.healthy() and time.monotonic() < deadline:  # noqa: ASYNC110 (threads count)
             await asyncio.sleep(0.02)
-        if scheduler.in_flight:
-            await asyncio.to_thread(scheduler.stop)
+        if scheduler.in_flight and not await asyncio.to_thread(scheduler.stop, _CUT_OFF_S):
+            scheduler.give_up("the engine is shutting down, and does not get on with this request")
 
     async def close(self) -> None:
         if self._loaded is None:
             return
         loaded, self._loaded, self._operations = self._loaded, None, {}
-        await asyncio.to_thread(loaded.scheduler.close)
-        await asyncio.to_thread(loaded.model.close)
+        if self._watch is not None:
+            self._watch.cancel()
+        if not await asyncio.to_thread(loaded.scheduler.stop, _STOP_S):
+            raise ShutdownError(f"the decode thread has not moved for {loaded.scheduler.stalled_s:.0f} s")
+        loaded.model.interrupt()
+        if not await asyncio.to_thread(loaded.background.end, _STOP_S):
+            raise ShutdownError("a thread that prepares requests does not end")
+        loaded.scheduler.close()
+        loaded.model.close()  # here, in the loop: no operation can be using it
+
+    async def _watch_progress(self, loaded: _Loaded) -> None:
+        """Whoever waits for an engine that stands still is told, instead of waiting for ever."""
+        while True:
+            await asyncio.sleep(self._stall_timeout_s / 4)
+            stalled_s = loaded.stalled_s
+            if stalled_s >= self._stall_timeout_s and loaded.scheduler.unanswered:
+                logger.error("the engine has not moved for %.0f s: it is not healthy", stalled_s)
+                loaded.scheduler.give_up(f"the engine has not moved for {stalled_s:.0f} s: ask again")
 
     def _load(self) -> _Loaded:
         path = find_gguf(self._model_dir)
@@ -187,7 +226,10 @@ class LlamaCppEngine:
         template = _template_of(model, path)
         scheduler = Scheduler(model, context, slots=self._slots, max_waiting=self._max_waiting)
         scheduler.start()
-        return _Loaded(model, scheduler, Prompts(model, template), template is not None)
+        limits = Limits(self._max_model_len, model.token_bytes, model.vocabulary_size, scheduler.capacity)
+        background = Background("llama-background")
+        prompts = Prompts(model, template, limits, background)
+        return _Loaded(model, scheduler, prompts, limits, background, template is not None)
 
     def _fit_length(self, trained: int, path: Path) -> None:
         wanted = self._wanted_len or trained
@@ -206,49 +248,60 @@ class LlamaCppEngine:
     # -- operations --------------------------------------------------------------------------------------------
 
     async def _chat(self, body: Json, context: RequestContext) -> Json | Stream:
-        request = parse(ChatBody, body)
+        request = self._read(ChatBody, body)
         check_common(request, slots=self._slots, vocabulary_size=self._engine.model.vocabulary_size)
         prompt = await self._engine.prompts.chat(request)
         self._check_length(prompt, "messages")
         name, limit = request.answer_tokens
-        generation = self._generation(request, prompt, name, limit, request.top)
+        wanted = await self._wanted(request, request.top)
+        generation = self._generation(wanted, prompt, name, limit)
         return await self._answer(CHAT, [(prompt, generation)], request, context)
 
     async def _complete(self, body: Json, context: RequestContext) -> Json | Stream:
-        request = parse(CompletionBody, body)
+        request = self._read(CompletionBody, body)
         check_common(request, slots=self._slots, vocabulary_size=self._engine.model.vocabulary_size)
+        wanted = await self._wanted(request, request.logprobs)
         generations = []
         for prompt in await self._engine.prompts.completion(request):
             rest = self._check_length(prompt, "prompt")
             name, limit = request.answer_tokens
             limit = min(_COMPLETION_TOKENS, rest) if limit is None else limit
-            generation = self._generation(request, prompt, name, limit, request.logprobs)
+            generation = self._generation(wanted, prompt, name, limit)
             if request.echo:
                 generation = replace(generation, prompt_logprobs=request.logprobs)
             generations.append((prompt, generation))
         return await self._answer(COMPLETION, generations, request, context)
 
     async def _tokenize(self, body: Json, context: RequestContext) -> Json:
-        request = parse(TokenizeBody, body)
+        request = self._read(TokenizeBody, body)
         if (request.prompt is None) == (request.messages is None):
             raise BadRequest("give either 'prompt' or 'messages'", param="prompt")
-        prompts, model = self._engine.prompts, self._engine.model
+        prompts = self._engine.prompts
         if request.prompt is None:
             tokens = (await prompts.chat(request)).tokens
         else:
             tokens = await prompts.text(request.prompt, add_special=request.add_special_tokens is not False)
-        ids: list[int] = tokens.tolist()
-        strings = None
-        if request.return_token_strs:
-            strings = [model.piece(token, special=True).decode("utf-8", "replace") for token in ids]
-        return {"count": len(ids), "max_model_len": self._max_model_len, "tokens": ids, "token_strs": strings}
+
+        def told() -> Json:
+            ids: list[int] = tokens.tolist()
+            model = self._engine.model
+            strings = None
+            if request.return_token_strs:
+                strings = [model.piece(token, special=True).decode("utf-8", "replace") for token in ids]
+            return {"count": len(ids), "max_model_len": self._max_model_len, "tokens": ids, "token_strs": strings}
+
+        return await self._engine.background.run(told, len(tokens))
 
     async def _detokenize(self, body: Json, context: RequestContext) -> Json:
-        request = parse(DetokenizeBody, body)
+        request = self._read(DetokenizeBody, body)
         model = self._engine.model
-        if request.tokens:
-            check_prompts([request.tokens], model.vocabulary_size, param="tokens")
-        return {"prompt": model.detokenize(request.tokens)}
+
+        def told() -> Json:
+            if request.tokens:
+                check_prompts([request.tokens], model.vocabulary_size, param="tokens")
+            return {"prompt": model.detokenize(request.tokens)}
+
+        return await self._engine.background.run(told, len(request.tokens))
 
     # -- from a request to sequences ---------------------------------------------------------------------------
 
@@ -257,6 +310,11 @@ class LlamaCppEngine:
         if self._loaded is None:
             raise Unavailable("the model is not loaded")
         return self._loaded
+
+    def _read(self, kind: type[Body], body: Json) -> Body:
+        """Lengths first: validating costs time for every item."""
+        self._engine.limits.check(body)
+        return parse(kind, body)
 
     def _check_length(self, prompt: Prompt, field: str) -> int:
         """Tokens left for the answer. Raises BadRequest when there are none."""
@@ -270,9 +328,31 @@ class LlamaCppEngine:
             )
         return most - count
 
-    def _generation(
-        self, request: GenerationBody, prompt: Prompt, limit_name: str, limit: int | None, logprobs: int | None
-    ) -> Generation:
+    async def _wanted(self, request: GenerationBody, logprobs: int | None) -> Generation:
+        """What all prompts of a request share, read once; it has no prompt yet."""
+        model, format_ = self._engine.model, request.response_format
+        stop_tokens = frozenset(request.stop_token_ids or ())
+        if request.min_tokens and len(stop_tokens | model.end_tokens) == model.vocabulary_size:
+            raise BadRequest(
+                f"'stop_token_ids' names every token that does not end an answer anyway, and 'min_tokens' "
+                f"{request.min_tokens} forbids them all: leave one of the two out",
+                param="stop_token_ids",
+            )
+        # A schema of thousands of values takes a while to compile: in a thread.
+        cost = 0 if format_ is None else INLINE_CHARACTERS + 1
+        return Generation(
+            prompt=np.empty(0, dtype=np.int32),
+            max_tokens=0,
+            sampling=sampling_of(request),
+            stops=request.stops,
+            stop_tokens=stop_tokens,
+            min_tokens=request.min_tokens or 0,
+            ignore_eos=bool(request.ignore_eos),
+            logprobs=logprobs,
+            grammar=await self._engine.background.run(lambda: grammar_of(format_, model), cost),
+        )
+
+    def _generation(self, wanted: Generation, prompt: Prompt, limit_name: str, limit: int | None) -> Generation:
         rest = self._max_model_len - len(prompt.tokens)
         limit = rest if limit is None else limit
         if limit > rest:
@@ -282,17 +362,7 @@ class LlamaCppEngine:
                 param=limit_name,
                 code="context_length_exceeded",
             )
-        return Generation(
-            prompt=prompt.tokens,
-            max_tokens=limit,
-            sampling=sampling_of(request),
-            stops=request.stops,
-            stop_tokens=frozenset(request.stop_token_ids or ()),
-            min_tokens=min(request.min_tokens or 0, limit),
-            ignore_eos=bool(request.ignore_eos),
-            logprobs=logprobs,
-            grammar=grammar_of(request.response_format, self._engine.model),
-        )
+        return replace(wanted, prompt=prompt.tokens, max_tokens=limit, min_tokens=min(wanted.min_tokens, limit))
 
     async def _answer(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,9 @@ import numpy as np
 
 from aim_kserve.errors import BadRequest
 
+from .background import Background
 from .chat_template import ChatTemplate, TemplateRefusal
+from .limits import Limits, size_of, size_of_message
 from .messages import plain_messages
 from .request import ChatBody, CompletionBody, TokenizeBody, check_prompts
 from .sampling import TokenIds
@@ -18,8 +19,7 @@ from .sampling import TokenIds
 if TYPE_CHECKING:
     from .bindings import LlamaModel
 
-#: Text longer than this is templated and tokenized in a thread: llama.cpp tokenizes about 3 MB/s, so this is 2 ms.
-_INLINE_CHARACTERS = 6000
+_MESSAGE_CHARACTERS = 30  # what templating a message costs beside its text, in characters tokenized
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,59 +34,67 @@ class Prompts:
     """Args:
     model: tokenizes.
     template: the model's chat template, None where it has none.
+    limits: how long a text may be.
+    background: where long ones are worked on.
     """
 
-    def __init__(self, model: LlamaModel, template: ChatTemplate | None) -> None:
+    def __init__(
+        self, model: LlamaModel, template: ChatTemplate | None, limits: Limits, background: Background
+    ) -> None:
         self._model = model
         self._template = template
+        self._limits = limits
+        self._background = background
 
     async def chat(self, request: ChatBody | TokenizeBody) -> Prompt:
-        """Raises BadRequest for messages, tools or templates that do not go together."""
+        """Raises BadRequest for messages, tools or templates that do not go together, or that cannot fit."""
         template = self._template
         if template is None:
             raise BadRequest("this model file has no chat template: use completions", param="messages")
         tools = _tools(request, template) if isinstance(request, ChatBody) else None
-        messages = plain_messages(request.messages or (), takes_tools=template.takes_tools)
-
-        def tokens() -> TokenIds:
-            try:
-                text = template.render(
-                    messages,
-                    tools=tools,
-                    add_generation_prompt=request.add_generation_prompt is not False,
-                    continue_final_message=bool(request.continue_final_message),
-                    variables=request.chat_template_kwargs,
-                )
-            except TemplateRefusal as refusal:
-                raise BadRequest(f"the model's chat template refuses: {refusal}", param="messages") from refusal
-            return self._model.tokenize(text, add_special=bool(request.add_special_tokens), parse_special=True)
-
-        size = sum(len(message["content"]) for message in messages)
-        return Prompt(tokens() if size <= _INLINE_CHARACTERS else await asyncio.to_thread(tokens))
+        messages = request.messages or []
+        characters = sum(size_of_message(message, f"messages[{i}]") for i, message in enumerate(messages))
+        self._limits.check_text(characters, "messages")
+        extra = size_of([tools, request.chat_template_kwargs], "tools")
+        self._limits.check_text(extra, "tools")
+        cost = characters + extra + _MESSAGE_CHARACTERS * len(messages)
+        return Prompt(await self._background.run(lambda: self._chat_tokens(request, template, tools), cost))
 
     async def completion(self, request: CompletionBody) -> list[Prompt]:
         """Raises BadRequest for an empty prompt or tokens the model does not have."""
-        check_prompts(request.prompts, self._model.vocabulary_size)
-        return [
-            Prompt(
-                await self.text(prompt, add_special=request.add_special_tokens is not False)
-                if isinstance(prompt, str)
-                else np.array(prompt, dtype=np.int32),
-                self._head(prompt) if request.echo else "",
-            )
-            for prompt in request.prompts
-        ]
+        prompts = request.prompts
+
+        def work() -> list[Prompt]:
+            check_prompts(prompts, self._model.vocabulary_size)
+            add_special = request.add_special_tokens is not False
+            return [self._prompt(prompt, add_special=add_special, echo=bool(request.echo)) for prompt in prompts]
+
+        return await self._background.run(work, sum(map(len, prompts)))
 
     async def text(self, text: str, *, add_special: bool) -> TokenIds:
         """Token ids of plain text; ``add_special`` puts the beginning-of-sequence token where the model wants one."""
+        return await self._background.run(lambda: self._model.tokenize(text, add_special=add_special), len(text))
 
-        def tokens() -> TokenIds:
-            return self._model.tokenize(text, add_special=add_special, parse_special=True)
+    def _chat_tokens(
+        self, request: ChatBody | TokenizeBody, template: ChatTemplate, tools: list[dict[str, object]] | None
+    ) -> TokenIds:
+        try:
+            text = template.render(
+                plain_messages(request.messages or (), takes_tools=template.takes_tools),
+                tools=tools,
+                add_generation_prompt=request.add_generation_prompt is not False,
+                continue_final_message=bool(request.continue_final_message),
+                variables=request.chat_template_kwargs,
+            )
+        except TemplateRefusal as refusal:
+            raise BadRequest(f"the model's chat template refuses: {refusal}", param="messages") from refusal
+        self._limits.check_text(len(text), "messages")
+        return self._model.tokenize(text, add_special=bool(request.add_special_tokens))
 
-        return tokens() if len(text) <= _INLINE_CHARACTERS else await asyncio.to_thread(tokens)
-
-    def _head(self, prompt: str | list[int]) -> str:
-        return prompt if isinstance(prompt, str) else self._model.detokenize(prompt)
+    def _prompt(self, prompt: str | list[int], *, add_special: bool, echo: bool) -> Prompt:
+        if isinstance(prompt, str):
+            return Prompt(self._model.tokenize(prompt, add_special=add_special), prompt if echo else "")
+        return Prompt(np.array(prompt, dtype=np.int32), self._model.detokenize(prompt) if echo else "")
 
 
 def _tools(request: ChatBody, template: ChatTemplate) -> list[dict[str, object]] | None:

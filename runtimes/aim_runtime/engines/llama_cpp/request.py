@@ -16,6 +16,8 @@ from .sampling import SamplingParams
 
 _MAX_LOGPROBS = 20
 _SEED_RANGE = 2**63
+#: One wrong item is enough: describing thousands takes seconds.
+_TokenIds = Annotated[list[int], Field(fail_fast=True)]
 
 
 class _Options(BaseModel):
@@ -68,12 +70,12 @@ class GenerationBody(UnsupportedFields):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    repeat_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None  # beyond, float32 overflows
+    repeat_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     seed: Annotated[int, Field(ge=-_SEED_RANGE, lt=_SEED_RANGE)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    logit_bias: dict[str, Any] | None = None  # see check_common
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
+    stop_token_ids: _TokenIds | None = None
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
 
@@ -111,7 +113,7 @@ class ChatFields(BaseModel):
 
 
 class ChatBody(GenerationBody, ChatFields):
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True)]
     echo: Literal[False] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=_MAX_LOGPROBS)] | None = None
@@ -133,7 +135,12 @@ class ChatBody(GenerationBody, ChatFields):
 
 
 class CompletionBody(GenerationBody):
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: (
+        str
+        | Annotated[list[str], Field(fail_fast=True)]
+        | _TokenIds
+        | Annotated[list[_TokenIds], Field(fail_fast=True)]
+    )
     max_tokens: Annotated[int, Field(ge=0)] | None = None  # 0 with echo: the prompt's own log probabilities
     max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=_MAX_LOGPROBS)] | None = None
@@ -159,7 +166,7 @@ class CompletionBody(GenerationBody):
 class TokenizeBody(UnsupportedFields, ChatFields):
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True)] | None = None
     return_token_strs: bool | None = None
 
 
@@ -167,7 +174,7 @@ class DetokenizeBody(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
     model: str | None = None
-    tokens: list[int]
+    tokens: _TokenIds
 
 
 #: Operation → the model of its body.
@@ -250,10 +257,13 @@ def check_common(body: GenerationBody, *, slots: int, vocabulary_size: int) -> N
         raise BadRequest("'stop' holds an empty string, which every answer contains", param="stop")
     for token in body.stop_token_ids or ():
         _check_token(token, vocabulary_size, "stop_token_ids")
-    for key in body.logit_bias or {}:
+    for key, bias in (body.logit_bias or {}).items():
         if not key.isascii() or not key.isdigit():
             raise BadRequest(f"'logit_bias' has the key {key!r}: keys are token ids", param="logit_bias")
         _check_token(int(key), vocabulary_size, "logit_bias")
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
+            at = f"logit_bias.{key}"
+            raise BadRequest(f"'{at}' is {repr(bias)[:80]}: a bias is a number from -100 to 100", param=at)
 
 
 def _check_token(token: int, vocabulary_size: int, param: str) -> None:

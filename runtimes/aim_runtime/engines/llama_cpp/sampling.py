@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ TokenIds = NDArray[np.int32]
 GREEDY_BELOW_TEMPERATURE = 1e-5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SamplingParams:
     """How one token is chosen. ``top_k`` 0 and ``min_p`` 0 mean off; ``temperature`` 0 means greedy."""
 
@@ -33,6 +34,16 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
+
+    @cached_property
+    def biased(self) -> tuple[NDArray[np.int64], Logits]:
+        """The tokens of ``logit_bias`` and their biases: all choices and prompts of a request share them."""
+        ids = np.array([token for token, _ in self.logit_bias], dtype=np.int64)
+        return ids, np.array([bias for _, bias in self.logit_bias], dtype=np.float32)
+
+
+class NoToken(Exception):
+    """No token can be drawn: none is left to choose from, or the logits are no numbers."""
 
 
 class Sampler:
@@ -49,8 +60,7 @@ class Sampler:
         self._greedy = params.temperature < GREEDY_BELOW_TEMPERATURE
         entropy = None if params.seed is None else [params.seed % 2**64, choice]
         self._random = None if self._greedy else np.random.Generator(np.random.PCG64(entropy))
-        self._bias_ids = np.array([token for token, _ in params.logit_bias], dtype=np.int64)
-        self._bias = np.array([bias for _, bias in params.logit_bias], dtype=np.float32)
+        self._bias_ids, self._bias = params.biased
         self._counts: Counter[int] = Counter()
         self._repeats = params.repetition_penalty != 1.0
         self._seen = set(prompt.tolist()) if self._repeats else set()
@@ -78,9 +88,16 @@ class Sampler:
             logits[ids] -= self._params.frequency_penalty * counts + np.float32(self._params.presence_penalty)
 
     def draw(self, logits: Logits) -> int:
-        """One token from adjusted logits, which stay as they are."""
+        """One token from adjusted logits, which stay as they are.
+
+        Raises:
+            NoToken: all logits are -inf, or one is NaN or inf.
+        """
+        likeliest = int(logits.argmax())  # a NaN's place, if there is one
+        if not np.isfinite(logits[likeliest]):
+            raise NoToken("no token is left to choose from, or the model's logits are no numbers")
         if self._random is None:
-            return int(logits.argmax())
+            return likeliest
         weights = np.multiply(logits, np.float32(1.0 / self._params.temperature))
         weights -= weights.max()
         np.exp(weights, out=weights)  # relative to the likeliest token, whose weight is 1

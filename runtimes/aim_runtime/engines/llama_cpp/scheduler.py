@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import contextlib
 import itertools
 import logging
 import queue
@@ -22,7 +23,8 @@ from aim_runtime.engines.base import EngineStats
 
 from .bindings import NO_KV_SLOT, LlamaContext, LlamaModel
 from .chooser import Chooser
-from .sampling import Logits
+from .progress import Progress
+from .sampling import Logits, NoToken
 from .scoring import ROWS_PER_STEP
 from .sequence import Delta, Sequence
 from .slots import Slot, Slots
@@ -37,6 +39,7 @@ MIN_PREFILL_TOKENS = 32
 #: token 7.0 against 8.3 ms in the first 512, 9 against 20 ms at 1600 (SmolLM2-135M, one thread).
 TILE_TOKENS = 64
 LONG_CONTEXT_TOKENS = 512
+STALLED_RETRY_S = 5
 _WAKE = None
 
 
@@ -80,6 +83,8 @@ class Scheduler:
         self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[Sequence, Delta]]] = {}
         self._running = 0
         self._kv_usage = 0.0
+        self._progress = Progress()
+        self._unanswered: set[Sequence] = set()  # those whose last delta has not been delivered
         self._gate = threading.Lock()  # between the last submission and the end of the thread
         self._over = False
         self._token_s = 0.0
@@ -95,6 +100,16 @@ class Scheduler:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive() and not self._over
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the thread last went on with the work it has."""
+        return self._progress.stalled_s
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether a request still waits for (the rest of) its answer."""
+        return bool(self._unanswered)
 
     @property
     def in_flight(self) -> int:
@@ -114,6 +129,7 @@ class Scheduler:
             self._submitted += len(sequences)
             for sequence in sequences:
                 sequence.arrival = next(self._arrivals)
+                self._unanswered.add(sequence)
                 self._inbox.put(sequence)
 
     def cancel(self, sequences: list[Sequence]) -> None:
@@ -126,16 +142,29 @@ class Scheduler:
         waiting = max(0, self.in_flight - self._running)
         return EngineStats(self._running, waiting, self._slot_count, self._kv_usage)
 
-    def stop(self) -> None:
-        """End the thread; what is left hears that the engine is shutting down. Blocks for up to a step."""
+    def give_up(self, reason: str) -> None:
+        """Tell every request that no answer comes, while the thread stands still. It goes on without them."""
+        for sequence in list(self._unanswered):
+            sequence.cancelled = True
+            self._unanswered.discard(sequence)
+            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody is left to read
+                sequence.loop.call_soon_threadsafe(
+                    sequence.sink, sequence.delta(error=Unavailable(reason, retry_after_s=STALLED_RETRY_S))
+                )
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread; what is left hears that the engine is shutting down. Blocks for up to a step.
+
+        False when the thread has not ended in ``timeout_s``: it still uses the model and the context.
+        """
         self._stopping = True
         self._inbox.put(_WAKE)
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def close(self) -> None:
-        """Stop, and free the context."""
-        self.stop()
+        """Free the context. Only once ``stop`` has said that the thread has ended."""
         self._context.close()
 
     def _check_room(self, count: int) -> None:
@@ -164,11 +193,15 @@ class Scheduler:
     def _take_in(self) -> None:
         """Move what arrived to the waiting list; block while there is nothing else to do."""
         block = not self._waiting and not self._slots.busy
+        if block:
+            self._progress.rest()
         while True:
             try:
                 sequence = self._inbox.get(block=block)
             except queue.Empty:
                 return
+            finally:
+                self._progress.advance()
             if sequence is not _WAKE:
                 bisect.insort(self._waiting, sequence, key=lambda s: s.order)
             block = False
@@ -305,6 +338,19 @@ class Scheduler:
             )
 
     def _sample(self, slot: Slot, logits: Logits) -> None:
+        sequence = slot.running
+        self._progress.advance()
+        try:
+            self._advance(slot, logits)
+        except Exception as error:
+            # The edge of one sequence: whatever its sampling, grammar or text did wrong, the others go on.
+            logger.exception("a sequence of %d tokens has failed", sequence.length)
+            reason = f": {error}" if isinstance(error, NoToken) else "; the server's log has the cause"
+            if not sequence.finished:
+                refusal = ServingError(f"the answer broke off{reason}", code="sampling_failed")
+                self._end(slot, sequence.delta(error=refusal))
+
+    def _advance(self, slot: Slot, logits: Logits) -> None:
         """Choose a sequence's next token and tell what it adds to the answer."""
         sequence = slot.running
         if sequence.generated >= sequence.generation.max_tokens:  # 0: only the prompt was asked for
@@ -354,10 +400,11 @@ class Scheduler:
         self._kv_usage = min(1.0, self._slots.cells_in_use / self._context.cells)
         for loop, items in self._outbox.items():
             try:
-                loop.call_soon_threadsafe(_deliver, items)
+                loop.call_soon_threadsafe(self._deliver, items)
             except RuntimeError:  # that loop is closed: nobody is left to read
                 for sequence, _ in items:
                     sequence.cancelled = True
+                    self._unanswered.discard(sequence)
         self._outbox = {}
 
     def _abandon(self, reason: str) -> None:
@@ -370,6 +417,7 @@ class Scheduler:
             self._conclude(sequence, sequence.delta(error=Unavailable(reason)))
         self._waiting = []
         self._flush()
+        self._progress.rest()
 
     def _poll(self) -> Sequence | None:
         while True:
@@ -380,7 +428,9 @@ class Scheduler:
             if sequence is not _WAKE:
                 return sequence
 
-
-def _deliver(items: list[tuple[Sequence, Delta]]) -> None:
-    for sequence, delta in items:
-        sequence.sink(delta)
+    def _deliver(self, items: list[tuple[Sequence, Delta]]) -> None:
+        for sequence, delta in items:
+            if sequence in self._unanswered:
+                sequence.sink(delta)
+            if delta.last:
+                self._unanswered.discard(sequence)

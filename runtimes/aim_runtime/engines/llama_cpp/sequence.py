@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aim_kserve.errors import ServingError
 
@@ -52,7 +54,7 @@ class Delta:
     def merge(self, later: Delta) -> None:
         """Take in the delta that follows: a consumer that is behind gets one longer chunk."""
         self.text += later.text
-        self.logprobs = self.logprobs + later.logprobs
+        self.logprobs.extend(later.logprobs)
         self.prompt_logprobs = self.prompt_logprobs or later.prompt_logprobs
         self.generated, self.cached = later.generated, later.cached
         self.finish_reason, self.error = later.finish_reason, later.error
@@ -100,6 +102,11 @@ class Sequence:
         self._tokens = np.empty(len(generation.prompt) + generation.max_tokens, dtype=np.int32)
         self._tokens[: len(generation.prompt)] = generation.prompt
         self.length = len(generation.prompt)
+
+    @cached_property
+    def stop_ids(self) -> NDArray[np.int64]:
+        """The stop tokens as an index."""
+        return np.fromiter(self.generation.stop_tokens, np.int64, len(self.generation.stop_tokens))
 
     @property
     def tokens(self) -> TokenIds:

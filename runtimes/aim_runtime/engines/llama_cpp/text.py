@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -17,6 +19,57 @@ class TokenLogprob(NamedTuple):
     text_offset: int  # characters of the answer, or of the prompt, before this token
 
 
+class StopStrings:
+    """Stop strings as an automaton (Aho and Corasick 1975): a step a character, however many and long they are.
+
+    A state is what the text's end has in common with the beginning of a stop string, as much of it as possible.
+    State 0 is nothing.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._next: list[dict[str, int]] = [{}]
+        self._fallback = [0]  # the longest shorter state that the same text may be in
+        self.depth = [0]  # characters of the state
+        self.complete = [0]  # characters of the longest stop string that the state ends in
+        for stop in stops:
+            self._add(stop)
+        self._link()
+
+    def step(self, state: int, character: str) -> int:
+        while character not in self._next[state]:
+            if not state:
+                return 0
+            state = self._fallback[state]
+        return self._next[state][character]
+
+    def _add(self, stop: str) -> None:
+        state = 0
+        for character in stop:
+            if character not in self._next[state]:
+                self._next[state][character] = len(self._next)
+                self._next.append({})
+                self._fallback.append(0)
+                self.depth.append(self.depth[state] + 1)
+                self.complete.append(0)
+            state = self._next[state][character]
+        self.complete[state] = len(stop)
+
+    def _link(self) -> None:
+        """Shorter states first: a state's fallback is shorter than the state."""
+        states = deque(self._next[0].values())
+        while states:
+            state = states.popleft()
+            self.complete[state] = self.complete[state] or self.complete[self._fallback[state]]
+            for character, following in self._next[state].items():
+                self._fallback[following] = self.step(self._fallback[state], character)
+                states.append(following)
+
+
+@lru_cache(maxsize=1)  # the choices of one request are made one after the other
+def _stop_strings(stops: tuple[str, ...]) -> StopStrings:
+    return StopStrings(stops)
+
+
 class StopScanner:
     """Finds the first stop string to complete, whatever way the text is cut into pieces.
 
@@ -24,35 +77,30 @@ class StopScanner:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+        self._stops = _stop_strings(tuple(stops)) if stops else None
+        self._state = 0
         self._held = ""
         self.stopped = False
 
     def push(self, text: str) -> str:
         """Text that may be shown now. Sets ``stopped`` when a stop string is complete."""
-        if not self._stops:
+        if self._stops is None:
             return text
+        begun = len(self._held)
         text = self._held + text
-        matches = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if matches:
-            self.stopped, self._held = True, ""
-            return text[: min(matches)[1]]
-        keep = self._undecided(text)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        for end in range(begun, len(text)):
+            self._state = self._stops.step(self._state, text[end])
+            if complete := self._stops.complete[self._state]:
+                self.stopped, self._held = True, ""
+                return text[: end + 1 - complete]
+        shown = len(text) - self._stops.depth[self._state]
+        self._held = text[shown:]
+        return text[:shown]
 
     def finish(self) -> str:
         """What was held back, when no more text comes."""
         held, self._held = self._held, ""
         return held
-
-    def _undecided(self, text: str) -> int:
-        """Length of the longest end of ``text`` that begins a stop string."""
-        longest = min(len(text), max(map(len, self._stops)) - 1)
-        for length in range(longest, 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stops if len(stop) > length):
-                return length
-        return 0
 
 
 @dataclass(slots=True)
