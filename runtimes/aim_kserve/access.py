@@ -87,7 +87,7 @@ def open_log(headers: list[tuple[bytes, bytes]]) -> RequestLog:
 
 
 def _is_probe(path: str) -> bool:
-    return path in ("/", "/metrics") or path.startswith("/v2/health/") or path.endswith("/ready")
+    return path in ("/", "/metrics", "/health", "/ping") or path.startswith("/v2/health/") or path.endswith("/ready")
 
 
 def log_of(scope: Scope) -> RequestLog:
@@ -116,7 +116,7 @@ def write_line(line: bytes) -> None:
 class AccessLog:
     """ASGI middleware: opens a RequestLog, answers ``x-request-id``, writes the line when the response ends.
 
-    Probes (``/``, ``/metrics``, ``/v2/health/…``, ``…/ready``) that succeed are not logged.
+    Probes (``/``, ``/metrics``, ``/health``, ``/ping``, ``/v2/health/…``, ``…/ready``) that succeed are not logged.
     """
 
     def __init__(self, app: ASGIApp, *, enabled: bool = True, write: Callable[[bytes], None] = write_line) -> None:

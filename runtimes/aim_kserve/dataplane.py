@@ -7,7 +7,7 @@ from typing import Any
 
 from aim_kserve.errors import BadRequest, Unavailable
 from aim_kserve.http import JSON_LENGTH, json_length
-from aim_kserve.kserve import DataPlane, InferRequest, ModelNotFound, ModelRepositoryExtension
+from aim_kserve.kserve import DataPlane, InferenceRequest, InferRequest, ModelNotFound, ModelRepositoryExtension
 
 
 class TruthfulDataPlane(DataPlane):  # type: ignore[misc]  # KServe ships no types
@@ -25,11 +25,14 @@ class TruthfulDataPlane(DataPlane):  # type: ignore[misc]  # KServe ships no typ
         return {"status": "alive"}
 
     def decode_inference_request(self, body: Any, headers: Any, model_name: str) -> InferRequest:
-        """KServe reads a binary body's header without checking it: a missing key would be a 500."""
+        """KServe reads a binary body's header without checking it: a missing key would be a 500; and it drops the
+        fields it does not know: they are left in ``unknown_fields``, for a model that will not ignore them."""
         if isinstance(body, bytes):
             json_length(headers.get(JSON_LENGTH.decode(), str(len(body))).encode("latin-1"), len(body))
         try:
-            return super().decode_inference_request(body, headers, model_name)
+            request = super().decode_inference_request(body, headers, model_name)
+            request.unknown_fields = list(body.model_extra or ()) if isinstance(body, InferenceRequest) else []
+            return request
         except KeyError as error:
             raise BadRequest(f"the body lacks {error}", param=str(error.args[0])) from error
         except (TypeError, AttributeError, struct.error) as error:

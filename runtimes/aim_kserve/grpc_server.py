@@ -15,7 +15,15 @@ from grpc import aio
 
 from aim_kserve.access import access_line, open_log, write_line
 from aim_kserve.errors import StartupError
-from aim_kserve.kserve import DataPlane, InferenceServicer, ModelRepositoryExtension, pb_grpc
+from aim_kserve.grpc_parameters import decode, encode
+from aim_kserve.kserve import (
+    DataPlane,
+    InferenceServicer,
+    InferRequest,
+    ModelRepositoryExtension,
+    grpc_headers,
+    pb_grpc,
+)
 from aim_kserve.rest import as_serving_error
 from aim_kserve.settings import ServerSettings
 
@@ -27,7 +35,7 @@ class GrpcServer:
 
     def __init__(self, settings: ServerSettings, dataplane: DataPlane, repository: ModelRepositoryExtension) -> None:
         self._settings = settings
-        self._servicer = InferenceServicer(dataplane, repository)
+        self._servicer = _Servicer(dataplane, repository)
         self._server: Any = None
 
     async def start(self) -> str:
@@ -53,6 +61,24 @@ class GrpcServer:
         """Refuse new calls, let those in flight finish for at most ``grace_s`` seconds."""
         if self._server is not None:
             await self._server.stop(grace=grace_s)
+
+
+class _Servicer(InferenceServicer):  # type: ignore[misc]  # KServe ships no types
+    """KServe's, but for parameters: it drops in silence every one whose kind of value its protocol file lacks."""
+
+    async def ModelInfer(self, request: Any, context: Any) -> Any:
+        self.validate_grpc_request(request)
+        inference = InferRequest.from_grpc(request)
+        inference.parameters = decode(request.parameters, "parameters")
+        asked = [*request.inputs, *request.outputs]
+        for message, tensor in zip(asked, [*inference.inputs, *(inference.request_outputs or ())], strict=True):
+            tensor.parameters = decode(message.parameters, f"{message.name}.parameters") or None
+        answer, _ = await self._data_plane.infer(
+            request=inference, headers=grpc_headers(context), model_name=request.model_name
+        )
+        for part in (answer, *answer.outputs):
+            part.parameters = encode(part.parameters or {}) or None
+        return answer.to_grpc()
 
 
 class _Edge(aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types

@@ -98,13 +98,19 @@ try:
     from kserve.protocol.model_repository_extension import ModelRepositoryExtension
     from kserve.protocol.rest.server import metrics_handler
     from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
+    from kserve.protocol.rest.v2_datamodels import InferenceRequest
     from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
+    from kserve.utils.utils import to_headers as grpc_headers
 finally:
     sys.argv = _argv
     if _lazy_pandas is not None:
         type(_lazy_pandas).importing_kserve = False
         if sys.modules.get("pandas") is _lazy_pandas:
             del sys.modules["pandas"]  # whoever imports pandas next gets the real one
+
+# A V2 body's unknown fields would vanish in KServe's model of it; kept, they can be told (see dataplane.py).
+InferenceRequest.model_config["extra"] = "allow"
+InferenceRequest.model_rebuild(force=True)
 
 __all__ = [
     "DataPlane",
@@ -113,6 +119,7 @@ __all__ = [
     "InferRequest",
     "InferResponse",
     "InferenceError",
+    "InferenceRequest",
     "InferenceServicer",
     "InvalidInput",
     "Model",
@@ -124,6 +131,7 @@ __all__ = [
     "ServerNotLive",
     "ServerNotReady",
     "UnsupportedProtocol",
+    "grpc_headers",
     "kserve_app",
     "kserve_context",
     "metrics_handler",

@@ -3,7 +3,9 @@
 V1: ``{"instances": ["prompt" | {"prompt": …, …} | {"messages": […], …}], "parameters": {…}}`` is answered by
 ``{"predictions": […]}`` in the form of each instance: text for text, ``{"text", "finish_reason", "usage"}`` for an
 object. V2: the BYTES tensor ``prompt`` of shape [n] is answered by the BYTES tensors ``text`` and ``finish_reason``
-of shape [n]. Generation parameters go in ``parameters``, by OpenAI's names.
+of shape [n]. Generation parameters go in ``parameters``, by OpenAI's names: those of the engine's request models
+(``Engine.requests``), whose values the engine checks. Where a client can send scalars only, JSON text stands for the
+rest.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ import orjson
 
 from aim_kserve.errors import BadRequest
 from aim_kserve.http import parse_object
-from aim_kserve.kserve import InferInput, InferOutput, InferRequest, InferResponse, to_http_parameters
+from aim_kserve.kserve import InferInput, InferOutput, InferRequest, InferResponse
 from aim_runtime.engines.base import Json
+from aim_runtime.fields import known_fields, nearest, shown, takes
 
 INPUTS: list[Json] = [{"name": "prompt", "datatype": "BYTES", "shape": [-1]}]
 OUTPUTS: list[Json] = [
@@ -28,43 +31,44 @@ OUTPUTS: list[Json] = [
 ]
 
 MAX_QUESTIONS = 1024  #: prompts in one request: each is a request of its own to the engine
-#: What may stand in ``parameters``. What shapes an answer that V1 and V2 cannot carry (n, stream, logprobs, tools)
-#: belongs to the OpenAI routes. The engine checks the values.
-PARAMETERS = frozenset(
+#: What shapes an answer that V1 and V2 cannot carry, or has its own place there: it belongs to the OpenAI routes.
+OPENAI_ONLY = frozenset(
     {
-        "frequency_penalty",
-        "ignore_eos",
-        "logit_bias",
-        "max_completion_tokens",
-        "max_tokens",
-        "min_p",
-        "min_tokens",
-        "presence_penalty",
-        "repetition_penalty",
-        "response_format",
-        "seed",
-        "stop",
-        "stop_token_ids",
-        "temperature",
-        "top_k",
-        "top_p",
-        "user",
+        *("model", "messages", "prompt", "prompt_embeds"),
+        *("stream", "stream_options", "stream_interval"),
+        *("n", "best_of", "echo", "suffix"),
+        *("logprobs", "top_logprobs", "prompt_logprobs", "logprob_token_ids"),
+        *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
+        *("audio", "modalities", "mm_payload", "return_mm_kwargs", "include_reasoning"),
+        *("return_prompt_text", "return_token_ids", "return_token_offsets", "return_tokens_as_token_ids"),
+        *("kv_transfer_params", "ec_transfer_params", "routed_experts_prompt_start", "request_id", "session_id"),
     }
 )
-#: V2 parameters are scalars: these may be given as JSON text.
-STRUCTURED = frozenset({"logit_bias", "response_format", "stop", "stop_token_ids"})
-#: V2 parameters that speak about the transport, not about the answer.
-TRANSPORT = frozenset({"binary_data_output"})
+#: V2 parameters that speak about the transport, or to Triton's sequence batcher, which a stateless model has none of.
+_NOT_OURS = frozenset({"binary_data_output", "sequence_id", "sequence_start", "sequence_end"})
+#: Triton's, with their own meaning: https://github.com/triton-inference-server/server/tree/main/docs/protocol
+_PRIORITY, _TIMEOUT = "priority", "timeout"
+#: Of a tensor: where its bytes are, and MLServer's hint that they are text.
+_TENSOR_PARAMETERS = frozenset({"binary_data", "binary_data_size", "content_type"})
+#: Of a V2 body. KServe's own client sends the model's name, too.
+_V2_FIELDS = frozenset({"id", "inputs", "model_name", "model_version", "outputs", "parameters"})
+_LOWEST_PRIORITY = 2**31 - 1
+_COMPLETIONS, _CHAT = "completions", "chat/completions"
+
+Requests = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One prompt as an OpenAI request. ``where`` names it in errors; ``plain``: the answer is bare text."""
+    """One prompt as an OpenAI request. ``where`` names it in errors; ``plain``: the answer is bare text;
+    ``priority`` and ``timeout_s`` as in RequestContext."""
 
     operation: str
     body: Json
     where: str
     plain: bool = True
+    priority: int = 0
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,14 @@ class Answer:
 # --- V1 -----------------------------------------------------------------------------------------------------------
 
 
-def read_v1(payload: Any) -> list[Question]:
-    """Raises BadRequest naming the field."""
+def read_v1(payload: Any, requests: Requests) -> list[Question]:
+    """Args:
+        payload: the body, parsed if KServe took it for JSON.
+        requests: ``Engine.requests``.
+
+    Raises:
+        BadRequest: names the field.
+    """
     if isinstance(payload, (bytes, str)):  # a content type that KServe does not take for JSON
         payload = parse_object(payload.encode() if isinstance(payload, str) else payload)
     if not isinstance(payload, dict):
@@ -97,25 +107,27 @@ def read_v1(payload: Any) -> list[Question]:
     if not isinstance(instances, list) or not instances:
         raise BadRequest("instances: must be a non-empty list of prompts", param="instances")
     _check_count(len(instances), "instances")
-    shared = _checked(payload.get("parameters") or {}, "parameters")
-    return [_instance(instance, shared, f"instances[{index}]") for index, instance in enumerate(instances)]
+    shared = payload.get("parameters") or {}
+    _check(shared, "parameters", parameters(requests, _COMPLETIONS) | parameters(requests, _CHAT))
+    return [_instance(instance, shared, f"instances[{index}]", requests) for index, instance in enumerate(instances)]
 
 
-def _instance(instance: Any, shared: Json, where: str) -> Question:
-    if isinstance(instance, str):
-        return Question("completions", {**shared, "prompt": instance}, where)
-    if not isinstance(instance, dict):
+def _instance(instance: Any, shared: Json, where: str, requests: Requests) -> Question:
+    own = {"prompt": instance} if isinstance(instance, str) else instance
+    if not isinstance(own, dict):
         raise BadRequest(f"{where}: must be a string or an object, not {_kind(instance)}", param="instances")
-    own = dict(instance)
-    messages, prompt = own.pop("messages", None), own.pop("prompt", None)
-    if (messages is None) == (prompt is None):
+    given = {name for name in ("messages", "prompt") if own.get(name) is not None}
+    if len(given) != 1:
         raise BadRequest(f"{where}: give either prompt or messages", param="instances")
-    body = {**shared, **_checked(own, where)}
-    if messages is not None:
-        return Question("chat/completions", {**body, "messages": messages}, where, plain=False)
-    if not isinstance(prompt, str):
+    operation = _CHAT if "messages" in given else _COMPLETIONS
+    prompt = own.get("prompt")
+    if operation == _COMPLETIONS and not isinstance(prompt, str):
         raise BadRequest(f"{where}.prompt: must be a string, not {_kind(prompt)}", param="prompt")
-    return Question("completions", {**body, "prompt": prompt}, where, plain=False)
+    allowed = parameters(requests, operation)
+    _check(shared, f"{where}: parameters", allowed)
+    _check({name: value for name, value in own.items() if name not in ("messages", "prompt")}, where, allowed)
+    body = {name: value for name, value in {**shared, **own}.items() if name in given or name in allowed}
+    return Question(operation, body, where, plain=isinstance(instance, str))
 
 
 def write_v1(answers: list[Answer]) -> Json:
@@ -129,8 +141,31 @@ def _object(answer: Answer) -> Json:
 # --- V2 -----------------------------------------------------------------------------------------------------------
 
 
-def read_v2(request: InferRequest) -> list[Question]:
-    """Raises BadRequest naming the tensor or the parameter."""
+def read_v2(request: InferRequest, requests: Requests) -> list[Question]:
+    """Args:
+        request: its ``parameters`` as plain values.
+        requests: ``Engine.requests``.
+
+    Raises:
+        BadRequest: names the tensor or the parameter.
+    """
+    _check(dict.fromkeys(getattr(request, "unknown_fields", ())), "the body", _V2_FIELDS)
+    _check_tensors(request)
+    given = request.parameters or {}
+    _check(given, "parameters", parameters(requests, _COMPLETIONS) | _NOT_OURS | {_PRIORITY, _TIMEOUT})
+    shared = {
+        name: _meant(requests.get(_COMPLETIONS), name, value, scalars=bool(request.from_grpc))
+        for name, value in given.items()
+        if name not in _NOT_OURS and name not in (_PRIORITY, _TIMEOUT)
+    }
+    priority, timeout_s = _triton_priority(given), _triton_timeout_s(given)
+    return [
+        Question(_COMPLETIONS, {**shared, "prompt": prompt}, f"prompt[{index}]", priority=priority, timeout_s=timeout_s)
+        for index, prompt in enumerate(_prompts(request.inputs[0]))
+    ]
+
+
+def _check_tensors(request: InferRequest) -> None:
     for tensor in request.inputs:
         if tensor.name != "prompt":
             raise BadRequest(f"input {tensor.name!r}: unknown tensor; the only input is 'prompt'", param=tensor.name)
@@ -141,13 +176,40 @@ def read_v2(request: InferRequest) -> list[Question]:
         if output.name not in wanted:
             known = ", ".join(sorted(wanted))
             raise BadRequest(f"output {output.name!r}: unknown tensor; known: {known}", param=output.name)
-    given = to_http_parameters(request.parameters) if request.parameters else {}
-    scalars = {name: value for name, value in given.items() if name not in TRANSPORT}
-    shared = {name: _structured(name, value) for name, value in _checked(scalars, "parameters").items()}
-    return [
-        Question("completions", {**shared, "prompt": prompt}, f"prompt[{index}]")
-        for index, prompt in enumerate(_prompts(request.inputs[0]))
-    ]
+    for tensor in (*request.inputs, *(request.request_outputs or ())):
+        _check(tensor.parameters or {}, f"tensor {tensor.name!r}: parameters", _TENSOR_PARAMETERS)
+
+
+def _meant(model: Any, name: str, value: Any, *, scalars: bool) -> Any:
+    """The value that a string stands for: a list or an object as JSON text, where the field takes one; with
+    ``scalars`` also a number or a boolean, where the field takes no text (KServe's gRPC client has no floats)."""
+    if not isinstance(value, str) or name not in (known_fields(model) or {}):
+        return value
+    try:
+        parsed = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return value  # e.g. a stop string that begins with a bracket
+    if not isinstance(parsed, (dict, list)):
+        return parsed if scalars and not takes(model, name, value) else value
+    return parsed if takes(model, name, parsed) or not takes(model, name, value) else value
+
+
+def _triton_priority(given: Mapping[str, Any]) -> int:
+    """Triton's levels, 1 the highest, as ours. No level (0) is the highest, Triton's ``default_priority_level: 1``:
+    a client may step back behind the others, and never in front of them."""
+    return min(max(0, _unsigned(given, _PRIORITY) - 1), _LOWEST_PRIORITY)
+
+
+def _triton_timeout_s(given: Mapping[str, Any]) -> float | None:
+    """Triton's ``timeout`` is in microseconds, 0 is none."""
+    return _unsigned(given, _TIMEOUT) / 1e6 or None
+
+
+def _unsigned(given: Mapping[str, Any], name: str) -> int:
+    value = given.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise BadRequest(f"parameters.{name}: must be an integer >= 0 (got {value!r})", param=name)
+    return value
 
 
 def _prompts(tensor: InferInput) -> list[str]:
@@ -193,15 +255,6 @@ def _text(element: Any, index: int) -> str:
         raise BadRequest(f"prompt[{index}]: not UTF-8 at byte {error.start}", param="prompt") from None
 
 
-def _structured(name: str, value: Any) -> Any:
-    if name not in STRUCTURED or not isinstance(value, str) or value[:1] not in ("[", "{"):
-        return value
-    try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError:
-        return value  # a stop string that begins with a bracket
-
-
 def write_v2(request: InferRequest, model_name: str, answers: list[Answer]) -> InferResponse:
     columns = {
         "text": [answer.text for answer in answers],
@@ -233,15 +286,25 @@ def _check_count(count: int, param: str) -> None:
         raise BadRequest(f"{param}: {count} prompts in one request; {MAX_QUESTIONS} are the most", param=param)
 
 
-def _checked(parameters: Any, where: str) -> Json:
-    if not isinstance(parameters, Mapping):
-        raise BadRequest(f"{where}: must be an object, not {_kind(parameters)}", param=where)
-    unknown = sorted(str(name) for name in parameters if name not in PARAMETERS)
-    if unknown:
-        raise BadRequest(
-            f"{where}.{unknown[0]}: unknown parameter; known: {', '.join(sorted(PARAMETERS))}", param=unknown[0]
-        )
-    return dict(parameters)
+def parameters(requests: Requests, operation: str) -> frozenset[str]:
+    """What may stand in ``parameters`` for an operation; for one that the engine lacks (it will be told so), all."""
+    models = [requests[operation]] if operation in requests else list(requests.values())
+    names = {name for model in models for name in known_fields(model) or ()}
+    return frozenset(names - OPENAI_ONLY)
+
+
+def _check(given: Any, where: str, known: frozenset[str]) -> None:
+    if not isinstance(given, Mapping):
+        raise BadRequest(f"{where}: must be an object, not {_kind(given)}", param=where)
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is None:
+        return
+    near = nearest(unknown, known)
+    if unknown in OPENAI_ONLY:
+        remedy = "it shapes an answer that this protocol cannot carry: use the OpenAI routes"
+    else:
+        remedy = f"did you mean {near}?" if near else f"known: {', '.join(sorted(known))}"
+    raise BadRequest(f"{where}.{shown(unknown)}: unknown parameter; {remedy}", param=shown(unknown))
 
 
 def _kind(value: Any) -> str:

@@ -46,6 +46,12 @@ class Metrics:
             (*OPERATION_LABELS, "status"),
             registry=registry,
         )
+        self._ignored = Counter(
+            "aim_ignored_fields",
+            "Fields of request bodies that no operation knows and that were ignored (header x-ignored-fields)",
+            OPERATION_LABELS,
+            registry=registry,
+        )
         self._duration = Histogram(
             "aim_request_duration_seconds",
             "Time from a parsed request to its last token",
@@ -91,6 +97,10 @@ class Metrics:
             self._generated.inc(usage.completion_tokens)
         if usage.cached_tokens:
             self._cached.inc(usage.cached_tokens)
+
+    def ignored(self, operation: str, count: int) -> None:
+        """Count fields of a body that were ignored."""
+        self._ignored.labels(*self._labels, operation).inc(count)
 
 
 class Meter:

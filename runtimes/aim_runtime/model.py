@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import aclosing
 from copy import copy
 from typing import Any
@@ -14,6 +14,7 @@ from aim_kserve.access import current_log
 from aim_kserve.errors import BadRequest, NotFound, ServingError, StartupError, Unavailable
 from aim_kserve.kserve import InferRequest, InferResponse, Model
 from aim_runtime.engines.base import Engine, Json, ModelLoadError, Operation, RequestContext, Stream
+from aim_runtime.fields import header_of, ignored_fields
 from aim_runtime.kserve_api import INPUTS, OUTPUTS, Answer, Question, read_v1, read_v2, write_v1, write_v2
 from aim_runtime.metrics import Meter, Metrics
 
@@ -30,10 +31,12 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         name: the name it is served under.
         engine: not loaded yet; ``load_async`` does.
         metrics: where requests are counted.
+        strict_fields: refuse unknown fields of a body instead of ignoring them.
     """
 
-    def __init__(self, name: str, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, name: str, engine: Engine, metrics: Metrics, *, strict_fields: bool = False) -> None:
         super().__init__(name)
+        self._strict_fields = strict_fields
         self.runs_on = engine  # `engine` is KServe's: a flag
         self._metrics = metrics
         self.created = int(time.time())
@@ -91,12 +94,16 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
 
         Raises:
             Unavailable: loading, draining, dead or (from the engine) full.
-            BadRequest: the model does not have this operation; or, from the engine, what is wrong with ``body``.
+            BadRequest: the model does not have this operation; ``body`` has a field that must not be ignored; or,
+                from the engine, what is wrong with it.
             NotFound: ``body["model"]`` is another model.
+            ServingError: 504, ``context.timeout_s`` is over.
         """
         meter = Meter(self._metrics, operation, context.usage)
         try:
-            answer = await self._operation(operation, body)(body, context)
+            run = self._operation(operation, body)
+            self._judge_fields(operation, body, context)
+            answer = await _in_time(run(body, context), context.timeout_s)
         except BaseException as error:
             meter.end(_status_of(error))
             raise
@@ -124,6 +131,13 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
             raise unknown_model(asked, self.names)
         return operation
 
+    def _judge_fields(self, operation: str, body: Json, context: RequestContext) -> None:
+        ignored = ignored_fields(operation, body, self.runs_on.requests, strict=self._strict_fields)
+        if ignored:
+            context.ignored.extend(ignored)
+            self._metrics.ignored(operation, len(ignored))
+            current_log().fields["ignored_fields"] = header_of(ignored)
+
     @property
     def names(self) -> tuple[str, ...]:
         """What ``body["model"]`` may say: the served name first, then the engine's adapters."""
@@ -132,9 +146,9 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
     async def predict(self, payload: Any, headers: Mapping[str, str] | None = None) -> Json | InferResponse:
         """V1 (``payload``: the parsed JSON) and V2 (an InferRequest); see :mod:`aim_runtime.kserve_api`."""
         if isinstance(payload, InferRequest):
-            questions = read_v2(payload)
+            questions = read_v2(payload, self.runs_on.requests)
             return write_v2(payload, self.name, await self._ask_all(questions, headers or {}))
-        questions = read_v1(payload)
+        questions = read_v1(payload, self.runs_on.requests)
         return write_v1(await self._ask_all(questions, headers or {}))
 
     async def _ask_all(self, questions: list[Question], headers: Mapping[str, str]) -> list[Answer]:
@@ -154,7 +168,9 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         return [task.result() for task in tasks]
 
     async def _ask(self, index: int, question: Question, headers: Mapping[str, str]) -> Answer:
-        context = RequestContext(f"{current_log().unique_id}-{index}", headers)
+        context = RequestContext(
+            f"{current_log().unique_id}-{index}", headers, question.priority, timeout_s=question.timeout_s
+        )
         try:
             answer = await self.call(question.operation, {"model": self.name, **question.body}, context)
         except ServingError as error:
@@ -181,6 +197,20 @@ def _status_of(error: BaseException) -> int:
     if isinstance(error, ServingError):
         return error.status
     return 499 if isinstance(error, (asyncio.CancelledError, GeneratorExit)) else 500
+
+
+async def _in_time(answer: Awaitable[Json | Stream], timeout_s: float | None) -> Json | Stream:
+    if timeout_s is None:
+        return await answer
+    try:
+        async with asyncio.timeout(timeout_s) as deadline:
+            return await answer
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+    raise ServingError(
+        f"timeout: no answer within {timeout_s:g} s, the request's own limit", status=504, code="timeout"
+    )
 
 
 async def _metered(chunks: Stream, meter: Meter) -> Stream:

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aim_kserve.access import log_of
 from aim_kserve.errors import BadRequest, ServingError
@@ -28,13 +28,14 @@ from aim_kserve.http import (
 )
 from aim_kserve.rest import as_serving_error
 from aim_runtime.engines.base import Json, RequestContext
+from aim_runtime.fields import header_of
 from aim_runtime.model import RuntimeModel, unknown_model
 
 logger = logging.getLogger("aim.server")
 
 PREFIXES = ("/openai/v1", "/v1")
 #: vLLM serves these beside ``/v1`` too.
-AT_THE_ROOT = ("tokenize", "detokenize")
+AT_THE_ROOT = ("/tokenize", "/detokenize")
 #: POST routes of OpenAI's API and of vLLM's: where the engine lacks one, the client is told so, not "no such route".
 ENDPOINTS = frozenset(
     {
@@ -58,9 +59,13 @@ ENDPOINTS = frozenset(
 
 
 def model_routes(model: RuntimeModel) -> list[BaseRoute]:
-    """The model cards, for the router."""
-    cards = ModelCards(model)
+    """The model cards and the server's state, for the router."""
+    cards, state = ModelCards(model), ServerState(model)
     return [
+        Route("/health", state.health, methods=["GET"]),
+        Route("/ping", state.health, methods=["GET", "POST"]),
+        Route("/version", state.version, methods=["GET"]),
+        Route("/load", state.load, methods=["GET"]),
         *(Route(f"{prefix}/models", cards.all, methods=["GET"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/models/{{name:path}}", cards.one, methods=["GET"]) for prefix in PREFIXES),
     ]
@@ -86,7 +91,7 @@ class Operations:
         self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        operation = _operation(scope["path"]) if scope["type"] == "http" else None
+        operation = _operation(scope) if scope["type"] == "http" else None
         if operation is None or not (operation in ENDPOINTS or operation in self.model.runs_on.operations):
             await self.app(scope, receive, send)
             return
@@ -108,17 +113,55 @@ class Operations:
         context = RequestContext(log_of(scope).unique_id, Headers(raw=scope["headers"]))
         async with cancelled_on_disconnect(receive):
             answer = await self.model.call(operation, body, context)
+            send = _with_ignored(send, context.ignored) if context.ignored else send
             if isinstance(answer, dict):
                 await send_json(send, answer)
             else:
                 await pump_events(send, answer)
 
 
-def _operation(path: str) -> str | None:
+def _with_ignored(send: Send, names: list[str]) -> Send:
+    """``send`` with the header that tells which fields of the body were ignored."""
+    header = (b"x-ignored-fields", header_of(names).encode())
+
+    async def send_with_header(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], header]
+        await send(message)
+
+    return send_with_header
+
+
+def _operation(scope: Scope) -> str | None:
+    """What follows the prefix. A path that is spelled otherwise (``/v1%2Fcompletions``) is another path: gateways
+    match what they see, and must not be passed by a spelling that only we understand."""
+    path: str = scope["path"]
+    if b"%" in scope["raw_path"]:
+        return None
     for prefix in PREFIXES:
-        if path.startswith(prefix):
+        if path.startswith(f"{prefix}/"):
             return path[len(prefix) + 1 :]
-    return path[1:] if path[1:] in AT_THE_ROOT else None
+    return path[1:] if path in AT_THE_ROOT else None
+
+
+class ServerState:
+    """What vLLM's server says of itself, and SageMaker's ``/ping``, in their forms: probes, routers and dashboards
+    made for it ask here."""
+
+    def __init__(self, model: RuntimeModel) -> None:
+        self._model = model
+
+    async def health(self, _: Request) -> Response:
+        """No body; the reason of a 503 is on the KServe routes."""
+        return Response(status_code=200 if self._model.refusal() is None else 503)
+
+    async def version(self, _: Request) -> Response:
+        return JSONResponse({"version": self._model.runs_on.version, "engine": self._model.runs_on.name})
+
+    async def load(self, _: Request) -> Response:
+        """Requests in the engine, running and waiting."""
+        stats = self._model.runs_on.stats()
+        return JSONResponse({"server_load": stats.running + stats.waiting})
 
 
 class ModelCards:

@@ -28,6 +28,7 @@ def run(settings: RuntimeSettings) -> int:
 
 def serve(settings: RuntimeSettings, engine: Engine) -> int:
     """Serve ``engine`` until a signal: listen, load behind, answer, drain."""
-    model = RuntimeModel(settings.model_name, engine, Metrics(settings.model_name, engine))
+    metrics = Metrics(settings.model_name, engine)
+    model = RuntimeModel(settings.model_name, engine, metrics, strict_fields=settings.strict_fields)
     operations = partial(Operations, model=model, max_body_bytes=int(settings.max_body_mib * 1024**2))
     return Server(settings, model_routes(model), [operations]).run(model)

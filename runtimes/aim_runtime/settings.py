@@ -48,6 +48,9 @@ class RuntimeSettings(ServerSettings):
     )
     threads: int | None = Field(None, ge=1, description="llama_cpp: compute threads; default: the CPUs we may use")
     tensor_parallel_size: int | None = Field(None, ge=1, description="vllm: devices the model is split over")
+    strict_fields: bool = Field(
+        False, description="refuse unknown fields of a request body (400) instead of ignoring them with a header"
+    )
     engine_args: Annotated[list[str] | dict[str, Any], BeforeValidator(_engine_args)] = Field(
         default_factory=list, description="vllm: its own flags, as a command line or a JSON object"
     )

@@ -2,7 +2,8 @@
 
 Tests and benchmarks of the server use it. A body may carry ``"fake": {...}``: ``token_s`` (seconds per token),
 ``fail_after`` (tokens, then an unforeseen exception), ``refuse_after`` (tokens, then a ServingError), ``die`` (the
-engine is dead afterwards).
+engine is dead afterwards), ``parsed`` (the body is judged as the embedded engine judges it, and the answer's text is
+the JSON of what arrived).
 """
 
 from __future__ import annotations
@@ -11,18 +12,29 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
 from aim_kserve.errors import BadRequest, Unavailable
 from aim_runtime.engines.base import EngineStats, Json, ModelLoadError, Operation, RequestContext, Stream
+from aim_runtime.engines.llama_cpp.request import ChatBody, CompletionBody, GenerationBody, TokenizeBody, parse
 
+LIMITS = ("max_completion_tokens", "max_tokens")
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and")
 
 
 def words(count: int) -> Iterator[str]:
     """What the engine answers in ``count`` tokens."""
     return (("" if index == 0 else " ") + WORDS[index % len(WORDS)] for index in range(count))
+
+
+class FakeChatBody(ChatBody):
+    fake: dict[str, Any] | None = None
+
+
+class FakeCompletionBody(CompletionBody):
+    fake: dict[str, Any] | None = None
 
 
 @dataclass
@@ -39,6 +51,7 @@ class FakeEngine:
     max_model_len: int = 1000
     most_tokens: int = 10**6
     name: str = "fake"
+    version: str = "1.2.3"
     dead: bool = False
     adapters: tuple[str, ...] = ()
     aborted: list[str] = field(default_factory=list)
@@ -49,6 +62,11 @@ class FakeEngine:
     def __post_init__(self) -> None:
         self._free = asyncio.Semaphore(self.slots)
         self._operations: dict[str, Operation] = {}
+
+    @property
+    def requests(self) -> Mapping[str, Any]:
+        """The embedded engine's, so that parameters have one list; only a few of them are looked at."""
+        return {"chat/completions": FakeChatBody, "completions": FakeCompletionBody, "tokenize": TokenizeBody}
 
     @property
     def operations(self) -> Mapping[str, Operation]:
@@ -92,6 +110,8 @@ class FakeEngine:
         return {"body": body, "request_id": context.request_id, "headers": dict(context.headers)}
 
     async def _chat(self, body: Json, context: RequestContext) -> Json | Stream:
+        if (body.get("fake") or {}).get("parsed"):
+            return await self._answer(_Chat(self, body, context, ""))
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages:
             raise BadRequest("messages: must be a non-empty list", param="messages")
@@ -101,12 +121,16 @@ class FakeEngine:
         return await self._answer(_Chat(self, body, context, " ".join(str(item.get("content")) for item in messages)))
 
     async def _complete(self, body: Json, context: RequestContext) -> Json | Stream:
+        if (body.get("fake") or {}).get("parsed"):
+            return await self._answer(_Completion(self, body, context, ""))
         prompt = body.get("prompt")
         if not isinstance(prompt, str):
             raise BadRequest("prompt: must be a string", param="prompt")
         return await self._answer(_Completion(self, body, context, prompt))
 
     async def _answer(self, request: _Request) -> Json | Stream:
+        if (request.body.get("fake") or {}).get("parsed"):
+            return request.parsed(parse(request.model, request.body))
         request.check()
         if self._running + self._waiting >= self.slots + self.max_waiting:
             raise Unavailable(f"{self._waiting} requests are waiting already", code="engine_full")
@@ -152,19 +176,21 @@ class FakeEngine:
 
 class _Request:
     kind = ""
+    model: type[GenerationBody]
     prefix = ""
     opening: bytes | None = None
 
     def __init__(self, engine: FakeEngine, body: Json, context: RequestContext, prompt: str) -> None:
         self.engine, self.body, self.context, self.prompt = engine, body, context, prompt
-        self.max_tokens = body.get("max_tokens", 16)
+        self.limit = next((name for name in LIMITS if body.get(name) is not None), None)
+        self.max_tokens = body[self.limit] if self.limit else 16
         self.id = f"{self.prefix}-{context.request_id}"
         context.usage.prompt_tokens = len(prompt.split())
         self._head = orjson.dumps(self._frame([]))[:-3]
 
     def check(self) -> None:
         if not isinstance(self.max_tokens, int) or not 1 <= self.max_tokens <= self.engine.most_tokens:
-            raise BadRequest(f"max_tokens: must be an integer >= 1 (got {self.max_tokens!r})", param="max_tokens")
+            raise BadRequest(f"{self.limit}: must be an integer >= 1 (got {self.max_tokens!r})", param=self.limit)
         temperature = self.body.get("temperature", 1)
         if not isinstance(temperature, (int, float)) or temperature < 0:
             raise BadRequest(f"temperature: must be a number >= 0 (got {temperature!r})", param="temperature")
@@ -211,6 +237,11 @@ class _Request:
     def _choice_chunk(self, choice: Json) -> bytes:
         return self._head + b"[" + orjson.dumps(choice) + b"]}"
 
+    def parsed(self, request: GenerationBody) -> Json:
+        """The answer whose text says what the request model holds."""
+        self.body = {}
+        return self.whole([request.model_dump_json(exclude_unset=True, by_alias=True)])
+
     def whole(self, tokens: list[str]) -> Json:
         raise NotImplementedError
 
@@ -222,10 +253,11 @@ class _Request:
 
     @property
     def finish_reason(self) -> str:
-        return "length" if "max_tokens" in self.body else "stop"
+        return "length" if self.limit else "stop"
 
 
 class _Chat(_Request):
+    model = FakeChatBody
     prefix = "chatcmpl"
 
     def __init__(self, engine: FakeEngine, body: Json, context: RequestContext, prompt: str) -> None:
@@ -248,6 +280,7 @@ class _Chat(_Request):
 
 class _Completion(_Request):
     kind = "text_completion"
+    model = FakeCompletionBody
     prefix = "cmpl"
 
     def whole(self, tokens: list[str]) -> Json:

@@ -40,6 +40,9 @@ CARD_BRANDS = {
     "diners": (["36", "38"], 14),
     "unionpay-18": (["62"], 18),
     "maestro-19": (["6759"], 19),
+    "maestro-12": (["5018", "6304", "6759", "6763"], 12),
+    "jcb-15": (["2131", "1800"], 15),
+    "mir": (["2200", "2204"], 16),
 }
 
 
@@ -104,6 +107,9 @@ def phone(random: Random) -> str:
             f"+49 (30) 9018{four}",
             f"+33 1 42 68 {random.randint(10, 99)} {random.randint(10, 99)}",
             f"+91 98{random.randint(100, 999)} {random.randint(10000, 99999)}",
+            f"+55 11 9{random.randint(1000, 9999)}-{four}",
+            f"(11) 9{random.randint(1000, 9999)}-{four}",
+            f"0171 {random.randint(200, 999)}{four}",
         ]
     )
 

@@ -118,9 +118,9 @@ def test_email_domains_are_checked_without_network_or_files(monkeypatch: pytest.
     from aim_guardrail.detectors import presidio
 
     presidio._build.cache_clear()
-    find = recognizers(["EMAIL_ADDRESS"])["EMAIL_ADDRESS"].find
-    assert find("bob@example.co.uk")
-    assert not find("bob@example.invalidtld")
+    score = recognizers(["EMAIL_ADDRESS"])["EMAIL_ADDRESS"].score
+    assert score("bob@example.co.uk")
+    assert not score("bob@example.invalidtld")
 
 
 def test_presidio_is_loaded_without_spacy_and_left_whole_for_others():
@@ -131,8 +131,8 @@ sys.path.insert(0, "tests/fakes")
 import guardrail_values as made
 from aim_guardrail.detectors import presidio
 def everything():
-    finders = presidio.recognizers(made.PII)
-    return {(k, s): finders[k].find(made.PII[k](Random(s))) for k in made.PII for s in range(5)}
+    judges = presidio.recognizers(presidio.LABELS)
+    return {(k, s): judges[k].score(made.PII[k](Random(s))) for k in presidio.LABELS for s in range(5)}
 alone = everything()
 assert all(alone.values()), alone
 assert "spacy" not in sys.modules
@@ -375,8 +375,9 @@ def test_technical_text_passes_unchanged(text: str):
 @pytest.mark.parametrize(
     ("text", "result"),
     [
-        # Four dotted numbers below 256 are an address, whatever the words around say.
-        ("version 1.2.3.4", "version <IP_ADDRESS_1>"),
+        # Four dotted numbers are an address, unless the words before or small numbers say that they are a version.
+        ("or 1.200.3.4", "or <IP_ADDRESS_1>"),
+        ("or 1.2.3.4", "or 1.2.3.4"),
         # An SSH remote has the form of an e-mail address.
         ("git@github.com:org/repo.git", "<EMAIL_ADDRESS_1>:org/repo.git"),
         # Ten digits in a row are a number first: they score 0.3, below the default threshold for phones (0.4).

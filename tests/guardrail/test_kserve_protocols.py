@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 import fake_predictor
 from aim_guardrail.v2 import pack, unpack
 from aim_kserve.errors import BadRequest
+from aim_kserve.grpc_parameters import decode
 from fake_predictor import FakePredictor
 from guarded import guardrail, orders
 from served import Served
@@ -238,6 +239,21 @@ def test_triton_grpc_client(transformer: Served, by_grpc: Served) -> None:
         assert answer["text"] == ["a", "to <EMAIL_ADDRESS_1>"]
         assert blocked["status"] == "StatusCode.INVALID_ARGUMENT"
         assert blocked["message"] == "prompt[1] was blocked by the guardrail: it contains secrets"
+
+
+def test_parameters_of_every_kind_pass(transformer: Served, by_grpc: Served, predictor: FakePredictor) -> None:
+    """Doubles and unsigned numbers, which KServe's protocol file lacks, too."""
+    given = {"temperature": 0.25, "seed": 7, "ignore_eos": False, "user": "u"}
+    call = {"infer": {"prompts": ["a"], "parameters": given, "priority": 2**64 - 1}}
+    triton_grpc(by_grpc, call)
+    assert decode(predictor.last["body"].parameters, "parameters") == {**given, "priority": 2**64 - 1}
+    triton_grpc(transformer, call)
+    headers = {key.lower(): value for key, value in predictor.last["headers"]}
+    length = headers.get("inference-header-content-length")
+    assert orjson.loads(predictor.last["body"][: int(length) if length else None])["parameters"] == {
+        **given,
+        "priority": 2**64 - 1,
+    }
 
 
 def test_rest_to_a_grpc_predictor(by_grpc: Served) -> None:

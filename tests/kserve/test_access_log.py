@@ -59,6 +59,9 @@ async def test_a_failure_is_logged_as_500() -> None:
     ("path", "status", "lines"),
     [
         ("/metrics", 200, 0),
+        ("/health", 200, 0),
+        ("/health", 503, 1),
+        ("/ping", 200, 0),
         ("/v2/health/ready", 200, 0),
         ("/v2/health/ready", 503, 1),
         ("/v2/models/m/ready", 200, 0),

@@ -58,3 +58,33 @@ def test_a_template_that_is_no_jinja_is_refused():
 def test_tools_are_known_by_their_mention():
     assert ChatTemplate("{% if tools %}{% endif %}", {}).takes_tools
     assert not ChatTemplate("{{ messages }}", {}).takes_tools
+
+
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "source", "ends"),
+    [
+        ("The answer is ", CHATML, "The answer is "),
+        ("The answer is ", CHATML.replace("m.content", "m.content | trim"), "The answer is"),
+        ("a<|end|>b", CHATML, "a<|end|>b"),
+        ("", CHATML, ""),
+        ("hi", CHATML.replace("m.content", "m.content | tojson"), '"hi'),
+    ],
+    ids=["as it is", "trimmed", "with the end marker in it", "empty", "inside quotes"],
+)
+def test_a_final_message_is_left_open(content: str, source: str, ends: str):
+    messages = [*HELLO, {"role": "assistant", "content": content}]
+    prompt = ChatTemplate(source, {}).render(messages, continue_final_message=True)
+    assert prompt.endswith(f"<|assistant|>{ends}")
+    assert prompt.count("<|assistant|>") == 1
+
+
+def test_a_final_message_that_the_template_drops_cannot_be_continued():
+    template = ChatTemplate("{{ messages[0].content }}", {})
+    with pytest.raises(TemplateRefusal, match="leaves out the final message"):
+        template.render([*HELLO, {"role": "assistant", "content": "x"}], continue_final_message=True)

@@ -18,6 +18,8 @@ from fake_engine import words
 from served import Served
 
 TRITON = Path(__file__).parent.parent / "fakes" / "triton_grpc_client.py"
+#: Makes the fake engine judge the body as the embedded one does, and answer with what arrived.
+PARSED = {"fake": '{"parsed": true}'}
 Ask = Callable[[dict[str, Any]], Any]
 
 
@@ -63,6 +65,31 @@ def test_metadata_and_readiness(triton: Ask) -> None:
         assert triton({"ask": question, "arguments": arguments}) is True
 
 
+def test_tritonclient_sends_numbers_of_every_kind(triton: Ask) -> None:
+    """Floats as ``double_param`` and priorities as ``uint64_param``: neither is in KServe's protocol file."""
+    given = {"temperature": 0.0, "top_p": 0.25, "seed": 7, "ignore_eos": True}
+    call = {"priority": 2, "timeout": 60_000_000, "sequence_id": 5, "sequence_start": True}
+    answer = triton({"infer": {"prompts": ["x"], "parameters": {**given, **PARSED}, **call}})
+    assert {**orjson.loads(answer["text"][0]), **given} == orjson.loads(answer["text"][0])
+
+
+async def test_kserves_client_has_no_floats_and_sends_text(fake: Served) -> None:
+    client = InferenceGRPCClient(fake.grpc_url)
+    parameters = {"temperature": "0.0", "max_tokens": "3", "ignore_eos": "true", "user": "5", **PARSED}
+    answer = await client.infer(InferRequest("m", [InferInput("prompt", [1], "BYTES", ["x"])], parameters=parameters))
+    arrived = orjson.loads(answer.outputs[0].data[0])
+    assert arrived["temperature"] == 0
+    assert (arrived["max_tokens"], arrived["ignore_eos"], arrived["user"]) == (3, True, "5")
+    await client.close()
+
+
+def test_tritons_deadline_has_its_own_status(triton: Ask) -> None:
+    parameters = {"max_tokens": 500, "fake": '{"token_s": 0.05}'}
+    refusal = triton({"infer": {"prompts": ["x"], "parameters": parameters, "timeout": 50_000}})
+    assert refusal["status"] == "StatusCode.DEADLINE_EXCEEDED"
+    assert "no answer within 0.05 s" in refusal["message"]
+
+
 async def test_kserve_client(fake: Served) -> None:
     client = InferenceGRPCClient(fake.grpc_url)
     request = InferRequest("m", [InferInput("prompt", [1], "BYTES", ["x"])], parameters={"max_tokens": 2})
@@ -87,6 +114,10 @@ def test_plain_contents_are_answered_by_plain_contents(stub: pb_grpc.GRPCInferen
         ({"prompts": ["x"], "tensor": "text"}, "input 'text': unknown tensor"),
         ({"prompts": ["x"], "parameters": {"bogus": 1}}, "parameters.bogus: unknown parameter"),
         ({"prompts": ["x"], "parameters": {"temperature": -1}}, "prompt[0]: temperature: must be"),
+        ({"prompts": ["x"], "parameters": {"temperature": -1.5}}, "prompt[0]: temperature: must be"),
+        ({"prompts": ["x"], "parameters": {"top_p": 5.5, **PARSED}}, "'top_p' should be less than or equal to 1"),
+        ({"prompts": ["x"], "parameters": {"top_p": "wide", **PARSED}}, "'top_p' should be a valid number"),
+        ({"prompts": ["x"], "timeout": -1}, "parameters.timeout: must be an integer >= 0 (got -1)"),
         ({"prompts": ["x", "y " * 1001]}, "prompt[1]: the prompt has 1001 tokens, 1 more than"),
     ],
 )

@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 
 from aim_kserve.errors import ServingError, Unavailable
+from aim_runtime.engines.base import Json
 from aim_runtime.engines.llama_cpp.engine import LlamaCppEngine
 from aim_runtime.engines.llama_cpp.sequence import Sequence
 from llama_engine import ask, chat, context, loaded, new_engine, same_but_for_ties, stream, text_of
@@ -96,6 +97,81 @@ async def test_completion_echoes_its_prompt_whole_and_streamed(engine: LlamaCppE
     assert text_of(await stream(engine, "completions", body)) == whole["choices"][0]["text"]
     assert whole["object"] == "text_completion"
     assert whole["id"].startswith("cmpl-")
+
+
+async def test_a_prompts_own_log_probabilities(engine: LlamaCppEngine):
+    """As evaluations ask: ``echo``, ``logprobs`` and no new token, ids in, over several steps' worth of tokens."""
+    said = await ask(
+        engine,
+        "completions",
+        {"prompt": PROMPTS[0], "max_tokens": 60, "temperature": 0, "ignore_eos": True, "logprobs": 1},
+    )
+    text = PROMPTS[0] + said["choices"][0]["text"]
+    ids = (await ask(engine, "tokenize", {"prompt": text}))["tokens"]
+    body: Json = {"prompt": ids, "max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}
+    for _ in range(2):  # the second finds its prompt in the cache, and has to compute it all the same
+        answer = await ask(engine, "completions", body)
+        (choice,) = answer["choices"]
+        scored = choice["logprobs"]
+        assert (choice["text"], choice["finish_reason"]) == (text, "length")
+        assert answer["usage"] == {**answer["usage"], "prompt_tokens": len(ids), "completion_tokens": 0}
+        assert {len(scored[name]) for name in scored} == {len(ids)}
+        assert (scored["token_logprobs"][0], scored["top_logprobs"][0]) == (None, None)
+        assert "".join(scored["tokens"]) == text
+        assert [text[a:] == "".join(scored["tokens"][i:]) for i, a in enumerate(scored["text_offset"])] == [True] * len(
+            ids
+        )
+        generated = said["choices"][0]["logprobs"]["token_logprobs"]
+        if len(ids) - len(generated) == len((await ask(engine, "tokenize", {"prompt": PROMPTS[0]}))["tokens"]):
+            for one, other in zip(scored["token_logprobs"][-len(generated) :], generated, strict=True):
+                assert math.isclose(one, other, abs_tol=0.75)
+        for value, rivals in zip(scored["token_logprobs"][1:], scored["top_logprobs"][1:], strict=True):
+            assert value <= max(rivals.values()) <= 0
+
+
+async def test_echoed_log_probabilities_go_on_with_the_answers(engine: LlamaCppEngine):
+    body: Json = {"prompt": ["One two three", "x"], "max_tokens": 3, "temperature": 0, "ignore_eos": True, "n": 2}
+    body |= {"echo": True, "logprobs": 0}
+    whole = await ask(engine, "completions", body)
+    chunks = await stream(engine, "completions", body)
+    for choice in whole["choices"]:
+        logprobs = choice["logprobs"]
+        assert choice["text"] == "".join(logprobs["tokens"])
+        assert logprobs["token_logprobs"][0] is None
+        assert all(value <= 0 for value in logprobs["token_logprobs"][1:])
+        assert logprobs["top_logprobs"] is None
+        assert logprobs["text_offset"] == [len("".join(logprobs["tokens"][:i])) for i in range(len(logprobs["tokens"]))]
+        pieces = [part["logprobs"] for chunk in chunks for part in chunk["choices"] if part["index"] == choice["index"]]
+        assert [token for piece in pieces for token in piece["tokens"]] == logprobs["tokens"]
+        assert [at for piece in pieces for at in piece["text_offset"]] == logprobs["text_offset"]
+
+
+async def test_an_echo_without_anything_new_streams(engine: LlamaCppEngine):
+    chunks = await stream(engine, "completions", {"prompt": "One two", "max_tokens": 0, "echo": True})
+    assert (text_of(chunks), chunks[-1]["choices"][0]["finish_reason"]) == ("One two", "length")
+
+
+async def test_max_completion_tokens_limits_completions_too(engine: LlamaCppEngine):
+    for limits in ({"max_completion_tokens": 3}, {"max_completion_tokens": 3, "max_tokens": 9}):
+        answer = await ask(engine, "completions", {"prompt": "One", "temperature": 0, "ignore_eos": True, **limits})
+        assert answer["usage"]["completion_tokens"] == 3
+
+
+async def test_a_final_message_is_continued(engine: LlamaCppEngine):
+    history = [{"role": "user", "content": "Count to five."}, {"role": "assistant", "content": "1, 2, 3,"}]
+    body: Json = {"messages": history, "continue_final_message": True, "add_generation_prompt": False}
+    prompt = (await ask(engine, "tokenize", body))["tokens"]
+    assert (await ask(engine, "detokenize", {"tokens": prompt}))["prompt"].endswith("assistant\n1, 2, 3,")
+    answer = await ask(engine, "chat/completions", {**body, "max_tokens": 4, "temperature": 0})
+    assert "4" in answer["choices"][0]["message"]["content"]
+
+
+async def test_an_assistant_that_said_nothing_is_history(engine: LlamaCppEngine):
+    for silent in ({"content": None}, {}, {"content": None, "refusal": "no"}):
+        said = [{"role": "user", "content": "a"}, {"role": "assistant", **silent}, {"role": "user", "content": "b"}]
+        empty = [*said[:1], {"role": "assistant", "content": ""}, *said[2:]]
+        tokens = [await ask(engine, "tokenize", {"messages": messages}) for messages in (said, empty)]
+        assert tokens[0]["tokens"] == tokens[1]["tokens"]
 
 
 async def test_completion_takes_sixteen_tokens_unless_told(engine: LlamaCppEngine):

@@ -72,6 +72,7 @@ def test_names(fake: Served) -> None:
         "aim_request_duration_seconds": "histogram",
         "aim_time_to_first_token_seconds": "histogram",
         "aim_inter_token_latency_seconds": "histogram",
+        "aim_ignored_fields_total": "counter",
         "aim_prompt_tokens_total": "counter",
         "aim_generation_tokens_total": "counter",
         "aim_cached_prompt_tokens_total": "counter",

@@ -111,6 +111,29 @@ def test_unknown_routes(fake: Served) -> None:
     assert answer.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1Xchat/completions",
+        "/v1-chat/completions",
+        "/openai/v1zcompletions",
+        "/v1%2Fchat/completions",
+        "/v1/chat%2fcompletions",
+        "/v1//chat/completions",
+        "/v1/chat/completions/",
+        "/V1/chat/completions",
+        "/openaiXv1/chat/completions",
+        "/openai/chat/completions",
+        "/v1%2ftokenize",
+        "/%74okenize",
+    ],
+)
+def test_only_the_exact_path_is_served(fake: Served, path: str) -> None:
+    """A gateway's path policy must not be passed by another spelling of the same route."""
+    answer = httpx.post(fake.url + path, json={"messages": ASK, "prompt": "x", "max_tokens": 1})
+    assert answer.status_code == 404, path
+
+
 def test_a_full_engine_is_a_503_with_retry_after() -> None:
     with Served.fake(slots=1, max_waiting=0, token_s=0.05) as server, httpx.Client(base_url=server.url) as client:
         with client.stream("POST", CHAT, json={"messages": ASK, "stream": True, "max_tokens": 40}) as running:

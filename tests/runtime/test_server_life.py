@@ -36,6 +36,23 @@ def test_not_ready_while_loading(loading: Served, path: str) -> None:
     assert httpx.get(loading.url + path).status_code == 503
 
 
+def test_vllms_own_questions_are_answered_as_vllm_does(fake: Served, loading: Served) -> None:
+    for server, status in ((fake, 200), (loading, 503)):
+        for answer in (
+            httpx.get(f"{server.url}/health"),
+            httpx.get(f"{server.url}/ping"),
+            httpx.post(f"{server.url}/ping"),
+        ):
+            assert (answer.status_code, answer.content) == (status, b"")
+        assert httpx.get(f"{server.url}/version").json() == {"version": "1.2.3", "engine": "fake"}
+        assert httpx.get(f"{server.url}/load").json() == {"server_load": 0}
+    body = {"messages": ASK, "stream": True, "max_tokens": 1000, "fake": {"token_s": 0.01}}
+    with httpx.stream("POST", fake.url + CHAT, json=body) as stream:
+        lines = stream.iter_lines()  # kept: httpx closes the connection with it
+        next(lines)
+        assert httpx.get(f"{fake.url}/load").json() == {"server_load": 1}
+
+
 def test_what_is_true_while_loading(loading: Served) -> None:
     assert httpx.get(f"{loading.url}/").status_code == 200
     assert httpx.get(f"{loading.url}/v1/models").json()["models"] == ["m"]

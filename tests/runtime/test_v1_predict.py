@@ -74,6 +74,12 @@ async def test_kserve_client(fake: Served) -> None:
         ({"instances": [{"prompt": ["x"]}]}, "instances[0].prompt: must be a string, not a list"),
         ({"instances": [{"prompt": "x", "temprature": 1}]}, "instances[0].temprature: unknown parameter"),
         ({"instances": ["x"], "parameters": {"stream": True}}, "parameters.stream: unknown parameter"),
+        ({"instances": ["x"], "parameters": {"stream": True}}, "use the OpenAI routes"),
+        ({"instances": ["x"], "parameters": {"temprature": 1}}, "did you mean temperature?"),
+        (
+            {"instances": [{"messages": []}, "x"], "parameters": {"chat_template_kwargs": {}}},
+            "instances[1]: parameters.chat_template_kwargs: unknown parameter",
+        ),
         ({"instances": ["x"], "parameters": [1]}, "parameters: must be an object, not a list"),
         ({"instances": ["x"], "params": {}}, "params: unknown field"),
         ({"instances": ["x", {"prompt": "y", "temperature": -1}]}, "instances[1]: temperature: must be"),

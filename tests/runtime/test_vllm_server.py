@@ -245,6 +245,102 @@ def test_kserve_v1(server: Server) -> None:
     assert "Paris" in response.json()["predictions"][0]
 
 
+#: vLLM's fields whose effect V1's and V2's answers can carry. A new vLLM may bring more: look at each before it joins.
+V1_PARAMETERS = [
+    "add_generation_prompt",
+    "add_special_tokens",
+    "allowed_token_ids",
+    "bad_words",
+    "cache_salt",
+    "chat_template",
+    "chat_template_kwargs",
+    "continue_final_message",
+    "documents",
+    "frequency_penalty",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "length_penalty",
+    "logit_bias",
+    "max_completion_tokens",
+    "max_tokens",
+    "media_io_kwargs",
+    "min_p",
+    "min_tokens",
+    "mm_processor_kwargs",
+    "presence_penalty",
+    "priority",
+    "reasoning_effort",
+    "repetition_detection",
+    "repetition_penalty",
+    "response_format",
+    "seed",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "stop",
+    "stop_token_ids",
+    "structured_outputs",
+    "temperature",
+    "thinking_token_budget",
+    "top_k",
+    "top_p",
+    "truncate_prompt_tokens",
+    "truncation_side",
+    "use_beam_search",
+    "user",
+    "vllm_xargs",
+    "watermarking",
+]
+
+
+def test_the_parameters_of_v1_are_vllm_s(server: Server) -> None:
+    body = {"instances": ["x"], "parameters": {"zzz": 1}}
+    refusal = server.http.post("/v1/models/smollm2:predict", json=body).json()["error"]
+    assert refusal.partition("known: ")[2].split(", ") == V1_PARAMETERS
+
+
+def test_v1_and_v2_take_vllm_s_own_fields(server: Server) -> None:
+    wanted = {"regex": "(yes|no)"}
+    body: Json = {"instances": ["Is it?"], "parameters": {"max_completion_tokens": 4, "structured_outputs": wanted}}
+    response = server.http.post("/v1/models/smollm2:predict", json=body)
+    assert response.json()["predictions"][0] in ("yes", "no")
+    tensor = {"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["Is it?"]}
+    parameters = {"max_completion_tokens": 4, "structured_outputs": json.dumps(wanted), "priority": 3}
+    response = server.http.post("/v2/models/smollm2/infer", json={"inputs": [tensor], "parameters": parameters})
+    assert response.json()["outputs"][0]["data"][0] in ("yes", "no")
+
+
+def test_max_completion_tokens_limits_completions_too(server: Server) -> None:
+    for limits in ({"max_completion_tokens": 3}, {"max_completion_tokens": 3, "max_tokens": 9}):
+        answer = server.ask("completions", prompt="x", ignore_eos=True, **limits)
+        assert answer["usage"]["completion_tokens"] == 3
+
+
+def test_a_prompts_own_log_probabilities(server: Server) -> None:
+    answer = server.ask("completions", prompt="One two three", max_tokens=0, echo=True, logprobs=1)
+    logprobs = answer["choices"][0]["logprobs"]
+    assert answer["choices"][0]["text"] == "One two three" == "".join(logprobs["tokens"])
+    assert logprobs["token_logprobs"][0] is None
+    assert all(value <= 0 for value in logprobs["token_logprobs"][1:])
+
+
+def test_history_and_prefills(server: Server) -> None:
+    silent = [HI[0], {"role": "assistant", "content": None}, HI[0]]
+    assert server.ask("chat/completions", messages=silent, max_tokens=1)["choices"]
+    body: Json = {
+        "messages": [{"role": "user", "content": "Count to five."}, {"role": "assistant", "content": "1, 2, 3,"}]
+    }
+    body |= {"continue_final_message": True, "temperature": 0, "max_tokens": 4}
+    for said in ({"add_generation_prompt": False}, {}):
+        assert "4" in server.ask("chat/completions", **body, **said)["choices"][0]["message"]["content"]
+    assert server.post("chat/completions", **body, add_generation_prompt=True).status_code == 400
+
+
+def test_vllms_own_questions(server: Server) -> None:
+    assert server.http.get("/health").status_code == 200
+    assert server.http.get("/version").json()["version"][0].isdigit()
+    assert server.http.get("/load").json() == {"server_load": 0}
+
+
 def test_what_the_model_does_not_have_is_said(server: Server) -> None:
     response = server.post("embeddings", model="smollm2", input="x")
     assert response.status_code == 400
@@ -288,6 +384,22 @@ BAD = [
     (CHAT, {"messages": HI, "structured_outputs": {"regex": "("}}, 400, None),
     (CHAT, {"messages": HI, "tool_choice": "auto"}, 400, "tool_choice"),
     (CHAT, {"messages": HI, "tools": [{"type": "function", "function": {"name": "f"}}]}, 400, None),
+    (CHAT, {"messages": HI, "top_logprobs": 2}, 400, "top_logprobs"),
+    (CHAT, {"messages": HI, "tool_choice": "required"}, 400, "tool_choice"),
+    (CHAT, {"messages": HI, "grammar": "root ::= 'a'"}, 400, "grammar"),
+    (CHAT, {"messages": HI, "json_schema": {"type": "string"}, "bogus": 1}, 400, "json_schema"),
+    (CHAT, {"messages": HI, "guided_json": {"type": "object"}}, 400, "guided_json"),
+    (CHAT, {"messages": HI, "response_format": {"type": "json_object", "schema": {}}}, 400, "response_format.schema"),
+    (
+        CHAT,
+        {"messages": HI, "stream": True, "stream_options": {"continuous_usage_stats": True}},
+        400,
+        "stream_options.continuous_usage_stats",
+    ),
+    (CHAT, {"messages": HI, "suffix": "x"}, 400, "suffix"),
+    ("completions", {"prompt": "x", "top_logprobs": 2}, 400, "top_logprobs"),
+    ("completions", {"prompt": "x", "max_completion_tokens": "many"}, 400, "max_completion_tokens"),
+    ("completions", {"prompt": "x", "max_completion_tokens": 0}, 400, "max_tokens"),
     (CHAT, {"messages": TOO_LONG}, 400, "input_tokens"),
     (CHAT, {"messages": HI, "model": "nope"}, 404, "model"),
     ("completions", {}, 400, "prompt"),
@@ -318,8 +430,9 @@ def test_bad_input(server: Server, operation: str, body: Json, status: int, para
 
 
 def test_unknown_fields_and_roles_are_vllm_s_to_judge(server: Server) -> None:
-    answer = server.ask(CHAT, messages=[{"role": "wizard", "content": "hi"}], max_tokens=2, bogus=1)
-    assert answer["choices"][0]["finish_reason"] == "length"
+    answer = server.post(CHAT, messages=[{"role": "wizard", "content": "hi"}], max_tokens=2, bogus=1)
+    assert answer.json()["choices"][0]["finish_reason"] == "length"
+    assert answer.headers["x-ignored-fields"] == "bogus"
 
 
 def test_malformed_json(server: Server) -> None:

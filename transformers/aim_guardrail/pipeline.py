@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from aim_guardrail.detectors import build_detector
 from aim_guardrail.detectors.base import Detector, Finding
-from aim_guardrail.policy import Direction, Policy, Verdict, decide
+from aim_guardrail.policy import Direction, Policy, Rule, Verdict, decide
 from aim_guardrail.text import Text
 
 INLINE_CHARS = 2048
@@ -74,7 +74,7 @@ class Guard:
         self.policy = policy
         self._detectors = tuple(detectors)
         self._by_direction: dict[Direction, tuple[Detector, ...]] = {
-            direction: tuple(d for d in self._detectors if d.family in {r.type for r in policy.rules(direction)})
+            direction: tuple(d for d in self._detectors if any(_serves(d, r) for r in policy.rules(direction)))
             for direction in ("prompt", "answer")
         }
 
@@ -85,14 +85,15 @@ class Guard:
         Raises:
             DetectorFailed: a detector cannot be loaded.
         """
-        wanted: dict[str, set[str]] = {}
+        wanted: dict[tuple[str, frozenset[str] | None], frozenset[str]] = {}
         for rule in policy.prompt + policy.answer:
-            wanted.setdefault(rule.type, set()).update(rule.labels)
-        loaded = {(d.family, d.labels): d for d in (reuse._detectors if reuse else ())}
+            key = rule.type, rule.phone_regions
+            wanted[key] = wanted.get(key, frozenset()) | rule.labels
+        loaded = {(d.family, _regions(d), d.labels): d for d in (reuse._detectors if reuse else ())}
         detectors = []
-        for family, labels in wanted.items():
-            known = loaded.get((family, frozenset(labels)))
-            detectors.append(known if known is not None else _load(family, frozenset(labels)))
+        for (family, regions), labels in wanted.items():
+            known = loaded.get((family, regions, labels))
+            detectors.append(known if known is not None else _load(family, labels, regions))
         return cls(policy, detectors)
 
     def check(self, direction: Direction, text: str, session: Session) -> Checked:
@@ -152,8 +153,17 @@ class Guard:
         return "".join([*pieces, text.original[done:]])
 
 
-def _load(family: str, labels: frozenset[str]) -> Detector:
+def _serves(detector: Detector, rule: Rule) -> bool:
+    return detector.family == rule.type and _regions(detector) == rule.phone_regions
+
+
+def _regions(detector: Detector) -> frozenset[str] | None:
+    """Whose telephone numbers a detector knows; most know of none."""
+    return getattr(detector, "regions", None)
+
+
+def _load(family: str, labels: frozenset[str], regions: frozenset[str] | None) -> Detector:
     try:
-        return build_detector(family, labels)
+        return build_detector(family, labels, regions)
     except Exception as error:  # the edge of third-party engines: name the one that does not load
         raise DetectorFailed(family, f"cannot be loaded ({type(error).__name__}: {error})") from error

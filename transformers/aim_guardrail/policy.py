@@ -43,12 +43,16 @@ class _Strict(BaseModel):
 
 
 class Rule(_Strict):
-    """For one family in one direction: which entities, from which score, and the action."""
+    """For one family in one direction: which entities, from which score, and the action.
+
+    `regions`: whose national telephone numbers are looked for (ISO 3166-1 codes), all by default.
+    """
 
     type: str
     action: Action
     entities: tuple[str, ...] | None = Field(default=None, min_length=1)
     threshold: float | None = Field(default=None, ge=0, le=1)
+    regions: tuple[str, ...] | None = Field(default=None, min_length=1)
 
     @field_validator("type")
     @classmethod
@@ -58,7 +62,7 @@ class Rule(_Strict):
             raise ValueError(f"unknown type {_SHORT.repr(value)}: use one of {', '.join(FAMILIES)}{near}")
         return value
 
-    @field_validator("entities", mode="before")
+    @field_validator("entities", "regions", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
@@ -88,6 +92,30 @@ class Rule(_Strict):
             remedy = "lower it" if named or len(known) == 1 else "lower it, or list the entities it is meant for"
             raise ValueError(f"{value} can never match {entity}, whose highest score is {top}: {remedy}")
         return value
+
+    @field_validator("regions")
+    @classmethod
+    def _known_regions(cls, value: tuple[str, ...] | None, info: Any) -> tuple[str, ...] | None:
+        entities = info.data.get("entities") or FAMILIES.get(info.data.get("type", ""), {})
+        if value is None or not entities:
+            return value
+        if "PHONE_NUMBER" not in entities:
+            raise ValueError("only PHONE_NUMBER has regions, which this rule does not look for: remove them")
+        # Imported here: whoever names no region loads no numbering plans.
+        from aim_guardrail.detectors.numbering import REGIONS, nearest_region
+
+        for region in value:
+            if region not in REGIONS:
+                nearest = nearest_region(region)
+                raise ValueError(f"unknown region {region!r}: use ISO 3166-1 codes, {nearest!r} is the nearest")
+        if len(set(value)) != len(value):
+            raise ValueError("a region is listed twice: list each once")
+        return value
+
+    @property
+    def phone_regions(self) -> frozenset[str] | None:
+        """Whose national telephone numbers are looked for; None: every region's."""
+        return None if self.regions is None else frozenset(self.regions)
 
     @property
     def labels(self) -> frozenset[str]:

@@ -9,7 +9,8 @@ from grpc import aio
 
 from aim_guardrail.settings import GuardrailSettings
 from aim_guardrail.upstream import PredictorSaid
-from aim_kserve.errors import GRPC_CODE_BY_STATUS
+from aim_kserve.errors import GRPC_CODE_BY_STATUS, BadRequest, UpstreamFailed
+from aim_kserve.grpc_parameters import decode, encode
 from aim_kserve.kserve import InferRequest, InferResponse, pb, pb_grpc
 
 _STATUS_BY_CODE = {code: status for status, code in reversed(GRPC_CODE_BY_STATUS.items())}
@@ -40,8 +41,16 @@ class GrpcUpstream:
     async def infer(self, request: InferRequest, headers: list[tuple[bytes, bytes]]) -> InferResponse:
         """Raises PredictorSaid with the HTTP status that says the same as the gRPC code."""
         metadata = [(key.decode(), value.decode()) for key, value in headers if not key.startswith(_RESERVED)]
-        answer = await self._call(self._stub.ModelInfer, request.to_grpc(), metadata)
-        return InferResponse.from_grpc(answer)
+        for asked in (request, *request.inputs, *(request.request_outputs or ())):
+            asked.parameters = encode(asked.parameters or {}) or None
+        message = await self._call(self._stub.ModelInfer, request.to_grpc(), metadata)
+        answer = InferResponse.from_grpc(message)
+        try:
+            for source, part in ((message, answer), *zip(message.outputs, answer.outputs, strict=True)):
+                part.parameters = decode(source.parameters, "parameters")
+        except BadRequest as error:
+            raise UpstreamFailed(f"the predictor's answer: {error}") from error
+        return answer
 
     async def is_ready(self, name: str) -> bool:
         """Raises PredictorSaid."""

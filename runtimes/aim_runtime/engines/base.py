@@ -35,12 +35,16 @@ class RequestContext:
 
     ``request_id`` is unique per request and becomes part of the answer's ``id`` (``chatcmpl-<request_id>``).
     ``priority``: lower is served first, 0 is ordinary (vLLM's convention).
+    ``timeout_s``: the server ends the request after this many seconds; None is never.
+    ``ignored`` is filled in by the server: the body's fields that the operation does not know.
     """
 
     request_id: str
     headers: Mapping[str, str] = field(default_factory=dict)
     priority: int = 0
+    timeout_s: float | None = None
     usage: Usage = field(default_factory=Usage)
+    ignored: list[str] = field(default_factory=list)
 
 
 #: One operation, e.g. chat. It validates *before* it returns, so that a bad request is a 4xx and never an
@@ -73,9 +77,20 @@ class Engine(Protocol):
     name: str  # "llama_cpp" | "vllm": the ``engine`` label of metrics
 
     @property
+    def version(self) -> str:
+        """Of the library, e.g. ``0.32.0``."""
+        ...
+
+    @property
     def operations(self) -> Mapping[str, Operation]:
         """URL suffix below ``/v1`` → operation: ``chat/completions``, ``completions``, ``embeddings``,
         ``responses``, ``tokenize`` …  Only what the loaded model really has. Stable after ``load``."""
+        ...
+
+    @property
+    def requests(self) -> Mapping[str, Any]:
+        """Operation → the pydantic model of its body (or a union of models): the one list of what a client may ask.
+        V1's and V2's parameters are read off it, and what it does not name is unknown. Stable after ``load``."""
         ...
 
     @property

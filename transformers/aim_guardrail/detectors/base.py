@@ -44,7 +44,7 @@ FAMILIES: Mapping[str, Mapping[str, Label]] = {
     "secrets": {"SECRET": Label(threshold=0.5, top_score=0.9)},
     # Scores are Presidio's: 1.0 where a checksum (or a public suffix) proved the value, else the pattern's
     # own. Thresholds are ours, per label, because Presidio's single default (0.5) would silently drop
-    # every phone number (0.4 at most; 0.3 for one written without any separator).
+    # every phone number (0.4 at most; 0.3 for one in national form that nothing marks as such).
     "pii": {
         "CREDIT_CARD": Label(threshold=1.0, top_score=1.0),
         "CRYPTO": Label(threshold=1.0, top_score=1.0),

@@ -1,213 +1,140 @@
-"""Personal data: Presidio's checksum and pattern recognizers, run only on the few characters that could matter.
+"""Personal data: where it may stand is searched here, in time linear in the text; what a value is, checksums say.
 
-A cheap pattern of ours finds candidates; the recognizer of that label then judges the candidate with the characters
-around it. That makes the cost of ordinary text almost nothing, and makes a finding depend on its own unit alone
-(see `aim_guardrail.text`), which is what streaming needs. What recognizers are known to get wrong is corrected here,
-each correction beside its reason.
+Every search looks at bounded pieces: a pattern of ours finds a candidate, cheap tests throw most of them out, and the
+library that knows (Presidio's recognizers, libphonenumber) judges the value alone. So a finding depends on its own unit
+(see `aim_guardrail.text`), a few characters before it and one after it, which is what streaming needs.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
+from aim_guardrail.detectors.addresses import emails, ips
 from aim_guardrail.detectors.base import FAMILIES, Finding
-from aim_guardrail.detectors.presidio import Hit, Recognizer, recognizers
-from aim_guardrail.text import BREAK_CHARS, CONTEXT_CHARS, Text
+from aim_guardrail.detectors.cards import cards
+from aim_guardrail.detectors.digit_rows import Hit, in_uri, rows, unquoted
+from aim_guardrail.detectors.numbering import REGIONS, numbering
+from aim_guardrail.detectors.phones import phones
+from aim_guardrail.detectors.presidio import LABELS, Recognizer, iban_lengths, recognizers
+from aim_guardrail.text import Text
 
-_GAP = r"[-x./ ()\[\]~]"
-# Seven digits and more, with what may stand between the groups of one number.
-_NUMBER = re.compile(rf"(?:[(\[+][-x./ ()\[\]~+]{{0,6}})?[0-9](?:{_GAP}{{0,6}}[0-9]){{6,}}+")
-_EMAIL = re.compile(r"(?<![A-Za-z0-9._%+'-])[A-Za-z0-9._%+'-]++@[A-Za-z0-9.-]++")
-_IBAN = re.compile(r"(?<![A-Z0-9])[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9])++")
-_SSN = re.compile(r"(?<![0-9])[0-9]{3}[- .]?[0-9]{2}[- .]?[0-9]{4}(?![0-9])")
-_IP = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|(?<![\w:])[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:.]*+[%/\w]*+")
-_NOBODYS_IP = re.compile(r"(?:127(?:\.[0-9]+){3}|0\.0\.0\.0|::1|255\.255\.255\.[0-9]+)(?:/[0-9]+)?")
+_IBAN_START = re.compile(r"(?<![A-Z0-9])([A-Z]{2})[0-9]{2}(?=[ %-]?[A-Z0-9])")
+# Not behind a +, unless that is a space in a query string.
+_SSN = re.compile(
+    r"(?<![A-Za-z0-9])(?<!(?<![A-Za-z0-9])\+)[0-9]{3}([- .]|%2[0Dd])[0-9]{2}\1[0-9]{4}(?![A-Za-z0-9])(?!\1[0-9])"
+)
 _CRYPTO = re.compile(r"(?<![A-Za-z0-9])(?:bc1|[13])[a-zA-HJ-NP-Z0-9]{25,59}(?![A-Za-z0-9])")
 
 _DIGITS = re.compile(r"[0-9]+")
+_SHORT_IP = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:")
 _LONG_WORD = re.compile(r"[A-Za-z0-9]{26}")
-_IN_URI = re.compile(r"://[^\s\"'`]*\Z")
-_GROUP = re.compile(r"[ -]")
 
 
 class PiiDetector:
-    """Finds the labels it is given. Loading blocks for half a second, once per process; thread-safe."""
+    """Finds the labels it is given. Loading blocks for half a second, once per process; thread-safe.
 
-    family = "pii"
+    `regions`: whose national telephone numbers are known, None: every region's.
+    """
 
-    def __init__(self, labels: frozenset[str]) -> None:
+    family: ClassVar[str] = "pii"
+
+    def __init__(self, labels: frozenset[str], regions: frozenset[str] | None = None) -> None:
         unknown = labels - FAMILIES["pii"].keys()
         if unknown:
             raise ValueError(f"unknown entities {', '.join(sorted(unknown))}")
         self.labels = labels
-        self._recognizers = recognizers(labels)
+        self.regions = regions
+        self._recognizers = recognizers(labels & LABELS)
+        self._plans = numbering(regions or REGIONS) if "PHONE_NUMBER" in labels else None
+        self._ibans = _iban_patterns() if "IBAN_CODE" in labels else {}
 
     def may_find(self, scan: str) -> bool:
         """An at sign, seven digits, or an address with fewer."""
         if "@" in scan:
             return True
         digits = sum(map(len, _DIGITS.findall(scan)))
-        return digits >= 7 or (digits > 0 and (_IP.search(scan) or _LONG_WORD.search(scan)) is not None)
+        return digits >= 7 or (digits > 0 and (_SHORT_IP.search(scan) or _LONG_WORD.search(scan)) is not None)
 
     def scan(self, text: Text, since: int = 0) -> list[Finding]:
         """Personal data that begins at `since` or later (none can begin before and end after it)."""
-        found: dict[Hit, str] = {}
+        found: list[tuple[str, Hit]] = []
         for label, search in _SEARCH.items():
             if label in self.labels:
-                found |= dict.fromkeys(search(text.scan, since, self._recognizers[label]), label)
-        if "PHONE_NUMBER" in self.labels:
-            phones = _phones(text.scan, since, self._recognizers["PHONE_NUMBER"], list(found))
-            found |= dict.fromkeys(phones, "PHONE_NUMBER")
+                found += [(label, hit) for hit in search(text.scan, since, self._recognizers[label])]
+        if "IBAN_CODE" in self.labels:
+            found += [("IBAN_CODE", hit) for hit in self._accounts(text.scan, since)]
+        found += self._in_rows(text.scan, since, found)
         return [
-            Finding("pii", label, *text.span(hit.start, hit.end), hit.score, f"presidio.{label.lower()}")
-            for hit, label in found.items()
+            Finding("pii", label, *text.span(hit.start, hit.end), hit.score, _rule_id(label)) for label, hit in found
         ]
+
+    def _in_rows(self, scan: str, since: int, found: list[tuple[str, Hit]]) -> list[tuple[str, Hit]]:
+        """Cards, then phones: what counts as something else by its own threshold is no phone."""
+        if not self.labels & {"CREDIT_CARD", "PHONE_NUMBER"}:
+            return []
+        digit_rows = list(rows(scan, since))
+        new: list[tuple[str, Hit]] = []
+        if "CREDIT_CARD" in self.labels:
+            new += [("CREDIT_CARD", hit) for hit in cards(digit_rows, self._recognizers["CREDIT_CARD"])]
+        if self._plans is not None:
+            sure = sorted(hit[:2] for label, hit in found + new if hit.score >= FAMILIES["pii"][label].threshold)
+            new += [("PHONE_NUMBER", hit) for hit in phones(digit_rows, self._plans, sure)]
+        return new
+
+    def _accounts(self, scan: str, since: int) -> Iterator[Hit]:
+        recognizer, at = self._recognizers["IBAN_CODE"], since
+        while start := _IBAN_START.search(scan, at):
+            at = start.start() + 4
+            pattern = self._ibans.get(start[1])
+            account = pattern.match(scan, start.start()) if pattern else None
+            # Where a URI goes on, the account does not go on behind its end.
+            crosses = account is not None and " " in account[0] and in_uri(scan, account.start())
+            if account and not crosses and _is_account(account[0], recognizer):
+                yield Hit(*account.span(), 1.0)
+                at = account.end()
 
 
 Search = Callable[[str, int, Recognizer], Iterator[Hit]]
 
 
-def _around(scan: str, start: int, end: int, recognizer: Recognizer) -> Iterator[Hit]:
-    """The recognizer's hits in a candidate, seen with one character before it and at most three after it, the
-    last of which may be a break: no more, because a stream may not know more.
-    """
-    left = max(start - 1, 0)
-    right = end
-    while right < min(end + 3, len(scan)) and (right == end or scan[right - 1] not in BREAK_CHARS):
-        right += 1
-    for hit in recognizer.find(scan[left:right]):
-        if hit.start + left >= start:
-            yield Hit(hit.start + left, hit.end + left, hit.score)
+def _iban_patterns() -> dict[str, re.Pattern[str]]:
+    """Each country's number of characters, in groups or not."""
+    return {
+        country: re.compile(rf"{country}[0-9]{{2}}(?:(?:[ -]|%2[0D])?[A-Z0-9]){{{length - 4}}}(?![A-Z0-9])")
+        for country, length in iban_lengths().items()
+    }
 
 
-def _cards(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
-    for number in _NUMBER.finditer(scan, since):
-        if sum(map(len, _DIGITS.findall(number[0]))) >= 12:
-            for hit in _around(scan, *number.span(), recognizer):
-                if _is_card(re.sub("[^0-9]", "", scan[hit.start : hit.end])):
-                    yield hit
-
-
-def _is_card(digits: str) -> bool:
-    """Presidio accepts any Luhn number that begins with 1, 3, 4, 5 or 6: one in ten timestamps and database ids.
-    Real card numbers follow ISO/IEC 7812: UATP 1 (15 digits), 3 (14-16, JCB to 19), 2221-2720, 4, 5, 6 (12-19).
-    """
-    if digits[0] == "1":
-        return len(digits) == 15
-    if digits[:2] in ("34", "37"):
-        return len(digits) == 15
-    if digits[0] == "4":
-        return len(digits) in (13, 16, 18, 19)
-    return len(digits) >= 12
+def _is_account(account: str, recognizer: Recognizer) -> bool:
+    """Mod 97 (ISO 13616) before anything costlier is asked."""
+    plain = unquoted(account).replace(" ", "").replace("-", "")
+    as_number = "".join(str(int(char, 36)) for char in plain[4:] + plain[:4])
+    return int(as_number) % 97 == 1 and recognizer.score(plain) > 0
 
 
 def _ssns(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
     for number in _SSN.finditer(scan, since):
-        yield from _around(scan, *number.span(), recognizer)
-
-
-def _phones(scan: str, since: int, recognizer: Recognizer, known: list[Hit]) -> Iterator[Hit]:
-    """Last, and only on digits that are nothing else: libphonenumber costs more than all the rest."""
-    for number in _NUMBER.finditer(scan, since):
-        for start, end in _without(number.span(), known):
-            if sum(map(len, _DIGITS.findall(scan, start, end))) < 7:
-                continue
-            for hit in _phones_in(scan, start, end, recognizer):
-                # libphonenumber takes "ext. 123" along, which may come much later in a stream.
-                stop = hit.start + len(_UP_TO_EXTENSION.match(scan[hit.start : hit.end])[0])  # type: ignore[index]
-                value = scan[hit.start : stop]
-                if not _NOT_A_PHONE.fullmatch(value) and not _is_part(scan, hit.start, stop):
-                    yield Hit(hit.start, stop, _BARE_NUMBER_SCORE if value.isdigit() else hit.score)
-
-
-def _phones_in(scan: str, start: int, end: int, recognizer: Recognizer) -> Iterator[Hit]:
-    hits = list(_around(scan, start, end, recognizer))
-    if not hits and _INTERNATIONAL.match(scan, start, end):
-        # libphonenumber reads on into a number that follows, and then finds neither.
-        for group in reversed(list(_DIGITS.finditer(scan, start, end))[1:-1]):
-            if hits := list(_around(scan[: group.end()], start, group.end(), recognizer)):
-                break
-    yield from hits
-
-
-def _without(span: tuple[int, int], known: list[Hit]) -> Iterator[tuple[int, int]]:
-    start, end = span
-    for hit in sorted(known):
-        if hit.start < end and start < hit.end:
-            yield start, max(start, hit.start)
-            start = max(start, hit.end)
-    yield start, end
-
-
-# 2147483648 is a valid number in the US. Presidio scores it like +1 214 748 3648; we do not: a policy that wants such
-# numbers redacted lowers the threshold to 0.3.
-_BARE_NUMBER_SCORE = 0.3
-
-_INTERNATIONAL = re.compile(r"[(\[]?\+")
-_UP_TO_EXTENSION = re.compile(r"[^A-Za-z#;,]*[0-9]")
-_NOT_A_PHONE = re.compile(
-    r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}"  # dotted quad, valid address or not
-    r"|[0-9]{1,3}\.[0-9]{4,}"  # coordinate, decimal
-    r"|[12][0-9]{3}([-/.])[01]?[0-9]\1[0-3]?[0-9].*"  # ISO date
-    r"|1[0-9]{9}|1[0-9]{12}"  # Unix time in seconds or milliseconds
-)
-
-
-def _is_part(scan: str, start: int, end: int) -> bool:
-    """Whether the digits are a part of something longer: a UUID, a hash, a version, a path."""
-    before, after = scan[max(start - 2, 0) : start], scan[end : end + 2]
-    return bool(re.search(r"[A-Za-z0-9_][-./_]?\Z", before) or re.match(r"[-./_]?[A-Za-z0-9_]", after))
-
-
-def _emails(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
-    if "@" in scan:
-        for address in _EMAIL.finditer(scan, since):
-            yield from _around(scan, *address.span(), recognizer)
-
-
-def _ibans(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
-    at = since
-    while account := _IBAN.search(scan, at):
-        hits = _iban_from(scan, *account.span(), recognizer)
-        yield from hits
-        at = hits[0].end if hits else account.start() + 4
-
-
-def _iban_from(scan: str, start: int, end: int, recognizer: Recognizer) -> list[Hit]:
-    """Presidio reads on into upper-case words behind the number, so groups are added one by one. It knows each
-    country's length, but as the least one only: the first that is valid is the number.
-    """
-    if _IN_URI.search(scan, max(start - CONTEXT_CHARS, 0), start):
-        end = start + len(scan[start:end].partition(" ")[0])
-    for stop in (*(start + gap.start() for gap in _GROUP.finditer(scan[start:end])), end):
-        if stop - start >= 15 and (hits := list(_around(scan[:stop], start, stop, recognizer))):
-            return hits
-    return []
-
-
-def _ips(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
-    for address in _IP.finditer(scan, since):
-        for hit in _around(scan, *address.span(), recognizer):
-            value, before, after = scan[hit.start : hit.end], scan[: hit.start][-2:], scan[hit.end : hit.end + 2]
-            # 1.2.3.4.5 is a version, dead::beef a C++ name, 127.0.0.1 everybody's.
-            dotted = re.search(r"[0-9]\.$", before) or re.match(r"\.[0-9]", after)
-            if not dotted and _DIGITS.search(value) and not _NOBODYS_IP.fullmatch(value):
-                yield hit
+        start, end = number.span()
+        goes_on = scan[start - 1 : start] == number[1] and scan[start - 2 : start - 1].isdigit()
+        if not goes_on and (score := recognizer.score(unquoted(number[0]))):
+            yield Hit(start, end, score)
 
 
 def _coins(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
     for address in _CRYPTO.finditer(scan, since):
-        for hit in _around(scan, *address.span(), recognizer):
-            if (hit.start, hit.end) == address.span():
-                yield hit
+        if score := recognizer.score(address[0]):
+            yield Hit(*address.span(), score)
+
+
+def _rule_id(label: str) -> str:
+    return f"{'presidio' if label in LABELS else 'libphonenumber'}.{label.lower()}"
 
 
 _SEARCH: dict[str, Search] = {
-    "CREDIT_CARD": _cards,
     "CRYPTO": _coins,
-    "EMAIL_ADDRESS": _emails,
-    "IBAN_CODE": _ibans,
-    "IP_ADDRESS": _ips,
+    "EMAIL_ADDRESS": emails,
+    "IP_ADDRESS": ips,
     "US_SSN": _ssns,
 }

@@ -141,9 +141,14 @@ class CompletionForm:
         return self.choice(delta, head, logprobs)
 
     def logprobs(self, entries: list[TokenLogprob], top: int) -> Json:
-        """The legacy shape; its ``top_logprobs`` also holds the chosen token, as OpenAI's does."""
+        """The legacy shape; its ``top_logprobs`` also holds the chosen token, as OpenAI's does. A prompt's first token
+        has none of either."""
         rivals = [
-            {token.decode("utf-8", "replace"): value for token, value in [(entry.token, entry.logprob), *entry.top]}
+            None
+            if entry.logprob is None
+            else {
+                token.decode("utf-8", "replace"): value for token, value in [(entry.token, entry.logprob), *entry.top]
+            }
             for entry in entries
         ]
         return {
@@ -154,7 +159,7 @@ class CompletionForm:
         }
 
 
-def _named(token: bytes, logprob: float) -> Json:
+def _named(token: bytes, logprob: float | None) -> Json:
     return {"token": token.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(token)}
 
 
@@ -190,6 +195,7 @@ class Answer:
     _generated: dict[int, int] = field(default_factory=dict)
     _cached: dict[int, int] = field(default_factory=dict)
     _opened: set[int] = field(default_factory=set)
+    _prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
 
     async def whole(self, mailbox: Mailbox) -> Json:
         """The complete answer."""
@@ -202,7 +208,8 @@ class Answer:
                 else:
                     parts[delta.choice] = delta
         choices = [
-            self.form.choice(delta, self.heads[index], self._logprobs(delta)) for index, delta in sorted(parts.items())
+            self.form.choice(delta, self.heads[index], self._logprobs(delta, opens=True))
+            for index, delta in sorted(parts.items())
         ]
         return {**self._envelope(self.form.answer_object), "choices": choices, "usage": usage_json(self.usage)}
 
@@ -221,22 +228,35 @@ class Answer:
 
     def _stream_choices(self, delta: Delta) -> list[Json]:
         index, head, opening = delta.choice, "", []
-        if index not in self._opened:
+        opens = index not in self._opened
+        if opens:
             self._opened.add(index)
             head, opening = self.heads[index], self.form.opening(index)
         if not (head or delta.text or delta.logprobs or delta.last):
             return opening
-        return [*opening, self.form.chunk_choice(delta, head, self._logprobs(delta))]
+        return [*opening, self.form.chunk_choice(delta, head, self._logprobs(delta, opens=opens))]
 
     def _count(self, delta: Delta) -> None:
+        if delta.prompt_logprobs:
+            self._prompt_logprobs[delta.choice // self.choices_per_prompt] = delta.prompt_logprobs
         self._generated[delta.choice] = delta.generated
         self.usage.completion_tokens = sum(self._generated.values())
         if delta.choice % self.choices_per_prompt == 0:
             self._cached[delta.choice] = delta.cached
             self.usage.cached_tokens = sum(self._cached.values())
 
-    def _logprobs(self, delta: Delta) -> Json | None:
-        return None if self.logprobs is None else self.form.logprobs(delta.logprobs, self.logprobs)
+    def _logprobs(self, delta: Delta, *, opens: bool) -> Json | None:
+        """``opens``: of a choice's first part, which tells of the echoed prompt's tokens, too."""
+        if self.logprobs is None:
+            return None
+        head = len(self.heads[delta.choice])
+        own = (
+            [entry._replace(text_offset=entry.text_offset + head) for entry in delta.logprobs]
+            if head
+            else delta.logprobs
+        )
+        prompt = self._prompt_logprobs.get(delta.choice // self.choices_per_prompt, []) if opens else []
+        return self.form.logprobs([*prompt, *own], self.logprobs)
 
     def _envelope(self, object_: str) -> dict[str, Any]:
         return {

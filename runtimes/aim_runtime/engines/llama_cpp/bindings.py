@@ -275,14 +275,17 @@ class Batch:
     def clear(self) -> None:
         self.size = 0
 
-    def add(self, tokens: TokenIds, position: int, slot: int, *, wants_logits: bool) -> int:
-        """Append consecutive tokens of one slot. Returns the last one's index, which LlamaContext.logits takes."""
+    def add(self, tokens: TokenIds, position: int, slot: int, *, wants_logits: bool, of_all: bool = False) -> int:
+        """Append consecutive tokens of one slot. Returns the last one's index, which LlamaContext.logits takes.
+
+        ``wants_logits``: the last one's; ``of_all``: everyone's.
+        """
         start, end = self.size, self.size + len(tokens)
         self._tokens[start:end] = tokens
         self._positions[start:end] = np.arange(position, position + len(tokens))
         self._slot_pointers[start:end] = self._slot_table.ctypes.data + self._slot_table.itemsize * slot
-        self._wanted[start:end] = 0
-        self._wanted[end - 1] = wants_logits
+        self._wanted[start:end] = of_all
+        self._wanted[end - 1] = wants_logits or of_all
         self.size = end
         return end - 1
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,16 +77,38 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt. ``variables`` are the client's own (``chat_template_kwargs``).
 
+        Args:
+            continue_final_message: leave the last message, whose content is a string, open at its end.
+
         Raises:
             TemplateRefusal: the template refuses these messages, or fails on them.
         """
+        if continue_final_message:
+            return self._open_ended(messages, tools, variables)
         names = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
             return self._template.render({**self._special_tokens, **(variables or {}), **names})
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             # A template is a program: on unusual messages it fails like one.
             raise TemplateRefusal(str(error) or type(error).__name__) from error
+
+    def _open_ended(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, Any] | None,
+    ) -> str:
+        """The prompt up to the end of the last message's content, which a mark shows. As in Hugging Face's
+        ``apply_chat_template``: where the template trims contents, this one's trailing space goes, too."""
+        mark = f"<end-{os.urandom(8).hex()}>"
+        marked = {**messages[-1], "content": f"{messages[-1]['content']}{mark} "}
+        text = self.render([*messages[:-1], marked], tools=tools, add_generation_prompt=False, variables=variables)
+        head, found, tail = text.rpartition(mark)
+        if not found:
+            raise TemplateRefusal("it leaves out the final message, which cannot be continued then")
+        return head if tail.startswith(" ") else head.rstrip()

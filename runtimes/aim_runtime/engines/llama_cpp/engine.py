@@ -7,6 +7,7 @@ The way of a request: ``request`` checks it, ``prompts`` makes tokens of it, thi
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import logging
 import os
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import BaseModel
 
 from aim_kserve.errors import BadRequest, ShutdownError, Unavailable
 from aim_runtime.engines.base import EngineStats, Json, ModelLoadError, Operation, RequestContext, Stream
@@ -27,6 +29,7 @@ from .file import find_gguf
 from .limits import Limits
 from .prompts import Prompt, Prompts
 from .request import (
+    REQUESTS,
     Body,
     ChatBody,
     CompletionBody,
@@ -120,8 +123,16 @@ class LlamaCppEngine:
     # -- life --------------------------------------------------------------------------------------------------
 
     @property
+    def version(self) -> str:
+        return importlib.metadata.version("llama-cpp-python")
+
+    @property
     def operations(self) -> Mapping[str, Operation]:
         return self._operations
+
+    @property
+    def requests(self) -> Mapping[str, type[BaseModel]]:
+        return REQUESTS
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -249,14 +260,15 @@ class LlamaCppEngine:
     async def _complete(self, body: Json, context: RequestContext) -> Json | Stream:
         request = self._read(CompletionBody, body)
         check_common(request, slots=self._slots, vocabulary_size=self._engine.model.vocabulary_size)
-        if request.echo and request.logprobs is not None:
-            raise BadRequest("'logprobs' with 'echo' needs the prompt's own, which are not kept", param="logprobs")
         wanted = await self._wanted(request, request.logprobs)
         generations = []
         for prompt in await self._engine.prompts.completion(request):
             rest = self._check_length(prompt, "prompt")
-            limit = min(_COMPLETION_TOKENS, rest) if request.max_tokens is None else request.max_tokens
-            generation = self._generation(wanted, prompt, "max_tokens", limit)
+            name, limit = request.answer_tokens
+            limit = min(_COMPLETION_TOKENS, rest) if limit is None else limit
+            generation = self._generation(wanted, prompt, name, limit)
+            if request.echo:
+                generation = replace(generation, prompt_logprobs=request.logprobs)
             generations.append((prompt, generation))
         return await self._answer(COMPLETION, generations, request, context)
 
@@ -369,7 +381,8 @@ class LlamaCppEngine:
                 param="prompt",
             )
         mailbox = Mailbox(n * len(generations), wake_at_end=not request.stream)
-        sequences = _sequences([g for _, g in generations], n, mailbox.put, context.priority)
+        priority = context.priority or request.priority or 0
+        sequences = _sequences([g for _, g in generations], n, mailbox.put, priority)
         context.usage.prompt_tokens = sum(len(prompt.tokens) for prompt, _ in generations)
         options = request.stream_options or StreamOptions()
         answer = Answer(

@@ -30,7 +30,7 @@ def _plain(message: Json, at: str, takes_tools: bool) -> Json:
         field = f"{at}.role" if role == "tool" else f"{at}.tool_calls"
         raise BadRequest(f"'{field}': this model's chat template has no place for tools", param=field)
     content = message.get("content")
-    if content is None and role == "assistant" and calls:
+    if content is None and role == "assistant":  # OpenAI's history: only calls, a refusal, or nothing was said
         return {**message, "content": ""}
     text = _text(content, f"{at}.content")
     return {**message, "role": "system" if role == "developer" else role, "content": text}

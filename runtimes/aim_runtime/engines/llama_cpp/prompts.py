@@ -83,12 +83,13 @@ class Prompts:
                 plain_messages(request.messages or (), takes_tools=template.takes_tools),
                 tools=tools,
                 add_generation_prompt=request.add_generation_prompt is not False,
+                continue_final_message=bool(request.continue_final_message),
                 variables=request.chat_template_kwargs,
             )
         except TemplateRefusal as refusal:
             raise BadRequest(f"the model's chat template refuses: {refusal}", param="messages") from refusal
         self._limits.check_text(len(text), "messages")
-        return self._model.tokenize(text, add_special=False)
+        return self._model.tokenize(text, add_special=bool(request.add_special_tokens))
 
     def _prompt(self, prompt: str | list[int], *, add_special: bool, echo: bool) -> Prompt:
         if isinstance(prompt, str):

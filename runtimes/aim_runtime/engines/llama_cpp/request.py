@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from aim_kserve.errors import BadRequest
 from aim_runtime.engines.base import Json
 
+from .refused import UNSUPPORTED, UnsupportedFields
 from .sampling import SamplingParams
 
 _MAX_LOGPROBS = 20
@@ -18,36 +20,48 @@ _SEED_RANGE = 2**63
 _TokenIds = Annotated[list[int], Field(fail_fast=True)]
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
+class _Options(BaseModel):
+    """What stands inside a field: a key nobody knows there is a mistake, as the field is in use."""
 
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class StreamOptions(_Options):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if self.continuous_usage_stats and not self.include_usage:
+            raise _needs("stream_options.continuous_usage_stats", "'stream_options.include_usage': true")
+        return self
 
 
-class JsonSchema(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
+class JsonSchema(_Options):
     name: str | None = None
+    description: str | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
+class ResponseFormat(_Options):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class GenerationBody(BaseModel):
-    """The fields that chat and text completions share. Fields not named here are ignored, as vLLM does."""
+class GenerationBody(UnsupportedFields):
+    """The fields that chat and text completions share. Fields not named here are the server's to judge."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
+    model: str | None = None
+    user: str | None = None
+    priority: Annotated[int, Field(ge=-_SEED_RANGE, lt=_SEED_RANGE)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -73,23 +87,47 @@ class GenerationBody(BaseModel):
     def choices(self) -> int:
         return self.n or 1
 
-
-class ChatBody(GenerationBody):
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=_MAX_LOGPROBS)] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    add_generation_prompt: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-
     @property
     def answer_tokens(self) -> tuple[str, int | None]:
         """The field that limits the answer, and its value."""
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
         return "max_tokens", self.max_tokens
+
+
+class ChatFields(BaseModel):
+    """How messages become a prompt."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    add_special_tokens: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _either_new_or_continued(self) -> Self:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise _needs("continue_final_message", "'add_generation_prompt': false")
+        return self
+
+
+class ChatBody(GenerationBody, ChatFields):
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True)]
+    echo: Literal[False] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=_MAX_LOGPROBS)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+    @model_validator(mode="after")
+    def _need_their_partners(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise _needs("top_logprobs", "'logprobs': true")
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
+            raise _needs("tool_choice", "'tools'")
+        return self
 
     @property
     def top(self) -> int | None:
@@ -103,9 +141,18 @@ class CompletionBody(GenerationBody):
         | _TokenIds
         | Annotated[list[_TokenIds], Field(fail_fast=True)]
     )
+    max_tokens: Annotated[int, Field(ge=0)] | None = None  # 0 with echo: the prompt's own log probabilities
+    max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=_MAX_LOGPROBS)] | None = None
     echo: bool | None = None
     add_special_tokens: bool | None = None
+
+    @model_validator(mode="after")
+    def _answers_something(self) -> Self:
+        field, limit = self.answer_tokens
+        if limit == 0 and not self.echo:
+            raise _needs(field, "'echo': true", value=" 0")
+        return self
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:
@@ -116,52 +163,37 @@ class CompletionBody(GenerationBody):
         return [tokens] if tokens else [item for item in prompt if not isinstance(item, int)]
 
 
-class TokenizeBody(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
+class TokenizeBody(UnsupportedFields, ChatFields):
+    model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True)] | None = None
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class DetokenizeBody(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
+    model: str | None = None
     tokens: _TokenIds
 
 
-#: Fields that change the answer in a way this engine cannot, with the values that ask for nothing.
-_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "allowed_token_ids": (None, []),
-    "audio": (None,),
-    "bad_words": (None, []),
-    "best_of": (None, 1),
-    "chat_template": (None,),
-    "continue_final_message": (None, False),
-    "documents": (None, []),
-    "function_call": (None, "none"),
-    "functions": (None, []),
-    "guided_choice": (None,),
-    "guided_grammar": (None,),
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "include_stop_str_in_output": (None, False),
-    "length_penalty": (None, 1, 1.0),
-    "modalities": (None, ["text"]),
-    "prompt_embeds": (None,),
-    "prompt_logprobs": (None,),
-    "skip_special_tokens": (None, True),
-    "structured_outputs": (None,),
-    "suffix": (None, ""),
-    "truncate_prompt_tokens": (None,),
-    "use_beam_search": (None, False),
-    "web_search_options": (None,),
+#: Operation → the model of its body.
+REQUESTS: Mapping[str, type[BaseModel]] = {
+    "chat/completions": ChatBody,
+    "completions": CompletionBody,
+    "tokenize": TokenizeBody,
+    "detokenize": DetokenizeBody,
 }
 
 
+def _needs(field: str, partner: str, *, value: str = "") -> PydanticCustomError:
+    """A field that means nothing without another. ``field`` is its whole path."""
+    return PydanticCustomError(
+        _ALONE, "'{field}'{value} needs {partner}", {"field": field, "partner": partner, "value": value}
+    )
+
+
+_ALONE = "needs_partner"
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -171,13 +203,6 @@ def parse(kind: type[Body], body: Json) -> Body:
     Raises:
         BadRequest: a field is missing, has a wrong type or value, or cannot be honoured; ``param`` names it.
     """
-    for field, neutral in _UNSUPPORTED.items():
-        if field in body and body[field] not in neutral:
-            raise BadRequest(
-                f"'{field}' is not supported by the embedded engine: leave it out",
-                param=field,
-                code="unsupported_field",
-            )
     try:
         return kind.model_validate(body)
     except ValidationError as error:
@@ -190,9 +215,17 @@ def _named(error: ValidationError, body: Json) -> BadRequest:
         (_path(fault["loc"], body, missing=fault["type"] == "missing"), fault)
         for fault in error.errors(include_url=False)
     ]
-    path, worst = max(faults, key=lambda fault: fault[0].count(".") + fault[0].count("["))
+    path, worst = max(
+        faults, key=lambda fault: (fault[1]["type"] == UNSUPPORTED, fault[0].count(".") + fault[0].count("["))
+    )
     if worst["type"] == "missing":
         return BadRequest(f"'{path}' is required", param=path)
+    if worst["type"] == UNSUPPORTED:
+        return BadRequest(f"'{path}' {worst['msg']}", param=path, code=UNSUPPORTED)
+    if worst["type"] == _ALONE:
+        return BadRequest(worst["msg"], param=worst["ctx"]["field"])
+    if worst["type"] == "extra_forbidden":
+        return BadRequest(f"'{path}' is no field of '{path.rpartition('.')[0]}': leave it out", param=path)
     reasons = list(dict.fromkeys(fault["msg"].removeprefix("Input ") for at, fault in faults if at == path))
     value = repr(worst["input"])
     shown = value if len(value) <= 80 else value[:77] + "..."

@@ -25,6 +25,7 @@ from .bindings import NO_KV_SLOT, LlamaContext, LlamaModel
 from .chooser import Chooser
 from .progress import Progress
 from .sampling import Logits, NoToken
+from .scoring import ROWS_PER_STEP
 from .sequence import Delta, Sequence
 from .slots import Slot, Slots
 
@@ -257,6 +258,8 @@ class Scheduler:
         for slot, share in [(oldest, room // 2), *((slot, room) for slot in shortest)]:
             taken = parts.get(slot, 0)
             part = min(slot.pending - taken, share, room)
+            if slot.running.scoring:
+                part = min(part, ROWS_PER_STEP - taken)
             if part > 0:
                 parts[slot] = taken + part
                 room -= part
@@ -281,7 +284,9 @@ class Scheduler:
         for entry in entries:
             slot = entry.slot
             tokens = slot.running.tokens[slot.cached : slot.cached + entry.count]
-            entry.index = batch.add(tokens, slot.cached, slot.number, wants_logits=entry.completes)
+            entry.index = batch.add(
+                tokens, slot.cached, slot.number, wants_logits=entry.completes, of_all=slot.running.scoring
+            )
         return self._context.decode()
 
     def _make_room(self, entries: list[_Entry]) -> bool:
@@ -316,9 +321,21 @@ class Scheduler:
     def _sample_all(self, entries: list[_Entry]) -> None:
         for entry in entries:
             completes = entry.completes
+            self._score_prompt(entry)
             entry.slot.cached += entry.count
             if completes:
                 self._sample(entry.slot, self._context.logits(entry.index))
+
+    def _score_prompt(self, entry: _Entry) -> None:
+        """Keep what the entry's rows tell of the prompt's tokens, where the request asks for it."""
+        scores, first = entry.slot.running.scores, entry.index - entry.count + 1
+        if scores is not None and entry.slot.running.scoring:
+            scores.add(
+                entry.slot.cached,
+                lambda offset: self._context.logits(first + offset),
+                entry.count,
+                lambda token: self._model.piece(token, special=True),
+            )
 
     def _sample(self, slot: Slot, logits: Logits) -> None:
         sequence = slot.running
@@ -336,6 +353,9 @@ class Scheduler:
     def _advance(self, slot: Slot, logits: Logits) -> None:
         """Choose a sequence's next token and tell what it adds to the answer."""
         sequence = slot.running
+        if sequence.generated >= sequence.generation.max_tokens:  # 0: only the prompt was asked for
+            self._finish(slot, sequence.delta(), "length")
+            return
         token, logprob = self._chooser.choose(sequence, logits)
         if token is not None:
             sequence.append(token)

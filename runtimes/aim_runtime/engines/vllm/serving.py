@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, Self
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, model_validator
 from starlette.datastructures import State
 from starlette.responses import Response
 from vllm.entrypoints.generate.generative_scoring.serving import GenerativeScoringRequest
@@ -29,11 +29,24 @@ from aim_runtime.engines.base import Json, Operation, RequestContext, Stream, Us
 from .build import Built
 from .errors import REFUSALS, from_event, from_exception, from_response, raise_if_cancelled
 
+
+class CompletionBody(CompletionRequest):  # type: ignore[misc]  # untyped where we check
+    """With chat's name for the limit, which vLLM does not know here and would ignore."""
+
+    max_completion_tokens: int | None = None
+
+    @model_validator(mode="after")
+    def _limit_by_either_name(self) -> Self:
+        if self.max_completion_tokens is not None:
+            self.max_tokens = self.max_completion_tokens
+        return self
+
+
 #: Path below ``/v1`` → vLLM's request class, the attribute of vLLM's app state that serves it, and its method.
 ROUTES: dict[str, tuple[Any, str, str]] = {
     "chat/completions": (ChatCompletionRequest, "openai_serving_chat", "create_chat_completion"),
     "chat/completions/batch": (BatchChatCompletionRequest, "openai_serving_chat_batch", "create_batch_chat_completion"),
-    "completions": (CompletionRequest, "openai_serving_completion", "create_completion"),
+    "completions": (CompletionBody, "openai_serving_completion", "create_completion"),
     "responses": (ResponsesRequest, "openai_serving_responses", "create_responses"),
     "embeddings": (EmbeddingRequest, "serving_embedding", "__call__"),
     "pooling": (PoolingRequest, "serving_pooling", "__call__"),
@@ -52,8 +65,16 @@ PRIORITY_HEADER = "x-vllm-priority"
 Handler = Callable[[Any, "RawRequest"], Awaitable[Any]]
 
 
-async def attach(built: Built) -> tuple[dict[str, Operation], tuple[str, ...]]:
-    """Create vLLM's serving objects on the running loop; the operations and LoRA adapters of the loaded model."""
+class Attached(NamedTuple):
+    """What the loaded model has, as in ``engines.base.Engine``."""
+
+    operations: Mapping[str, Operation]
+    requests: Mapping[str, Any]
+    adapters: tuple[str, ...]
+
+
+async def attach(built: Built) -> Attached:
+    """Create vLLM's serving objects on the running loop."""
     tasks = await built.llm.get_supported_tasks()
     await built.llm.reset_mm_cache()  # drops the dummy inputs of the memory profile, as vLLM's server does
     state = State()
@@ -64,7 +85,8 @@ async def attach(built: Built) -> tuple[dict[str, Operation], tuple[str, ...]]:
         for path, (kind, serving, method) in found.items()
         if serving is not None
     }
-    return operations, tuple(state.openai_serving_models.lora_requests)
+    requests = {path: kind for path, (kind, _, _) in ROUTES.items() if path in operations}
+    return Attached(operations, requests, tuple(state.openai_serving_models.lora_requests))
 
 
 class Headers(dict[str, str]):
@@ -113,6 +135,12 @@ class Endpoint:
         return whole(answer, raw, ctx.usage)
 
     def _prepare(self, request: Any, raw: RawRequest, ctx: RequestContext) -> None:
+        refuse_ignored(request)
+        if (
+            getattr(request, "continue_final_message", False)
+            and "add_generation_prompt" not in request.model_fields_set
+        ):
+            request.add_generation_prompt = False  # vLLM's default would contradict it
         if isinstance(request, ResponsesRequest):
             request.request_id = f"resp_{ctx.request_id}"
         if ctx.priority and self.built.schedules_by_priority and hasattr(request, "priority"):
@@ -123,6 +151,23 @@ class Endpoint:
                 f"encoding_format: {request.encoding_format!r} is not JSON; use 'float' or 'base64'",
                 param="encoding_format",
             )
+
+
+def refuse_ignored(request: Any) -> None:
+    """What vLLM takes and ignores inside a field that is in use.
+
+    Raises:
+        BadRequest: names it.
+    """
+    options = getattr(request, "stream_options", None)
+    if options is not None and options.continuous_usage_stats and not options.include_usage:
+        name = "stream_options.continuous_usage_stats"
+        raise BadRequest(f"{name}: needs 'stream_options.include_usage': true", param=name)
+    wanted = getattr(request, "response_format", None)
+    extra = getattr(wanted, "model_extra", None) or {}
+    if extra:
+        name = f"response_format.{next(iter(extra))[:64]}"
+        raise BadRequest(f"{name}: no field of response_format; a schema goes in json_schema.schema", param=name)
 
 
 async def chunks(events: AsyncGenerator[Any, None], raw: RawRequest, usage: Usage, built: Built) -> Stream:
@@ -186,7 +231,7 @@ def whole(answer: Any, raw: RawRequest, usage: Usage) -> Json:
         take_response(answer, usage)
         return dict(answer.model_dump(mode="json", by_alias=True))
     take_metadata(raw, usage)
-    return dict(answer.model_dump())
+    return dict(answer.model_dump(mode="json"))  # prompt_logprobs has token ids for keys, which JSON has not
 
 
 def take_metadata(raw: RawRequest, usage: Usage) -> None:

@@ -1,0 +1,80 @@
+"""Rows of digits: groups of digits with what may stand between the groups of one number. Cards and phones lie in them.
+
+A row never crosses a unit (see `aim_guardrail.text`): its gaps are those that units are joined over, and characters
+that are no breaks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from aim_guardrail.text import CONTEXT_CHARS
+
+_GAP = r"[-x./ ()\[\]~]"
+_ROW = re.compile(rf"[0-9]+(?:(?:%2[0Dd]|\+|{_GAP}{{1,6}})[0-9]+)*+")
+_GROUP = re.compile(r"%2[0Dd]|([0-9]+)")
+_URI_END = re.compile(r"[\s\"'`]")
+_LEAST_CHARS = 7  # the shortest number anybody looks for
+
+
+class Hit(NamedTuple):
+    """A value in a text: `[start, end)`, and its score (0..1)."""
+
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row within `scan`: the spans of its groups, in order."""
+
+    scan: str
+    groups: Sequence[tuple[int, int]]
+
+    def gap(self, index: int) -> str:
+        """What stands before the group of that index, percent-encoding undone; `""` before the first."""
+        gap = self.scan[self.groups[index - 1][1] : self.groups[index][0]] if index else ""
+        return unquoted(gap) if gap[:1] == "%" else gap
+
+    def digits(self, first: int, last: int) -> str:
+        """The digits of the groups `first` to `last` (both included)."""
+        return "".join(self.scan[start:end] for start, end in self.groups[first : last + 1])
+
+    def lengths(self, first: int, last: int) -> tuple[int, ...]:
+        """How many digits each of these groups has."""
+        return tuple(end - start for start, end in self.groups[first : last + 1])
+
+
+def rows(scan: str, since: int) -> Iterator[Row]:
+    """The rows that begin at `since` or later and are long enough to hold a number."""
+    for row in _ROW.finditer(scan, since):
+        if row.end() - row.start() >= _LEAST_CHARS:
+            groups = [group.span() for group in _GROUP.finditer(scan, *row.span()) if group[1]]
+            yield from _outside_uris(scan, groups) if " " in row[0] and ")" in row[0] else [Row(scan, groups)]
+
+
+def _outside_uris(scan: str, groups: list[tuple[int, int]]) -> Iterator[Row]:
+    """A URI takes brackets with it and ends at a space, and its unit with it: `http://h/(212) 555`."""
+    first = 0
+    for index in range(1, len(groups)):
+        end, start = groups[index - 1][1], groups[index][0]
+        if scan.find(" ", end + 1, start) >= 0 and in_uri(scan, end):
+            yield Row(scan, groups[first:index])
+            first = index
+    yield Row(scan, groups[first:])
+
+
+def in_uri(scan: str, index: int) -> bool:
+    """Whether a URI that began before `index` goes on there."""
+    begin = max(index - CONTEXT_CHARS, 0)
+    scheme = scan.rfind("://", begin, index)
+    return scheme >= 0 and _URI_END.search(scan, scheme, index) is None
+
+
+def unquoted(value: str) -> str:
+    """The value with the separators that a URL writes as %20 and %2D."""
+    return value.replace("%20", " ").replace("%2D", "-").replace("%2d", "-")
