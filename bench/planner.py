@@ -1,8 +1,9 @@
 """The planner at fleet scale: workloads and cards from 10² to 10⁴, five a card: seconds, and how they grow.
 
 Fleets: `as found` (every node already in a mode that suits), `switching` (all in SPX, most must change), and
-`crowded` (more asked than fits). On small fleets the heuristic is compared with CP-SAT in the same run, where OR-Tools
-is installed. Usage: ``python bench/planner.py [--quick] [--json FILE]``.
+`crowded` (more asked than fits). Then the command as people run it, up to 30,000 workloads in one file: its CPU beside
+that of planning and of parsing the YAML alone. On small fleets the heuristic is compared with CP-SAT in the same run,
+where OR-Tools is installed. Usage: ``python bench/planner.py [--quick] [--json FILE]``.
 """
 
 from __future__ import annotations
@@ -10,16 +11,27 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+from aim_profile.errors import AimProfileError
+from aim_profile.files.read import parse_yaml
+from aim_profile.files.write import dump
 from aim_profile.plans.fleet import Fleet, parse_fleet
 from aim_profile.plans.make import make_plan
 from aim_profile.plans.plan import Plan, PlanOptions
-from aim_profile.plans.workload import Workload, Workloads, workloads_of
+from aim_profile.plans.workload import Workload, Workloads, load_workloads, workloads_of
 
 SIZES = (100, 300, 1_000, 3_000, 10_000)
+COMMAND_SIZES = (1_000, 10_000, 30_000)
+T = TypeVar("T")
 MODELS = (
     # id, precision: from what fits one CPX partition to what wants a whole card
     ("meta-llama/Llama-3.2-1B-Instruct", "bf16"),
@@ -36,13 +48,18 @@ LARGE = (("Qwen/Qwen3-32B", "bf16"), ("google/gemma-3-27b-it", "bf16"), ("meta-l
 
 def fleet(cards: int, modes: tuple[str, ...]) -> Fleet:
     """Nodes of 8 cards, the given modes in turn, half of them MI300X and half MI355X."""
+    return parse_fleet(fleet_text(cards, modes))
+
+
+def fleet_text(cards: int, modes: tuple[str, ...]) -> str:
+    """That fleet's file."""
     nodes = max(1, cards // 8)
     lines = ["version: 1", "nodes:"]
     for at in range(nodes):
         gpu = ("MI300X", "MI355X")[at * 2 // nodes]
         compute = modes[at % len(modes)]
         lines.append(f"- {{name: n{at:04d}, gpu: {gpu}, cards: 8, compute_partition: {compute}}}")
-    return parse_fleet("\n".join(lines))
+    return "\n".join(lines)
 
 
 def workloads(count: int, seed: int, large_share: float) -> Workloads:
@@ -98,6 +115,40 @@ def measure(case: str, count: int, rounds: int) -> dict[str, object]:
     }
 
 
+def measure_command(count: int, folder: Path) -> dict[str, object]:
+    """`aim-profile plan` on files, as a process: its CPU beside that of planning and of parsing its YAML alone."""
+    modes, large = CASES["switching"]
+    cards = count // 5
+    file, fleet_file = folder / f"workloads-{count}.yaml", folder / f"fleet-{count}.yaml"
+    body = workloads(count, count, large).model_dump(mode="json", exclude_defaults=True)
+    file.write_text(dump(body), encoding="utf-8")
+    fleet_file.write_text(fleet_text(cards, modes), encoding="utf-8")
+    parse_s, _ = _cpu(lambda: parse_yaml(file.read_text(encoding="utf-8"), "w", AimProfileError))
+    read_s, asked = _cpu(lambda: load_workloads(file))
+    here = parse_fleet(fleet_text(cards, modes))
+    plan_s, _ = _cpu(lambda: make_plan(here, asked))
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "aim_profile", "plan", str(fleet_file), str(file)]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cli_s = after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
+    found = {"yaml": parse_s, "read": read_s, "plan": plan_s, "command": cli_s, "ratio": cli_s / (parse_s + plan_s)}
+    return {"workloads": count, **{name: round(value, 3) for name, value in found.items()}}
+
+
+def _cpu(work: Callable[[], T]) -> tuple[float, T]:
+    started = time.process_time()
+    done = work()
+    return time.process_time() - started, done
+
+
+def command_table(rows: list[dict[str, object]]) -> None:
+    print("\naim-profile plan, CPU seconds; ratio: the whole command to planning and parsing YAML")
+    print("".join(f"{name:>12}" for name in rows[0]))
+    for row in rows:
+        print("".join(f"{value!s:>12}" for value in row.values()))
+
+
 def table(rows: list[dict[str, object]]) -> None:
     columns = ("workloads", "cards", "seconds", "cpu_seconds", "placed", "cards_used", "gap", "nodes_drained")
     print(f"{'case':10}" + "".join(f"{name:>14}" for name in (*columns, "us/workload")))
@@ -146,10 +197,15 @@ def main() -> None:
     measure("as found", 100, 1)  # catalogue files are read once
     rows = [measure(case, size, 1 if options.quick else 3) for case in CASES for size in sizes]
     table(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            measure_command(size, Path(folder)) for size in (COMMAND_SIZES[:1] if options.quick else COMMAND_SIZES)
+        ]
+    command_table(command)
     peer = compare_with_exact(3 if options.quick else 10)
     if peer is not None:
         print(f"CP-SAT: {peer}")
-    options.json.write_text(json.dumps({"sizes": rows, "cp_sat": peer}, indent=2) + "\n")
+    options.json.write_text(json.dumps({"sizes": rows, "command": command, "cp_sat": peer}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

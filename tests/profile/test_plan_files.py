@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import process_time
 
 import pytest
 
 from aim_profile.nodes.read import emulate, export_node
 from aim_profile.plans.fleet import FleetError, fleet_of, load_fleet, parse_fleet
 from aim_profile.plans.make import make_plan
-from aim_profile.plans.plan import PlanError, dump_plan, parse_plan
-from aim_profile.plans.workload import WorkloadError, parse_workloads
+from aim_profile.plans.plan import PlanError, PlanOptions, dump_plan, parse_plan
+from aim_profile.plans.search.intake import make_problem
+from aim_profile.plans.workload import WorkloadError, Workloads, parse_workloads
 
 FLEET = """
 version: 1
@@ -110,6 +112,33 @@ def test_what_only_planning_can_refuse_names_the_workload(entry: str, words: str
     with pytest.raises(WorkloadError, match="workload a") as problem:
         make_plan(parse_fleet(FLEET), parse_workloads(f"workloads: [{entry}]"))
     assert words in str(problem.value)
+
+
+def test_a_file_costs_no_more_than_its_size():
+    """Four times the workloads, names in a chain of affinities among them: four times the work, not sixteen."""
+
+    def cpu_seconds(count: int) -> float:
+        entries = [{"name": f"w{at}", "memory": "5GiB", "affinity": [f"w{at + 1}"]} for at in range(count)]
+        raw = {"workloads": [*entries, {"name": f"w{count}", "memory": "5GiB"}]}
+        fleet = parse_fleet(FLEET)
+
+        def once() -> float:
+            started = process_time()
+            make_problem(fleet, Workloads.model_validate(raw), PlanOptions())
+            return process_time() - started
+
+        return min(once() for _ in range(3))
+
+    assert cpu_seconds(8_000) < 9 * cpu_seconds(2_000)
+
+
+def test_a_chain_of_affinities_is_as_urgent_as_its_end():
+    entries = [f"{{name: w{at}, memory: 5GiB, affinity: [w{at + 1}, w{min(at + 2, 9)}]}}" for at in range(8)]
+    asked = "workloads: [" + ", ".join([*entries, "{name: w8, memory: 5GiB}", "{name: w9, memory: 5GiB}"]) + "]"
+    text = asked.replace("{name: w0,", "{name: w0, priority: high,")
+    jobs = make_problem(parse_fleet(FLEET), parse_workloads(text), PlanOptions()).jobs
+    assert {job.level for job in jobs} == {0}
+    assert [job.rank for job in jobs] == [-at for at in range(9)] + [-8]
 
 
 @pytest.mark.parametrize("form", ["yaml", "json"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 from aim_profile.errors import AimProfileError
@@ -41,11 +42,16 @@ def plan(
     """Plan, print, draw. Exit 1 where a replica has no device."""
     before = load_plan(current) if current is not None else ()
     made = make_plan(_fleet(fleet), load_workloads(workloads), options, before)
+    written = cache(partial(dump_plan, made))
     if svg is not None:
         write_out(draw(made), svg)
     if out is not None:
-        write_out(dump_plan(made, "json" if out.suffix == ".json" else "yaml"), out)
-    _show_plan(output, made)
+        write_out(written("json" if out.suffix == ".json" else "yaml"), out)
+    # The files that other verbs read are the machine output, word for word.
+    if output == "table":
+        show(output, None, _facts(made), _cards(made), _placements(made), _unplaced(made.unplaced))
+    else:
+        print_text(written(output))
     return FITS if made.complete else DOES_NOT_FIT
 
 
@@ -58,14 +64,6 @@ def _fleet(named: str) -> Fleet:
         return load_fleet(place)
     recorded = read_node(place)
     return fleet_of([recorded.model_copy(update={"name": recorded.name or place.resolve().name.lower()})])
-
-
-def _show_plan(output: Output, made: Plan) -> None:
-    # The files that other verbs read are the machine output, word for word.
-    if output != "table":
-        print_text(dump_plan(made, output))
-        return
-    show(output, None, _facts(made), _cards(made), _placements(made), _unplaced(made.unplaced))
 
 
 def _facts(made: Plan) -> Facts:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple, get_args
 
-from aim_profile.gpus.catalog import by_name
+from aim_profile.gpus.catalog import PartitionMode, by_name
 from aim_profile.models.facts import Precision
 from aim_profile.models.load import load_model
 from aim_profile.plans import dcm
@@ -65,9 +65,11 @@ def services_of(
         groups.setdefault(_Group(placement.workload, gpu, placement.mode, placement.tp), []).append(placement)
     kinds = Counter(group.workload for group in groups)
     services = []
+    derived: dict[tuple[str | None, PartitionMode, Wanted], Profile] = {}
     for group, placements in groups.items():
-        card = _card(cards, placements[0])
-        profile = _profile(placements[0], card, described.get(group.workload))
+        first = placements[0]
+        asked = (first.model, _mode(first, _card(cards, first)), _wanted(first, described.get(group.workload)))
+        profile = derived.get(asked) or derived.setdefault(asked, _profile(first, *asked[1:]))
         uri = (storage_uris or {}).get(group.workload)
         services.append(_service(group, placements, profile, uri, alone=kinds[group.workload] == 1))
     return Rendered(tuple(services), tuple(skipped.values()))
@@ -145,16 +147,18 @@ def _refuse_shared(plan: Plan) -> None:
             )
 
 
-def _profile(placement: Placement, card: CardPlan, workload: Workload | None) -> Profile:
-    """The profile of a replica on the very devices the plan gave it."""
-    model = load_model(placement.model or "")
+def _mode(placement: Placement, card: CardPlan) -> PartitionMode:
+    """The mode of the very devices the plan gave it."""
     deployment = "bare-metal" if card.deployment == "unknown" else card.deployment
     mode = by_name(card.gpu).mode(placement.mode, deployment)
-    mode = mode.model_copy(update={"memory_mib": card.device_memory_mib or mode.memory_mib, "tier": card.tier})
+    return mode.model_copy(update={"memory_mib": card.device_memory_mib or mode.memory_mib, "tier": card.tier})
+
+
+def _wanted(placement: Placement, workload: Workload | None) -> Wanted:
     kv_dtype: KvDtype = workload.kv_dtype if workload else "auto"
     slots = workload.lora_slots if workload else 0
     limit = placement.memory_limit_gib
-    wanted = Wanted(
+    return Wanted(
         precision=_precision(placement),
         metric=placement.slo,
         context=placement.context,
@@ -164,7 +168,11 @@ def _profile(placement: Placement, card: CardPlan, workload: Workload | None) ->
         memory_limit_bytes=None if limit is None else int(limit * GIB),
         finetuning=FineTuning(lora_slots=slots, lora_rank=workload.lora_rank) if workload and slots else None,
     )
-    found = derive(model, mode, wanted)
+
+
+def _profile(placement: Placement, mode: PartitionMode, wanted: Wanted) -> Profile:
+    """The profile of a replica on the very devices the plan gave it."""
+    found = derive(load_model(placement.model or ""), mode, wanted)
     if isinstance(found, Refusal):
         raise RenderError(
             f"{placement.id}: {found.reason}",

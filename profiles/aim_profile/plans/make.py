@@ -169,7 +169,8 @@ class _Writer:
         drained, switched = self.state.changes()
         bound = cards_bound(self.state)
         now = {placement.id: placement for placement in placements}
-        wanted = {f"{run.workload}/{run.replica}" for run in self.before.values() if self._wanted(run)}
+        replicas = {job.workload.name: job.workload.replicas for job in self.problem.jobs}
+        wanted = {name for name, run in self.before.items() if run.replica < replicas.get(run.workload, 0)}
         return Totals(
             asked={priority: asked[priority] for priority in PRIORITIES},
             placed={priority: placed[priority] for priority in PRIORITIES},
@@ -184,10 +185,6 @@ class _Writer:
             method="exact" if self.options.exact else "heuristic",
             proven=proven,
         )
-
-    def _wanted(self, run: Placement) -> bool:
-        job = next((job for job in self.problem.jobs if job.workload.name == run.workload), None)
-        return job is not None and run.replica < job.workload.replicas
 
     def _notes(self) -> tuple[str, ...]:
         notes = []

@@ -13,17 +13,16 @@ A plan is judged by these figures, each only where the ones before are equal (th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from aim_profile.errors import AimProfileError
 from aim_profile.files.read import parse_as, read_text
+from aim_profile.files.write import dump
 from aim_profile.gpus.catalog import Compute, Deployment, Memory, Tier, parse_partition
 
 from .workload import Kind, Priority, Slo
@@ -208,17 +207,9 @@ class Plan(_Frozen):
 
 def dump_plan(plan: Plan, form: Literal["yaml", "json"] = "yaml") -> str:
     """The plan as a file; `load_plan` gives back an equal one."""
-    body = plan.model_dump(mode="json", exclude_defaults=False)
     if form == "json":
-        return json.dumps(body, indent=2, ensure_ascii=False) + "\n"
-    return yaml.dump(body, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
-
-
-class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """No anchors: a plan repeats itself, and people read it."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+        return plan.model_dump_json(indent=2) + "\n"
+    return dump(plan.model_dump(mode="json"))
 
 
 def load_plan(file: Path) -> Plan:

@@ -150,8 +150,8 @@ class Workloads(_Frozen):
         if twice := sorted(name for name, count in counts.items() if count > 1):
             raise ValueError(f"{twice[0]!r} names {counts[twice[0]]} workloads: names are unique")
         for at, workload in enumerate(self.workloads):
-            for key in ("affinity", "anti_affinity"):
-                if missing := sorted(set(getattr(workload, key)) - set(counts)):
+            for key, names in (("affinity", workload.affinity), ("anti_affinity", workload.anti_affinity)):
+                if missing := sorted(name for name in names if name not in counts):
                     raise ValueError(f"workloads[{at}].{key}: no workload is named {missing[0]!r}")
         if circle := _circle({w.name: w.affinity for w in self.workloads if w.affinity}):
             raise ValueError(f"affinity goes in a circle: {' → '.join(circle)}; leave one of them out")
@@ -174,20 +174,21 @@ def workloads_of(workloads: Iterable[Workload]) -> Workloads:
 
 
 def _circle(edges: Mapping[str, tuple[str, ...]]) -> list[str] | None:
-    """The names along one circle of `edges`, None where there is none. Iterative: files may be long."""
+    """The names along one circle of `edges`, None where there is none. Iterative and linear: files may be long."""
     done: set[str] = set()
     for start in sorted(edges):
-        path: list[str] = []
+        path: dict[str, None] = {}  # in the order of the way here
         stack = [(start, False)]
         while stack:
             name, left = stack.pop()
             if left:
-                path.pop()
+                path.popitem()
                 done.add(name)
             elif name in path:
-                return [*path[path.index(name) :], name]
+                way = list(path)
+                return [*way[way.index(name) :], name]
             elif name not in done:
-                path.append(name)
+                path[name] = None
                 stack.append((name, True))
                 stack += [(other, False) for other in edges.get(name, ())]
     return None

@@ -98,13 +98,15 @@ def _running(
 
 def _held_by_dependents(running: list[Running], jobs: tuple[Job, ...]) -> list[Running]:
     """What a replica that stays must stand beside stays too, even where it could be evicted by itself."""
-    found = list(running)
-    while True:
-        needed = {(target, run.node) for run in found if run.fixed for target in jobs[run.job].affinity}
-        held = [run._replace(fixed=run.fixed or (run.job, run.node) in needed) for run in found]
-        if held == found:
-            return held
-        found = held
+    needed: set[tuple[int, int]] = set()
+    found = []
+    # A dependent's rank is above its targets': once through from the top settles whole chains.
+    for run in sorted(running, key=lambda run: -jobs[run.job].rank):
+        kept = run._replace(fixed=run.fixed or (run.job, run.node) in needed)
+        if kept.fixed:
+            needed.update((target, run.node) for target in jobs[run.job].affinity)
+        found.append(kept)
+    return found
 
 
 def _still_fits(job: Job, placement: Placement, card: PlanCard, kinds: tuple[DeviceKind, ...]) -> bool:

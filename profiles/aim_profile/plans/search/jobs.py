@@ -216,12 +216,15 @@ def _urgency(workloads: list[Workload], index: Mapping[str, int]) -> tuple[list[
     """Level and rank of each: the target of an affinity is as urgent as who depends on it, and comes first."""
     levels = [own_level(workload) for workload in workloads]
     ranks = [0] * len(workloads)
-    stack = [at for at, workload in enumerate(workloads) if workload.affinity]
-    while stack:
-        at = stack.pop()
-        for target in (index[name] for name in workloads[at].affinity):
-            level, rank = min(levels[target], levels[at]), min(ranks[target], ranks[at] - 1)
-            if (level, rank) != (levels[target], ranks[target]):
-                levels[target], ranks[target] = level, rank
-                stack.append(target)
+    targets = [tuple({index[name] for name in workload.affinity}) for workload in workloads]
+    dependents = Counter(target for each in targets for target in each)
+    # Affinities make no circle: every workload's turn comes once all that depend on it had theirs.
+    ready = [at for at in range(len(workloads)) if not dependents[at]]
+    while ready:
+        at = ready.pop()
+        for target in targets[at]:
+            levels[target], ranks[target] = min(levels[target], levels[at]), min(ranks[target], ranks[at] - 1)
+            dependents[target] -= 1
+            if not dependents[target]:
+                ready.append(target)
     return levels, ranks
