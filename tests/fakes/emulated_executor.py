@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 from aim_profile.nodes.facts import Card
 from aim_profile.nodes.read import Node, Partition
 from aim_profile.plans.plan import Placement, Plan
@@ -9,17 +12,26 @@ from aim_profile.plans.steps import Step
 
 
 class EmulatedNodes:
-    """Nodes in memory. lies: nodes whose switch reports success and changes nothing."""
+    """Nodes in memory. lies: nodes whose switch reports success and changes nothing; stuck: nodes whose device plugin
+    never sees another mode. A plugin advertises what it found when it started, and does not run on a tainted node.
+    """
 
     def __init__(
-        self, nodes: list[Node], plan: Plan, running: list[Placement] | None = None, lies: set[str] | None = None
+        self,
+        nodes: list[Node],
+        plan: Plan,
+        running: list[Placement] | None = None,
+        lies: set[str] | None = None,
+        stuck: set[str] | None = None,
     ) -> None:
         self.nodes = {str(node.name): node for node in nodes}
         self.where = {placement.id: placement for placement in plan.placements}
         # By replica and node: one that moves may run twice for a moment.
         self.held = {(placement.id, placement.node): placement for placement in running or []}
-        self.lies = lies or set()
+        self.lies, self.stuck = lies or set(), stuck or set()
         self.drained: set[str] = set()
+        self.tainted: set[str] = set()
+        self.advertised = {name: self._found(name) for name in self.nodes}
         self.switches: list[str] = []
         self.most_drained = 0
         self.least_running = len(self.running)
@@ -38,10 +50,11 @@ class EmulatedNodes:
         assert step.taint == "amd-dcm=up:NoExecute"
         self.stop(step)
         self.drained.add(step.node)
+        self.tainted.add(step.node)
         self.most_drained = max(self.most_drained, len(self.drained))
 
     def switch(self, step: Step) -> None:
-        assert step.node in self.drained, "Device busy (30)"
+        assert step.node in self.tainted, "Device busy (30)"
         assert not [p for p in self.held.values() if p.node == step.node], "Device busy (30)"
         assert step.set_labels == {"dcm.amd.com/gpu-config-profile": step.profile}
         self.switches.append(step.node)
@@ -53,9 +66,21 @@ class EmulatedNodes:
     def read(self, node: str) -> Node:
         return self.nodes[node]
 
+    def refresh(self, step: Step) -> None:
+        assert step.restart == ("device-plugin", "node-labeller")
+        self.tainted.remove(step.node)
+        if step.node not in self.stuck:
+            self.advertised[step.node] = self._found(step.node)
+
+    def allocatable(self, step: Step) -> Mapping[str, int]:
+        assert step.node not in self.tainted, "no device plugin runs here"
+        return self.advertised[step.node]
+
     def place(self, step: Step) -> None:
+        assert step.node not in self.drained, "a cordoned node takes no pods"
         for name in step.replicas:
             placement = self.where[name]
+            assert self.advertised[step.node].get(placement.resource), f"{placement.resource} is not advertised"
             for card in placement.cards:
                 assert self.nodes[step.node].cards[card].mode_label == placement.mode
             busy = {device for p in self.held.values() if p.node == step.node for device in p.devices}
@@ -64,7 +89,14 @@ class EmulatedNodes:
         self._count()
 
     def undrain(self, step: Step) -> None:
+        assert step.node not in self.tainted
         self.drained.remove(step.node)
+
+    def _found(self, node: str) -> dict[str, int]:
+        found: Counter[str] = Counter()
+        for card in self.nodes[node].cards:
+            found[f"amd.com/{card.mode_label}".lower().replace("/nps", "_nps")] += len(card.partitions)
+        return dict(found)
 
     def _count(self) -> None:
         self.least_running = min(self.least_running, len(self.running))

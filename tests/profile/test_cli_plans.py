@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from aim_profile.cli import options as cli
 from aim_profile.cli.app import app
 from aim_profile.gpus import catalog
-from aim_profile.kubernetes import kserve
+from aim_profile.plans import dcm
 from aim_profile.plans.plan import load_plan
 from sysfs_tree import write_mi300x_cpx
 
@@ -48,7 +48,7 @@ def node_file(folder: Path, name: str, mode: str, cards: int = 2) -> Path:
 
 def test_choices_are_those_of_their_sources() -> None:
     assert cli.Tier == catalog.Tier
-    assert cli.Strategy == kserve.Strategy
+    assert cli.Strategy == dcm.Strategy
 
 
 def test_a_plan_is_printed_written_and_drawn(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_steps_start_from_what_is_there_now(planned: Path, tmp_path: Path) -> No
     assert {step["action"] for step in as_planned["steps"]} == {"place"}
     switched = json.loads(run("steps", FLEET, planned, "-o", "json").stdout)
     actions = [step["action"] for step in switched["steps"] if step["node"] == "node-b"]
-    assert actions == ["drain", "switch", "verify", "place", "undrain"]
+    assert actions == ["drain", "switch", "verify", "refresh", "await", "undrain", "place"]
     assert json.loads(switched["config_json"])["gpu-config-profiles"]["cpx-nps4-x2"]
     assert "Nothing to do." in run("steps", planned, planned).stdout
 

@@ -13,8 +13,8 @@ from aim_profile.nodes.read import Node, emulate
 from aim_profile.plans.compare import plan_assert, plan_diff
 from aim_profile.plans.fleet import fleet_of
 from aim_profile.plans.make import make_plan
-from aim_profile.plans.plan import Plan, PlanError, PlanOptions
-from aim_profile.plans.steps import StepError, apply_steps, plan_steps
+from aim_profile.plans.plan import Placement, Plan, PlanError, PlanOptions
+from aim_profile.plans.steps import StepError, _Running, apply_steps, plan_steps
 from aim_profile.plans.workload import Workloads, parse_workloads
 from emulated_executor import EmulatedNodes, switched
 
@@ -49,7 +49,7 @@ def test_the_round_trip_ends_where_the_plan_says():
     assert not executor.drained
     for node in executor.switches:
         actions = [step.action for step in steps.steps if step.node == node]
-        assert actions == ["drain", "switch", "verify", "place", "undrain"]
+        assert actions == ["drain", "switch", "verify", "refresh", "await", "undrain", "place"]
     assert json.loads(steps.config_json)["gpu-config-profiles"]["cpx-nps4-x4"]["profiles"] == [
         {"computePartition": "CPX", "memoryPartition": "NPS4", "numGPUsAssigned": 4}
     ]
@@ -66,6 +66,50 @@ def test_a_switch_that_reports_success_and_did_not_happen_is_caught_before_anyth
     assert problem.value.step.action == "verify"
     assert executor.drained == {liar}
     assert not [placement for placement in executor.running.values() if placement.node == liar]
+
+
+def test_a_device_plugin_that_does_not_see_the_switch_is_caught_before_anything_is_placed():
+    nodes = three_nodes("SPX/NPS1", "SPX/NPS1", "SPX/NPS1")
+    plan = make_plan(fleet_of(nodes), work(SMALL, LARGE))
+    steps = plan_steps(plan)
+    stuck = next(step.node for step in steps.steps if step.action == "switch")
+    executor = EmulatedNodes(nodes, plan, stuck={stuck})
+    with pytest.raises(
+        StepError, match=r"allocatable should be amd\.com/cpx_nps4: 32, is amd\.com/spx_nps1: 4"
+    ) as problem:
+        apply_steps(steps, plan, executor)
+    assert problem.value.step.action == "await"
+    assert "device plugin's log" in problem.value.remedy
+    assert stuck in executor.drained
+    assert not [placement for placement in executor.running.values() if placement.node == stuck]
+
+
+def test_the_single_strategy_waits_for_its_one_resource_and_the_label_pods_select_by():
+    nodes = three_nodes("SPX/NPS1", "SPX/NPS1")
+    plan = make_plan(fleet_of(nodes), work(SMALL))
+    step = next(step for step in plan_steps(plan, strategy="single").steps if step.action == "await")
+    assert step.allocatable == {"amd.com/gpu": 32}
+    assert step.await_labels == {"amd.com/gpu.compute-memory-partition": "cpx_nps4"}
+    mixed = next(step for step in plan_steps(plan).steps if step.action == "await")
+    assert (mixed.allocatable, mixed.await_labels) == ({"amd.com/cpx_nps4": 32}, {})
+
+
+def test_an_sr_iov_guest_keeps_its_modes_and_the_plan_says_so():
+    guest = emulate("MI300X", 1, "SPX/NPS1", "sr-iov", name="guest")
+    (card,) = guest.cards
+    device = card.partitions[0].model_copy(update={"memory_mib": 196_048, "memory_source": "measured"})
+    card = card.model_copy(update={"pci_id": "0x74b5", "vram_mib": 196_048, "partitions": (device,)})
+    guest = guest.model_copy(update={"cards": (card,)})
+    plan = make_plan(fleet_of([guest]), work("{name: a, memory: 20GiB, replicas: 8}"))
+    assert [(card.mode, card.was, card.device_memory_mib) for card in plan.cards] == [("SPX/NPS1", "SPX/NPS1", 196_048)]
+    assert (plan.totals.nodes_drained, plan.totals.cards_switched, len(plan.placements)) == (0, 0, 1)
+    assert any("guest" in note and "SR-IOV" in note for note in plan.notes)
+    assert {step.action for step in plan_steps(plan).steps} == {"place"}
+    # Made elsewhere, or before anyone said what the node is.
+    foreign = make_plan(fleet_of(three_nodes("SPX/NPS1")), work("{name: a, memory: 20GiB, replicas: 32}"))
+    cards = tuple(card.model_copy(update={"deployment": "sr-iov"}) for card in foreign.cards)
+    with pytest.raises(PlanError, match="n0 is an SR-IOV guest"):
+        plan_steps(foreign.model_copy(update={"cards": cards}))
 
 
 @pytest.mark.parametrize(
@@ -196,6 +240,29 @@ def test_surge_starts_the_new_before_the_old_stops():
         assert executor.least_running == least
         assert [step.action for step in steps.steps] == (["place", "stop"] if surge else ["stop", "place"])
         assert executor.running["a/0"].node == "n1"
+
+
+@pytest.mark.parametrize("surge", [0, 3])
+def test_many_moves_cost_what_their_number_does(surge: int, monkeypatch: pytest.MonkeyPatch):
+    asked = 0
+    look = _Running.in_the_way
+
+    def counted(self: _Running, placement: Placement, *, itself: bool) -> object:
+        nonlocal asked
+        asked += 1
+        return look(self, placement, itself=itself)
+
+    monkeypatch.setattr(_Running, "in_the_way", counted)
+    nodes = [emulate("MI300X", 8, "CPX/NPS4", name=f"n{at}") for at in range(4)]
+    entries = [f"{{name: {name}, memory: 10GiB, replicas: 64, pinned: {{node: %s}}}}" for name in "ab"]
+    pin = ", ".join(entries)
+    before, after = (make_plan(fleet_of(nodes), work(pin % pair)) for pair in (("n0", "n1"), ("n1", "n2")))
+    assert before.complete
+    assert after.complete
+    executor = EmulatedNodes(nodes, after, list(before.placements))
+    apply_steps(plan_steps(after, before, surge=surge), after, executor)
+    assert executor.running == {placement.id: placement for placement in after.placements}
+    assert asked <= 5 * len(after.placements)
 
 
 def test_diff_names_modes_and_replicas():

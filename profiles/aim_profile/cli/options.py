@@ -48,6 +48,7 @@ RootOption = Annotated[
 AmdSmiOption = Annotated[list[Path] | None, typer.Option(help="Saved `amd-smi … --json` output; may be repeated.")]
 NodeOption = Annotated[Path | None, typer.Option("--node", help="An emulation file (`aim-profile node export`).")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of stdout.")]
+StrategyOption = Annotated[Strategy, typer.Option(help="The device plugin's resource naming strategy.")]
 ReferenceArgument = Annotated[
     str, typer.Argument(help="ORG/MODEL/PROFILE-ID, a profile's file, or a model together with --gpu.")
 ]

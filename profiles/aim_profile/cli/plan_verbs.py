@@ -17,7 +17,7 @@ from .options import (
     OutputOption,
     PartitionOption,
     RootOption,
-    Strategy,
+    StrategyOption,
     Tier,
     guarded,
 )
@@ -105,15 +105,16 @@ def steps(
     plan: Annotated[Path, typer.Argument(help="The plan to reach.")],
     max_parallel: Annotated[int, typer.Option(help="Nodes drained at once.", min=1)] = 1,
     surge: Annotated[int, typer.Option(help="Replicas that may run twice for a moment while they move.", min=0)] = 0,
+    strategy: StrategyOption = "mixed",
     output: OutputOption = "table",
 ) -> None:
-    """The way to a plan: drain, switch, verify by read-back, place, undrain, node by node.
+    """The way to a plan, node by node: drain, switch, read back, refresh the device plugin, wait, undrain, place.
 
     Example: `aim-profile steps fleet.yaml plan.yaml --max-parallel 2`
     """
     from . import steps
 
-    guarded(lambda: steps.steps(output, current, plan, max_parallel, surge))
+    guarded(lambda: steps.steps(output, current, plan, max_parallel, surge, strategy))
 
 
 def render(
@@ -121,7 +122,7 @@ def render(
         str, typer.Argument(help="A plan's file, a profile's file, ORG/MODEL/PROFILE-ID, or a model with --gpu.")
     ],
     namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Of the InferenceServices.")] = None,
-    strategy: Annotated[Strategy, typer.Option(help="The device plugin's resource naming strategy.")] = "mixed",
+    strategy: StrategyOption = "mixed",
     image: Annotated[str | None, typer.Option(help="The runtime's image.")] = None,
     operator_namespace: Annotated[
         str, typer.Option(help="With a plan: where the GPU operator runs, for its ConfigMap.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from aim_profile.nodes.read import Node
 from aim_profile.plans.compare import plan_assert, plan_diff
+from aim_profile.plans.dcm import Strategy
 from aim_profile.plans.fleet import load_fleet
 from aim_profile.plans.plan import Plan, load_plan
 from aim_profile.plans.steps import Step, Steps, plan_steps
@@ -41,12 +42,12 @@ def _card(number: int | None) -> str:
     return "-" if number is None else str(number)
 
 
-def steps(output: Output, current: Path, plan: Path, max_parallel: int, surge: int) -> int:
+def steps(output: Output, current: Path, plan: Path, max_parallel: int, surge: int, strategy: Strategy) -> int:
     """The way from what runs to the plan. current: a plan; or a fleet or emulated node, on which nothing runs."""
     planned = load_plan(plan)
     running = load_plan(current) if is_plan(current) else None
     modes = _modes_of(running) if running else _modes_found(current)
-    found = plan_steps(_seen_from(planned, modes), running, max_parallel=max_parallel, surge=surge)
+    found = plan_steps(_seen_from(planned, modes), running, max_parallel=max_parallel, surge=surge, strategy=strategy)
     show(output, found.model_dump(mode="json"), _facts(found), _table(found), _config_map(found))
     return FITS
 

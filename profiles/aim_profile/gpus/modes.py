@@ -62,6 +62,15 @@ class PartitionMode(BaseModel):
         return self.memory_mib * MIB
 
 
+def can_switch(deployment: Deployment | Literal["unknown"]) -> bool:
+    """Whether the machine itself can change its cards' modes.
+
+    Not an SR-IOV guest: its host's driver (GIM) makes the virtual functions, and with them the mode. Not where it is
+    unknown whether the machine is one.
+    """
+    return deployment in ("bare-metal", "passthrough")
+
+
 def memory_partitions(memory: Memory) -> int:
     """How many NUMA memory partitions a mode makes: NPS4 → 4."""
     return int(memory.removeprefix("NPS"))

@@ -12,20 +12,19 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from aim_profile.errors import AimProfileError
 from aim_profile.files.write import dump, without_empty
 from aim_profile.gpus.catalog import Accelerator, PartitionMode, by_name, catalog
+from aim_profile.plans.dcm import PARTITION_LABEL, Strategy
 from aim_profile.serving.engine_args import environment
 from aim_profile.serving.profile import Profile
 
-Strategy = Literal["mixed", "single"]
 Document = tuple[str, dict[str, Any]]
 
 PREFIX = "aim.amd.com/"
 _HOSTNAME = "kubernetes.io/hostname"
-_PARTITION_LABEL = "amd.com/gpu.compute-memory-partition"
 _PODINFO = "/etc/podinfo"
 # The runtime's own settings; the others of vLLM's arguments travel as --engine_args.
 _OWN_SETTINGS = ("max-model-len", "max-num-seqs", "tensor-parallel-size")
@@ -255,7 +254,7 @@ def _resources(resource: str, devices: int, mode: PartitionMode) -> dict[str, An
 def _where(service: Service, mode: PartitionMode, accelerator: Accelerator, target: Target) -> dict[str, Any]:
     selector: dict[str, str] = {}
     if target.strategy == "single" and accelerator.partitionable:
-        selector[_PARTITION_LABEL] = mode.resource_label
+        selector[PARTITION_LABEL] = mode.resource_label
     if len(service.nodes) == 1:
         selector[_HOSTNAME] = service.nodes[0]
     found: dict[str, Any] = {"nodeSelector": selector}

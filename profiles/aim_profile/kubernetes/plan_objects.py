@@ -91,23 +91,16 @@ def config_map_of(plan: Plan, target: Target) -> list[Document]:
     """The Device Config Manager's ConfigMap for the nodes whose mode can be switched; none where no card has one.
 
     Above it stand the commands that make a node take its profile; `aim-profile steps` says when.
-    Raises RenderError where the device plugin's single strategy cannot advertise a node.
+    Raises PlanError where the device plugin's single strategy cannot advertise a node.
     """
     nodes: dict[str, list[str]] = {}
     for card in plan.cards:
-        if card.mode is not None and by_name(card.gpu).partitionable:
+        if card.mode is not None and card.switchable:
             nodes.setdefault(card.node, []).append(card.mode)
     if not nodes:
         return []
     for node, modes in nodes.items():
-        if target.strategy == "single" and len(set(modes)) > 1:
-            raise RenderError(
-                f"{node} has cards in {' and '.join(sorted(set(modes)))}: under the single strategy the device plugin "
-                "refuses such a node",
-                field="strategy",
-                value="single",
-                remedy="use the mixed strategy, or plan without --allow-mixed-compute",
-            )
+        dcm.refuse_mixed(node, modes, target.strategy)
     body = {
         "apiVersion": "v1",
         "kind": "ConfigMap",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -27,7 +27,7 @@ class Difference(_Frozen):
 
     node: str
     card: int | None = None
-    what: Literal["cards", "card", "product", "mode", "partitions", "memory", "alloc-mode"]
+    what: Literal["cards", "card", "product", "mode", "partitions", "memory", "alloc-mode", "allocatable"]
     planned: str
     found: str
     message: str
@@ -96,17 +96,20 @@ def where(placement: Placement) -> str:
     return f"{placement.node} card {cards}{which} ({placement.mode})"
 
 
-def plan_assert(node: Node, plan: Plan, name: str | None = None) -> tuple[Difference, ...]:
+def plan_assert(
+    node: Node, plan: Plan, name: str | None = None, planned: Sequence[CardPlan] | None = None
+) -> tuple[Difference, ...]:
     """What on this node is not as planned; empty when all is.
 
     name: the node's name in the plan, else the node's own, else the plan's only one. Cards whose mode the plan does
     not say are not compared. Modes and counts must be equal; devices may be MEMORY_TOLERANCE smaller than planned where
-    what the plan puts there fits their real size. Raises PlanError when the plan has no such node.
+    what the plan puts there fits their real size. planned: the plan's cards of the node of that name, where they are at
+    hand already. Raises PlanError when the plan has no such node.
     """
-    named = _named(node, plan, name)
+    named = name if planned is not None and name is not None else _named(node, plan, name)
     found = {card.index: card for card in node.cards}
     differences = []
-    planned = plan.on_node(named)
+    planned = plan.on_node(named) if planned is None else planned
     if len(planned) != len(found):
         differences.append(_difference(named, None, "cards", f"{len(planned)} cards", f"{len(found)} cards"))
     for expected in planned:
@@ -116,6 +119,15 @@ def plan_assert(node: Node, plan: Plan, name: str | None = None) -> tuple[Differ
         else:
             differences += _card_differences(named, expected, card, plan)
     return tuple(differences)
+
+
+def allocatable_difference(node: str, planned: Mapping[str, int], found: Mapping[str, int]) -> tuple[Difference, ...]:
+    """What a node advertises beside what it should; resources of which there are none do not count."""
+    there = {name: count for name, count in found.items() if count}
+    if there == planned:
+        return ()
+    texts = [", ".join(f"{name}: {count}" for name, count in sorted(each.items())) for each in (planned, there)]
+    return (_difference(node, None, "allocatable", texts[0], texts[1] or "nothing"),)
 
 
 def _named(node: Node, plan: Plan, name: str | None) -> str:

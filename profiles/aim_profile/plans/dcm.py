@@ -1,8 +1,10 @@
-"""AMD's Device Config Manager: the names it listens to, and the ConfigMap that holds its profiles.
+"""AMD's GPU operator: the names its Device Config Manager listens to, the ConfigMap that holds its profiles, and what
+its device plugin advertises.
 
 Sources: ROCm/device-config-manager docs/configuration/configmap.md and configmanager.go (fe98bda): the taint, the
 labels, and what it checks: cards of a profile add up to the node's, one memory type a profile. It does not check
-whether a compute and a memory mode go together; the planner does.
+whether a compute and a memory mode go together; the planner does. Its taint must not be tolerated by the operands
+(gpu-operator docs/dcm/applying-partition-profiles.rst, 04ab1da): they start anew once it is gone.
 """
 
 from __future__ import annotations
@@ -10,12 +12,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
+
+from .plan import PlanError
+
+# The device plugin's resource naming strategy (k8s-device-plugin ed76468): single, `amd.com/gpu` for every partition;
+# mixed, a resource for each mode.
+Strategy = Literal["mixed", "single"]
 
 TAINT_KEY, TAINT_VALUE, TAINT_EFFECT = "amd-dcm", "up", "NoExecute"
 TAINT = f"{TAINT_KEY}={TAINT_VALUE}:{TAINT_EFFECT}"
 PROFILE_LABEL = "dcm.amd.com/gpu-config-profile"
 STATE_LABEL = "dcm.amd.com/gpu-config-profile-state"
+# The node labeller's, of a node whose cards are in one mode (`cpx_nps4`).
+PARTITION_LABEL = "amd.com/gpu.compute-memory-partition"
+# Operands that look at a node's devices only when they start.
+OPERANDS = ("device-plugin", "node-labeller")
 # Services that hold /dev/kfd or /dev/dri: a switch fails with `Device busy` while they run.
 GPU_SERVICES = ("amd-metrics-exporter", "gpuagent")
 
@@ -45,6 +57,31 @@ def config_json(nodes: Iterable[Sequence[str]]) -> str:
         "gpuClientSystemdServices": {"names": list(GPU_SERVICES)},
     }
     return json.dumps(body, indent=2) + "\n"
+
+
+def refuse_mixed(node: str, modes: Iterable[str], strategy: Strategy) -> None:
+    """Raises PlanError where the device plugin's single strategy cannot advertise a node."""
+    if strategy == "single" and len(found := sorted(set(modes))) > 1:
+        raise PlanError(
+            f"{node} has cards in {' and '.join(found)}: under the single strategy the device plugin refuses it",
+            field="strategy",
+            value="single",
+            remedy="use the mixed strategy, or plan without --allow-mixed-compute",
+        )
+
+
+def mode_label(mode: str) -> str:
+    """A mode as the device plugin and the node labeller write it: `CPX/NPS4` → `cpx_nps4`."""
+    return mode.lower().replace("/", "_")
+
+
+def allocatable(cards: Iterable[tuple[str, int]], strategy: Strategy) -> dict[str, int]:
+    """What a node of partitionable cards advertises, by resource name. cards: mode and devices of each."""
+    found: dict[str, int] = {}
+    for mode, devices in cards:
+        resource = f"amd.com/{mode_label(mode) if strategy == 'mixed' else 'gpu'}"
+        found[resource] = found.get(resource, 0) + devices
+    return dict(sorted(found.items()))
 
 
 def _runs(modes: Sequence[str]) -> list[tuple[str, int]]:

@@ -20,7 +20,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from aim_profile.errors import AimProfileError
 from aim_profile.files.kinds import looks_like
 from aim_profile.files.read import check, check_kind, located, parse_yaml, read_text
-from aim_profile.gpus.catalog import TIERS, Accelerator, Compute, Deployment, Memory, PartitionMode, Tier, by_name
+from aim_profile.gpus.catalog import (
+    TIERS,
+    Accelerator,
+    Compute,
+    Deployment,
+    Memory,
+    PartitionMode,
+    Tier,
+    by_name,
+    can_switch,
+)
 from aim_profile.nodes.emulated import load_emulated, parse_emulated
 from aim_profile.nodes.facts import Card, Node
 
@@ -58,6 +68,10 @@ class FleetCard:
         )
         return tuple(self._measured(mode) for mode in kept)
 
+    def mode(self, label: str | None) -> PartitionMode | None:
+        """Its mode of that label, sized by what its devices report where that is known; None where it has none."""
+        return next((self._measured(mode) for mode in self.modes if mode.label == label), None)
+
     def _measured(self, mode: PartitionMode) -> PartitionMode:
         if mode.label != self.current or self.device_mib is None or self.device_mib >= mode.memory_mib:
             return mode
@@ -66,7 +80,7 @@ class FleetCard:
 
 @dataclass(frozen=True)
 class FleetNode:
-    """One machine with cards of one product. deployment unknown: its modes are used as found, never switched."""
+    """One machine with cards of one product. deployment sr-iov, unknown: its modes are used as found."""
 
     name: str
     gpu: str
@@ -81,8 +95,8 @@ class FleetNode:
 
     @property
     def switchable(self) -> bool:
-        """Whether its modes may be changed: not where it is unknown if a hypervisor lets it."""
-        return self.deployment != "unknown"
+        """Whether its modes may be changed: not by an SR-IOV guest, nor where it is unknown if a hypervisor lets it."""
+        return can_switch(self.deployment)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class _Writer:
             labels = self.state.label[planned.number] if self.state.touched[planned.number] else None
             for at, card in enumerate(node.cards):
                 label = labels[at] if labels else card.current
-                mode = next((mode for mode in card.modes if mode.label == label), None)
+                mode = card.mode(label)
                 found.append(
                     CardPlan.model_construct(
                         node=node.name,
@@ -188,11 +188,14 @@ class _Writer:
 
     def _notes(self) -> tuple[str, ...]:
         notes = []
-        unknown = [node.name for node in self.fleet.nodes if not node.switchable]
+        unknown = [node.name for node in self.fleet.nodes if node.deployment == "unknown"]
         if unknown:
             notes.append(
                 f"deployment unknown, modes used as found: {_some(unknown)}; say deployment: in the fleet file"
             )
+        guests = [node.name for node in self.fleet.nodes if node.deployment == "sr-iov"]
+        if guests:
+            notes.append(f"SR-IOV guests, modes used as found, their hosts decide them: {_some(guests)}")
         if not self.options.allow_mixed_compute:
             mixed = [node.name for node in self.fleet.nodes if len({card.current for card in node.cards}) > 1]
             if mixed:

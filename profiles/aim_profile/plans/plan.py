@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from aim_profile.errors import AimProfileError
 from aim_profile.files.read import parse_as, read_text
 from aim_profile.files.write import dump
-from aim_profile.gpus.catalog import Compute, Deployment, Memory, Tier, parse_partition
+from aim_profile.gpus.catalog import Compute, Deployment, Memory, Tier, by_name, can_switch, parse_partition
 
 from .workload import Kind, Priority, Slo
 
@@ -70,6 +70,11 @@ class CardPlan(_Frozen):
     tier: Tier = "unsupported"
     partitions: int = Field(default=0, ge=0)
     device_memory_mib: int = Field(default=0, ge=0)
+
+    @property
+    def switchable(self) -> bool:
+        """Whether its node can put it into another mode."""
+        return can_switch(self.deployment) and by_name(self.gpu).partitionable
 
     @property
     def compute(self) -> Compute | None:

@@ -122,8 +122,10 @@ def _unusable(fleet: Fleet, wanted: Selector) -> tuple[str, str]:
         best = min(tiers, key=TIERS.index, default="unsupported")
         return f"no mode of {products} is validated", f"allow its modes that are {best}: --tier {best}"
     names = ", ".join(node.name for node in nodes[:_MOST_NAMES]) + ("…" if len(nodes) > _MOST_NAMES else "")
+    guests = all(node.deployment == "sr-iov" for node in nodes)
+    why = "an SR-IOV guest cannot set it" if guests else "how the node is run is not known"
     return (
-        f"the mode of {names}'s cards is not wholly readable, and how the node is run is not known",
+        f"the mode of {names}'s cards is not wholly readable, and {why}",
         "describe the node in a fleet file: gpu, cards, deployment, compute_partition and memory_partition",
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from aim_profile.errors import SizingError
-from aim_profile.gpus.catalog import TIERS, Accelerator, Deployment, PartitionMode, catalog
+from aim_profile.gpus.catalog import TIERS, Accelerator, Deployment, PartitionMode, can_switch, catalog
 from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.units import gib
 
@@ -77,7 +77,8 @@ def _options(
     if accelerator is not None and place.mode is not None:
         yield from _siblings(model, place, request)
         yield from _other_modes(model, place.mode, accelerator, deployment, request)
-        yield from _whole_cards(model, accelerator, deployment, request)
+        if place.mode.partitions == 1 or can_switch(deployment):
+            yield from _whole_cards(model, accelerator, deployment, request)
     yield from _other_accelerators(model, accelerator, deployment, request)
 
 
@@ -106,7 +107,7 @@ def _other_modes(
     model: ModelFacts, current: PartitionMode, accelerator: Accelerator, deployment: Deployment, request: Request
 ) -> Iterator[Option]:
     """Each other compute mode of the same GPU, in its best tier: as asked, else over siblings, in fewer bits."""
-    best_first = accelerator.modes(deployment)
+    best_first = accelerator.modes(deployment) if can_switch(deployment) else ()
     best = {mode.compute: mode for mode in reversed(best_first)}
     for mode in best_first:
         if mode.compute == current.compute or mode != best[mode.compute]:
