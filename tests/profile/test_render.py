@@ -128,6 +128,25 @@ def test_a_pod_asks_the_device_plugin_for_its_devices(
     assert predictor.get("nodeSelector", {}).get("amd.com/gpu.compute-memory-partition") == selector
 
 
+def node_expressions(served: dict[str, Any]) -> dict[str, list[str]]:
+    affinity = served["spec"]["predictor"]["affinity"]["nodeAffinity"]
+    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert {expression["operator"] for expression in term["matchExpressions"]} == {"In"}
+    return {expression["key"]: expression["values"] for expression in term["matchExpressions"]}
+
+
+@pytest.mark.parametrize("strategy", ["mixed", "single"])
+def test_a_pod_lands_only_on_the_product_it_was_sized_for(strategy: str) -> None:
+    model = "meta-llama/Llama-3.3-70B-Instruct"
+    seen: dict[str, set[str]] = {}
+    for gpu in catalog():
+        _, served = rendered(Service("m", profile("SPX/NPS1", gpu, model, precision="int4")), strategy=strategy)
+        seen[gpu] = set(node_expressions(served)["amd.com/gpu.device-id"])
+    assert seen["MI355X"] == {"75a3", "75b3"}  # as the node labeller writes sysfs' `device`: no 0x, lower case
+    assert {"74a1", "74b5"} <= seen["MI300X"]
+    assert sum(map(len, seen.values())) == len(set().union(*seen.values()))
+
+
 def test_tensor_parallelism_asks_for_siblings() -> None:
     _, served = rendered(Service("m", profile(model="Qwen/Qwen3-32B")))
     model = served["spec"]["predictor"]["model"]

@@ -1,9 +1,9 @@
 """Profiles and plans as KServe and Kubernetes objects: plain dictionaries, written by files.write as a person would.
 
 A pod asks for its devices as a resource of the AMD device plugin (`amd.com/cpx_nps4` under the plugin's mixed naming
-strategy, `amd.com/gpu` with a node selector under single) and gets exactly those: no host paths, no privileges, no
-`*_VISIBLE_DEVICES`. What the runtime must know stands in `aim.amd.com/` annotations, which it reads through the
-Downward API, and in its flags.
+strategy, `amd.com/gpu` with a node selector under single), on nodes of the product it was sized for, and gets exactly
+those: no host paths, no privileges, no `*_VISIBLE_DEVICES`. What the runtime must know stands in `aim.amd.com/`
+annotations, which it reads through the Downward API, and in its flags.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ Document = tuple[str, dict[str, Any]]
 
 PREFIX = "aim.amd.com/"
 _HOSTNAME = "kubernetes.io/hostname"
+# The node labeller's, of a node whose cards have one PCI id (`74a1`): k8s-device-plugin ed76468; AIM's controller
+# selects by it too (aim-engine@9223504). Product names differ between driver releases, ids do not.
+_DEVICE_ID_LABEL = "amd.com/gpu.device-id"
 _PODINFO = "/etc/podinfo"
 # The runtime's own settings; the others of vLLM's arguments travel as --engine_args.
 _OWN_SETTINGS = ("max-model-len", "max-num-seqs", "tensor-parallel-size")
@@ -257,11 +260,14 @@ def _where(service: Service, mode: PartitionMode, accelerator: Accelerator, targ
         selector[PARTITION_LABEL] = mode.resource_label
     if len(service.nodes) == 1:
         selector[_HOSTNAME] = service.nodes[0]
-    found: dict[str, Any] = {"nodeSelector": selector}
-    if len(service.nodes) > 1:
-        expression = {"key": _HOSTNAME, "operator": "In", "values": list(service.nodes)}
-        terms = {"nodeSelectorTerms": [{"matchExpressions": [expression]}]}
-        found["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+    # Every product in one mode is advertised under one name: what the profile was sized for, its PCI ids say.
+    product = _one_of(_DEVICE_ID_LABEL, [f"{known.id:04x}" for known in accelerator.pci_ids])
+    expressions = [_one_of(_HOSTNAME, service.nodes), product] if len(service.nodes) > 1 else [product]
+    terms = {"nodeSelectorTerms": [{"matchExpressions": expressions}]}
+    found: dict[str, Any] = {
+        "nodeSelector": selector,
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}},
+    }
     if service.spread:
         found["topologySpreadConstraints"] = [
             {
@@ -272,6 +278,10 @@ def _where(service: Service, mode: PartitionMode, accelerator: Accelerator, targ
             }
         ]
     return found
+
+
+def _one_of(label: str, values: Sequence[str]) -> dict[str, Any]:
+    return {"key": label, "operator": "In", "values": list(values)}
 
 
 def _flags(profile: Profile) -> list[str]:
