@@ -179,6 +179,16 @@ def test_a_fleet_without_a_usable_card_says_why(tmp_path: Path) -> None:
     assert "deployment, compute_partition and memory_partition" in found["remedies"][0]
 
 
+def test_a_node_of_an_unknown_product_is_set_aside_unless_strict(tmp_path: Path) -> None:
+    fleet = tmp_path / "fleet.yaml"
+    text = FLEET.read_text(encoding="utf-8")
+    fleet.write_text(f"{text.rstrip()}\n  - {{name: node-x, gpu: MI499X, cards: 8}}\n", encoding="utf-8")
+    found = run("plan", fleet, WORKLOADS)
+    assert "14 of 14 replicas placed" in found.stdout
+    assert "set aside: node-x: no accelerator named 'MI499X'" in found.stdout
+    assert "MI499X" in refusal("plan", fleet, WORKLOADS, "--strict")
+
+
 def test_a_node_without_a_gpu_is_not_planned_for(tmp_path: Path) -> None:
     (tmp_path / "class").mkdir()
     assert "holds no AMD GPU" in refusal("plan", tmp_path, WORKLOADS)

@@ -52,6 +52,29 @@ def test_a_node_of_unknown_deployment_is_used_as_found():
     assert "deployment unknown" in plan.notes[0]
 
 
+def test_a_node_of_an_unknown_product_is_set_aside_and_named(tmp_path: Path):
+    node = emulate("MI300X", 1, "SPX/NPS1", name="odd")
+    odd = node.cards[0].model_copy(update={"product": "unknown", "pci_id": "0x75a2", "report": "report it"})
+    (tmp_path / "odd.yaml").write_text(export_node(node.model_copy(update={"cards": (odd,)})))
+    (tmp_path / "bare.yaml").write_text(export_node(node.model_copy(update={"name": "bare", "cards": ()})))
+    odd_ones = "{name: new, count: 3, gpu: MI301X}, {file: odd.yaml}, {file: bare.yaml}"
+    file = tmp_path / "fleet.yaml"
+    file.write_text(f"nodes: [{odd_ones}, {{name: a, gpu: MI300X, cards: 2}}]")
+    fleet = load_fleet(file)
+    assert [node.name for node in fleet.nodes] == ["a"]
+    assert [name for name, _ in fleet.set_aside] == ["bare", "new", "odd"]
+    plan = make_plan(fleet, parse_workloads("workloads: [{name: w, memory: 5GiB}]"))
+    assert plan.complete
+    assert plan.notes[0].startswith("set aside: bare: node bare holds no AMD GPU; new: no accelerator named 'MI301X'")
+    with pytest.raises(WorkloadError, match=r"no node 'odd'; it was set aside: node odd holds unknown"):
+        make_plan(fleet, parse_workloads("workloads: [{name: w, memory: 5GiB, pinned: {node: odd}}]"))
+    with pytest.raises(FleetError, match=r"nodes\[0\]\.gpu: no accelerator named 'MI301X'"):
+        load_fleet(file, strict=True)
+    file.write_text(f"nodes: [{odd_ones}]")
+    with pytest.raises(FleetError, match=r"nodes\[0\]\.gpu"):
+        load_fleet(file)
+
+
 @pytest.mark.parametrize(
     ("text", "field", "words"),
     [

@@ -44,6 +44,9 @@ def plan(
     ] = False,
     exact: Annotated[bool, typer.Option("--exact", help="Prove the best plan by OR-Tools' CP-SAT.")] = False,
     exact_time_limit: Annotated[float, typer.Option(help="Seconds for each level of its objective.", min=0.01)] = 10.0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a fleet that holds a node of an unknown product.")
+    ] = False,
     svg: Annotated[Path | None, typer.Option(help="Draw the fleet into this file.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the plan to this file too (.json: as JSON).")] = None,
     output: OutputOption = "table",
@@ -64,7 +67,7 @@ def plan(
             exact=exact,
             exact_time_limit_s=exact_time_limit,
         )
-        return plans.plan(output, fleet, workloads, options, current=current, svg=svg, out=out)
+        return plans.plan(output, fleet, workloads, options, current=current, svg=svg, out=out, strict=strict)
 
     guarded(verb)
 

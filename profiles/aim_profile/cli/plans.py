@@ -38,10 +38,11 @@ def plan(
     current: Path | None,
     svg: Path | None,
     out: Path | None,
+    strict: bool = False,
 ) -> int:
     """Plan, print, draw. Exit 1 where a replica has no device."""
     before = load_plan(current) if current is not None else ()
-    made = make_plan(_fleet(fleet), load_workloads(workloads), options, before)
+    made = make_plan(_fleet(fleet, strict), load_workloads(workloads), options, before)
     written = cache(partial(dump_plan, made))
     if svg is not None:
         write_out(draw(made), svg)
@@ -55,13 +56,13 @@ def plan(
     return FITS if made.complete else DOES_NOT_FIT
 
 
-def _fleet(named: str) -> Fleet:
+def _fleet(named: str, strict: bool) -> Fleet:
     """A fleet file, an emulation file, a recorded tree, or this machine (`live`)."""
     if named == _LIVE:
         return fleet_of([read_node()])
     place = Path(named)
     if not place.is_dir():
-        return load_fleet(place)
+        return load_fleet(place, strict=strict)
     recorded = read_node(place)
     return fleet_of([recorded.model_copy(update={"name": recorded.name or place.resolve().name.lower()})])
 

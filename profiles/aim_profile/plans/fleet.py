@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from aim_profile.errors import AimProfileError
+from aim_profile.errors import AimProfileError, GpuError
 from aim_profile.files.kinds import looks_like
 from aim_profile.files.read import check, check_kind, located, parse_yaml, read_text
 from aim_profile.gpus.catalog import (
@@ -41,6 +41,14 @@ MAX_NODES = 100_000
 
 class FleetError(AimProfileError):
     """A fleet that cannot be planned for. `field` is the path of the key: `nodes[2].gpu`."""
+
+
+class UnusableNodeError(FleetError):
+    """A node no plan can use: it has no cards, of an unknown product, or of several. Others can be planned for."""
+
+    def __init__(self, node: str, problem: str, *, value: object = None, remedy: str = "") -> None:
+        self.node = node
+        super().__init__(f"node {node} {problem}", field="gpu", value=value, remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,19 @@ class FleetNode:
         return can_switch(self.deployment)
 
 
+class SetAside(NamedTuple):
+    """A node (or, by `count`, several of one name) that no plan can use, and why."""
+
+    name: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Fleet:
-    """Nodes by name, in the order of their names."""
+    """Nodes by name, in the order of their names; set_aside: those that no plan can use."""
 
     nodes: tuple[FleetNode, ...]
+    set_aside: tuple[SetAside, ...] = ()
 
     @property
     def cards(self) -> int:
@@ -145,15 +161,16 @@ class FleetFile(_Frozen):
     nodes: tuple[NodeEntry, ...] = Field(min_length=1)
 
 
-def load_fleet(file: Path) -> Fleet:
+def load_fleet(file: Path, *, strict: bool = False) -> Fleet:
     """A fleet from a fleet file, or from one emulation file (a fleet of one node).
 
+    Nodes of an unknown product are set aside; strict: they are errors, as they are where no node is left.
     Raises FleetError or NodeError naming the file, the key and the value.
     """
-    return parse_fleet(read_text(file, FleetError), str(file), file.parent)
+    return parse_fleet(read_text(file, FleetError), str(file), file.parent, strict=strict)
 
 
-def parse_fleet(text: str, named: str = "fleet", folder: Path | None = None) -> Fleet:
+def parse_fleet(text: str, named: str = "fleet", folder: Path | None = None, *, strict: bool = False) -> Fleet:
     """The same from text; node files are looked for in `folder`."""
     raw = parse_yaml(text, named, FleetError)
     if looks_like(raw) == "emulation file":
@@ -161,16 +178,28 @@ def parse_fleet(text: str, named: str = "fleet", folder: Path | None = None) -> 
     check_kind(raw, "fleet file", named, FleetError)
     entries = check(FleetFile, raw, named, FleetError, text).nodes
     nodes: list[FleetNode] = []
+    set_aside: list[SetAside] = []
+    first: FleetError | None = None
     for at, entry in enumerate(entries):
         try:
             nodes += _nodes(entry, folder or Path())
         except AimProfileError as problem:
-            key = "file" if entry.file else problem.field
-            where, at_line = f"nodes[{at}].{key}", located(named, text, ("nodes", at, key))
-            raise FleetError(
-                f"{at_line}: {where}: {problem.problem}", field=where, value=problem.value, remedy=problem.remedy
-            ) from problem
-    return _checked(nodes, named)
+            unusable = isinstance(problem, UnusableNodeError | GpuError) and not strict
+            # Finding the line reads the text again: once is enough.
+            first = first or _refused(at, entry, problem, named, text)
+            if not unusable:
+                raise _refused(at, entry, problem, named, text) from problem
+            name = problem.node if isinstance(problem, UnusableNodeError) else entry.name or ""
+            set_aside.append(SetAside(name, problem.problem))
+    if first is not None and not nodes:
+        raise first
+    return replace(_checked(nodes, named), set_aside=tuple(sorted(set_aside)))
+
+
+def _refused(at: int, entry: NodeEntry, problem: AimProfileError, named: str, text: str) -> FleetError:
+    key = "file" if entry.file else problem.field
+    where, at_line = f"nodes[{at}].{key}", located(named, text, ("nodes", at, key))
+    return FleetError(f"{at_line}: {where}: {problem.problem}", field=where, value=problem.value, remedy=problem.remedy)
 
 
 def fleet_of(nodes: Iterable[Node]) -> Fleet:
@@ -217,16 +246,12 @@ def _from_node(node: Node, entry: NodeEntry) -> FleetNode:
     if name is None:
         raise FleetError("the node has no name", field="name", remedy="give name: beside file")
     if not node.cards:
-        raise FleetError(
-            f"node {name} holds no AMD GPU", field="gpu", remedy="leave it out, or describe it: gpu, cards"
-        )
+        raise UnusableNodeError(name, "holds no AMD GPU", remedy="leave it out, or describe it: gpu, cards")
     products = sorted({card.product for card in node.cards})
     if len(products) != 1 or products == ["unknown"]:
         report = next((card.report for card in node.cards if card.report), "")
         found = ", ".join(products)
-        raise FleetError(
-            f"node {name} holds {found}, not cards of one known product", field="gpu", value=found, remedy=report
-        )
+        raise UnusableNodeError(name, f"holds {found}, not cards of one known product", value=found, remedy=report)
     deployment = entry.deployment or node.deployment
     cards = tuple(_from_card(card, deployment) for card in node.cards)
     return FleetNode(name, products[0], deployment, cards, tuple(sorted(entry.labels.items())))

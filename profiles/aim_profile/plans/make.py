@@ -188,6 +188,8 @@ class _Writer:
 
     def _notes(self) -> tuple[str, ...]:
         notes = []
+        if self.fleet.set_aside:
+            notes.append(f"set aside: {_some([f'{name}: {reason}' for name, reason in self.fleet.set_aside], '; ')}")
         unknown = [node.name for node in self.fleet.nodes if node.deployment == "unknown"]
         if unknown:
             notes.append(
@@ -203,8 +205,8 @@ class _Writer:
         return tuple(notes)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def _some(names: list[str], between: str = ", ") -> str:
+    return between.join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _numbered(

@@ -84,6 +84,7 @@ class Jobs:
     def __init__(self, kinds: tuple[DeviceKind, ...], nodes: tuple[PlanNode, ...], fleet: Fleet) -> None:
         self._kinds = kinds
         self._nodes = {node.name: node for node in nodes}
+        self._set_aside = dict(fleet.set_aside)
         self._most_cards = most_whole_cards(fleet)
         self._sizes: dict[tuple[object, ...], Mapping[int, Option]] = {}
         self._shapes: dict[object, int] = {}
@@ -195,6 +196,7 @@ class Jobs:
                 f"workload {workload.name}: pinned.node: the fleet has no node {pin.node!r}",
                 field=f"{workload.name}.pinned.node",
                 value=pin.node,
+                remedy=f"it was set aside: {self._set_aside[pin.node]}" if pin.node in self._set_aside else "",
             )
         position = next((at for at, card in enumerate(node.cards) if card.number == pin.card), None)
         if pin.card is not None and position is None:
