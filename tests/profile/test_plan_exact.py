@@ -7,12 +7,17 @@ import random
 
 import pytest
 
+from aim_profile.cli.picture import summary
 from aim_profile.plans.fleet import Fleet, parse_fleet
 from aim_profile.plans.make import make_plan
 from aim_profile.plans.plan import PRIORITIES, Plan, PlanOptions
+from aim_profile.plans.search.exact import _Model
+from aim_profile.plans.search.heuristic import solve
+from aim_profile.plans.search.intake import make_problem
+from aim_profile.plans.search.problem import LEVELS
 from aim_profile.plans.workload import Workload, Workloads, parse_workloads, workloads_of
 
-pytest.importorskip("ortools", reason="OR-Tools is the extra `exact`")
+cp_model = pytest.importorskip("ortools.sat.python.cp_model", reason="OR-Tools is the extra `exact`")
 
 FLEETS = 200
 EFFORT = 10_000
@@ -93,6 +98,35 @@ def _score(plan: Plan) -> tuple[int, ...]:
     filling = [(priority, kind) for priority in PRIORITIES for kind in (True, False)]
     placed = [sum(1 for p in plan.placements if (p.priority, p.kind == "serve") == level) for level in filling]
     return (*(-count for count in placed), totals.nodes_drained, totals.cards_switched, totals.cards_used)
+
+
+def test_the_solver_starts_from_the_heuristics_placement():
+    for seed in range(25):
+        fleet, workloads, options = instance(seed)
+        problem = make_problem(fleet, workloads, PlanOptions.model_validate({**options, "effort": 200}))
+        start = solve(problem)
+        model = _Model(cp_model, problem)
+        known = model.solved_as(start, 5)
+        assert known is not None
+        # The model has no level for what nobody asks for.
+        asked = {job.own_level for job in problem.jobs if any(key[0] == job.index for key in model.count)}
+        wanted = [value for level, value in enumerate(start.score()) if level in asked or level >= LEVELS]
+        assert [known.value(level) for level in model.levels] == wanted
+
+
+def test_exact_without_time_is_the_heuristic_and_says_that_nothing_is_proven():
+    asked = [
+        {"name": f"w{at}", "memory": f"{2 + at % 7 * 9}GiB", "priority": PRIORITIES[at % 3], "replicas": 1 + at % 2}
+        for at in range(60)
+    ]
+    fleet = parse_fleet("nodes: [{name: n, count: 2, gpu: MI300X, cards: 4}, {name: m, gpu: MI355X, cards: 8}]")
+    workloads = workloads_of([Workload.model_validate(entry) for entry in asked])
+    fast = make_plan(fleet, workloads)
+    plan = make_plan(fleet, workloads, PlanOptions(exact=True, exact_time_limit_s=0.01))
+    assert _score(plan) <= _score(fast)
+    assert not plan.totals.proven
+    assert "not proven best" in summary(plan)
+    assert "not proven" not in summary(fast)
 
 
 def test_exact_keeps_what_runs_and_evicts_as_few_as_it_must():

@@ -35,7 +35,8 @@ def summary(plan: Plan) -> str:
         _count(totals.nodes_drained, "node drained", "nodes drained") if totals.nodes_drained else "",
         _count(totals.cards_switched, "card switched", "cards switched"),
         f"{totals.evicted} evicted" if totals.evicted else "",
-        "proven best" if totals.proven else f"at most {totals.gap:.0%} more cards than needed" if totals.gap else "",
+        "proven best" if totals.proven else "not proven best" if totals.method == "exact" else "",
+        f"at most {totals.gap:.0%} more cards than needed" if totals.gap and not totals.proven else "",
         "partition modes not all validated by AMD" if _daring(plan) else "",
         "memory estimated, not measured",
     ]

@@ -1,12 +1,14 @@
 """The planner's objective, solved and proven by OR-Tools' CP-SAT. The only file that imports it (extra `exact`).
 
-Each level of the objective is solved with the levels before it held at their optimum. Counts, not single replicas: a
+Each level of the objective is solved with the levels before it held at the best known, from the best solution so far:
+at first the heuristic's. Counts, not single replicas: a
 variable says how many replicas of a job stand in a card's (or hive's) mode, which is exact because the devices of a
 card are alike. What CP-SAT finds is then placed by the same code as the heuristic's answer, so both are judged alike.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +24,7 @@ from .state import State
 
 
 def solve_exactly(problem: Problem, time_limit_s: float) -> tuple[State, bool]:
-    """The best placement, and whether every level is proven. Starts from the heuristic's answer.
+    """The best placement, and whether every level is proven. Starts from the heuristic's answer, and is never worse.
 
     time_limit_s: for each level. Raises PlanError without OR-Tools.
     """
@@ -32,22 +34,22 @@ def solve_exactly(problem: Problem, time_limit_s: float) -> tuple[State, bool]:
         raise PlanError(
             "exact planning needs OR-Tools", field="exact", remedy="pip install 'aim-kserve[exact]', or leave exact out"
         ) from problem_
-    hint = solve(problem)
+    start = solve(problem)
     model = _Model(cp_model, problem)
+    known = model.solved_as(start, time_limit_s)
     proven = True
     for level in model.levels:
-        solver = cp_model.CpSolver()
-        solver.parameters.max_time_in_seconds = time_limit_s
-        solver.parameters.num_workers = 1
-        solver.parameters.random_seed = 1
-        model.program.minimize(level)
-        status = solver.solve(model.program)
-        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            return hint, False
+        solver, status = model.solve(level, time_limit_s, known)
         proven = proven and status == cp_model.OPTIMAL
-        model.hold(level, solver)
-    state = model.state(solver)
-    return (state, proven) if state.score() <= hint.score() else (hint, False)
+        if status in (cp_model.OPTIMAL, cp_model.FEASIBLE) and (
+            known is None or solver.value(level) <= known.value(level)
+        ):
+            known = solver
+        if known is None:
+            return start, False
+        model.program.add(level <= known.value(level))
+    state = model.state(known)
+    return (state, proven) if state.score() <= start.score() else (start, False)
 
 
 class _Model:
@@ -57,6 +59,7 @@ class _Model:
         self.problem = problem
         self.program = cp.CpModel()
         self.cp = cp
+        self.variables: list[Any] = []
         self.mode: dict[tuple[int, int, str | None], Any] = {}  # node, card position, label → bool
         self.count: dict[tuple[int, int, int, int], Any] = {}  # job, node, site, kind → replicas
         self.shared: dict[tuple[int, int, int, int, int], Any] = {}  # … with limit: + device of the site
@@ -76,6 +79,65 @@ class _Model:
         self._running()
         self.levels = self._objective()
 
+    # --- solving --------------------------------------------------------------------------------------------------
+
+    def solve(self, level: Any, time_limit_s: float, known: Any) -> tuple[Any, Any]:
+        """A solver that has minimised `level`, from the solution `known` holds if it is not None; and its status."""
+        self.program.clear_hints()
+        for variable in self.variables if known is not None else ():
+            self.program.add_hint(variable, known.value(variable))
+        return self._solver(level, time_limit_s)
+
+    def solved_as(self, state: State, time_limit_s: float) -> Any:
+        """A solver that holds `state` as its solution; None where that cannot be said in this model, or not in time."""
+        self.program.clear_hints()
+        for variable, value in self._values(state):
+            self.program.add_hint(variable, value)
+        # What follows from these (cards used, nodes drained …) is as little as it can be.
+        solver, status = self._solver(sum(self.levels), time_limit_s, fixed=True)
+        return solver if status in (self.cp.OPTIMAL, self.cp.FEASIBLE) else None
+
+    def _solver(self, objective: Any, time_limit_s: float, *, fixed: bool = False) -> tuple[Any, Any]:
+        solver = self.cp.CpSolver()
+        solver.parameters.max_time_in_seconds = time_limit_s
+        solver.parameters.num_workers = 1
+        solver.parameters.random_seed = 1
+        solver.parameters.fix_variables_to_their_hinted_value = fixed
+        self.program.minimize(objective)
+        return solver, solver.solve(self.program)
+
+    def _values(self, state: State) -> Iterator[tuple[Any, int]]:
+        """The variables that say which mode each card is in and who stands where, as in `state`."""
+        counts: Counter[tuple[int, ...]] = Counter()
+        for bin_ in state.bins:
+            for held in bin_.held if bin_.alive else ():
+                key = (held.job.index, bin_.node, self._site(bin_), bin_.kind.number)
+                counts[key] += 1
+                if held.shared is not None:
+                    counts[*key, self._number(bin_, held.slots[0])] += 1
+        yield from ((variable, counts[key]) for key, variable in (*self.count.items(), *self.shared.items()))
+        opened = {key[1:] for key in counts if len(key) == 5}
+        yield from ((variable, key in opened) for key, variable in self.device.items())
+        for node in self.problem.nodes:
+            labels = state.label[node.number]
+            current = [card.current for card in node.cards]
+            switched = state.touched[node.number] and labels != current
+            for at, label in enumerate(labels):
+                kept = not switched or (self.problem.mixed and label == current[at])
+                yield self.mode[node.number, at, None if kept else label], 1
+
+    def _number(self, bin_: Bin, slot: int) -> int:
+        """Which device of its site a slot is."""
+        if not bin_.kind.whole:
+            return slot
+        return self.sites[bin_.node, self._site(bin_), bin_.kind.number].index(bin_.cards[slot])
+
+    def _new(self, most: int) -> Any:
+        """A variable from 0 to `most`."""
+        made = self.program.new_bool_var("") if most == 1 else self.program.new_int_var(0, most, "")
+        self.variables.append(made)
+        return made
+
     # --- variables ------------------------------------------------------------------------------------------------
 
     def _modes(self, node: PlanNode) -> None:
@@ -84,7 +146,7 @@ class _Model:
         labels = node.labels if not fixed or self.problem.mixed else ()
         for at in range(len(node.cards)):
             for label in (None, *labels):
-                self.mode[node.number, at, label] = self.program.new_bool_var("")
+                self.mode[node.number, at, label] = self._new(1)
             self.program.add_exactly_one(self.mode[node.number, at, label] for label in (None, *labels))
         for at in range(1, len(node.cards)):
             if not self.problem.mixed:
@@ -95,7 +157,7 @@ class _Model:
 
     def _one_memory(self, node: PlanNode, labels: tuple[str, ...]) -> None:
         memories = sorted({_memory(label) for label in (*labels, *(c.current for c in node.cards)) if label})
-        chosen = {memory: self.program.new_bool_var("") for memory in memories}
+        chosen = {memory: self._new(1) for memory in memories}
         self.program.add_exactly_one(chosen.values())
         for at, card in enumerate(node.cards):
             for label in (None, *labels):
@@ -121,12 +183,12 @@ class _Model:
             if kind not in job.options or not self._pinned_here(job, node, cards, kind):
                 continue
             key = (job.index, node, site, kind)
-            self.count[key] = self.program.new_int_var(0, replicas, "")
+            self.count[key] = self._new(replicas)
             if job.limit is not None:
                 slot = self._pinned_slot(job, cards, kind)
                 numbers = range(self._devices(kind, cards)) if slot is None else (slot,)
                 for number in numbers:
-                    self.shared[*key, number] = self.program.new_int_var(0, replicas, "")
+                    self.shared[*key, number] = self._new(replicas)
                 self.program.add(self.count[key] == sum(self.shared[*key, number] for number in numbers))
         self.program.add(sum(self._of(job)) <= replicas)
 
@@ -171,7 +233,7 @@ class _Model:
 
     def _shared_device(self, node: int, site: int, kind: int, number: int, sharing: list[Job]) -> Any:
         """Whether that device is shared: then the limits on it stay within its budget."""
-        open_ = self.device[node, site, kind, number] = self.program.new_bool_var("")
+        open_ = self.device[node, site, kind, number] = self._new(1)
         budget = budget_bytes(self.problem.kinds[kind].device_bytes, DEFAULT_UTILIZATION)
         limits = sum(self.shared[job.index, node, site, kind, number] * _mib(job.limit or 0) for job in sharing)
         self.program.add(limits <= (budget // MIB) * open_)
@@ -194,7 +256,7 @@ class _Model:
             if whole:
                 self.cards.append(sum(count * devices for count, devices in amounts) + sum(open_))
             elif amounts or open_:
-                used = self.program.new_bool_var("")
+                used = self._new(1)
                 per_card = self.problem.kinds[kind].partitions
                 total = sum(count * devices for count, devices in amounts) + sum(open_)
                 self.program.add(total <= per_card * used)
@@ -207,7 +269,7 @@ class _Model:
         def present(job: Job, node: int) -> Any:
             if (job.index, node) not in presence:
                 counts = self._of(job, node)
-                here = presence[job.index, node] = self.program.new_bool_var("")
+                here = presence[job.index, node] = self._new(1)
                 self.program.add(sum(counts) >= here)
                 self.program.add(sum(counts) <= job.workload.replicas * here)
             return presence[job.index, node]
@@ -245,7 +307,7 @@ class _Model:
             card = self.problem.nodes[node].cards[position]
             whole = self.problem.kinds[card.as_found].whole
             count = self.count.get((index, node, -1 - card.hive if whole else position, card.as_found), 0)
-            staying = self.stay[at] = self.program.new_int_var(0, len(fixed), "")
+            staying = self.stay[at] = self._new(len(fixed))
             self.program.add(staying <= count)
             self.program.add(staying >= sum(fixed))
 
@@ -265,7 +327,7 @@ class _Model:
 
     def _changes(self, node: PlanNode) -> tuple[Any, Any]:
         switches: list[Any] = []
-        drain = self.program.new_bool_var("")
+        drain = self._new(1)
         for at, card in enumerate(node.cards):
             for (number, position, label), chosen in self.mode.items():
                 if number == node.number and position == at and label is not None:
@@ -275,13 +337,6 @@ class _Model:
                     if compute:
                         switches.append(chosen)
         return drain, sum(switches)
-
-    def hold(self, level: Any, solver: Any) -> None:
-        """Keep a level at what was found, and start the next from it."""
-        self.program.add(level <= round(solver.objective_value))
-        self.program.clear_hints()
-        for variable in (*self.mode.values(), *self.count.values(), *self.shared.values(), *self.device.values()):
-            self.program.add_hint(variable, solver.value(variable))
 
     # --- the answer -----------------------------------------------------------------------------------------------
 
