@@ -143,6 +143,27 @@ def test_tensor_parallel_runs_over_the_fewest_siblings() -> None:
     assert found.engine_args["distributed-executor-backend"] == "mp"
 
 
+def test_a_validated_mode_does_not_speak_for_tensor_parallelism_over_its_partitions() -> None:
+    alone, together = profile_of(LLAMA, mode("CPX/NPS4")), profile_of(by_id("Qwen/Qwen3-32B"), mode("CPX/NPS4"))
+    assert (alone.unproven, alone.standing) == (False, "validated")
+    assert (together.unproven, together.standing) == (True, "validated, tensor parallelism unproven")
+    assert any("unproven" in note for note in together.evidence.notes)
+    assert not any("unproven" in note for note in alone.evidence.notes)
+    assert [finding.level for finding in check(together) if "unproven" in finding.problem] == ["note"]
+    cards = profile_of(by_id("meta-llama/Llama-3.3-70B-Instruct"), mode("SPX/NPS1"), tensor_parallel=2)
+    assert (cards.unproven, cards.standing) == (False, "validated")
+    measured = together.model_copy(update={"evidence": together.evidence.model_copy(update={"measured": True})})
+    assert measured.standing == "validated"
+
+
+def test_listing_prefers_one_device_to_partitions_together() -> None:
+    (row,) = listed(by_name("MI300X"), "bare-metal", ["Qwen/Qwen3-32B"], ["bf16"], everything=False)
+    assert isinstance(row.found, Profile)
+    assert (row.found.metadata.gpu_count, row.found.standing) == (1, "validated")
+    every = list(listed(by_name("MI300X"), "bare-metal", ["Qwen/Qwen3-32B"], ["bf16"], everything=True))
+    assert any(isinstance(row.found, Profile) and row.found.unproven for row in every)
+
+
 @pytest.mark.parametrize(("label", "count"), [("CPX/NPS4", 3), ("DPX/NPS2", 4), ("SPX/NPS1", 3)])
 def test_no_tensor_parallel_that_the_card_cannot_have(label: str, count: int) -> None:
     found = derive(LLAMA, mode(label), Wanted(tensor_parallel=count))

@@ -236,6 +236,24 @@ def _wrong_totals(plan: Plan) -> list[str]:
     return found
 
 
+def spanning(fleet: Fleet, workloads: Workloads, plan: Plan, options: PlanOptions) -> list[str]:
+    """Replicas over several partitions of a card though some device of the fleet holds them and nobody asked."""
+    asked = {workload.name: workload for workload in workloads.workloads}
+    found = []
+    for placement in plan.placements:
+        workload = asked[placement.workload]
+        if placement.tp == 1 or len(placement.cards) > 1 or workload.tp is not None:
+            continue
+        for node in fleet.nodes:
+            if workload.pinned and workload.pinned.node != node.name:
+                continue
+            modes = [m for m in by_name(node.gpu).modes("bare-metal", options.tier) if not m.unproven(2)]
+            selected = set(workload.node_selector.items()) <= set(node.labels)
+            if selected and any(_holds(workload, node.gpu, mode.memory_bytes) for mode in modes):
+                found.append(f"{placement.id} over {placement.tp} partitions, though {node.gpu} holds it on a card")
+    return found
+
+
 def passed_over(fleet: Fleet, workloads: Workloads, plan: Plan) -> list[str]:
     """Replicas that matter more than one placed on a device that would have held them."""
     asked = {workload.name: workload for workload in workloads.workloads}
@@ -268,13 +286,16 @@ def _only_holder(placement: Placement, plan: Plan) -> bool:
 
 
 def _would_hold(workload: Workload, placement: Placement, gpu: str) -> bool:
-    mode = by_name(gpu).mode(placement.mode)
+    return _holds(workload, gpu, by_name(gpu).mode(placement.mode).memory_bytes)
+
+
+def _holds(workload: Workload, gpu: str, device_bytes: int) -> bool:
     if workload.model and workload.precision == "fp8" and gpu == "MI210":
         return False
     if workload.memory:
-        return parse_memory(workload.memory) <= budget_bytes(mode.memory_bytes)
+        return parse_memory(workload.memory) <= budget_bytes(device_bytes)
     request = Request(precision=workload.precision, context=workload.context, concurrency=workload.concurrency)
-    return demand(by_id(workload.model or ""), request).total <= budget_bytes(mode.memory_bytes)
+    return demand(by_id(workload.model or ""), request).total <= budget_bytes(device_bytes)
 
 
 SLOW = settings(
@@ -289,6 +310,7 @@ def test_no_rule_is_ever_broken(nodes: Nodes, asked: list[Workload], options: Pl
     plan = make_plan(fleet, workloads, options)
     assert broken_rules(fleet, workloads, plan, options) == []
     assert passed_over(fleet, workloads, plan) == []
+    assert spanning(fleet, workloads, plan, options) == []
 
 
 @SLOW
@@ -327,6 +349,24 @@ def test_what_runs_stays_unless_it_may_be_evicted(
             kept = after[placement.id]
             assert (kept.node, kept.devices, kept.mode) == (placement.node, placement.devices, placement.mode)
             assert kept.running
+
+
+def test_partitions_together_are_for_those_who_ask_or_have_nothing_else():
+    fleet = parse_fleet("nodes: [{name: n0, gpu: MI300X, cards: 2, compute_partition: CPX}]")
+    asked = "workloads: [{name: w, model: Qwen/Qwen3-32B, precision: bf16%s}]"
+    (alone,) = make_plan(fleet, parse_workloads(asked % "")).placements
+    assert (alone.tp, "unproven" in alone.reason) == (1, False)
+    before = make_plan(fleet, parse_workloads(asked % ", tp: 4"))
+    (together,) = before.placements
+    assert (together.tp, together.mode) == (4, "CPX/NPS4")
+    assert "tensor parallel as asked; which is unproven over partitions" in together.reason
+    assert "tensor parallelism over partitions is unproven" in before.notes[0]
+    # What runs so stays, and where no node can switch there is nothing else.
+    (kept,) = make_plan(fleet, parse_workloads(asked % ""), PlanOptions(), before).placements
+    assert (kept.running, kept.devices) == (True, together.devices)
+    guest = parse_fleet("nodes: [{name: n0, gpu: MI300X, cards: 2, compute_partition: CPX, deployment: sr-iov}]")
+    (placed,) = make_plan(guest, parse_workloads(asked % "")).placements
+    assert (placed.tp, placed.mode) == (4, "CPX/NPS4")
 
 
 CPX = "version: 1\nnodes: [{name: n0, gpu: MI300X, cards: 1, compute_partition: CPX}]"

@@ -53,6 +53,30 @@ def test_a_request_that_is_merely_too_long_is_offered_shorter_first():
     assert second.concurrency == answer.max_concurrency == 1
 
 
+def test_tensor_parallelism_over_partitions_is_said_to_be_unproven_and_comes_last():
+    gpu = by_name("MI300X")
+    answer = size_on(MIXTRAL, gpu.mode("CPX/NPS4"), gpu, make_request(precision="bf16"))
+    together = [option for option in options(answer, accelerator="MI300X") if option.tp > 1]
+    assert {option.partition for option in together} >= {"CPX/NPS4", "DPX/NPS2"}
+    for option in together:
+        assert option.unproven
+        assert option.tier in ("validated", "driver-legal")  # of the mode
+        assert option.description.endswith(f"({option.tier}, tensor parallelism unproven)")
+    of_this = [option.unproven for option in options(answer, accelerator="MI300X")]
+    assert of_this == sorted(of_this)
+    whole_cards = options(size_on(by_id("deepseek-ai/DeepSeek-R1"), gpu.mode("SPX"), gpu, make_request()), tp=8)
+    assert whole_cards
+    assert not any(option.unproven or "unproven" in option.description for option in whole_cards)
+
+
+def test_an_sr_iov_guest_is_never_told_to_repartition():
+    gpu = by_name("MI300X")
+    for mode in ("SPX", "CPX/NPS4"):
+        answer = size_on(by_id("deepseek-ai/DeepSeek-R1"), gpu.mode(mode, "sr-iov"), gpu, make_request(context=512))
+        found = {option.partition for option in answer.alternatives if option.accelerator == "MI300X"}
+        assert found <= {gpu.mode(mode, "sr-iov").label}
+
+
 def test_a_passthrough_vm_is_never_told_to_repartition():
     gpu = by_name("MI300X")
     answer = size_on(by_id("deepseek-ai/DeepSeek-R1"), gpu.mode("SPX", "passthrough"), gpu, make_request())

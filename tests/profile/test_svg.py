@@ -19,9 +19,13 @@ SAMPLES = Path(__file__).parent.parent.parent / "docs/samples"
 NS = "{http://www.w3.org/2000/svg}"
 
 
-def sample() -> Plan:
+def sample(*changes: tuple[str, str]) -> Plan:
     fleet = parse_fleet((SAMPLES / "fleet.yaml").read_text(encoding="utf-8"))
-    return make_plan(fleet, parse_workloads((SAMPLES / "workloads.yaml").read_text(encoding="utf-8")))
+    text = (SAMPLES / "workloads.yaml").read_text(encoding="utf-8")
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    return make_plan(fleet, parse_workloads(text))
 
 
 def texts(svg: str) -> list[str]:
@@ -55,7 +59,7 @@ def test_a_switched_card_says_what_it_was() -> None:
 
 
 def test_devices_of_one_replica_are_counted_through() -> None:
-    words = texts(draw(sample()))
+    words = texts(draw(sample(("model: Qwen/Qwen3-32B", "model: Qwen/Qwen3-32B\n    tp: 4"))))
     for place in range(1, 5):
         assert sum(f"coder/0 ({place} of 4)" in word for word in words) == 1
 

@@ -298,7 +298,8 @@ def fit(
     else:
         sized = size_on(model, mode, by_name(mode.accelerator), request)
         many = f"{request.tp} x " if request.tp > 1 else ""
-        what = f"({mode.tier} on {mode.deployment}): {mode.memory_mib} MiB, {mode.cus} CUs"
+        unproven = ", tensor parallelism unproven" if mode.unproven(request.tp) else ""
+        what = f"({mode.tier} on {mode.deployment}{unproven}): {mode.memory_mib} MiB, {mode.cus} CUs"
         where = f"{many}{mode.accelerator} {mode.label} {what}"
     unsupported = mode is not None and mode.tier == "unsupported"
     if mode is not None and unsupported:

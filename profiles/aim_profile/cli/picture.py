@@ -38,6 +38,7 @@ def summary(plan: Plan) -> str:
         "proven best" if totals.proven else "not proven best" if totals.method == "exact" else "",
         f"at most {totals.gap:.0%} more cards than needed" if totals.gap and not totals.proven else "",
         "partition modes not all validated by AMD" if _daring(plan) else "",
+        "tensor parallelism over partitions is unproven" if any(_spans(run) for run in plan.placements) else "",
         "memory estimated, not measured",
     ]
     return " · ".join(part for part in parts if part)
@@ -45,6 +46,10 @@ def summary(plan: Plan) -> str:
 
 def _count(number: int, one: str, many: str) -> str:
     return f"no {one}" if not number else f"1 {one}" if number == 1 else f"{number} {many}"
+
+
+def _spans(placement: Placement) -> bool:
+    return placement.tp > 1 and len(placement.cards) == 1
 
 
 def _daring(plan: Plan) -> bool:

@@ -64,6 +64,8 @@ def listed(
                     Row(model, precision, mode, derive(model, mode, Wanted(precision=precision))) for mode in by_size
                 ]
                 fitting = [row for row in rows if isinstance(row.found, Profile)]
+                # Of one tier, one device goes before several partitions together, which are unproven.
+                fitting.sort(key=lambda row: (row.mode.tier != "validated", row.found.unproven))
                 yield from rows if everything else (fitting or rows)[:1]
 
 
@@ -101,6 +103,7 @@ def _list_data(profile: Profile) -> dict[str, Any]:
         "gpu": profile.metadata.gpu,
         "partition": use.label if use else None,
         "tier": use.tier if use else None,
+        "unproven": profile.unproven,
         "tensor_parallel": profile.metadata.gpu_count,
         "max_model_len": args["max-model-len"],
         "max_num_seqs": args["max-num-seqs"],
@@ -117,7 +120,7 @@ def _list_row(profile: Profile) -> tuple[str, ...]:
         data["profile"],
         data["precision"],
         device,
-        data["tier"] or "-",
+        profile.standing or "-",
         *(str(data[key]) for key in ("tensor_parallel", "max_model_len", "max_num_seqs")),
         data["weights"],
         data["type"],
@@ -202,6 +205,7 @@ def find_profile(
 def show_profile(output: Output, profile: Profile) -> int:
     """Everything a profile says."""
     metadata, use, evidence = profile.metadata, profile.partition, profile.evidence
+    unproven = ", tensor parallelism over partitions unproven" if profile.unproven else ""
     head = Facts(
         (
             ("profile", profile.reference),
@@ -209,7 +213,7 @@ def show_profile(output: Output, profile: Profile) -> int:
             ("engine", metadata.engine),
             ("devices", f"{metadata.gpu_count} x {metadata.gpu}{f' {use.label}' if use else ''}"),
             ("each", f"{use.device_memory_mib} MiB, {use.compute_units} CUs, {use.alloc_mode}" if use else ""),
-            ("tier", f"{use.tier} on {use.deployment}" if use and use.tier else ""),
+            ("tier", f"{use.tier} on {use.deployment}{unproven}" if use and use.tier else ""),
             ("type", f"{metadata.type}, {'measured' if evidence.measured else 'not measured'}"),
             ("weights", evidence.weights),
             ("priority", profile.gpu_sharing.qos_priority),

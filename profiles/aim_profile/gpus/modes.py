@@ -56,6 +56,18 @@ class PartitionMode(BaseModel):
         """`cpx_nps4`, as the device plugin (`amd.com/cpx_nps4`) and the node labeller write it."""
         return f"{self.compute}_{self.memory}".lower()
 
+    def unproven(self, devices: int) -> bool:
+        """Whether one model over that many devices of one card rests on nobody's proof.
+
+        AMD validates modes, not tensor parallelism over their partitions, which was reported to answer garbage on
+        CPX/NPS4 (vllm#20125, closed as stale, not as fixed).
+        """
+        return devices > 1 and self.partitions > 1
+
+    def standing(self, devices: int) -> str:
+        """The tier, and what it does not speak for: `validated, tensor parallelism unproven`."""
+        return f"{self.tier}, tensor parallelism unproven" if self.unproven(devices) else self.tier
+
     @property
     def memory_bytes(self) -> int:
         """Bytes the smallest device of this mode reports."""

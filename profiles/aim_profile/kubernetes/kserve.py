@@ -311,6 +311,10 @@ def _comment(service: Service, target: Target) -> str:
     ]
     if devices > 1 and mode.partitions > 1:
         lines.append("The device plugin prefers siblings of one card; it does not promise them.")
+    if profile.unproven:
+        lines.append(
+            "Tensor parallelism over partitions is unproven (vllm#20125), whatever the mode's tier: read its answers."
+        )
     if profile.evidence.weights == "needs a quantised checkpoint":
         lines.append(
             f"Point storageUri at a checkpoint that holds {profile.metadata.precision}: the published one does not."

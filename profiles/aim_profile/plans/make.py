@@ -85,7 +85,7 @@ class _Writer:
             placements=tuple(placements),
             unplaced=unplaced,
             totals=self._totals(placements, proven),
-            notes=self._notes(),
+            notes=self._notes(placements),
         )
 
     def _cards(self) -> tuple[CardPlan, ...]:
@@ -186,7 +186,7 @@ class _Writer:
             proven=proven,
         )
 
-    def _notes(self) -> tuple[str, ...]:
+    def _notes(self, placements: list[Placement]) -> tuple[str, ...]:
         notes = []
         if self.fleet.set_aside:
             notes.append(f"set aside: {_some([f'{name}: {reason}' for name, reason in self.fleet.set_aside], '; ')}")
@@ -198,6 +198,12 @@ class _Writer:
         guests = [node.name for node in self.fleet.nodes if node.deployment == "sr-iov"]
         if guests:
             notes.append(f"SR-IOV guests, modes used as found, their hosts decide them: {_some(guests)}")
+        spanning = dict.fromkeys(run.workload for run in placements if run.tp > 1 and len(run.cards) == 1)
+        if spanning:
+            notes.append(
+                f"tensor parallelism over partitions is unproven (vllm#20125), whatever the modes' tier: "
+                f"{_some(list(spanning))}; read their answers before anybody relies on them"
+            )
         if not self.options.allow_mixed_compute:
             mixed = [node.name for node in self.fleet.nodes if len({card.current for card in node.cards}) > 1]
             if mixed:
@@ -234,6 +240,7 @@ def _reason(job: Job, option: Option, bin_: Bin, held: Held, state: State) -> st
     if option.devices > 1:
         given = workload.tp is not None
         parts.append("tensor parallel as asked" if given else "the fewest that hold it, by tensor parallelism")
+        parts += ["which is unproven over partitions"] if kind.mode.unproven(option.devices) else []
     if held.replica is not None:
         parts.append("it runs here now")
     elif job.pin is not None:

@@ -47,6 +47,9 @@ def _placed(profile: Profile, mode: PartitionMode) -> Iterator[Finding]:
         yield Finding(
             "error", "metadata.gpu_count", f"{profile.metadata.gpu_count} side by side: possible are {allowed}"
         )
+    if profile.unproven:
+        problem = "tensor parallelism over partitions is unproven (vllm#20125): a validated mode does not speak for it"
+        yield Finding("note", "metadata.gpu_count", problem)
     claimed = profile.partition.device_memory_mib if profile.partition else None
     if claimed is not None and claimed > mode.memory_mib:
         problem = f"{claimed} MiB claimed, the smallest device of {mode.label} reports {mode.memory_mib}"

@@ -227,7 +227,7 @@ def _build(
             overhead_gib=gib(need.overhead),
             budget_gib=gib(share.budget_bytes),
             headroom_gib=gib(share.budget_bytes - need.total),
-            notes=_notes(model, accelerator, mode, precision, weights),
+            notes=_notes(model, accelerator, mode, precision, weights, request.tp),
         ),
     )
 
@@ -250,11 +250,21 @@ def _partition_use(mode: PartitionMode, share: DeviceShare) -> PartitionUse:
 
 
 def _notes(
-    model: ModelFacts, accelerator: Accelerator, mode: PartitionMode, precision: Precision, weights: Weights
+    model: ModelFacts,
+    accelerator: Accelerator,
+    mode: PartitionMode,
+    precision: Precision,
+    weights: Weights,
+    devices: int,
 ) -> tuple[str, ...]:
     notes = ["derived from facts, not measured: throughput and latency are unknown until someone runs it"]
     if mode.tier != "validated":
         notes.append(f"{accelerator.name} {mode.label} is {mode.tier} on {mode.deployment}, not validated by AMD")
+    if mode.unproven(devices):
+        notes.append(
+            f"tensor parallelism over partitions is unproven, whatever the tier of {mode.label}: it was reported to "
+            "answer garbage on CPX/NPS4 (vllm#20125); read its answers before anybody relies on them"
+        )
     if weights == "needs a quantised checkpoint":
         notes.append(f"{model.id} is published in {model.native_precision}: name a checkpoint that holds {precision}")
     if weights == "quantised at load":

@@ -136,7 +136,8 @@ class FineTuning(_Frozen):
 
 
 class Evidence(_Frozen):
-    """How sure this profile is. Legal is not validated, validated is not measured.
+    """How sure this profile is. Legal is not validated, validated is not measured; a validated mode says nothing of
+    tensor parallelism over its partitions.
 
     measured: someone ran this profile and kept the figures; a derived one never is. The GiB are per device
     and estimated: the engine's own start-up profiling is the last word.
@@ -214,6 +215,17 @@ class Profile(_Frozen):
     def is_partitioned(self) -> bool:
         """Whether it is for a part of a card; SPX is the whole card."""
         return self.partition is not None and self.partition.compute != "SPX"
+
+    @property
+    def unproven(self) -> bool:
+        """Whether it spans partitions by tensor parallelism and nobody measured it: its tier is the mode's alone."""
+        return self.is_partitioned and self.metadata.gpu_count > 1 and not self.evidence.measured
+
+    @property
+    def standing(self) -> str | None:
+        """Its mode's tier, and what that does not speak for; None where it has none."""
+        tier = self.partition.tier if self.partition else None
+        return f"{tier}, tensor parallelism unproven" if tier and self.unproven else tier
 
     @property
     def id(self) -> str:

@@ -2,7 +2,8 @@
 
 In this order: the request itself made smaller (context, concurrency, precision), more devices of the same
 kind, another partition mode of the same GPU (validated before driver-legal), whole cards together, another
-GPU. Each option was computed with the same formulas; none is a guess.
+GPU; of one GPU's, what needs tensor parallelism over partitions comes last, for it is unproven. Each option was
+computed with the same formulas; none is a guess.
 """
 
 from __future__ import annotations
@@ -75,11 +76,17 @@ def _options(
 ) -> Iterator[Option]:
     yield from _smaller_request(model, place, request)
     if accelerator is not None and place.mode is not None:
-        yield from _siblings(model, place, request)
-        yield from _other_modes(model, place.mode, accelerator, deployment, request)
-        if place.mode.partitions == 1 or can_switch(deployment):
-            yield from _whole_cards(model, accelerator, deployment, request)
+        yield from sorted(_of_this_gpu(model, place, place.mode, accelerator, request), key=lambda o: o.unproven)
     yield from _other_accelerators(model, accelerator, deployment, request)
+
+
+def _of_this_gpu(
+    model: ModelFacts, place: _Place, mode: PartitionMode, accelerator: Accelerator, request: Request
+) -> Iterator[Option]:
+    yield from _siblings(model, place, request)
+    yield from _other_modes(model, mode, accelerator, mode.deployment, request)
+    if mode.partitions == 1 or can_switch(mode.deployment):
+        yield from _whole_cards(model, accelerator, mode.deployment, request)
 
 
 def _smaller_request(model: ModelFacts, place: _Place, request: Request) -> Iterator[Option]:
@@ -176,6 +183,7 @@ def _try(kind: Any, model: ModelFacts, place: _Place, request: Request, **change
         tp=changed.tp,
         devices=changed.tp,
         headroom_gib=gib(spare),
+        unproven=place.mode is not None and place.mode.unproven(changed.tp),
         **place.named,
     )
 
@@ -188,7 +196,7 @@ def _describe(model: ModelFacts, place: _Place, request: Request, changes: dict[
     precision = request.precision or model.native_precision
     if "precision" not in changes:
         words.insert(0, str(precision))
-    tier = f" ({mode.tier})" if mode else ""
+    tier = f" ({mode.standing(request.tp)})" if mode else ""
     if request.tp > 1:
         words.append(f"with tensor parallel {request.tp}")
     return " ".join(words) + tier

@@ -65,7 +65,8 @@ class Option(BaseModel):
     """Something nearby that would fit. Fields that stay as asked repeat the request's values.
 
     kind: what changes; accelerator/partition/tier: where, when a GPU is named; devices: how many of
-    those devices it takes; headroom_gib: what is left on each.
+    those devices it takes; headroom_gib: what is left on each; unproven: it rests on tensor parallelism over
+    partitions, for which a mode's tier does not speak.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,6 +82,7 @@ class Option(BaseModel):
     tp: int
     devices: int
     headroom_gib: float
+    unproven: bool = False
 
 
 class Sizing(BaseModel):

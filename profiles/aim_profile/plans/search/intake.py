@@ -22,7 +22,7 @@ def make_problem(
     """
     selectors = {selector(w) for w in workloads.workloads}
     kinds, nodes = _nodes(fleet, options, selectors)
-    jobs = Jobs(kinds, nodes, fleet).of(workloads)
+    jobs = Jobs(kinds, nodes, fleet, current).of(workloads)
     running = _running(current, jobs, nodes, kinds, options.allow_eviction)
     return Problem(kinds, nodes, jobs, running, options.allow_mixed_compute, options.effort)
 

@@ -10,7 +10,7 @@ from aim_profile.gpus.catalog import catalog
 from aim_profile.models.facts import ModelFacts
 from aim_profile.models.load import load_model
 from aim_profile.plans.fleet import Fleet
-from aim_profile.plans.plan import PRIORITIES
+from aim_profile.plans.plan import PRIORITIES, Placement
 from aim_profile.plans.workload import Workload, WorkloadError, Workloads
 from aim_profile.sizing.fit import DEFAULT_UTILIZATION, STEP_TOKENS, Request, budget_bytes, demand
 from aim_profile.units import parse_memory
@@ -81,7 +81,14 @@ def cards_taken(option: Option, kind: DeviceKind) -> float:
 class Jobs:
     """Workloads as jobs. Sizes are computed once for workloads that ask the same."""
 
-    def __init__(self, kinds: tuple[DeviceKind, ...], nodes: tuple[PlanNode, ...], fleet: Fleet) -> None:
+    def __init__(
+        self,
+        kinds: tuple[DeviceKind, ...],
+        nodes: tuple[PlanNode, ...],
+        fleet: Fleet,
+        current: tuple[Placement, ...] = (),
+    ) -> None:
+        self._spanning = {run.workload for run in current if run.tp > 1 and len(run.cards) == 1}
         self._kinds = kinds
         self._nodes = {node.name: node for node in nodes}
         self._set_aside = dict(fleet.set_aside)
@@ -126,6 +133,7 @@ class Jobs:
         key = (
             *(asked.model, asked.precision, asked.context, asked.concurrency, asked.kv_dtype, asked.lora_slots),
             *(asked.lora_rank, asked.memory, asked.memory_limit, asked.tp, asked.slo, asked.shares),
+            *(asked.name in self._spanning, asked.pinned and frozenset(self._kinds_on(asked.pinned.node))),
             *(
                 bool(asked.pinned and asked.pinned.card is not None),
                 bool(asked.pinned and asked.pinned.partition is not None),
@@ -145,6 +153,9 @@ class Jobs:
         return self._sizes[key]
 
     def _size(self, workload: Workload) -> dict[int, Option]:
+        """Its option on each kind. Nobody proved tensor parallelism over partitions (PartitionMode.unproven): where
+        one device of some kind holds the workload it is left to those who ask for it, by `tp` or because it runs so.
+        """
         wanted = selector(workload)
         needs: dict[int, int | None] = {}
         found: dict[int, Option] = {}
@@ -152,7 +163,16 @@ class Jobs:
             if wanted in kind.selected and self._computes(workload, kind):
                 option = self._option(workload, kind, needs)
                 found |= {kind.number: option} if option else {}
-        return found
+        if workload.tp is not None or workload.name in self._spanning:
+            return found
+        here = found.keys() if workload.pinned is None else self._kinds_on(workload.pinned.node)
+        if not any(found[kind].devices == 1 for kind in here if kind in found):
+            return found
+        return {at: option for at, option in found.items() if not self._kinds[at].mode.unproven(option.devices)}
+
+    def _kinds_on(self, node: str) -> set[int]:
+        cards = self._nodes[node].cards if node in self._nodes else ()
+        return {kind for card in cards for kind in (*card.kinds.values(), card.as_found)}
 
     def _option(self, workload: Workload, kind: DeviceKind, needs: dict[int, int | None]) -> Option | None:
         """The fewest devices of that kind that hold a replica, None where no number does."""
