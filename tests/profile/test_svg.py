@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections import Counter
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aim_profile.cli.overview import overview
 from aim_profile.cli.picture import draw, summary
-from aim_profile.cli.svg import MOST_CARDS, CardBox, Device, NodeBox, Tenant, picture
+from aim_profile.cli.svg import CardBox, Device, NodeBox, Tenant, picture
 from aim_profile.plans.fleet import parse_fleet
 from aim_profile.plans.make import make_plan
 from aim_profile.plans.plan import Plan
@@ -102,8 +105,71 @@ def test_any_fleet_is_well_formed(nodes: list[NodeBox]) -> None:
     assert all(float(e.get("width", "0").rstrip("%")) >= 0 for e in root.iter(f"{NS}rect"))
 
 
-def test_a_large_fleet_is_cut_and_says_so() -> None:
-    node = NodeBox("n", "", tuple(CardBox(at, "SPX/NPS1", (Device(0, 192),)) for at in range(8)))
-    svg = picture("t", "f", [node] * 40)
-    assert f"{320 - MOST_CARDS} more cards are not drawn" in texts(svg)
-    assert sum(word.startswith("card ") for word in texts(svg)) == MOST_CARDS
+def test_figures_say_need_budget_and_device_and_free_is_what_may_be_taken() -> None:
+    words = texts(draw(sample()))
+    assert sum("21.6 / 21.6 of 24.0 GiB" in word for word in words) == 6  # chat: nothing is free beside it
+    assert "156.3 / 172.8 of 192.0 GiB" in words
+    assert words.count("21.6 of 24.0 GiB") == sum(word.endswith(": free") for word in words)
+
+
+def test_a_shared_device_keeps_its_number_and_each_sharer_its_figures() -> None:
+    plan = sample()
+    shared = {part for p in plan.placements if p.workload == "guard" for _, part in p.devices}
+    words = texts(draw(plan))
+    assert all(str(number) in words for number in shared)
+    assert words.count("6.0 / 8.0") == 2
+
+
+def size(svg: str) -> tuple[float, float]:
+    root = ET.fromstring(svg)
+    return float(root.get("width", "0")), float(root.get("height", "0"))
+
+
+def whole_cards(count: int) -> tuple[CardBox, ...]:
+    return tuple(CardBox(at, "SPX/NPS1", (Device(0, 192, (), 172.8),)) for at in range(count))
+
+
+@pytest.mark.parametrize(("nodes", "cards"), [(1, 64), (8, 8), (64, 1), (16, 8), (3, 5)])
+def test_nodes_and_cards_wrap_so_that_no_page_is_a_column(nodes: int, cards: int) -> None:
+    svg = picture("t", "f", [NodeBox(f"n{at}", "", whole_cards(cards)) for at in range(nodes)])
+    width, height = size(svg)
+    assert 0.4 < height / width < 1.2
+    assert sum(word.startswith("card ") for word in texts(svg)) == nodes * cards
+    # Nothing lies outside the page, and no card on another.
+    boxes = [e for e in ET.fromstring(svg).iter(f"{NS}rect") if e.get("fill") == "#f4f6f8"]
+    places = {(float(e.get("x", "0")), float(e.get("y", "0"))) for e in boxes}
+    assert len(places) == nodes * cards
+    assert all(0 <= x < width - 300 and 0 <= y < height - 300 for x, y in places)
+
+
+def test_a_large_fleet_is_an_overview_that_leaves_no_card_out() -> None:
+    fleet = parse_fleet("nodes: [{name: n, count: 300, gpu: MI300X, cards: 8}]")
+    asked = (
+        "workloads: [{name: a, memory: 10GiB, replicas: 3000}, {name: b, memory: 90GiB, replicas: 900, priority: low}]"
+    )
+    plan = make_plan(fleet, parse_workloads(asked))
+    svg = draw(plan)
+    assert len(svg) < 150 * len(plan.cards) + 200 * 300
+    words, (width, height) = texts(svg), size(svg)
+    assert width > height
+    assert all(f"n-{at:03d}" in words for at in range(300))
+    used = Counter((p.node, p.mode) for p in plan.placements)
+    for mode, name in (("CPX/NPS4", "a"), ("SPX/NPS1", "b")):
+        cards = [card for card in plan.cards if card.mode == mode]
+        busy = sum(count for (_, its), count in used.items() if its == mode)
+        line = f"MI300X {mode}: {len(cards)} cards, {busy} of {sum(c.partitions for c in cards)} devices in use"
+        assert line in words, name
+    paths = [e for e in ET.fromstring(svg).iter(f"{NS}path") if e.get("stroke")]
+    tiles = [part for e in paths for part in (e.get("d") or "").split("M")[1:]]
+    assert len(tiles) == len(set(tiles)) == len(plan.cards)
+    assert (
+        sum((e.get("d") or "").count("M") for e in paths if e.get("stroke") == "#1c2733") == plan.totals.cards_switched
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.builds(NodeBox, names, names, st.lists(cards, max_size=20).map(tuple)), max_size=5))
+def test_any_overview_is_well_formed(nodes: list[NodeBox]) -> None:
+    root = ET.fromstring(overview("<title> & more", "facts", nodes))
+    tiles = [e.get("d") or "" for e in root.iter(f"{NS}path") if e.get("stroke")]
+    assert sum(d.count("M") for d in tiles) == sum(len(node.cards) for node in nodes)

@@ -7,22 +7,25 @@ from itertools import groupby
 from aim_profile.plans.plan import CardPlan, Placement, Plan
 from aim_profile.sizing.fit import DEFAULT_UTILIZATION
 
+from .overview import overview
 from .svg import CardBox, Device, NodeBox, Tenant, picture
 
 _MIB_PER_GIB = 1024
+# More are an overview: in full they would be a poster of which no screen shows a readable part.
+MOST_DETAILED_CARDS = 128
 
 # Who holds a device: by node, card and partition.
 Held = dict[tuple[str, int, int], list[Tenant]]
 
 
 def draw(plan: Plan, title: str = "Fleet plan") -> str:
-    """The plan as SVG."""
+    """The plan as SVG: every replica on every card, or for a large fleet an overview."""
     held: Held = {}
     for placement in plan.placements:
         for place, (card, partition) in enumerate(placement.devices, start=1):
             held.setdefault((placement.node, card, partition), []).append(_tenant(placement, place))
     nodes = [_node(name, list(cards), held) for name, cards in groupby(plan.cards, key=lambda card: card.node)]
-    return picture(title, summary(plan), nodes)
+    return (picture if len(plan.cards) <= MOST_DETAILED_CARDS else overview)(title, summary(plan), nodes)
 
 
 def summary(plan: Plan) -> str:

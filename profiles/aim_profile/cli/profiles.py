@@ -64,9 +64,9 @@ def listed(
                     Row(model, precision, mode, derive(model, mode, Wanted(precision=precision))) for mode in by_size
                 ]
                 fitting = [row for row in rows if isinstance(row.found, Profile)]
-                # Of one tier, one device goes before several partitions together, which are unproven.
-                fitting.sort(key=lambda row: (row.mode.tier != "validated", row.found.unproven))
-                yield from rows if everything else (fitting or rows)[:1]
+                # One device goes before several partitions together, which are unproven.
+                alone = [row for row in fitting if isinstance(row.found, Profile) and not row.found.unproven]
+                yield from rows if everything else (alone or fitting or rows)[:1]
 
 
 def list_profiles(
