@@ -237,20 +237,24 @@ def _wrong_totals(plan: Plan) -> list[str]:
 
 
 def spanning(fleet: Fleet, workloads: Workloads, plan: Plan, options: PlanOptions) -> list[str]:
-    """Replicas over several partitions of a card though some device of the fleet holds them and nobody asked."""
+    """Replicas over several partitions of a card that nobody asked for, though a device that holds one is free."""
     asked = {workload.name: workload for workload in workloads.workloads}
+    targets = {name for workload in workloads.workloads for name in workload.affinity}
+    nodes = {node.name: node for node in fleet.nodes}
+    used = {(p.node, card, part) for p in plan.placements for card, part in p.devices}
+    usable = [card for card in plan.cards if card.mode and TIERS.index(card.tier) <= TIERS.index(options.tier)]
+    free = [card for card in usable for part in range(card.partitions) if (card.node, card.card, part) not in used]
     found = []
     for placement in plan.placements:
         workload = asked[placement.workload]
-        if placement.tp == 1 or len(placement.cards) > 1 or workload.tp is not None:
+        bound = workload.pinned or workload.spread or workload.affinity or workload.anti_affinity
+        against = any(workload.name in other.anti_affinity for other in workloads.workloads)
+        if placement.tp == 1 or len(placement.cards) > 1 or bound or against or workload.name in targets:
             continue
-        for node in fleet.nodes:
-            if workload.pinned and workload.pinned.node != node.name:
-                continue
-            modes = [m for m in by_name(node.gpu).modes("bare-metal", options.tier) if not m.unproven(2)]
-            selected = set(workload.node_selector.items()) <= set(node.labels)
-            if selected and any(_holds(workload, node.gpu, mode.memory_bytes) for mode in modes):
-                found.append(f"{placement.id} over {placement.tp} partitions, though {node.gpu} holds it on a card")
+        for card in free:
+            selected = set(workload.node_selector.items()) <= set(nodes[card.node].labels)
+            if selected and _holds(workload, card.gpu, card.device_memory_mib * MIB):
+                found.append(f"{placement.id} over {placement.tp} partitions, though {card.node} has a device free")
     return found
 
 
@@ -367,6 +371,19 @@ def test_partitions_together_are_for_those_who_ask_or_have_nothing_else():
     guest = parse_fleet("nodes: [{name: n0, gpu: MI300X, cards: 2, compute_partition: CPX, deployment: sr-iov}]")
     (placed,) = make_plan(guest, parse_workloads(asked % "")).placements
     assert (placed.tp, placed.mode) == (4, "CPX/NPS4")
+
+
+def test_partitions_are_put_together_only_where_a_replica_is_left_over_without():
+    fleet = parse_fleet("nodes: [{name: n0, gpu: MI300X, cards: 2, compute_partition: CPX}]")
+    asked = "workloads: [{name: w, model: Qwen/Qwen3-32B, precision: bf16, replicas: %d}]"
+    few, many = (make_plan(fleet, parse_workloads(asked % count)) for count in (4, 5))
+    assert few.complete
+    assert {(p.mode, p.tp) for p in few.placements} == {("DPX/NPS2", 1)}
+    assert len(many.placements) == 4
+    mixed = parse_workloads((asked % 3)[:-1] + ", {name: s, memory: 10GiB, replicas: 4}]")
+    plan = make_plan(fleet, mixed)
+    assert plan.complete
+    assert any(p.tp == 4 for p in plan.placements)
 
 
 CPX = "version: 1\nnodes: [{name: n0, gpu: MI300X, cards: 1, compute_partition: CPX}]"

@@ -6,9 +6,10 @@ A plan is judged by these figures, each only where the ones before are equal (th
 
 1. replicas placed: high priority, then medium, then low; of one priority first those that serve, then the
    guardrails and fine-tuning jobs, which fill the gaps;
-2. nodes drained for another memory mode (NPS), then cards switched to another compute mode;
-3. cards used;
-4. balanced headroom: of equal devices the largest need gets the largest device.
+2. replicas over several partitions of a card (unproven) that one device of another mode or product holds;
+3. nodes drained for another memory mode (NPS), then cards switched to another compute mode;
+4. cards used;
+5. balanced headroom: of equal devices the largest need gets the largest device.
 """
 
 from __future__ import annotations
@@ -160,7 +161,8 @@ class Totals(_Frozen):
     """The plan in figures. placed, asked: replicas by priority; nodes_drained: for another memory mode;
 
     cards_switched: to another compute mode; bound: no plan that places the same replicas with no more mode changes
-    uses fewer cards; gap: (cards_used - bound) / bound. proven: by the exact solver, all levels of the objective.
+    (and, where this one has none, without unproven replicas) uses fewer cards; gap: (cards_used - bound) / bound.
+    proven: by the exact solver, all levels of the objective.
     moved, evicted: running replicas now elsewhere, or nowhere.
     """
 

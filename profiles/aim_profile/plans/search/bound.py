@@ -12,7 +12,7 @@ def is_best(state: State) -> bool:
     """Whether no placement can be better: everything placed, nothing switched or moved, no fewer cards possible."""
     problem = state.problem
     everything = sum(state.placed) == problem.replicas
-    nothing_moved = state.changes() == (0, 0) and state.stay == len(problem.running)
+    nothing_moved = state.changes() == (0, 0) and state.stay == len(problem.running) and not state.unproven
     return everything and nothing_moved and state.cards_used == cards_bound(state)
 
 
@@ -20,7 +20,7 @@ def cards_bound(state: State) -> int:
     """Fewest cards any placement of the same replicas needs that changes no more modes than this one.
 
     Each replica takes at least its smallest share of a card over the kinds it could get; without a change only kinds
-    as found are there.
+    as found are there, and none that spans partitions it should avoid where this one does without.
     """
     problem = state.problem
     found = {card.as_found for node in problem.nodes for card in node.cards}
@@ -28,7 +28,9 @@ def cards_bound(state: State) -> int:
     total = 0.0
     for job in problem.jobs:
         if state.count[job.index]:
-            total += state.count[job.index] * _least_share(job, problem, kinds)
+            # Without a replica over partitions it should avoid, no plan as good has one.
+            allowed = kinds if state.unproven else kinds - job.avoided.keys()
+            total += state.count[job.index] * _least_share(job, problem, allowed)
     return ceil(total - 1e-6)
 
 

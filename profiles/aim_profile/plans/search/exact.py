@@ -18,7 +18,7 @@ from aim_profile.units import MIB
 
 from .bins import Bin, Found, slot_of, switching
 from .heuristic import solve
-from .problem import LEVELS, Job, PlanNode, Problem
+from .problem import LEVELS, Job, PlanNode, Problem, with_avoided
 from .sketch import Modes
 from .state import State
 
@@ -35,7 +35,7 @@ def solve_exactly(problem: Problem, time_limit_s: float) -> tuple[State, bool]:
             "exact planning needs OR-Tools", field="exact", remedy="pip install 'aim-kserve[exact]', or leave exact out"
         ) from problem_
     start = solve(problem)
-    model = _Model(cp_model, problem)
+    model = _Model(cp_model, with_avoided(problem))
     known = model.solved_as(start, time_limit_s)
     proven = True
     for level in model.levels:
@@ -323,7 +323,10 @@ class _Model:
             drains.append(moved[0])
             switches.append(moved[1])
         levels = [-sum(counts) for counts in placed if counts]
-        return [*levels, sum(drains), sum(switches), -sum(self.stay.values()), sum(self.cards)]
+        spanning = [
+            count for (index, _, _, kind), count in self.count.items() if kind in self.problem.jobs[index].avoided
+        ]
+        return [*levels, sum(spanning), sum(drains), sum(switches), -sum(self.stay.values()), sum(self.cards)]
 
     def _changes(self, node: PlanNode) -> tuple[Any, Any]:
         switches: list[Any] = []

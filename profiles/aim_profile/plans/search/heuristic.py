@@ -6,12 +6,14 @@ A few strategies construct a placement each (build); the best score wins. Where 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
+from .bins import Bin, Found, Held
 from .bound import is_best
 from .build import Builder, Strategy
 from .improve import improve
-from .problem import Problem
+from .problem import Problem, with_avoided
 from .sketch import Sketch
 from .state import State
 
@@ -27,9 +29,27 @@ _STRATEGIES = (
 
 
 def solve(problem: Problem) -> State:
-    """The best placement found. Deterministic: bounded by problem.effort (replicas examined), never by time."""
+    """The best placement found. Deterministic: bounded by problem.effort (replicas examined), never by time.
+
+    Only where that leaves a replica over, replicas may also run as they should avoid.
+    """
     cost = problem.replicas + sum(len(node.cards) for node in problem.nodes) + 1
     tries = max(1, problem.effort // cost)
+    best, left = _constructed(problem, tries)
+    if sum(best.placed) == _placeable(problem) or not any(job.avoided for job in problem.jobs):
+        return improve(problem, best, left)
+    wide = with_avoided(problem)
+    found, left = _constructed(wide, max(1, left))
+    return _settled(improve(wide, min(found, best, key=State.score), left))
+
+
+def _placeable(problem: Problem) -> int:
+    """Replicas that some device holds."""
+    return sum(job.workload.replicas for job in problem.jobs if job.options)
+
+
+def _constructed(problem: Problem, tries: int) -> tuple[State, int]:
+    """The best of a construction by each strategy, and the tries left."""
     starts = Sketch(problem).starts()
     if {} not in starts:
         starts.append({})
@@ -44,7 +64,25 @@ def solve(problem: Problem) -> State:
             state = Builder(problem, strategy, start, may_switch=True).build()
             best = state if best is None or state.score() < best.score() else best
     assert best is not None
-    return improve(problem, best, tries)
+    return best, tries
+
+
+def _settled(state: State) -> State:
+    """The same with each replica on one device that spans partitions it should avoid while such a device is free."""
+    for bin_ in [bin_ for bin_ in state.bins if bin_.alive] if state.unproven else ():
+        for held in list(bin_.held):
+            # Who depends on a replica, or where it is bound, is not looked into: it stays.
+            if bin_.kind.number in held.job.avoided and not held.fixed and held.job.rank == 0:
+                _settle(state, bin_, held)
+    return state
+
+
+def _settle(state: State, bin_: Bin, held: Held) -> None:
+    job = held.job
+    options = {at: option for at, option in job.options.items() if at not in job.avoided}
+    state.remove(bin_, held)
+    found = state.find(replace(job, options=options))
+    state.place(job, found or Found(bin_))
 
 
 def _leniency_matters(problem: Problem) -> bool:

@@ -15,7 +15,7 @@ from aim_profile.plans.workload import Workload, WorkloadError, Workloads
 from aim_profile.sizing.fit import DEFAULT_UTILIZATION, STEP_TOKENS, Request, budget_bytes, demand
 from aim_profile.units import parse_memory
 
-from .problem import DeviceKind, Job, Option, PlanNode, selector
+from .problem import DeviceKind, Job, Option, PlanNode, least_share, selector
 
 
 def need_bytes(workload: Workload, devices: int, facts: ModelFacts | None) -> int | None:
@@ -93,8 +93,9 @@ class Jobs:
         self._nodes = {node.name: node for node in nodes}
         self._set_aside = dict(fleet.set_aside)
         self._most_cards = most_whole_cards(fleet)
-        self._sizes: dict[tuple[object, ...], Mapping[int, Option]] = {}
+        self._sizes: dict[tuple[object, ...], dict[int, Option]] = {}
         self._shapes: dict[object, int] = {}
+        self._splits: dict[tuple[int, str | None], tuple[dict[int, Option], dict[int, Option]]] = {}
         self._models: dict[str, ModelFacts] = {}
 
     def of(self, workloads: Workloads) -> tuple[Job, ...]:
@@ -110,30 +111,31 @@ class Jobs:
             Job(
                 index=at,
                 workload=workload,
-                options=(options := self._options(workload)),
+                options=(options := (split := self._split(workload))[0]),
+                avoided=split[1],
                 own_level=own_level(workload),
                 level=levels[at],
                 rank=ranks[at],
-                shape=self._shape(workload, options),
+                shape=self._shape(workload, *split),
                 pin=self._pin(workload),
                 affinity=tuple(sorted(index[name] for name in workload.affinity)),
                 anti_affinity=tuple(sorted(against.get(at, ()))),
                 limit=parse_memory(workload.memory_limit) if workload.shares and workload.memory_limit else None,
-                size=min((cards_taken(o, self._kinds[k]) for k, o in options.items()), default=0.0),
+                size=least_share(options, self._kinds),
             )
             for at, workload in enumerate(ordered)
         )
 
-    def _shape(self, workload: Workload, options: Mapping[int, Option]) -> int:
-        key = (*((k, o.devices) for k, o in options.items()), workload.memory_limit if workload.shares else None)
+    def _shape(self, workload: Workload, options: Mapping[int, Option], avoided: Mapping[int, Option]) -> int:
+        limit = workload.memory_limit if workload.shares else None
+        key = (*((k, o.devices) for each in (options, avoided) for k, o in each.items()), len(avoided), limit)
         return self._shapes.setdefault(key, len(self._shapes))
 
-    def _options(self, workload: Workload) -> Mapping[int, Option]:
+    def _options(self, workload: Workload) -> dict[int, Option]:
         asked = workload
         key = (
             *(asked.model, asked.precision, asked.context, asked.concurrency, asked.kv_dtype, asked.lora_slots),
             *(asked.lora_rank, asked.memory, asked.memory_limit, asked.tp, asked.slo, asked.shares),
-            *(asked.name in self._spanning, asked.pinned and frozenset(self._kinds_on(asked.pinned.node))),
             *(
                 bool(asked.pinned and asked.pinned.card is not None),
                 bool(asked.pinned and asked.pinned.partition is not None),
@@ -153,9 +155,6 @@ class Jobs:
         return self._sizes[key]
 
     def _size(self, workload: Workload) -> dict[int, Option]:
-        """Its option on each kind. Nobody proved tensor parallelism over partitions (PartitionMode.unproven): where
-        one device of some kind holds the workload it is left to those who ask for it, by `tp` or because it runs so.
-        """
         wanted = selector(workload)
         needs: dict[int, int | None] = {}
         found: dict[int, Option] = {}
@@ -163,12 +162,26 @@ class Jobs:
             if wanted in kind.selected and self._computes(workload, kind):
                 option = self._option(workload, kind, needs)
                 found |= {kind.number: option} if option else {}
+        return found
+
+    def _split(self, workload: Workload) -> tuple[dict[int, Option], dict[int, Option]]:
+        """Its options, and those it should avoid: over several partitions of a card, where one device of another kind
+        holds it and it neither asks for that (`tp`) nor runs so now.
+        """
+        options = self._options(workload)
         if workload.tp is not None or workload.name in self._spanning:
-            return found
-        here = found.keys() if workload.pinned is None else self._kinds_on(workload.pinned.node)
-        if not any(found[kind].devices == 1 for kind in here if kind in found):
-            return found
-        return {at: option for at, option in found.items() if not self._kinds[at].mode.unproven(option.devices)}
+            return options, {}
+        node = workload.pinned.node if workload.pinned else None
+        # Workloads that ask the same share their options.
+        key = (id(options), node)
+        if key not in self._splits:
+            spans = {at: option for at, option in options.items() if self._kinds[at].mode.unproven(option.devices)}
+            here = options.keys() if node is None else options.keys() & self._kinds_on(node)
+            if spans and any(options[kind].devices == 1 for kind in here):
+                self._splits[key] = ({at: option for at, option in options.items() if at not in spans}, spans)
+            else:
+                self._splits[key] = (options, {})
+        return self._splits[key]
 
     def _kinds_on(self, node: str) -> set[int]:
         cards = self._nodes[node].cards if node in self._nodes else ()

@@ -6,8 +6,8 @@ partitioned card (capacity: its partitions), or the whole cards of one hive of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -73,14 +73,16 @@ class PlanNode(NamedTuple):
 class Job:
     """One workload. own_level: where it counts; level: when it is placed (that of its most urgent dependent).
 
-    options: by kind index; shape: equal for jobs that take the same everywhere; rank: targets of an affinity before
-    those who depend on them; limit: bytes it takes of a shared device, None: it has its devices alone; size: the least
-    share of a card that a replica takes.
+    options: by kind index; avoided: more of them, which span several partitions of a card, though nobody proved that
+    (PartitionMode.unproven), one device of another kind holds it, and nobody asked; shape: equal for jobs that take the
+    same everywhere; rank: targets of an affinity before those who depend on them; limit: bytes it takes of a
+    shared device, None: it has its devices alone; size: the least share of a card that a replica takes.
     """
 
     index: int
     workload: Workload
-    options: Mapping[int, Option]
+    options: dict[int, Option]
+    avoided: dict[int, Option]
     own_level: int
     level: int
     rank: int
@@ -122,6 +124,29 @@ class Problem:
     def replicas(self) -> int:
         """Replicas of all jobs."""
         return sum(job.workload.replicas for job in self.jobs)
+
+
+def with_avoided(problem: Problem) -> Problem:
+    """The problem in which replicas may also run as they should avoid."""
+    wide: dict[tuple[int, int], tuple[dict[int, Option], float]] = {}
+    jobs = []
+    for job in problem.jobs:
+        # Jobs that ask the same share their options.
+        key = (id(job.options), id(job.avoided))
+        if job.avoided and key not in wide:
+            options = dict(sorted((job.options | job.avoided).items()))
+            wide[key] = (options, least_share(options, problem.kinds))
+        jobs.append(_wider(job, *wide[key]) if job.avoided else job)
+    return replace(problem, jobs=tuple(jobs))
+
+
+def _wider(job: Job, options: dict[int, Option], size: float) -> Job:
+    return replace(job, options=options, size=size)
+
+
+def least_share(options: Mapping[int, Option], kinds: Sequence[DeviceKind]) -> float:
+    """The least share of a card (or number of cards) that a replica takes; 0 where nothing holds it."""
+    return min((option.devices / kinds[at].partitions for at, option in options.items()), default=0.0)
 
 
 def selector(workload: Workload) -> Selector:

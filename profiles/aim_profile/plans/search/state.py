@@ -16,7 +16,8 @@ from aim_profile.sizing.fit import DEFAULT_UTILIZATION, budget_bytes
 from .bins import Bin, Found, Held, Shared, SharedDevices, slot_of, switching
 from .problem import LEVELS, DeviceKind, Job, Option, Problem, Running
 
-# Less is better: placed by level (negated), nodes drained, cards switched, replicas that stay (negated), cards used.
+# Less is better: placed by level (negated), replicas that span partitions they should avoid, nodes drained, cards
+# switched, replicas that stay (negated), cards used.
 Score = tuple[int, ...]
 
 
@@ -44,6 +45,7 @@ class State:
         self.count = [0] * len(problem.jobs)
         self.cards_used = 0
         self.stay = 0
+        self.unproven = 0
         self.touched = [0] * len(problem.nodes)
         self.label: list[list[str | None]] = [[card.current for card in node.cards] for node in problem.nodes]
         self.where: dict[int, Counter[int]] = {}
@@ -325,6 +327,7 @@ class State:
         self.touched[bin_.node] += change
         self.placed[job.own_level] += change
         self.count[job.index] += change
+        self.unproven += change if bin_.kind.number in job.avoided else 0
         if job.constrained or job.rank < 0 or job.anti_affinity:
             self.where.setdefault(job.index, Counter())[bin_.node] += change
             self._in_bin[job.index, bin_.id] += change
@@ -346,4 +349,5 @@ class State:
     def score(self) -> Score:
         """The objective: less is better."""
         drained, switched = self.changes()
-        return (*(-count for count in self.placed), drained, switched, -self.stay, self.cards_used)
+        placed = (-count for count in self.placed)
+        return (*placed, self.unproven, drained, switched, -self.stay, self.cards_used)
