@@ -395,15 +395,13 @@ class _Route:
 def _refuse_unswitchable(node: str, cards: list[CardPlan]) -> None:
     for card in cards:
         if card.mode != card.was and not card.switchable:
-            how = (
-                "an SR-IOV guest: its host decides its modes" if card.deployment == "sr-iov" else "not known to be free"
-            )
+            guest = card.deployment == "sr-iov"
+            why = "an SR-IOV guest: its host decides its modes" if guest else "run nobody knows how: it may be a guest"
             raise PlanError(
-                f"{node} card {card.card} should go from {card.was or 'an unknown mode'} to {card.mode}, but {node} is "
-                f"{how}",
+                f"{node} card {card.card}: from {card.was or 'an unknown mode'} to {card.mode}, but {node} is {why}",
                 field="cards",
                 value=node,
-                remedy="plan again from a fleet file that says how the node is run (deployment) and its modes as found",
+                remedy="plan again from a fleet file that says how the node is run (deployment), and its modes as found",
             )
 
 

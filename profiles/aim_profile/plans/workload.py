@@ -66,9 +66,9 @@ class Workload(_Frozen):
 
     memory: what each device must hold, where it is not derived from `model` (a fine-tuning job, a detector);
     memory_limit: the most it may ever take of a device; with it, it shares its device with others that have one
-    (a high priority workload never shares). tp: devices per replica, None: as few as fit, and
-    partitions together (unproven) only where nothing else is left. slo latency: one device or
-    whole cards, no tensor parallelism over partitions. spread: replicas on different nodes or cards.
+    (a high priority workload never shares). tp: devices per replica, None: as few as fit, and partitions together
+    (unproven) only where nothing else is left. slo latency: one device or whole cards, no tensor parallelism over
+    partitions. spread: replicas on different nodes or cards.
     affinity: on a node that also holds a replica of each of these; anti_affinity: on no node that holds one.
     node_selector: only on nodes with these labels. evictable None: low priority is, others are not.
     """
