@@ -184,11 +184,10 @@ def parse_fleet(text: str, named: str = "fleet", folder: Path | None = None, *, 
         try:
             nodes += _nodes(entry, folder or Path())
         except AimProfileError as problem:
-            unusable = isinstance(problem, UnusableNodeError | GpuError) and not strict
+            if strict or not isinstance(problem, UnusableNodeError | GpuError):
+                raise _refused(at, entry, problem, named, text) from problem
             # Finding the line reads the text again: once is enough.
             first = first or _refused(at, entry, problem, named, text)
-            if not unusable:
-                raise _refused(at, entry, problem, named, text) from problem
             name = problem.node if isinstance(problem, UnusableNodeError) else entry.name or ""
             set_aside.append(SetAside(name, problem.problem))
     if first is not None and not nodes:

@@ -401,7 +401,7 @@ def _refuse_unswitchable(node: str, cards: list[CardPlan]) -> None:
                 f"{node} card {card.card}: from {card.was or 'an unknown mode'} to {card.mode}, but {node} is {why}",
                 field="cards",
                 value=node,
-                remedy="plan again from a fleet file that says how the node is run (deployment), and its modes as found",
+                remedy="plan again from a fleet file that says how the node is run (deployment) and its modes as found",
             )
 
 
