@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from aim_kserve.errors import ServingError, Unavailable
+from aim_kserve.errors import BadRequest, ServingError, Unavailable
 from aim_runtime.engines.base import Json
 from aim_runtime.engines.llama_cpp.engine import LlamaCppEngine
 from aim_runtime.engines.llama_cpp.sequence import Sequence
@@ -327,6 +327,43 @@ async def test_a_schema_is_kept(engine: LlamaCppEngine, seed: int):
     choice = (await ask(engine, "chat/completions", body))["choices"][0]
     assert choice["finish_reason"] == "stop"
     jsonschema.validate(json.loads(choice["message"]["content"]), schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "^(a?){900}$"},
+        {"type": "string", "pattern": "^((a?){30}){30}$"},
+        {"type": "string", "pattern": "^((a{0,100}){0,100}){0,100}$", "maxLength": 20},
+        {"type": "string", "maxLength": 40},
+        {"enum": ["🙂", 'a "quoted" \\ one']},
+        {"type": ["string", "null"], "enum": ["a", None]},
+        {"allOf": [{"$ref": "#/definitions/C"}], "definitions": {"C": {"enum": ["red", "green"], "type": "string"}}},
+        {"type": "object", "required": ["undeclared"], "additionalProperties": {"type": "boolean"}, "maxProperties": 1},
+    ],
+    ids=str,
+)
+async def test_answers_of_a_real_model_validate(engine: LlamaCppEngine, schema: Json):
+    """Several at a high temperature, beside another request that must not wait for them."""
+    format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    bodies = [chat("Answer.", temperature=1.5, seed=seed, max_tokens=150, response_format=format_) for seed in range(3)]
+    asked = [ask(engine, "chat/completions", body) for body in [*bodies, chat("Say hi.")]]
+    answers = await asyncio.wait_for(asyncio.gather(*asked), 120)
+    for answer in answers[:3]:
+        choice = answer["choices"][0]
+        if choice["finish_reason"] == "stop":
+            jsonschema.validate(json.loads(choice["message"]["content"]), schema)
+    assert any(answer["choices"][0]["finish_reason"] == "stop" for answer in answers[:3])
+
+
+async def test_tokens_that_a_request_forbids_and_a_schema_needs_are_named(engine: LlamaCppEngine):
+    format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": 5}}}
+    five = (await ask(engine, "tokenize", {"prompt": "5"}))["tokens"]
+    body = chat("Answer.", min_tokens=3, max_tokens=5, stop_token_ids=five, response_format=format_)
+    with pytest.raises(BadRequest) as caught:
+        await ask(engine, "chat/completions", body)
+    assert caught.value.param == "min_tokens"
+    assert (await ask(engine, "chat/completions", chat("Say hi.")))["choices"]
 
 
 async def test_json_object_begins_and_stays_json(engine: LlamaCppEngine):

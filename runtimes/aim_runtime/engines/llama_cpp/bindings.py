@@ -1,29 +1,22 @@
-"""llama.cpp in four small classes: model, context, batch, grammar. The only file that imports ``llama_cpp``.
+"""llama.cpp in three small classes: model, context, batch. The only file that imports ``llama_cpp``.
 
 Import it late, in the loading thread: the library takes some 0.3 s. Nothing here is thread-safe but the model's
-vocabulary: a context, its batches and its grammars belong to one thread.
+vocabulary: a context and its batches belong to one thread.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
-import re
 from collections.abc import Sequence
-from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import llama_cpp as lib
 import numpy as np
-from llama_cpp.llama_grammar import json_schema_to_gbnf
-from numpy.typing import NDArray
 
 from .sampling import Logits, TokenIds
 from .special_tokens import SpecialTokens
-from .token_tree import Ids, TokenTree
 
 logger = logging.getLogger(__name__)
 
@@ -157,15 +150,6 @@ class LlamaModel:
             raise LlamaError("; ".join(_log.errors) or "llama.cpp gives no reason")
         return LlamaContext(context, self.vocabulary_size, batch_tokens, slots)
 
-    def new_grammar(self, gbnf: str) -> LlamaGrammar:
-        """Raises LlamaError when the grammar does not parse."""
-        self._check_open()
-        _log.errors = []
-        sampler = lib.llama_sampler_init_grammar(self._vocab, gbnf.encode(), b"root")
-        if not sampler:
-            raise LlamaError("; ".join(_log.errors) or "the grammar does not parse")
-        return LlamaGrammar(sampler, self._token_tree)
-
     def interrupt(self) -> None:
         """Tokenizing stops after the part it is at; its callers get a LlamaError. From any thread."""
         self._interrupted = True
@@ -204,10 +188,6 @@ class LlamaModel:
             if strips and (attribute & lib.LLAMA_TOKEN_ATTR_LSTRIP or text[:1].isspace())
         )
         return SpecialTokens(texts, glued)
-
-    @cached_property
-    def _token_tree(self) -> TokenTree:
-        return TokenTree(self._pieces, self.end_tokens)
 
     def _check_open(self) -> None:
         """llama.cpp would read freed memory."""
@@ -325,74 +305,3 @@ class LlamaContext:
 
     def close(self) -> None:
         lib.llama_free(self._context)
-
-
-class LlamaGrammar:
-    """Where one answer stands in a GBNF grammar."""
-
-    def __init__(self, sampler: Any, tree: TokenTree) -> None:
-        self._sampler = sampler
-        self._tree = tree
-
-    def allows(self, token: int) -> bool:
-        return bool(self._allowed(np.array([token]))[0])
-
-    def mask(self, logits: Logits) -> None:
-        """Set the logits of tokens that cannot come next to -inf."""
-        allowed = self._tree.allowed(self._allowed)
-        kept = logits[allowed]
-        logits.fill(-np.inf)
-        logits[allowed] = kept
-
-    def accept(self, token: int) -> None:
-        """Step past an allowed token. llama.cpp ends the process on any other."""
-        lib.llama_sampler_accept(self._sampler, token)
-
-    def close(self) -> None:
-        lib.llama_sampler_free(self._sampler)
-
-    def _allowed(self, tokens: Ids) -> NDArray[np.bool_]:
-        candidates = np.zeros(tokens.size, dtype=_CANDIDATE)
-        candidates["id"] = tokens
-        array = lib.llama_token_data_array(
-            data=_pointer(candidates, lib.llama_token_data), size=candidates.size, selected=-1, sorted=False
-        )
-        lib.llama_sampler_apply(self._sampler, ctypes.byref(array))
-        allowed: NDArray[np.bool_] = np.isfinite(candidates["logit"])
-        return allowed
-
-
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-
-
-def gbnf_of_schema(schema: dict[str, Any]) -> str:
-    """A grammar of the JSON texts that a JSON schema allows.
-
-    Raises:
-        ValueError: the schema is not one, or uses what the converter or llama.cpp's grammars cannot express.
-    """
-    try:
-        gbnf = str(json_schema_to_gbnf(json.dumps(schema)))
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    except (AssertionError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        # The converter checks with assertions and lets the rest fail where it falls.
-        raise ValueError(str(error) or type(error).__name__) from error
-    _check_grammar_size(gbnf)
-    return gbnf
-
-
-def _check_grammar_size(gbnf: str) -> None:
-    """llama.cpp parses grammars recursively and overflows its stack on deep ones: refuse those first."""
-    brackets = _GRAMMAR_LITERALS.sub("", gbnf)
-    depth = max(accumulate((bracket == "(") - (bracket == ")") for bracket in brackets), default=0)
-    if len(gbnf) > _MAX_GRAMMAR_CHARACTERS or depth > _MAX_GRAMMAR_DEPTH:
-        raise ValueError(
-            f"it becomes a grammar of {len(gbnf)} characters, nested {depth} deep; "
-            f"{_MAX_GRAMMAR_CHARACTERS} and {_MAX_GRAMMAR_DEPTH} are the limits"
-        )
-
-
-_GRAMMAR_LITERALS = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]')
-_MAX_GRAMMAR_CHARACTERS = 200_000
-_MAX_GRAMMAR_DEPTH = 1100  # 20000 ends the process on an 8 MiB stack, 5000 do not; a counted string is one each

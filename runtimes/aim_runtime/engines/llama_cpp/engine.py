@@ -42,13 +42,13 @@ from .request import (
     parse,
     sampling_of,
 )
-from .schema import grammar_of
 from .sequence import Generation, Sequence, Sink
 
 logger = logging.getLogger(__name__)
 
-if TYPE_CHECKING:  # the library behind these two takes 0.3 s to import: load() does it
+if TYPE_CHECKING:  # the libraries behind these take 0.3 s to import: load() does it
     from .bindings import LlamaModel
+    from .constraint import Constraints
     from .scheduler import Scheduler
 
 #: vLLM's and OpenAI's default for text completions. Chat may use the rest of the context.
@@ -67,6 +67,7 @@ class _Loaded:
     prompts: Prompts
     limits: Limits
     background: Background
+    constraints: Constraints
     has_template: bool
 
     @property
@@ -206,9 +207,10 @@ class LlamaCppEngine:
         path = find_gguf(self._model_dir)
         try:
             from .bindings import LlamaError, LlamaModel
+            from .constraint import Constraints
         except ImportError as error:
             raise ModelLoadError(
-                f"llama-cpp-python cannot be imported ({error}): pip install 'aim-kserve[embedded]'"
+                f"the engine's libraries cannot be imported ({error}): pip install 'aim-kserve[embedded]'"
             ) from error
         from .scheduler import Scheduler
 
@@ -225,11 +227,12 @@ class LlamaCppEngine:
             raise ModelLoadError(f"llama.cpp cannot load {path}: {error}") from error
         template = _template_of(model, path)
         scheduler = Scheduler(model, context, slots=self._slots, max_waiting=self._max_waiting)
+        constraints = Constraints(model)
         scheduler.start()
         limits = Limits(self._max_model_len, model.token_bytes, model.vocabulary_size, scheduler.capacity)
         background = Background("llama-background")
         prompts = Prompts(model, template, limits, background)
-        return _Loaded(model, scheduler, prompts, limits, background, template is not None)
+        return _Loaded(model, scheduler, prompts, limits, background, constraints, template is not None)
 
     def _fit_length(self, trained: int, path: Path) -> None:
         wanted = self._wanted_len or trained
@@ -330,7 +333,7 @@ class LlamaCppEngine:
 
     async def _wanted(self, request: GenerationBody, logprobs: int | None) -> Generation:
         """What all prompts of a request share, read once; it has no prompt yet."""
-        model, format_ = self._engine.model, request.response_format
+        model, constraints, format_ = self._engine.model, self._engine.constraints, request.response_format
         stop_tokens = frozenset(request.stop_token_ids or ())
         if request.min_tokens and len(stop_tokens | model.end_tokens) == model.vocabulary_size:
             raise BadRequest(
@@ -338,7 +341,7 @@ class LlamaCppEngine:
                 f"{request.min_tokens} forbids them all: leave one of the two out",
                 param="stop_token_ids",
             )
-        # A schema of thousands of values takes a while to compile: in a thread.
+        # A large schema takes a second to compile: in a thread.
         cost = 0 if format_ is None else INLINE_CHARACTERS + 1
         return Generation(
             prompt=np.empty(0, dtype=np.int32),
@@ -349,7 +352,7 @@ class LlamaCppEngine:
             min_tokens=request.min_tokens or 0,
             ignore_eos=bool(request.ignore_eos),
             logprobs=logprobs,
-            grammar=await self._engine.background.run(lambda: grammar_of(format_, model), cost),
+            constraint=await self._engine.background.run(lambda: constraints.of_format(format_), cost),
         )
 
     def _generation(self, wanted: Generation, prompt: Prompt, limit_name: str, limit: int | None) -> Generation:

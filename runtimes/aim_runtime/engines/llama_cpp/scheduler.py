@@ -61,7 +61,7 @@ class Scheduler:
     """Runs sequences on a context.
 
     Args:
-        model: vocabulary and grammars.
+        model: the vocabulary.
         context: taken over; closed by ``close``.
         slots: sequences that run at once.
         max_waiting: sequences that may wait beyond those.
@@ -342,6 +342,8 @@ class Scheduler:
         self._progress.advance()
         try:
             self._advance(slot, logits)
+        except ServingError as error:  # it says itself what is wrong with the request
+            self._end(slot, sequence.delta(error=error))
         except Exception as error:
             # The edge of one sequence: whatever its sampling, grammar or text did wrong, the others go on.
             logger.exception("a sequence of %d tokens has failed", sequence.length)

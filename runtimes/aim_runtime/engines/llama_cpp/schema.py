@@ -1,114 +1,397 @@
-"""``response_format`` becomes a grammar, or a refusal that names what cannot be enforced."""
+"""A JSON schema becomes the part of JSON Schema that the grammar library keeps exactly, or is refused by place.
+
+What comes out allows no document that the schema does not. It may allow fewer: properties that are not named, integers
+beyond 2**53, control characters and numbers a hair from an exclusive bound are not generated. It is small enough that
+the library compiles it in about a second at most and steps through it in milliseconds; where the library itself knows
+no limit, one stands here.
+
+Read as JSON Schema 2020-12, with draft 7's ``items`` lists. Annotations and unknown keywords say nothing about a
+document and are dropped; a keyword that would say something and cannot be enforced is refused.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+from urllib.parse import quote, unquote
 
-import orjson
-
-from aim_kserve.errors import BadRequest
 from aim_runtime.engines.base import Json
 
-from .request import ResponseFormat
+from .pattern import PatternRefused, is_writable, translated
+from .schema_conjunction import IN_PLACE, Conjunctions, listed
+from .schema_number import BOUNDS, DIGITS, Steps, complete_numbers, is_exact, read_bound
+from .text_format import ENFORCED_FORMATS, FORMAT_PATTERNS
+from .unenforceable import Unenforceable, shown
 
-if TYPE_CHECKING:
-    from .bindings import LlamaModel
+Schema: TypeAlias = Json | bool
 
-_PARAM = "response_format.json_schema.schema"
-#: What the converter does not look at. With ``"strict": true`` an answer must not silently break these.
-_UNENFORCED = frozenset(
+#: Schemas within schemas, followed through references. The library recurses: some 800 end the process.
+MAX_DEPTH = 150
+#: JSON levels of one schema as written; the library reads 128, two for each level.
+MAX_NESTING = 50
+MAX_SCHEMAS = 5_000
+MAX_PROPERTIES = 500  # of one object: each optional one is a state that must be followed at once
+MAX_PATTERN_PROPERTIES = 10  # of one object: that they exclude each other is proven pair by pair
+MAX_COUNT = 10_000  # of minLength, maxLength, minItems, maxItems, minProperties, maxProperties
+MAX_LITERALS = 5_000  # values in all of "enum" and "const"
+MAX_LITERAL_CHARACTERS = 200_000
+_TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_CATEGORY = re.compile(r"\\[dDwWsS]")
+_REFUSED = frozenset(
     (
-        "not",
-        "if",
-        "then",
-        "else",
+        "$dynamicRef",
+        "$recursiveRef",
+        "contains",
+        "dependencies",
         "dependentRequired",
         "dependentSchemas",
-        "patternProperties",
+        "else",
+        "if",
+        "maxContains",
+        "minContains",
+        "not",
         "propertyNames",
-        "minProperties",
-        "maxProperties",
-        "contains",
-        "uniqueItems",
+        "then",
         "unevaluatedItems",
         "unevaluatedProperties",
-        "minimum",
-        "maximum",
-        "exclusiveMinimum",
-        "exclusiveMaximum",
-        "multipleOf",
     )
 )
-#: Each of these is written out in the grammar. llama.cpp's own limit lies between 1000 and 2000.
-_COUNTS = ("minLength", "maxLength", "minItems", "maxItems")
-_MAX_COUNT = 1000
-_REPEATS = re.compile(r"\{(\d*),?(\d*)\}")
-_ANY_OBJECT: Json = {"type": "object"}
 
 
-def grammar_of(format_: ResponseFormat | None, model: LlamaModel) -> str | None:
-    """GBNF for the answer; None when anything goes.
+def enforceable(schema: Json, *, strict: bool = False) -> Json:
+    """The schema to compile. Its ``$defs`` are named after where they stand in ``schema``: ``#/$defs/$defs.Color``.
+
+    Args:
+        schema: as the client sent it.
+        strict: refuse formats that are not enforced. Otherwise those are annotations, as the standard has them.
 
     Raises:
-        BadRequest: ``param`` is ``response_format.json_schema.schema``: no schema, not one, or not enforceable.
+        Unenforceable: not a schema, too big, or it asks for what is not enforced; names the place.
     """
-    if format_ is None or format_.type == "text":
-        return None
-    if format_.type == "json_object":
-        return _grammar(orjson.dumps(_ANY_OBJECT), model)
-    if format_.json_schema is None or format_.json_schema.schema_ is None:
-        raise BadRequest(f"'{_PARAM}' is required with response_format.type 'json_schema'", param=_PARAM)
-    schema = format_.json_schema.schema_
-    try:
-        text = orjson.dumps(schema)
-    except orjson.JSONEncodeError as error:  # more than 254 levels
-        raise BadRequest(f"'{_PARAM}' is nested too deeply", param=_PARAM) from error
-    _check(schema, strict=bool(format_.json_schema.strict))
-    return _grammar(text, model)
+    return _Reader(schema, strict).read()
 
 
-@lru_cache(maxsize=64)
-def _grammar(schema: bytes, model: LlamaModel) -> str:
-    from .bindings import LlamaError, gbnf_of_schema
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a schema stands.
 
-    try:
-        gbnf = gbnf_of_schema(orjson.loads(schema))
-        model.new_grammar(gbnf).close()
-    except (ValueError, LlamaError) as error:
-        raise BadRequest(f"'{_PARAM}' cannot be turned into a grammar: {error}", param=_PARAM) from error
-    return gbnf
+    Args:
+        at: as a client would write it.
+        nesting: JSON levels above it.
+        open: references it stands in for; meeting one of them again would never end.
+        narrow: whether objects and tuples may be closed here. Not where several schemas hold for one value: they
+            would exclude each other's properties, or seem to exclude each other as choices of ``oneOf``.
+    """
+
+    at: str = ""
+    nesting: int = 0
+    open: frozenset[str] = frozenset()
+    narrow: bool = True
+
+    def within(self, key: str, levels: int = 1) -> _Place:
+        """Of a schema for a part of the value."""
+        return _Place(self.at + key, self.nesting + levels, narrow=self.narrow)
+
+    def beside(self, key: str, levels: int = 1, *, narrow: bool = True) -> _Place:
+        """Of another schema for the same value."""
+        return _Place(self.at + key, self.nesting + levels, self.open, self.narrow and narrow)
+
+    def following(self, pointer: str) -> _Place:
+        if pointer in self.open:
+            raise Unenforceable(self.at, f"is {pointer!r}, which leads back to itself")
+        return replace(self, open=self.open | {pointer})
 
 
-def _check(schema: Json, *, strict: bool) -> None:
-    for key, value, at in _keywords(schema, ""):
-        if key in _COUNTS and not (isinstance(value, int) and 0 <= value <= _MAX_COUNT):
-            raise BadRequest(f"'{_PARAM}{at}' is {value!r}: it may be 0 to {_MAX_COUNT}", param=_PARAM)
-        if key == "pattern" and isinstance(value, str):
-            _check_pattern(value, at)
-        if strict and key in _UNENFORCED:
-            raise BadRequest(f"'{_PARAM}{at}' cannot be enforced by this engine: drop it, or 'strict'", param=_PARAM)
+class _Reader:
+    """One pass over one schema. Its recursion is the library's: definitions are read where they are first met."""
+
+    def __init__(self, root: Json, strict: bool) -> None:
+        self._root = root
+        self._strict = strict
+        self._definitions: dict[str, Schema] = {}
+        self._names: dict[tuple[str, bool], str] = {}
+        self._schemas = 0
+        self._literals = 0
+        self._literal_characters = 0
+        self._steps = Steps()
+        self._depth = 0
+        self._conjunctions = Conjunctions(lambda pointer: self._target(pointer, ""))
+
+    def read(self) -> Json:
+        body = self._schema(self._root, _Place(open=frozenset({"#"})))
+        return {**(body if isinstance(body, dict) else {}), "$defs": self._definitions}
+
+    # -- one schema --------------------------------------------------------------------------------------------
+
+    def _schema(self, node: Any, place: _Place) -> Schema:
+        if isinstance(node, bool):
+            return node
+        if not isinstance(node, dict):
+            raise Unenforceable(place.at, f"is {shown(node)}: a schema is an object, true or false")
+        self._schemas += 1
+        if self._schemas > MAX_SCHEMAS:
+            raise Unenforceable(place.at, f"is schema number {self._schemas}: {MAX_SCHEMAS} is the most")
+        if place.nesting > MAX_NESTING or self._depth > MAX_DEPTH:
+            raise Unenforceable(
+                place.at, f"is nested too deeply: {MAX_NESTING} levels, {MAX_DEPTH} with references, is the most"
+            )
+        self._depth += 1
+        out = self._keywords(node, place)
+        self._depth -= 1
+        return out
+
+    def _keywords(self, node: Json, place: _Place) -> Json:
+        out: Json = {}
+        alone = _is_alone(node)
+        for key, value in node.items():
+            at = f"{place.at}.{key}"
+            if key in _REFUSED or (key == "$id" and place.at):
+                raise Unenforceable(at, "cannot be enforced by this engine: drop it")
+            if key == "$ref":
+                out[key] = self._reference(value, place.beside(".$ref", narrow=alone))
+            elif key in IN_PLACE:
+                out[key] = out.get(key, []) + self._in_place(key, value, place, alone)
+            elif key in _PARTS:
+                out[key] = _PARTS[key](self, value, place.within(f".{key}") if alone else _frozen(place, key))
+            elif key in _CHECKS:
+                _CHECKS[key](self, value, at, out)
+        closes = place.narrow and alone
+        self._check_together(node, place.at, out, closes)
+        if closes:
+            _close(out)
+        return out
+
+    def _in_place(self, key: str, value: Any, place: _Place, alone: bool) -> list[Schema]:
+        if not isinstance(value, list) or not value:
+            raise Unenforceable(f"{place.at}.{key}", f"is {shown(value)}: it is a list of schemas, not empty")
+        narrow = alone and (key == "anyOf" or len(value) == 1)
+        read = self._option if key == "oneOf" else self._schema
+        return [read(part, place.beside(f".{key}[{i}]", 2, narrow=narrow)) for i, part in enumerate(value)]
+
+    def _option(self, node: Any, place: _Place) -> Schema:
+        """A choice of ``oneOf``, references followed: the library must see that the choices exclude each other."""
+        while isinstance(node, dict) and "$ref" in node and len(_constraining(node)) == 1:
+            node, place = self._target(node["$ref"], place.at), place.following(node["$ref"])
+        return self._schema(node, place)
+
+    def _reference(self, pointer: Any, place: _Place) -> str:
+        target, place = self._target(pointer, place.at), place.following(pointer)
+        name = self._names.get((pointer, place.narrow))
+        if name is None:
+            name = pointer[2:].replace("/", ".")
+            while name in self._definitions:
+                name += "'"
+            self._names[pointer, place.narrow] = name
+            self._definitions[name] = True  # keeps its place while it is read
+            self._definitions[name] = self._schema(target, _Place(f".{name}", 2, place.open, place.narrow))
+        return f"#/$defs/{quote(name.replace('~', '~0'))}"
+
+    def _target(self, pointer: Any, at: str) -> Any:
+        if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
+            raise Unenforceable(at, f"is {shown(pointer)}: only references within the schema, '#/...', are followed")
+        node: Any = self._root
+        for part in unquote(pointer).split("/")[1:]:
+            name = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
+                node = node[int(name)]
+            elif isinstance(node, dict) and name in node:
+                node = node[name]
+            else:
+                raise Unenforceable(at, f"is {shown(pointer)}, which the schema does not have")
+        return node
+
+    # -- keywords that hold schemas ----------------------------------------------------------------------------
+
+    def _list(self, value: Any, place: _Place) -> list[Schema]:
+        if not isinstance(value, list) or not value:
+            raise Unenforceable(place.at, f"is {shown(value)}: it is a list of schemas, not empty")
+        return [self._schema(part, place.within(f"[{i}]")) for i, part in enumerate(value)]
+
+    def _items(self, value: Any, place: _Place) -> Schema | list[Schema]:
+        return self._list(value, place) if isinstance(value, list) else self._schema(value, place)
+
+    def _map(self, value: Any, place: _Place) -> dict[str, Schema]:
+        if not isinstance(value, dict):
+            raise Unenforceable(place.at, f"is {shown(value)}: it is an object of schemas")
+        if len(value) > MAX_PROPERTIES:
+            raise Unenforceable(place.at, f"has {len(value)} entries: {MAX_PROPERTIES} is the most")
+        return {key: self._schema(part, place.within(f".{key}")) for key, part in value.items()}
+
+    def _pattern_map(self, value: Any, place: _Place) -> dict[str, Schema]:
+        if isinstance(value, dict) and len(value) > MAX_PATTERN_PROPERTIES:
+            raise Unenforceable(place.at, f"has {len(value)} patterns: {MAX_PATTERN_PROPERTIES} is the most")
+        parts = self._map(value, place)
+        return {self._translated(key, f"{place.at}.{key}"): part for key, part in parts.items()}
+
+    # -- keywords that hold values -----------------------------------------------------------------------------
+
+    def _type(self, value: Any, at: str, out: Json) -> None:
+        names = value if isinstance(value, list) else [value]
+        if not names or any(name not in _TYPES for name in names) or len(set(names)) < len(names):
+            raise Unenforceable(at, f"is {shown(value)}: it is one or several of {', '.join(_TYPES)}")
+        out["type"] = value
+
+    def _enum(self, value: Any, at: str, out: Json) -> None:
+        if not isinstance(value, list) or not value:
+            raise Unenforceable(at, f"is {shown(value)}: it is a list of values, not empty")
+        out["enum"] = [self._literal(item, f"{at}[{i}]", 0) for i, item in enumerate(value)]
+
+    def _const(self, value: Any, at: str, out: Json) -> None:
+        out["const"] = self._literal(value, at, 0)
+
+    def _literal(self, value: Any, at: str, nesting: int) -> Any:
+        """A value that the grammar can spell exactly."""
+        self._literals += 1
+        if self._literals > MAX_LITERALS:
+            raise Unenforceable(at, f"is value number {self._literals}: {MAX_LITERALS} is the most")
+        if nesting > MAX_NESTING:
+            raise Unenforceable(at, f"is nested too deeply: {MAX_NESTING} levels is the most")
+        if isinstance(value, str):
+            self._check_text(value, at)
+        elif isinstance(value, list):
+            return [self._literal(item, f"{at}[{i}]", nesting + 1) for i, item in enumerate(value)]
+        elif isinstance(value, dict):
+            for key in value:
+                self._check_text(key, at)
+            return {key: self._literal(item, f"{at}.{key}", nesting + 1) for key, item in value.items()}
+        elif not isinstance(value, bool) and isinstance(value, (int, float)) and not is_exact(value):
+            raise Unenforceable(at, f"is {value!r}: numbers beyond 2**53 or of over {DIGITS} digits are not generated")
+        return value
+
+    def _check_text(self, text: str, at: str) -> None:
+        self._literal_characters += len(text)
+        if self._literal_characters > MAX_LITERAL_CHARACTERS:
+            raise Unenforceable(at, f"brings the values to over {MAX_LITERAL_CHARACTERS} characters")
+        if not is_writable(text):
+            raise Unenforceable(at, f"is {shown(text)}: control characters without a short escape are not generated")
+
+    def _count(self, value: Any, at: str, out: Json) -> None:
+        count = int(value) if isinstance(value, float) and value.is_integer() else value
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_COUNT:
+            raise Unenforceable(at, f"is {shown(value)}: it may be 0 to {MAX_COUNT}")
+        out[at.rpartition(".")[2]] = count
+
+    def _bound(self, value: Any, at: str, out: Json) -> None:
+        read_bound(value, at, out)
+
+    def _step(self, value: Any, at: str, out: Json) -> None:
+        out["multipleOf"] = self._steps.read(value, at)
+
+    def _required(self, value: Any, at: str, out: Json) -> None:
+        if not isinstance(value, list) or any(not isinstance(name, str) for name in value):
+            raise Unenforceable(at, f"is {shown(value)}: it is a list of names")
+        if len(value) > MAX_PROPERTIES:
+            raise Unenforceable(at, f"has {len(value)} names: {MAX_PROPERTIES} is the most")
+        out["required"] = value
+
+    def _unique(self, value: Any, at: str, out: Json) -> None:
+        if value is not False:
+            raise Unenforceable(at, "cannot be enforced by this engine: drop it")
+
+    def _pattern(self, value: Any, at: str, out: Json) -> None:
+        out["pattern"] = self._translated(value, at)
+
+    def _translated(self, pattern: Any, at: str) -> str:
+        if not isinstance(pattern, str):
+            raise Unenforceable(at, f"is {shown(pattern)}: it is a regular expression")
+        try:
+            return translated(pattern)
+        except PatternRefused as error:
+            raise Unenforceable(at, f"{error}: it cannot be enforced") from error
+
+    def _format(self, value: Any, at: str, out: Json) -> None:
+        if not isinstance(value, str):
+            raise Unenforceable(at, f"is {shown(value)}: it is a name")
+        if value in FORMAT_PATTERNS:  # beside "pattern", which may follow
+            out.setdefault("allOf", []).append({"pattern": FORMAT_PATTERNS[value]})
+        elif value in ENFORCED_FORMATS:
+            out["format"] = value
+        elif self._strict:
+            raise Unenforceable(at, f"is {value!r}, which cannot be enforced by this engine: drop it, or 'strict'")
+
+    # -- keywords that change each other's meaning ---------------------------------------------------------------
+
+    def _check_together(self, node: Json, at: str, out: Json, closes: bool) -> None:
+        _tuple_items(node, at, out)
+        _check_open_names(node, at, closes)
+        for least, most in (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties")):
+            if out.get(least, 0) > out.get(most, MAX_COUNT):
+                raise Unenforceable(f"{at}.{least}", f"is {out[least]} and {most} is {out[most]}: nothing is both")
+        if out.get("minProperties", 0) > len(set(out.get("required", ()))) + 1:
+            # The grammar does not remember names that the schema leaves open: two may turn out the same.
+            raise Unenforceable(f"{at}.minProperties", "cannot be enforced beyond one more than 'required' names")
+        complete_numbers(out, at)
+        if not _is_alone(node):
+            self._conjunctions.check(node, at)
 
 
-def _check_pattern(pattern: str, at: str) -> None:
-    counts = [int(count) for pair in _REPEATS.findall(pattern) for count in pair if count]
-    if max(counts, default=0) > _MAX_COUNT:
-        raise BadRequest(f"'{_PARAM}{at}' repeats {max(counts)} times: {_MAX_COUNT} is the most", param=_PARAM)
+_PARTS: dict[str, Callable[[_Reader, Any, _Place], Any]] = {
+    "properties": _Reader._map,
+    "patternProperties": _Reader._pattern_map,
+    "additionalProperties": _Reader._schema,
+    "items": _Reader._items,
+    "prefixItems": _Reader._list,
+    "additionalItems": _Reader._schema,
+}
+_CHECKS: dict[str, Callable[[_Reader, Any, str, Json], None]] = {
+    "type": _Reader._type,
+    "enum": _Reader._enum,
+    "const": _Reader._const,
+    "multipleOf": _Reader._step,
+    "required": _Reader._required,
+    "uniqueItems": _Reader._unique,
+    "pattern": _Reader._pattern,
+    "format": _Reader._format,
+    **dict.fromkeys(_COUNTS, _Reader._count),
+    **dict.fromkeys(BOUNDS, _Reader._bound),
+}
 
 
-def _keywords(schema: Any, at: str) -> Iterator[tuple[str, Any, str]]:
-    """Every keyword of a schema and its parts, with its path. Names of properties are no keywords."""
-    if isinstance(schema, list):
-        for index, item in enumerate(schema):
-            yield from _keywords(item, f"{at}[{index}]")
-    if not isinstance(schema, dict):
+def _constraining(node: Json) -> set[str]:
+    return {key for key in node if key in IN_PLACE or key in _PARTS or key in _CHECKS}
+
+
+def _is_alone(node: Json) -> bool:
+    """Whether no two schemas hold for one value here."""
+    places = [key for key in IN_PLACE if key in node]
+    if not places:
+        return True
+    return len(_constraining(node)) == 1 and (places != ["allOf"] or len(listed(node["allOf"])) < 2)
+
+
+def _frozen(place: _Place, key: str) -> _Place:
+    return replace(place.within(f".{key}"), narrow=False)
+
+
+def _close(out: Json) -> None:
+    """Generate what the schema names and nothing else, as vLLM does: small models lose themselves in open objects."""
+    named = out.get("properties", {}).keys() >= set(out.get("required", ())) and "minProperties" not in out
+    if "patternProperties" in out or ("properties" in out and named):
+        out.setdefault("additionalProperties", False)
+    if "prefixItems" in out and out.get("minItems", 0) <= len(out["prefixItems"]):
+        out.setdefault("items", False)
+
+
+def _tuple_items(node: Json, at: str, out: Json) -> None:
+    """Draft 7's ``items`` list and ``additionalItems`` in the words of 2020-12."""
+    rest = out.pop("additionalItems", None)
+    if not isinstance(out.get("items"), list):
         return
-    for key, value in schema.items():
-        yield key, value, f"{at}.{key}"
-        if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
-            for name, part in value.items():
-                yield from _keywords(part, f"{at}.{key}.{name}")
-        elif key not in ("enum", "const", "default", "examples"):
-            yield from _keywords(value, f"{at}.{key}")
+    if "prefixItems" in node:
+        raise Unenforceable(f"{at}.items", "is a list beside 'prefixItems': it is one schema there")
+    out["prefixItems"] = out.pop("items")
+    if rest is not None:
+        out["items"] = rest
+
+
+def _check_open_names(node: Json, at: str, closes: bool) -> None:
+    """Names beside ``patternProperties`` would have to match no pattern, and patterns are not translated exactly."""
+    if "patternProperties" not in node:
+        return
+    if node.get("additionalProperties", not closes) is not False:
+        raise Unenforceable(f"{at}.patternProperties", "can be enforced only with 'additionalProperties': false")
+    if any(map(_CATEGORY.search, node["patternProperties"])) and not all(map(str.isascii, node.get("properties", ()))):
+        raise Unenforceable(f"{at}.patternProperties", "uses \\d, \\w or \\s beside names that are not ASCII")

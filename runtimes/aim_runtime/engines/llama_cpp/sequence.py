@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from aim_kserve.errors import ServingError
 from .sampling import Sampler, SamplingParams, TokenIds
 from .scoring import PromptScores
 from .text import AnswerText, TokenLogprob
+
+if TYPE_CHECKING:  # the library behind it is imported by load()
+    from .constraint import Constraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class Generation:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    grammar: str | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(slots=True)
