@@ -76,8 +76,8 @@ class Form(Protocol):
         """What a choice's stream begins with."""
         ...
 
-    def chunk_choice(self, delta: Delta, head: str, logprobs: Json | None) -> Json:
-        """One choice of a chunk."""
+    def chunk_choice(self, delta: Delta, head: str, logprobs: Json | None) -> Json | None:
+        """One choice of a chunk; None where there is nothing to show yet."""
         ...
 
     def logprobs(self, entries: list[TokenLogprob], top: int) -> Json: ...
@@ -101,7 +101,7 @@ class ChatForm:
         delta = {"role": "assistant", "content": ""}
         return [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]
 
-    def chunk_choice(self, delta: Delta, head: str, logprobs: Json | None) -> Json:
+    def chunk_choice(self, delta: Delta, head: str, logprobs: Json | None) -> Json | None:
         content = {"content": head + delta.text} if head or delta.text or not delta.last else {}
         return {
             "index": delta.choice,
@@ -234,7 +234,8 @@ class Answer:
             head, opening = self.heads[index], self.form.opening(index)
         if not (head or delta.text or delta.logprobs or delta.last):
             return opening
-        return [*opening, self.form.chunk_choice(delta, head, self._logprobs(delta, opens=opens))]
+        choice = self.form.chunk_choice(delta, head, self._logprobs(delta, opens=opens))
+        return opening if choice is None else [*opening, choice]
 
     def _count(self, delta: Delta) -> None:
         if delta.prompt_logprobs:

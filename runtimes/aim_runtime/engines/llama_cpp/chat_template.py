@@ -19,6 +19,8 @@ from jinja2 import nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from .tool_calls import Way, way_of
+
 
 class TemplateRefusal(Exception):
     """The template refuses these messages, or cannot render them. The message is the template's own."""
@@ -70,6 +72,8 @@ class ChatTemplate:
             raise TemplateRefusal(f"the chat template is not valid Jinja: {error}") from error
         #: Whether the template has a place for tool definitions.
         self.takes_tools = "tools" in source
+        #: How the model writes its calls, where that is known.
+        self.way: Way | None = way_of(source)
 
     def render(
         self,

@@ -35,6 +35,7 @@ from .request import (
     CompletionBody,
     DetokenizeBody,
     GenerationBody,
+    ResponseFormat,
     StreamOptions,
     TokenizeBody,
     check_common,
@@ -43,12 +44,13 @@ from .request import (
     sampling_of,
 )
 from .sequence import Generation, Sequence, Sink
+from .tools import ToolForm, ToolUse
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # the libraries behind these take 0.3 s to import: load() does it
     from .bindings import LlamaModel
-    from .constraint import Constraints
+    from .constraint import Constraint, Constraints
     from .scheduler import Scheduler
 
 #: vLLM's and OpenAI's default for text completions. Chat may use the rest of the context.
@@ -253,12 +255,13 @@ class LlamaCppEngine:
     async def _chat(self, body: Json, context: RequestContext) -> Json | Stream:
         request = self._read(ChatBody, body)
         check_common(request, slots=self._slots, vocabulary_size=self._engine.model.vocabulary_size)
-        prompt = await self._engine.prompts.chat(request)
+        use = self._engine.prompts.tools(request)
+        prompt = await self._engine.prompts.chat(request, use)
         self._check_length(prompt, "messages")
         name, limit = request.answer_tokens
-        wanted = await self._wanted(request, request.top)
+        wanted = await self._wanted(request, request.top, use)
         generation = self._generation(wanted, prompt, name, limit)
-        return await self._answer(CHAT, [(prompt, generation)], request, context)
+        return await self._answer(ToolForm(use) if use else CHAT, [(prompt, generation)], request, context)
 
     async def _complete(self, body: Json, context: RequestContext) -> Json | Stream:
         request = self._read(CompletionBody, body)
@@ -331,9 +334,9 @@ class LlamaCppEngine:
             )
         return most - count
 
-    async def _wanted(self, request: GenerationBody, logprobs: int | None) -> Generation:
+    async def _wanted(self, request: GenerationBody, logprobs: int | None, use: ToolUse | None = None) -> Generation:
         """What all prompts of a request share, read once; it has no prompt yet."""
-        model, constraints, format_ = self._engine.model, self._engine.constraints, request.response_format
+        model = self._engine.model
         stop_tokens = frozenset(request.stop_token_ids or ())
         if request.min_tokens and len(stop_tokens | model.end_tokens) == model.vocabulary_size:
             raise BadRequest(
@@ -341,8 +344,6 @@ class LlamaCppEngine:
                 f"{request.min_tokens} forbids them all: leave one of the two out",
                 param="stop_token_ids",
             )
-        # A large schema takes a second to compile: in a thread.
-        cost = 0 if format_ is None else INLINE_CHARACTERS + 1
         return Generation(
             prompt=np.empty(0, dtype=np.int32),
             max_tokens=0,
@@ -352,8 +353,21 @@ class LlamaCppEngine:
             min_tokens=request.min_tokens or 0,
             ignore_eos=bool(request.ignore_eos),
             logprobs=logprobs,
-            constraint=await self._engine.background.run(lambda: constraints.of_format(format_), cost),
+            shown=self._engine.prompts.call_marks if use and not use.holds else frozenset(),
+            constraint=await self._constraint(request.response_format, use),
         )
+
+    async def _constraint(self, format_: ResponseFormat | None, use: ToolUse | None) -> Constraint | None:
+        """What the answer is held to. A large schema takes a second to compile: in a thread."""
+        constraints, run = self._engine.constraints, self._engine.background.run
+        if use is None or not use.holds:
+            return await run(lambda: constraints.of_format(format_), 0 if format_ is None else INLINE_CHARACTERS + 1)
+        if format_ is not None and format_.type != "text":
+            raise BadRequest(
+                "'response_format' and 'tool_choice' both say what the answer is: leave one of the two out",
+                param="response_format",
+            )
+        return await run(lambda: use.constraint(constraints), INLINE_CHARACTERS + 1)
 
     def _generation(self, wanted: Generation, prompt: Prompt, limit_name: str, limit: int | None) -> Generation:
         rest = self._max_model_len - len(prompt.tokens)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
+
 from aim_kserve.errors import BadRequest
 from aim_runtime.engines.base import Json
 
@@ -29,11 +31,37 @@ def _plain(message: Json, at: str, takes_tools: bool) -> Json:
     if (role == "tool" or calls) and not takes_tools:
         field = f"{at}.role" if role == "tool" else f"{at}.tool_calls"
         raise BadRequest(f"'{field}': this model's chat template has no place for tools", param=field)
+    if calls:
+        message = {**message, "tool_calls": _calls(calls, f"{at}.tool_calls")}
     content = message.get("content")
     if content is None and role == "assistant":  # OpenAI's history: only calls, a refusal, or nothing was said
         return {**message, "content": ""}
     text = _text(content, f"{at}.content")
     return {**message, "role": "system" if role == "developer" else role, "content": text}
+
+
+def _calls(calls: Any, at: str) -> list[Json]:
+    """Calls with arguments as objects: clients send JSON text, templates write what they get as JSON."""
+    if not isinstance(calls, list):
+        raise BadRequest(f"'{at}' must be a list of calls", param=at)
+    return [_call(call, f"{at}[{i}]") for i, call in enumerate(calls)]
+
+
+def _call(call: Any, at: str) -> Json:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadRequest(f"'{at}.function' must be an object with a 'name'", param=f"{at}.function")
+    arguments = function.get("arguments") or {}
+    try:
+        read = orjson.loads(arguments) if isinstance(arguments, str) else arguments
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"'{at}.function.arguments' is not JSON: {error}", param=f"{at}.function.arguments") from error
+    if not isinstance(read, dict):
+        raise BadRequest(
+            f"'{at}.function.arguments' is a JSON {type(read).__name__}, not an object",
+            param=f"{at}.function.arguments",
+        )
+    return {**call, "function": {**function, "arguments": read}}
 
 
 def _text(content: Any, at: str) -> str:

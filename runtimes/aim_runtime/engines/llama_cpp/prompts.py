@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aim_kserve.errors import BadRequest
+from aim_runtime.engines.base import Json
 
 from .background import Background
 from .chat_template import ChatTemplate, TemplateRefusal
@@ -15,6 +17,8 @@ from .limits import Limits, size_of, size_of_message
 from .messages import plain_messages
 from .request import ChatBody, CompletionBody, TokenizeBody, check_prompts
 from .sampling import TokenIds
+from .tool_calls import marker_tokens
+from .tools import ToolUse, tool_use
 
 if TYPE_CHECKING:
     from .bindings import LlamaModel
@@ -45,13 +49,25 @@ class Prompts:
         self._template = template
         self._limits = limits
         self._background = background
+        #: Control tokens that mark tool calls, which are found in the text.
+        self.call_marks = _single_tokens(model, marker_tokens(template.way) if template and template.way else ())
 
-    async def chat(self, request: ChatBody | TokenizeBody) -> Prompt:
+    def tools(self, request: ChatBody) -> ToolUse | None:
+        """What the request's tools ask for. Raises BadRequest."""
+        return tool_use(
+            request.tools,
+            request.tool_choice,
+            parallel=request.parallel_tool_calls,
+            way=self._template.way if self._template else None,
+            takes_tools=self._template is not None and self._template.takes_tools,
+        )
+
+    async def chat(self, request: ChatBody | TokenizeBody, use: ToolUse | None = None) -> Prompt:
         """Raises BadRequest for messages, tools or templates that do not go together, or that cannot fit."""
         template = self._template
         if template is None:
             raise BadRequest("this model file has no chat template: use completions", param="messages")
-        tools = _tools(request, template) if isinstance(request, ChatBody) else None
+        tools = use.tools if use else None
         messages = request.messages or []
         characters = sum(size_of_message(message, f"messages[{i}]") for i, message in enumerate(messages))
         self._limits.check_text(characters, "messages")
@@ -76,7 +92,7 @@ class Prompts:
         return await self._background.run(lambda: self._model.tokenize(text, add_special=add_special), len(text))
 
     def _chat_tokens(
-        self, request: ChatBody | TokenizeBody, template: ChatTemplate, tools: list[dict[str, object]] | None
+        self, request: ChatBody | TokenizeBody, template: ChatTemplate, tools: list[Json] | None
     ) -> TokenIds:
         try:
             text = template.render(
@@ -97,12 +113,6 @@ class Prompts:
         return Prompt(np.array(prompt, dtype=np.int32), self._model.detokenize(prompt) if echo else "")
 
 
-def _tools(request: ChatBody, template: ChatTemplate) -> list[dict[str, object]] | None:
-    choice = request.tool_choice
-    if choice == "none" or not request.tools:
-        return None
-    if not template.takes_tools:
-        raise BadRequest("'tools': this model's chat template has no place for tools", param="tools")
-    if choice not in (None, "auto"):
-        raise BadRequest(f"'tool_choice' {choice!r} cannot be enforced: use 'auto' or 'none'", param="tool_choice")
-    return request.tools
+def _single_tokens(model: LlamaModel, texts: Sequence[str]) -> frozenset[int]:
+    tokenized = (model.tokenize(text, add_special=False) for text in texts)
+    return frozenset(int(tokens[0]) for tokens in tokenized if len(tokens) == 1)

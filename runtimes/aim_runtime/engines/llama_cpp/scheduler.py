@@ -365,7 +365,8 @@ class Scheduler:
         if token is None or self._chooser.ends(sequence, token):
             self._finish(slot, sequence.delta(), "stop")
             return
-        shown = sequence.text.push(self._model.piece(token), logprob)
+        piece = self._model.piece(token, special=token in sequence.generation.shown)
+        shown = sequence.text.push(piece, logprob)
         delta = sequence.delta(text=shown.text, logprobs=shown.logprobs)
         if sequence.text.stopped:
             self._finish(slot, delta, "stop")

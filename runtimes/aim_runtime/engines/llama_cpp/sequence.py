@@ -34,6 +34,7 @@ class Generation:
     min_tokens: int = 0
     ignore_eos: bool = False
     logprobs: int | None = None
+    shown: frozenset[int] = frozenset()  # control tokens that are part of the text
     prompt_logprobs: int | None = None
     constraint: Constraint | None = None
 
