@@ -171,6 +171,8 @@ def test_a_view_is_as_long_as_the_text():
         "mysql://root:root@127.0.0.1/db",
         "redis://:foobared@localhost:6379",
         "ftp://anonymous:anonymous@h.io/",
+        "s3://access_key_id:secret_access_key@bucket/key",
+        "https://me:my-api-token@h.io/simple",
         "curl -u user:pass https://h.io",
         "curl -u username:password https://h.io",
     ],

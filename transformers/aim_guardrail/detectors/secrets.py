@@ -70,11 +70,14 @@ _PAIRED = frozenset("*_~/\\")
 _SCORES = {"high": 0.9, "medium": 0.6, "low": 0.3}
 """The scanner's words for its confidence. "low" is what it says of passwords for localhost and of well-known ones."""
 
-# Passwords everybody knows, from the manuals of databases and brokers. A password equal to its user's name is another.
+# Passwords everybody knows, from the manuals of databases and brokers, and what only names what belongs there
+# (`secret_access_key`). A password equal to its user's name is another.
 _WELL_KNOWN = re.compile(
     "admin|administrator|anonymous|changeit|changeme|default|demo|docker|elastic|example|foobared|guest|mariadb|minio"
     "|minioadmin|mongo|mongodb|mypassword|mysecretpassword|mysql|pass|passwd|password|postgres|pwd|rabbitmq|redis|root"
-    "|secret|test|testing|user|username|yourpassword",
+    "|secret|test|testing|user|username|yourpassword"
+    "|(?:(?:access|account|api|auth|db|my|private|secret|some|the|user|your)[-_]?){1,4}"
+    "(?:id|key|pass|passwd|password|secret|token)",
     re.IGNORECASE,
 )
 _NAME_EDGE = re.compile(r"[\s:/@=\"'`]")
