@@ -126,6 +126,10 @@ def test_aliases_of_aliases_are_counted_before_anything_is_built():
     assert "stands for more than 20,000,000 values" in refusal(parse_fleet, "\n".join(lines))
 
 
+def test_a_key_without_end_is_refused_in_a_line():
+    assert "unknown key" in refusal(parse_fleet, f"{'k' * 1_000_000}: 1\nnodes: [{{name: a, gpu: MI300X}}]")
+
+
 def test_merge_keys_and_aliases_serve():
     text = "defaults: &d {gpu: MI300X, cards: 2}\nnodes:\n- {<<: *d, name: a}\n- {<<: *d, name: b, cards: 4}\n"
     nodes = parse_yaml(text, "f.yaml", AimProfileError)["nodes"]

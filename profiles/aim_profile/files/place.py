@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 Place = Sequence[str | int]
+_MOST_WORD = 64  # characters: comparing costs their square
 
 
 def line_of(text: str, place: Place, loader: Any) -> int:
@@ -37,7 +38,7 @@ def _child(node: Any, part: str | int) -> tuple[int, Any] | None:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`did you mean cards?`, or the words there are where none is near."""
     known = tuple(known)
-    near = get_close_matches(word, known, n=1, cutoff=0.5)
+    near = get_close_matches(word[:_MOST_WORD], known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(known)}"
 
 

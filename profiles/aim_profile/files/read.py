@@ -112,5 +112,5 @@ def _first(problem: ValidationError | RecursionError, model: type[BaseModel]) ->
 
 
 def _dotted(place: Place) -> str:
-    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part:.80}" for part in place)
     return parts.lstrip(".") or "file"
