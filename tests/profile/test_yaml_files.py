@@ -136,9 +136,11 @@ def test_merge_keys_and_aliases_serve():
     assert [node["cards"] for node in nodes] == [2, 4]
 
 
-@given(
-    st.recursive(st.text(max_size=5) | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
-)
+def lists_and_mappings(inner: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    return st.lists(inner) | st.dictionaries(st.text(), inner)
+
+
+@given(st.recursive(st.text(max_size=5) | st.integers(), lists_and_mappings))
 def test_what_is_well_formed_is_read_as_yaml_reads_it(value: object):
     text = yaml.safe_dump(value, allow_unicode=True)
     assert parse_yaml(text, "f.yaml", AimProfileError) == yaml.safe_load(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from llama_engine import ask, context, loaded, new_engine
 pytestmark = pytest.mark.model
 
 CONTEXT = 8192
+LONG_S = 0.3 if sys.gettrace() is None else 3.0  # counting lines (make coverage) makes each ten times as slow
 IDS = 49152
 
 
@@ -136,7 +138,7 @@ async def test_what_cannot_fit_is_refused_unread(engine: LlamaCppEngine, case: s
             await engine.operations[operation](body, context())
     assert caught.value.param == param
     assert len(caught.value.message) < 400
-    assert turn.cpu_s < 0.3
+    assert turn.cpu_s < LONG_S
 
 
 @pytest.mark.parametrize("case", MUCH)
@@ -145,7 +147,7 @@ async def test_what_fits_leaves_the_event_loop_free(engine: LlamaCppEngine, case
     body = {"max_tokens": 3, **body_of()} if "completions" in operation else body_of()
     async with LongestTurn() as turn:
         await ask(engine, operation, body)
-    assert turn.cpu_s < 0.3
+    assert turn.cpu_s < LONG_S
 
 
 async def test_all_the_ids_the_engine_can_take_at_once(engine: LlamaCppEngine):
@@ -153,7 +155,7 @@ async def test_all_the_ids_the_engine_can_take_at_once(engine: LlamaCppEngine):
     async with LongestTurn() as turn:
         with pytest.raises(BadRequest, match="token ids go from 0"):
             await engine.operations["completions"](body, context())
-    assert turn.cpu_s < 0.3
+    assert turn.cpu_s < LONG_S
 
 
 async def test_a_prompt_whose_client_left_is_finished_before_the_model_is_freed(embedded_model: Path):
