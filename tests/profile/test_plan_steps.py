@@ -14,7 +14,9 @@ from aim_profile.plans.compare import plan_assert, plan_diff
 from aim_profile.plans.fleet import fleet_of
 from aim_profile.plans.make import make_plan
 from aim_profile.plans.plan import Placement, Plan, PlanError, PlanOptions
-from aim_profile.plans.steps import StepError, _Running, apply_steps, plan_steps
+from aim_profile.plans.running import Running
+from aim_profile.plans.steps import plan_steps
+from aim_profile.plans.walk import StepError, apply_steps
 from aim_profile.plans.workload import Workloads, parse_workloads
 from emulated_executor import EmulatedNodes, switched
 
@@ -245,14 +247,14 @@ def test_surge_starts_the_new_before_the_old_stops():
 @pytest.mark.parametrize("surge", [0, 3])
 def test_many_moves_cost_what_their_number_does(surge: int, monkeypatch: pytest.MonkeyPatch):
     asked = 0
-    look = _Running.in_the_way
+    look = Running.in_the_way
 
-    def counted(self: _Running, placement: Placement, *, itself: bool) -> object:
+    def counted(self: Running, placement: Placement, *, itself: bool) -> object:
         nonlocal asked
         asked += 1
         return look(self, placement, itself=itself)
 
-    monkeypatch.setattr(_Running, "in_the_way", counted)
+    monkeypatch.setattr(Running, "in_the_way", counted)
     nodes = [emulate("MI300X", 8, "CPX/NPS4", name=f"n{at}") for at in range(4)]
     entries = [f"{{name: {name}, memory: 10GiB, replicas: 64, pinned: {{node: %s}}}}" for name in "ab"]
     pin = ", ".join(entries)

@@ -1,6 +1,7 @@
 """Plan: which mode each card is in, which device each replica gets, what is left over, and why.
 
-`make_plan` (make.py) makes it; `plan_diff`, `plan_assert` and `plan_steps` (steps.py) compare and apply it.
+`make_plan` (make.py) makes it; `plan_diff` and `plan_assert` (compare.py) compare it; `plan_steps` (steps.py) lays out
+the way there, and `apply_steps` (walk.py) goes it.
 
 A plan is judged by these figures, each only where the ones before are equal (the planner's objective):
 
@@ -14,7 +15,7 @@ A plan is judged by these figures, each only where the ones before are equal (th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -210,6 +211,14 @@ class Plan(_Frozen):
     def on_node(self, node: str) -> tuple[CardPlan, ...]:
         """The cards of that node, empty where the plan does not know it."""
         return tuple(card for card in self.cards if card.node == node)
+
+
+def cards_by_node(cards: Iterable[CardPlan]) -> dict[str, list[CardPlan]]:
+    """The cards of each node, in their order."""
+    found: dict[str, list[CardPlan]] = {}
+    for card in cards:
+        found.setdefault(card.node, []).append(card)
+    return found
 
 
 def dump_plan(plan: Plan, form: Literal["yaml", "json"] = "yaml") -> str:

@@ -1,4 +1,4 @@
-"""From what runs to what is planned: ordered steps, and the loop that carries them out and checks each switch.
+"""The way from what runs to what is planned: ordered steps. walk.py carries them out.
 
 A node whose modes change goes: drain (cordon, taint, stop what is there) → switch (one Device Config Manager profile:
 memory and compute mode together, so each node restarts its driver at most once) → verify by read-back → refresh (take
@@ -10,37 +10,20 @@ without switching, and a plugin can miss partitions (ROCm/k8s-device-plugin#157)
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Literal, Protocol
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from aim_profile.errors import AimProfileError
-from aim_profile.nodes.facts import Node
 
 from . import dcm
-from .compare import Difference, allocatable_difference, plan_assert, where
+from .compare import where
 from .dcm import Strategy
-from .plan import CardPlan, Placement, Plan, PlanError
+from .plan import CardPlan, Placement, Plan, PlanError, cards_by_node
+from .running import Queue, Running
 
 Action = Literal["stop", "drain", "switch", "verify", "refresh", "await", "undrain", "place"]
-_Device = tuple[str, int, int]
-
-
-class StepError(AimProfileError):
-    """A step that did not do what it said. `field` is the step's number; nothing after it was done."""
-
-    def __init__(self, step: Step, differences: tuple[Difference, ...]) -> None:
-        self.step, self.differences = step, differences
-        look = "device plugin's log" if step.action == "await" else "Device Config Manager's events"
-        super().__init__(
-            f"step {step.number}: {step.node} is not as planned after the switch: "
-            + "; ".join(difference.message for difference in differences),
-            field=f"steps[{step.number}]",
-            value=step.node,
-            remedy=f"the node stays drained; look at the {look}, then plan again",
-        )
 
 
 class _Frozen(BaseModel):
@@ -82,34 +65,6 @@ class Steps(_Frozen):
     steps: tuple[Step, ...]
 
 
-class Executor(Protocol):
-    """What carries steps out on real (or emulated) nodes. Each call returns when the step is done."""
-
-    def stop(self, step: Step) -> None:
-        """Stop step.replicas."""
-
-    def drain(self, step: Step) -> None:
-        """Cordon the node, set step.taint, wait until step.replicas have stopped."""
-
-    def switch(self, step: Step) -> None:
-        """Set step.set_labels and wait for step.await_labels."""
-
-    def read(self, node: str) -> Node:
-        """What the node's devices are now, read from the node."""
-
-    def refresh(self, step: Step) -> None:
-        """Remove step.taint, leave the node cordoned, restart the pods of step.restart there until they are ready."""
-
-    def allocatable(self, step: Step) -> Mapping[str, int]:
-        """Wait for step.allocatable and step.await_labels as long as is sensible; the `amd.com/` resources by then."""
-
-    def undrain(self, step: Step) -> None:
-        """Uncordon the node."""
-
-    def place(self, step: Step) -> None:
-        """Start step.replicas where the plan says."""
-
-
 def plan_steps(
     plan: Plan,
     current: Plan | None = None,
@@ -130,143 +85,6 @@ def plan_steps(
     return _Route(plan, current, max_parallel, surge, strategy).steps()
 
 
-def apply_steps(steps: Steps, plan: Plan, executor: Executor) -> tuple[Step, ...]:
-    """Carry the steps out in order. Raises StepError when a node's read-back, or what it advertises, differs."""
-    done = []
-    cards = _by_node(plan.cards)
-    for step in steps.steps:
-        if step.action == "verify":
-            _checked(step, plan_assert(executor.read(step.node), plan, step.node, cards[step.node]))
-        elif step.action == "await":
-            _checked(step, allocatable_difference(step.node, step.allocatable, executor.allocatable(step)))
-        else:
-            {
-                "stop": executor.stop,
-                "drain": executor.drain,
-                "switch": executor.switch,
-                "refresh": executor.refresh,
-                "undrain": executor.undrain,
-                "place": executor.place,
-            }[step.action](step)
-        done.append(step)
-    return tuple(done)
-
-
-def _checked(step: Step, differences: tuple[Difference, ...]) -> None:
-    if differences:
-        raise StepError(step, differences)
-
-
-class _Running:
-    """Which replicas run, on which node, and who holds each device."""
-
-    def __init__(self, placements: Iterable[Placement]) -> None:
-        self.by_name: dict[str, Placement] = {}
-        self.on_node: dict[str, dict[str, Placement]] = {}
-        self._holders: dict[_Device, dict[str, Placement]] = {}
-        for placement in placements:
-            self.add(placement)
-
-    def add(self, placement: Placement) -> None:
-        """It runs there (and nowhere else) now."""
-        if placement.id in self.by_name:
-            self.remove(placement.id)
-        self.by_name[placement.id] = placement
-        self.on_node.setdefault(placement.node, {})[placement.id] = placement
-        for device in _devices(placement):
-            self._holders.setdefault(device, {})[placement.id] = placement
-
-    def remove(self, name: str) -> Placement:
-        """It runs no more."""
-        placement = self.by_name.pop(name)
-        del self.on_node[placement.node][name]
-        for device in _devices(placement):
-            del self._holders[device][name]
-        return placement
-
-    def in_the_way(self, placement: Placement, *, itself: bool) -> tuple[_Device, str] | None:
-        """A device it wants and who holds that; sharing replicas are in nobody's way. itself: in its old place."""
-        sharing = placement.memory_limit_gib is not None
-        for device in _devices(placement):
-            for name, other in self._holders.get(device, {}).items():
-                if (itself or name != placement.id) and not (sharing and other.memory_limit_gib is not None):
-                    return device, name
-        return None
-
-
-class _Queue:
-    """Replicas that are to start on some nodes. Whoever finds a device taken waits for that device, so that each is
-    looked at again only when something changed for it.
-    """
-
-    def __init__(self, waiting: Iterable[Placement], running: _Running) -> None:
-        self.running = running
-        self.moving: dict[str, Placement] = {}  # those that still run elsewhere
-        self.fresh: deque[Placement] = deque()
-        for placement in waiting:
-            if placement.id in running.by_name:
-                self.moving[placement.id] = placement
-            else:
-                self.fresh.append(placement)
-        self.surging = deque(self.moving.values())
-        self.to_stop = deque(self.moving)
-        self.blocked: dict[_Device, dict[str, Placement]] = {}
-        self.waits_for: dict[str, _Device] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self.fresh or self.moving or self.blocked)
-
-    def ready(self, surge: int) -> list[Placement]:
-        """Those that can start now, at most `surge` of them while they still run elsewhere; they wait no more."""
-        found = []
-        while self.fresh:
-            placement = self.fresh.popleft()
-            if not self._taken(placement, itself=False):
-                found.append(placement)
-        while self.surging and surge:
-            placement = self.surging.popleft()
-            if placement.id in self.moving and not self._taken(placement, itself=True):
-                found.append(self.moving.pop(placement.id))
-                surge -= 1
-        return found
-
-    def _taken(self, placement: Placement, *, itself: bool) -> bool:
-        taken = self.running.in_the_way(placement, itself=itself)
-        if taken is not None and taken[1] != placement.id:
-            self.blocked.setdefault(taken[0], {})[placement.id] = placement
-            self.waits_for[placement.id] = taken[0]
-        return taken is not None
-
-    def in_the_way(self) -> str:
-        """Who must stop where nothing can start: who moves and still runs in its old place, else who holds a device."""
-        while self.to_stop:
-            name = self.to_stop.popleft()
-            if name in self.moving:
-                return name
-        first = next(iter(next(iter(self.blocked.values())).values()))
-        taken = self.running.in_the_way(first, itself=False)
-        assert taken is not None
-        return taken[1]
-
-    def freed(self, left: Iterable[Placement]) -> None:
-        """These have stopped in their old places: look again at them and at whoever waits for their devices."""
-        for gone in left:
-            if placement := self.moving.pop(gone.id, None):
-                self._no_longer_waits(gone.id)
-                self.fresh.append(placement)
-            for device in _devices(gone):
-                for name, placement in self.blocked.pop(device, {}).items():
-                    del self.waits_for[name]
-                    (self.surging if name in self.moving else self.fresh).append(placement)
-
-    def _no_longer_waits(self, name: str) -> None:
-        device = self.waits_for.pop(name, None)
-        if device is not None:
-            del self.blocked[device][name]
-            if not self.blocked[device]:
-                del self.blocked[device]
-
-
 class _Route:
     """Lays out the steps, with what runs where after each."""
 
@@ -275,8 +93,8 @@ class _Route:
         self.plan, self.max_parallel, self.surge, self.strategy = plan, max_parallel, surge, strategy
         self.planned = {placement.id for placement in plan.placements}
         self.after = _grouped_in_order(plan.placements)
-        self.running = _Running(before)
-        self.cards = _by_node(plan.cards)
+        self.running = Running(before)
+        self.cards = cards_by_node(plan.cards)
         self.switched = {node for node, cards in self.cards.items() if any(card.mode != card.was for card in cards)}
         self.found: list[Step] = []
         self.wave = 0
@@ -324,7 +142,7 @@ class _Route:
     def _move_and_place(self, nodes: Iterable[str]) -> None:
         """Start what belongs on these nodes: new replicas at once, those that move within the surge."""
         here = (placement for node in nodes for placement in self.after.get(node, ()))
-        queue = _Queue((p for p in here if not _same(self.running.by_name.get(p.id), p)), self.running)
+        queue = Queue((p for p in here if not _same(self.running.by_name.get(p.id), p)), self.running)
         while queue:
             ready = queue.ready(self.surge)
             queue.freed(self._start(ready) if ready else self._make_way(queue.in_the_way()))
@@ -405,23 +223,12 @@ def _refuse_unswitchable(node: str, cards: list[CardPlan]) -> None:
             )
 
 
-def _by_node(cards: Iterable[CardPlan]) -> dict[str, list[CardPlan]]:
-    found: dict[str, list[CardPlan]] = {}
-    for card in cards:
-        found.setdefault(card.node, []).append(card)
-    return found
-
-
 def _modes(cards: Iterable[CardPlan]) -> list[str]:
     return [card.mode for card in cards if card.mode is not None]
 
 
 def _mode_by_card(cards: Iterable[CardPlan]) -> dict[int, str]:
     return {card.card: card.mode for card in cards if card.mode is not None}
-
-
-def _devices(placement: Placement) -> list[_Device]:
-    return [(placement.node, card, partition) for card, partition in placement.devices]
 
 
 def _grouped_in_order(placements: Iterable[Placement]) -> dict[str, list[Placement]]:
