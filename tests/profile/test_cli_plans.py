@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from typer.testing import CliRunner, Result
 
 from aim_profile.cli import options as cli
 from aim_profile.cli.app import app
+from aim_profile.errors import AimProfileError
+from aim_profile.files import read as files
 from aim_profile.gpus import catalog
 from aim_profile.plans import dcm
 from aim_profile.plans.plan import load_plan
@@ -196,3 +199,21 @@ def test_a_node_without_a_gpu_is_not_planned_for(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_there_is_said_plainly() -> None:
     assert refusal("plan", "nope.yaml", WORKLOADS) == "aim-profile: nope.yaml: No such file or directory\n"
+
+
+@pytest.mark.parametrize("verb", [("steps",), ("render",)])
+def test_a_plan_is_parsed_once(
+    verb: tuple[str, ...], planned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+    parse = files.parse_yaml
+
+    def counted(text: str, named: str, error: type[AimProfileError]) -> object:
+        parsed.append(named)
+        return parse(text, named, error)
+
+    monkeypatch.setattr(files, "parse_yaml", counted)
+    other = tmp_path / "now.yaml"
+    other.write_text(planned.read_text(encoding="utf-8"), encoding="utf-8")
+    run(*verb, other, *([planned] if verb == ("steps",) else []))
+    assert Counter(parsed)[str(other)] == 1

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from os.path import isfile
 from pathlib import Path
 
 from aim_profile.errors import AimProfileError
 from aim_profile.files.kinds import looks_like
-from aim_profile.files.read import parse_yaml, read_text
+from aim_profile.files.read import read_parsed
 from aim_profile.files.write import dump_all
 from aim_profile.gpus.catalog import Deployment
 from aim_profile.kubernetes.kserve import Document, Service, Target, render_services, service_name
@@ -17,10 +18,10 @@ from aim_profile.kubernetes.plan_objects import config_map_of, services_of
 from aim_profile.nodes.read import read_node
 from aim_profile.plans.fleet import Fleet, fleet_of, load_fleet
 from aim_profile.plans.make import make_plan
-from aim_profile.plans.plan import CardPlan, Plan, PlanError, PlanOptions, Unplaced, dump_plan, load_plan
+from aim_profile.plans.plan import CardPlan, Plan, PlanError, PlanOptions, Unplaced, dump_plan, load_plan, plan_of
 from aim_profile.plans.workload import load_workloads
 from aim_profile.serving.derive import Wanted
-from aim_profile.serving.files import read_file
+from aim_profile.serving.files import profile_of
 
 from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, print_text, show, write_out
 from .picture import draw, summary
@@ -151,11 +152,11 @@ def render(
     out: Path | None,
 ) -> int:
     """A plan file, a profile file or a profile's reference as Kubernetes objects."""
-    file = Path(source)
-    if file.is_file() and is_plan(file):
-        documents = _render_plan(load_plan(file), target, workloads, storage_uris)
+    file = read_parsed(Path(source), PlanError) if isfile(source) else None
+    if file is not None and looks_like(file.raw) == "plan":
+        documents = _render_plan(plan_of(file), target, workloads, storage_uris)
     else:
-        profile = read_file(file) if file.is_file() else find_profile(source, Wanted(), partition, gpu, deployment)
+        profile = profile_of(file) if file is not None else find_profile(source, Wanted(), partition, gpu, deployment)
         named = name or service_name(profile.aim_id or profile.id)
         uri = storage_uris.get(named, storage_uris.get(""))
         documents = render_services([Service(named, profile, replicas, storage_uri=uri)], target)
@@ -168,11 +169,6 @@ def _render_plan(made: Plan, target: Target, workloads: Path | None, storage_uri
     for line in found.skipped:
         print_note(f"not rendered: {line}")
     return [*config_map_of(made, target), *render_services(found.services, target)]
-
-
-def is_plan(file: Path) -> bool:
-    """By its keys: a plan that is wrong elsewhere is to be refused as a plan."""
-    return looks_like(parse_yaml(read_text(file, PlanError), str(file), PlanError)) == "plan"
 
 
 def storage_uris(given: Sequence[str]) -> dict[str, str]:

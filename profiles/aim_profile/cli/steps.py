@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aim_profile.files.kinds import looks_like
+from aim_profile.files.read import read_parsed
 from aim_profile.nodes.read import Node
 from aim_profile.plans.compare import plan_assert, plan_diff
 from aim_profile.plans.dcm import Strategy
-from aim_profile.plans.fleet import load_fleet
-from aim_profile.plans.plan import Plan, load_plan
+from aim_profile.plans.fleet import Fleet, fleet_from
+from aim_profile.plans.plan import Plan, PlanError, load_plan, plan_of
 from aim_profile.plans.steps import Step, Steps, plan_steps
 
 from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, show
-from .plans import is_plan
 
 Modes = dict[tuple[str, int], str | None]
 
@@ -45,8 +46,9 @@ def _card(number: int | None) -> str:
 def steps(output: Output, current: Path, plan: Path, max_parallel: int, surge: int, strategy: Strategy) -> int:
     """The way from what runs to the plan. current: a plan; or a fleet or emulated node, on which nothing runs."""
     planned = load_plan(plan)
-    running = load_plan(current) if is_plan(current) else None
-    modes = _modes_of(running) if running else _modes_found(current)
+    now = read_parsed(current, PlanError)
+    running = plan_of(now) if looks_like(now.raw) == "plan" else None
+    modes = _modes_of(running) if running else _modes_found(fleet_from(now, current.parent))
     found = plan_steps(_seen_from(planned, modes), running, max_parallel=max_parallel, surge=surge, strategy=strategy)
     show(output, found.model_dump(mode="json"), _facts(found), _table(found), _config_map(found))
     return FITS
@@ -56,8 +58,8 @@ def _modes_of(plan: Plan) -> Modes:
     return {(card.node, card.card): card.mode for card in plan.cards}
 
 
-def _modes_found(fleet: Path) -> Modes:
-    return {(node.name, card.index): card.current for node in load_fleet(fleet).nodes for card in node.cards}
+def _modes_found(fleet: Fleet) -> Modes:
+    return {(node.name, card.index): card.current for node in fleet.nodes for card in node.cards}
 
 
 def _seen_from(plan: Plan, modes: Modes) -> Plan:

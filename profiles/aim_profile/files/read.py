@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -23,6 +23,24 @@ _MAX_FILE_BYTES = 64 * 2**20
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Checked = TypeVar("Checked", bound=BaseModel)
+
+
+class Parsed(NamedTuple):
+    """A well-formed file, parsed once: `raw` are its plain values, `text` is for the lines of errors in it."""
+
+    named: str
+    text: str
+    raw: Any
+
+
+def read_parsed(file: Path, error: type[AimProfileError]) -> Parsed:
+    """The file, whatever kind of file it is. Raises `error` with file and line where it is not YAML."""
+    return parsed(read_text(file, error), str(file), error)
+
+
+def parsed(text: str, named: str, error: type[AimProfileError]) -> Parsed:
+    """The same of text; `named` stands in errors for the file."""
+    return Parsed(named, text, parse_yaml(text, named, error))
 
 
 def read_text(file: Path, error: type[AimProfileError]) -> str:
@@ -51,11 +69,10 @@ def parse_yaml(text: str, named: str, error: type[AimProfileError]) -> Any:
         raise error(f"{where}: not YAML: {why}", field=named) from problem
 
 
-def parse_as(model: type[Checked], text: str, named: str, error: type[AimProfileError], kind: Kind) -> Checked:
-    """The text as a file of that kind. Raises `error`: `named:LINE: workloads[3].precision: Input should be …`."""
-    raw = parse_yaml(text, named, error)
-    check_kind(raw, kind, named, error)
-    return check(model, raw, named, error, text)
+def check_as(model: type[Checked], file: Parsed, error: type[AimProfileError], kind: Kind) -> Checked:
+    """The file as one of that kind. Raises `error`: `named:LINE: workloads[3].precision: Input should be …`."""
+    check_kind(file.raw, kind, file.named, error)
+    return check(model, file.raw, file.named, error, file.text)
 
 
 def check_kind(raw: object, kind: Kind, named: str, error: type[AimProfileError]) -> None:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from aim_profile.errors import AimProfileError, NodeError
-from aim_profile.files.read import check, check_kind, located, parse_yaml, read_text
+from aim_profile.files.read import Parsed, check, check_kind, located, parsed, read_parsed
 from aim_profile.gpus.catalog import Deployment, by_name
 
 from .facts import Card, Node, Partition
@@ -56,12 +56,17 @@ def load_emulated(file: Path) -> Node:
 
     Raises NodeError naming the file, the field and the remedy.
     """
-    return parse_emulated(read_text(file, NodeError), str(file))
+    return node_of(read_parsed(file, NodeError))
 
 
 def parse_emulated(text: str, named: str = "node") -> Node:
     """The same from text; `named` stands in errors for the file."""
-    raw = parse_yaml(text, named, NodeError)
+    return node_of(parsed(text, named, NodeError))
+
+
+def node_of(file: Parsed) -> Node:
+    """The same from a file that was parsed to see what it is."""
+    named, text, raw = file
     check_kind(raw, "emulation file", named, NodeError)
     if "node" in raw:
         return check(_Exported, raw, named, NodeError, text).node

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aim_profile.errors import AimProfileError, GpuError
 from aim_profile.files.kinds import looks_like
-from aim_profile.files.read import check, check_kind, located, parse_yaml, read_text
+from aim_profile.files.read import Parsed, check_as, located, parsed, read_parsed
 from aim_profile.gpus.catalog import (
     TIERS,
     Accelerator,
@@ -31,7 +31,7 @@ from aim_profile.gpus.catalog import (
     by_name,
     can_switch,
 )
-from aim_profile.nodes.emulated import load_emulated, parse_emulated
+from aim_profile.nodes.emulated import load_emulated, node_of
 from aim_profile.nodes.facts import Card, Node
 
 from .workload import Whole
@@ -167,37 +167,40 @@ def load_fleet(file: Path, *, strict: bool = False) -> Fleet:
     Nodes of an unknown product are set aside; strict: they are errors, as they are where no node is left.
     Raises FleetError or NodeError naming the file, the key and the value.
     """
-    return parse_fleet(read_text(file, FleetError), str(file), file.parent, strict=strict)
+    return fleet_from(read_parsed(file, FleetError), file.parent, strict=strict)
 
 
 def parse_fleet(text: str, named: str = "fleet", folder: Path | None = None, *, strict: bool = False) -> Fleet:
     """The same from text; node files are looked for in `folder`."""
-    raw = parse_yaml(text, named, FleetError)
-    if looks_like(raw) == "emulation file":
-        return fleet_of([parse_emulated(text, named)])
-    check_kind(raw, "fleet file", named, FleetError)
-    entries = check(FleetFile, raw, named, FleetError, text).nodes
+    return fleet_from(parsed(text, named, FleetError), folder or Path(), strict=strict)
+
+
+def fleet_from(file: Parsed, folder: Path, *, strict: bool = False) -> Fleet:
+    """The same from a file that was parsed to see what it is."""
+    if looks_like(file.raw) == "emulation file":
+        return fleet_of([node_of(file)])
+    entries = check_as(FleetFile, file, FleetError, "fleet file").nodes
     nodes: list[FleetNode] = []
     set_aside: list[SetAside] = []
     first: FleetError | None = None
     for at, entry in enumerate(entries):
         try:
-            nodes += _nodes(entry, folder or Path())
+            nodes += _nodes(entry, folder)
         except AimProfileError as problem:
             if strict or not isinstance(problem, UnusableNodeError | GpuError):
-                raise _refused(at, entry, problem, named, text) from problem
+                raise _refused(at, entry, problem, file) from problem
             # Finding the line reads the text again: once is enough.
-            first = first or _refused(at, entry, problem, named, text)
+            first = first or _refused(at, entry, problem, file)
             name = problem.node if isinstance(problem, UnusableNodeError) else entry.name or ""
             set_aside.append(SetAside(name, problem.problem))
     if first is not None and not nodes:
         raise first
-    return replace(_checked(nodes, named), set_aside=tuple(sorted(set_aside)))
+    return replace(_checked(nodes, file.named), set_aside=tuple(sorted(set_aside)))
 
 
-def _refused(at: int, entry: NodeEntry, problem: AimProfileError, named: str, text: str) -> FleetError:
+def _refused(at: int, entry: NodeEntry, problem: AimProfileError, file: Parsed) -> FleetError:
     key = "file" if entry.file else problem.field
-    where, at_line = f"nodes[{at}].{key}", located(named, text, ("nodes", at, key))
+    where, at_line = f"nodes[{at}].{key}", located(file.named, file.text, ("nodes", at, key))
     return FleetError(f"{at_line}: {where}: {problem.problem}", field=where, value=problem.value, remedy=problem.remedy)
 
 

@@ -23,7 +23,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from aim_profile.errors import AimProfileError
-from aim_profile.files.read import parse_as, read_text
+from aim_profile.files.read import Parsed, check_as, parsed, read_parsed
 from aim_profile.files.write import dump
 from aim_profile.gpus.catalog import Compute, Deployment, Memory, Tier, by_name, can_switch, parse_partition
 
@@ -230,9 +230,14 @@ def dump_plan(plan: Plan, form: Literal["yaml", "json"] = "yaml") -> str:
 
 def load_plan(file: Path) -> Plan:
     """A plan from YAML or JSON. Raises PlanError naming the file, the key and the value."""
-    return parse_plan(read_text(file, PlanError), str(file))
+    return plan_of(read_parsed(file, PlanError))
 
 
 def parse_plan(text: str, named: str = "plan") -> Plan:
     """The same from text; `named` stands in errors for the file."""
-    return parse_as(Plan, text, named, PlanError, "plan")
+    return plan_of(parsed(text, named, PlanError))
+
+
+def plan_of(file: Parsed) -> Plan:
+    """The same from a file that was parsed to see what it is."""
+    return check_as(Plan, file, PlanError, "plan")

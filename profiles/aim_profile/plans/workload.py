@@ -18,7 +18,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from aim_profile.errors import AimProfileError
-from aim_profile.files.read import check, parse_as, read_text
+from aim_profile.files.read import check, check_as, parsed, read_text
 from aim_profile.models.facts import Precision
 from aim_profile.sizing.fit import CONTEXT_CEILING_TOKENS, KvDtype
 from aim_profile.units import parse_memory
@@ -166,7 +166,7 @@ def load_workloads(file: Path) -> Workloads:
 
 def parse_workloads(text: str, named: str = "workloads") -> Workloads:
     """The same from text; `named` stands in errors for the file."""
-    return parse_as(Workloads, text, named, WorkloadError, "workloads file")
+    return check_as(Workloads, parsed(text, named, WorkloadError), WorkloadError, "workloads file")
 
 
 def workloads_of(workloads: Iterable[Workload]) -> Workloads:

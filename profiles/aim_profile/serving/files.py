@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from aim_profile.files.read import check, check_kind, parse_yaml, read_text
+from aim_profile.files.read import Parsed, check, check_kind, parsed, read_parsed
 from aim_profile.files.write import dump, without_empty
 from aim_profile.gpus.catalog import Compute, Memory, by_name, catalog
 from aim_profile.models.facts import ModelFacts
@@ -176,7 +176,12 @@ def write(profile: Profile, form: Form, model: ModelFacts | None = None) -> str:
 
 def read(text: str, named: str = "profile") -> Profile:
     """A profile in any of the forms; JSON is YAML. `named` stands in errors for the file. Raises ProfileError."""
-    raw = _parsed(text, named)
+    return profile_of(parsed(text, named, ProfileError))
+
+
+def profile_of(file: Parsed) -> Profile:
+    """The same from a file that was parsed to see what it is."""
+    named, text, raw = file.named, file.text, _mapping(file)
     if "gpu_sharing" in raw and "variant_id" in raw:
         return _from_unified(check(Unified, raw, named, ProfileError, text), text, named)
     # `env_vars:` with nothing behind it is an empty mapping to whoever wrote it.
@@ -186,23 +191,22 @@ def read(text: str, named: str = "profile") -> Profile:
 
 def read_file(file: Path) -> Profile:
     """The same from a file. Raises ProfileError naming it."""
-    return read(read_text(file, ProfileError), str(file))
+    return profile_of(read_parsed(file, ProfileError))
 
 
 def form_of(text: str) -> Form:
     """Which form a text that `read` accepts is in."""
-    raw = _parsed(text, "profile")
+    raw = _mapping(parsed(text, "profile", ProfileError))
     if "variant_id" in raw:
         return "unified"
     return "aim" if set(raw) <= set(_AIM_KEYS) else "ours"
 
 
-def _parsed(text: str, named: str) -> dict[str, Any]:
-    raw = parse_yaml(text, named, ProfileError)
-    check_kind(raw, "profile", named, ProfileError)
-    if not all(isinstance(key, str) for key in raw):
-        raise ProfileError(f"{named}: a key is no word", field=named, remedy="`aim-profile export` writes one")
-    return raw  # type: ignore[no-any-return]  # YAML's own values
+def _mapping(file: Parsed) -> dict[str, Any]:
+    check_kind(file.raw, "profile", file.named, ProfileError)
+    if not all(isinstance(key, str) for key in file.raw):
+        raise ProfileError(f"{file.named}: a key is no word", field=file.named, remedy="`aim-profile export` writes one")
+    return file.raw  # type: ignore[no-any-return]  # YAML's own values
 
 
 def _from_unified(unified: Unified, text: str, named: str) -> Profile:
