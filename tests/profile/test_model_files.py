@@ -516,3 +516,33 @@ def test_a_mutated_file_is_facts_or_a_model_error(
     except ModelError:
         return
     assert isinstance(facts, ModelFacts)
+
+
+def test_half_a_download_does_not_pass_for_the_model(tiny: Path):
+    (whole,) = tiny.glob("*.safetensors")
+    for number in (1, 3):
+        (tiny / f"model-{number:05d}-of-00003.safetensors").write_bytes(whole.read_bytes())
+    whole.unlink()
+    with pytest.raises(ModelError, match=r"one of 3 shards, of which model-00002-of-00003.safetensors is missing"):
+        load_model(tiny)
+
+
+def test_a_name_no_file_can_have_is_no_crash(tiny: Path):
+    with pytest.raises(ModelError, match="not in the catalogue"):
+        load_model("a" * 5000)
+    with pytest.raises(ModelError, match="not in the catalogue"):
+        load_model("org/\0")
+    (tiny / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x" * 5000}}), encoding="utf-8")
+    with pytest.raises(ModelError, match="missing shards"):
+        load_model(tiny)
+
+
+def test_an_impossible_dimension_is_named_in_one_line(tmp_path: Path):
+    config = LLAMA_8B | {"hidden_size": 1}
+    config.pop("head_dim", None)
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelError) as refused:
+        load_model(tmp_path)
+    assert str(refused.value).endswith(
+        "config.json: impossible dimensions: head_dim: Input should be greater than or equal to 1 (got 0)"
+    )

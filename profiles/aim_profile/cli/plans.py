@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
-from os.path import isfile
+from os.path import isdir, isfile
 from pathlib import Path
 
 from aim_profile.errors import AimProfileError
@@ -62,7 +62,7 @@ def _fleet(named: str, strict: bool) -> Fleet:
     if named == _LIVE:
         return fleet_of([read_node()])
     place = Path(named)
-    if not place.is_dir():
+    if not isdir(place):
         return load_fleet(place, strict=strict)
     recorded = read_node(place)
     return fleet_of([recorded.model_copy(update={"name": recorded.name or place.resolve().name.lower()})])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,7 +189,7 @@ def find_profile(
 ) -> Profile:
     """A profile file, a reference (`org/model/id`), or a model on --gpu and --partition. Raises where there is none."""
     file = Path(reference)
-    if file.is_file() and file.suffix in (".yaml", ".yml", ".json"):
+    if isfile(file) and file.suffix in (".yaml", ".yml", ".json"):
         return read_file(file)
     if gpu is None:
         return derive_from_id(*parse_reference(reference), asked, deployment)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aim_profile.gpus.catalog import Confidence
 
@@ -17,6 +17,16 @@ AttentionKind = Literal["full", "sliding", "chunked", "cross"]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def what_is_impossible(problem: ValidationError | ZeroDivisionError) -> str:
+    """The first wrong dimension in one line: `head_dim: Input should be greater than or equal to 1 (got 0)`."""
+    if isinstance(problem, ZeroDivisionError):
+        return str(problem)
+    first = problem.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    why = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {why} (got {first['input']!r:.80})" if where else why
 
 
 class Attention(_Frozen):

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from aim_profile.errors import ModelError
 
-from .facts import Attention, Experts, Mla, ModelFacts, Shape
+from .facts import Attention, Experts, Mla, ModelFacts, Shape, what_is_impossible
 
 # ggml type id → (name, values per block, bytes per block); ggml.h and gguf constants.
 _TYPES = {
@@ -147,7 +147,7 @@ def _shape(
             mla=_latent(metadata, architecture),
         ), ()
     except ValidationError as problem:
-        raise _bad(file, f"impossible dimensions: {problem}") from problem
+        raise _bad(file, f"impossible dimensions: {what_is_impossible(problem)}") from problem
 
 
 def _attention(architecture: str, layers: int, window: int | None) -> tuple[Attention, ...]:

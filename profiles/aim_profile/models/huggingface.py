@@ -24,7 +24,7 @@ from .config_fields import (
     quantization,
     rope_scaling,
 )
-from .facts import ModelFacts, Shape
+from .facts import ModelFacts, Shape, what_is_impossible
 from .parameters import (
     BYTES_PER_LINEAR_PARAMETER,
     SIXTEEN_BIT_BYTES,
@@ -172,7 +172,9 @@ def _shape(config: Config) -> tuple[Shape | None, tuple[str, ...]]:
             mla=latent_attention(config),
         ), ()
     except (ValidationError, ZeroDivisionError) as problem:
-        raise ModelError(f"{config.file}: impossible dimensions: {problem}", field=str(config.file)) from problem
+        raise ModelError(
+            f"{config.file}: impossible dimensions: {what_is_impossible(problem)}", field=str(config.file)
+        ) from problem
 
 
 def _read_json(file: Path) -> Any:

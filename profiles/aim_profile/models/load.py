@@ -5,6 +5,7 @@ Ids are exact. An id that is not in the catalogue is refused, never guessed at f
 
 from __future__ import annotations
 
+from os.path import isdir, isfile
 from pathlib import Path
 
 from aim_profile.errors import ModelError
@@ -36,9 +37,10 @@ def load_model(reference: str | Path) -> ModelFacts:
     the catalogue (naming the right id where one is known), ModelError for files that cannot be read.
     """
     path = Path(reference)
-    if path.is_dir():
+    # os.path says no, where Path raises, of a name that no file could have.
+    if isdir(path):
         return read_directory(path)
-    if path.is_file():
+    if isfile(path):
         return read_gguf(path)
     if isinstance(reference, Path) or path.is_absolute() or path.suffix == ".gguf":
         raise ModelError(f"{path}: no such file or directory", field="model", value=str(reference))

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
+from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from aim_profile.errors import ModelError
 
 _MAX_HEADER_BYTES = 100_000_000  # the reference implementation's own bound
+_SHARD = re.compile(r"(.*)-[0-9]{5}-of-([0-9]{5})\.safetensors")
 _BITS = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -46,13 +49,25 @@ def _weight_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(_weight_map(index).values()))
-        absent = [name for name in names if not (directory / name).is_file()]
+        absent = [name for name in names if not isfile(directory / name)]
         if absent:
             raise _bad(index, f"the index names {len(absent)} missing shards, {absent[0]} first")
         return [directory / name for name in names]
     found = sorted(directory.glob("*.safetensors"))
     # `consolidated*` repeats the weights in the vendor's own layout; adapters are not the model.
-    return [file for file in found if not file.name.startswith(("consolidated", "adapter"))]
+    files = [file for file in found if not file.name.startswith(("consolidated", "adapter"))]
+    _refuse_incomplete(files)
+    return files
+
+
+def _refuse_incomplete(files: list[Path]) -> None:
+    """Without an index the shards' own names say how many there are: half a download must not pass for a model."""
+    shards = {found.groups(): file for file in files if (found := _SHARD.fullmatch(file.name))}
+    there = {file.name for file in files}
+    for (stem, count), file in shards.items():
+        names = (f"{stem}-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1))
+        if absent := next((name for name in names if name not in there), None):
+            raise _bad(file, f"one of {int(count)} shards, of which {absent} is missing; complete the download")
 
 
 def _weight_map(index: Path) -> dict[str, str]:
