@@ -24,7 +24,7 @@ _UNIT_BYTES = {
     "GIB": GIB,
     "TIB": 1024 * GIB,
 }
-_QUANTITY = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]+)\s*")
+_QUANTITY = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]+)\s*")
 
 
 def gib(byte_count: float) -> float:
@@ -33,7 +33,7 @@ def gib(byte_count: float) -> float:
 
 
 def parse_memory(text: str, *, field: str = "memory") -> int:
-    """`40GB` (decimal), `40GiB` or `40Gi` (binary) as bytes. A bare number is refused: it has no unit.
+    """`40GB` (decimal), `40GiB` or `40Gi` (binary) as bytes. A bare number is refused: it has no unit; so is nothing.
 
     Raises AimProfileError naming `field`.
     """
@@ -41,9 +41,14 @@ def parse_memory(text: str, *, field: str = "memory") -> int:
     scale = _UNIT_BYTES.get(found.group(2).upper()) if found else None
     if found is None or scale is None:
         raise AimProfileError(
-            f"{field}: {text!r} is not a memory size",
+            f"{field}: {text[:40]!r} is not a memory size",
             field=field,
             value=text,
             remedy="write a number with a unit, as in 40GiB, 40Gi or 40GB",
         )
-    return int(float(found.group(1)) * scale)
+    size_bytes = int(float(found.group(1)) * scale)
+    if not size_bytes:
+        raise AimProfileError(
+            f"{field}: {text!r} is less than a byte", field=field, value=text, remedy="write how much, or leave it out"
+        )
+    return size_bytes

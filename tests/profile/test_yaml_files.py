@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,3 +169,74 @@ def test_files_in_each_other_s_place_are_told_apart(tmp_path: Path):
         assert code == 2
         assert expected in said
         assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("reader", "text", "says"),
+    [
+        (
+            parse_workloads,
+            "workloads:\n- {name: c, memory: 1GiB,\n   affinity: [d]}\n",
+            "3: workloads[0].affinity: no workload",
+        ),
+        (
+            parse_workloads,
+            "workloads:\n- {name: c, memory: 1GiB}\n- {name: c, memory: 2GiB}\n",
+            "3: workloads[1].name: 'c'",
+        ),
+        (
+            parse_workloads,
+            "workloads:\n- {name: b, memory: 1GiB}\n- {name: c, memory: 1GiB, affinity: [d]}\n"
+            "- {name: d, memory: 1GiB, affinity: [c]}\n",
+            "3: workloads[1].affinity: affinity goes in a circle",
+        ),
+        (parse_fleet, "nodes:\n- {name: a, gpu: MI300X}\n- {name: a, gpu: MI300X}\n", "3: nodes[1].name: 'a' names"),
+        (
+            parse_fleet,
+            "nodes:\n- {name: a, gpu: MI300X, count: 3}\n- {name: a-1, gpu: MI300X}\n",
+            "3: nodes[1].name: 'a-1'",
+        ),
+        (
+            parse_fleet,
+            f"nodes:\n- {{name: {'a' * 252}, gpu: MI300X, count: 3}}\n",
+            "2: nodes[0]: name: with its number",
+        ),
+    ],
+)
+def test_what_contradicts_the_rest_of_the_file_has_its_line_too(reader: Reader, text: str, says: str):
+    assert refusal(reader, text).startswith(f"f.yaml:{says}")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("version: '1'\nnodes:\n- {name: a, gpu: MI300X}\n", "f.yaml:1: version: Input should be 1 (got '1')"),
+        (
+            "nodes:\n- {name: 2026-01-31, gpu: MI300X}\n",
+            "f.yaml:2: nodes[0].name: Input should be a valid string (got 2026-01-31)",
+        ),
+    ],
+)
+def test_a_value_is_shown_as_it_was_written(text: str, says: str):
+    assert refusal(parse_fleet, text) == says
+
+
+@pytest.mark.parametrize("size", ["0GiB", "0.0 GB", "0B"])
+def test_no_memory_at_all_is_no_amount(size: str):
+    text = f"workloads:\n- {{name: g, memory: {size}, memory_limit: {size}}}\n"
+    assert "workloads[0].memory: memory: " in refusal(parse_workloads, text)
+    assert "less than a byte" in refusal(parse_workloads, text)
+
+
+def test_memory_is_written_in_ascii():
+    assert "not a memory size" in refusal(parse_workloads, "workloads:\n- {name: g, memory: \u0663GiB}\n")
+
+
+@given(label=st.text(min_size=1, max_size=8).filter(lambda text: all(char.isprintable() for char in text)))
+def test_json_with_its_characters_escaped_is_read_like_any_json(label: str):
+    # json.dumps writes a character beyond U+FFFF as a surrogate pair, of which YAML knows nothing.
+    body = {"version": 1, "nodes": [{"name": "a", "gpu": "MI300X", "labels": {"zone": f"\\{label}\U0001f600"}}]}
+    (node,) = parse_fleet(json.dumps(body, indent=1)).nodes
+    assert node.labels == (("zone", f"\\{label}\U0001f600"),)
+    body["nodes"][0]["crads"] = 2
+    assert refusal(parse_fleet, json.dumps(body, indent=1)).startswith("f.yaml:10: nodes[0].crads")

@@ -13,6 +13,14 @@ Place = Sequence[str | int]
 _MOST_WORD = 64  # characters: comparing costs their square
 
 
+class MisplacedError(ValueError):
+    """What a check of a whole file found wrong, and where: a validator's ValueError that knows its place."""
+
+    def __init__(self, place: Place, problem: str) -> None:
+        self.place = tuple(place)
+        super().__init__(problem)
+
+
 def line_of(text: str, place: Place, loader: Any) -> int:
     """The line, counted from 1, of the key (or list item) at `place`; of what holds it, as far as it exists."""
     node = yaml.compose(text, Loader=loader)

@@ -5,7 +5,10 @@ fleet.yaml:7: nodes[2].crads: unknown key; did you mean cards?
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,12 +18,15 @@ from pydantic import BaseModel, ValidationError
 from aim_profile.errors import AimProfileError
 
 from .kinds import Kind, described, looks_like
-from .place import Place, did_you_mean, keys_at, line_of
+from .place import MisplacedError, Place, did_you_mean, keys_at, line_of
 from .shape import ShapeError, check_shape
 
 _MAX_FILE_BYTES = 64 * 2**20
 # libyaml's parser where PyYAML was built with it: ten times as fast, and as safe.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# With the backslashes before it: an even number of them, or the first escape is none.
+_SURROGATES = re.compile(r"(?<!\\)((?:\\\\)*)(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})")
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -40,7 +46,15 @@ def read_parsed(file: Path, error: type[AimProfileError]) -> Parsed:
 
 def parsed(text: str, named: str, error: type[AimProfileError]) -> Parsed:
     """The same of text; `named` stands in errors for the file."""
+    text = _json_as_yaml(text)
     return Parsed(named, text, parse_yaml(text, named, error))
+
+
+def _json_as_yaml(text: str) -> str:
+    """JSON is YAML but for one thing: it may write a character beyond U+FFFF as two escapes, a surrogate pair."""
+    if not text.lstrip().startswith(("{", "[")):
+        return text
+    return _SURROGATES.sub(lambda pair: pair[1] + json.loads(f'"{pair[2]}"'), text)
 
 
 def read_text(file: Path, error: type[AimProfileError]) -> str:
@@ -116,15 +130,19 @@ def located(named: str, text: str, place: Place) -> str:
 def _first(problem: ValidationError | RecursionError, model: type[BaseModel]) -> tuple[Place, str, object]:
     if isinstance(problem, RecursionError):
         return (), "nested too deeply", None
-    errors = problem.errors(include_url=False, include_context=False)
+    errors = problem.errors(include_url=False)
     # An unknown key first: what else is wrong is mostly its doing (`nmae` unknown, `name` missing).
     first = next((item for item in errors if item["type"] == "extra_forbidden"), errors[0])
     place, value = first["loc"], first["input"]
     if first["type"] == "extra_forbidden":
         return place, f"unknown key; {did_you_mean(str(place[-1]), keys_at(model, place[:-1]))}", value
     why = first["msg"].removeprefix("Value error, ")
-    if isinstance(value, str | int | float) and str(value) not in why:
-        why += f" (got {value!r:.80})"
+    if isinstance(knows := first.get("ctx", {}).get("error"), MisplacedError):
+        return (*place, *knows.place), why, value
+    # As it was written: `Input should be 1` of the text '1' says nothing.
+    written = repr(value) if isinstance(value, str) else str(value)
+    if isinstance(value, str | int | float | date) and written not in why:
+        why += f" (got {written:.80})"
     return place, why, value
 
 

@@ -9,7 +9,6 @@ nodes:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from aim_profile.nodes.facts import Card, Node
 from .workload import Whole
 
 MAX_NODES = 100_000
+_LONGEST_NAME = 253
 
 
 class FleetError(AimProfileError):
@@ -134,7 +134,7 @@ class _Frozen(BaseModel):
 class NodeEntry(_Frozen):
     """One entry of a fleet file: `count` equal nodes, or a node file. A given key wins over the file's."""
 
-    name: str | None = Field(default=None, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)
+    name: str | None = Field(default=None, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=_LONGEST_NAME)
     count: Whole | None = Field(default=None, ge=1, le=MAX_NODES)
     gpu: str | None = None
     cards: Whole = Field(default=8, ge=1, le=64)
@@ -148,6 +148,8 @@ class NodeEntry(_Frozen):
     def _one_or_the_other(self) -> Self:
         if self.file is None and (self.gpu is None or self.name is None):
             raise ValueError("give name and gpu, or file: what `aim-profile node export` wrote")
+        if self.count is not None and len(f"{self.name}-{self.count - 1}") > _LONGEST_NAME:
+            raise ValueError(f"name: with its number longer than the {_LONGEST_NAME} characters of a node's name")
         described = self.model_fields_set & {"gpu", "cards", "compute_partition", "memory_partition", "count"}
         if self.file is not None and described:
             raise ValueError(f"{', '.join(sorted(described))}: a node file says that itself")
@@ -180,12 +182,15 @@ def fleet_from(file: Parsed, folder: Path, *, strict: bool = False) -> Fleet:
     if looks_like(file.raw) == "emulation file":
         return fleet_of([node_of(file)])
     entries = check_as(FleetFile, file, FleetError, "fleet file").nodes
-    nodes: list[FleetNode] = []
+    nodes: dict[str, FleetNode] = {}
+    places: dict[str, int] = {}
     set_aside: list[SetAside] = []
     first: FleetError | None = None
     for at, entry in enumerate(entries):
         try:
-            nodes += _nodes(entry, folder)
+            for node in _nodes(entry, folder):
+                _refuse_again(node.name, places.setdefault(node.name, at), at)
+                nodes[node.name] = node
         except AimProfileError as problem:
             if strict or not isinstance(problem, UnusableNodeError | GpuError):
                 raise _refused(at, entry, problem, file) from problem
@@ -195,7 +200,17 @@ def fleet_from(file: Parsed, folder: Path, *, strict: bool = False) -> Fleet:
             set_aside.append(SetAside(name, problem.problem))
     if first is not None and not nodes:
         raise first
-    return replace(_checked(nodes, file.named), set_aside=tuple(sorted(set_aside)))
+    return replace(_sorted(nodes.values()), set_aside=tuple(sorted(set_aside)))
+
+
+def _refuse_again(name: str, first: int, at: int) -> None:
+    if first != at:
+        raise FleetError(
+            f"{name!r} names a node of nodes[{first}] too",
+            field="name",
+            value=name,
+            remedy="names are unique; `count` numbers them",
+        )
 
 
 def _refused(at: int, entry: NodeEntry, problem: AimProfileError, file: Parsed) -> FleetError:
@@ -206,18 +221,14 @@ def _refused(at: int, entry: NodeEntry, problem: AimProfileError, file: Parsed) 
 
 def fleet_of(nodes: Iterable[Node]) -> Fleet:
     """A fleet of nodes that were read (live, recorded or emulated). Raises FleetError."""
-    return _checked([_from_node(node, NodeEntry(file="-")) for node in nodes], "fleet")
+    found = [_from_node(node, NodeEntry(file="-")) for node in nodes]
+    places: dict[str, int] = {}
+    for at, node in enumerate(found):
+        _refuse_again(node.name, places.setdefault(node.name, at), at)
+    return _sorted(found)
 
 
-def _checked(nodes: list[FleetNode], named: str) -> Fleet:
-    counts = Counter(node.name for node in nodes)
-    if twice := sorted(name for name, count in counts.items() if count > 1):
-        raise FleetError(
-            f"{named}: {counts[twice[0]]} nodes are named {twice[0]!r}",
-            field="name",
-            value=twice[0],
-            remedy="names are unique; `count` numbers them",
-        )
+def _sorted(nodes: Iterable[FleetNode]) -> Fleet:
     return Fleet(tuple(sorted(nodes, key=lambda node: node.name)))
 
 

@@ -10,7 +10,6 @@ workloads:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -18,6 +17,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from aim_profile.errors import AimProfileError
+from aim_profile.files.place import MisplacedError
 from aim_profile.files.read import check, check_as, parsed, read_text
 from aim_profile.models.facts import Precision
 from aim_profile.sizing.fit import CONTEXT_CEILING_TOKENS, KvDtype
@@ -147,15 +147,19 @@ class Workloads(_Frozen):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        counts = Counter(w.name for w in self.workloads)
-        if twice := sorted(name for name, count in counts.items() if count > 1):
-            raise ValueError(f"{twice[0]!r} names {counts[twice[0]]} workloads: names are unique")
+        places: dict[str, int] = {}
         for at, workload in enumerate(self.workloads):
-            for key, names in (("affinity", workload.affinity), ("anti_affinity", workload.anti_affinity)):
-                if missing := sorted(name for name in names if name not in counts):
-                    raise ValueError(f"workloads[{at}].{key}: no workload is named {missing[0]!r}")
+            first = places.setdefault(workload.name, at)
+            if first != at:
+                names = f"{workload.name!r} names workloads[{first}] too: names are unique"
+                raise MisplacedError(("workloads", at, "name"), names)
+        for at, workload in enumerate(self.workloads):
+            for key, others in (("affinity", workload.affinity), ("anti_affinity", workload.anti_affinity)):
+                if missing := sorted(name for name in others if name not in places):
+                    raise MisplacedError(("workloads", at, key), f"no workload is named {missing[0]!r}")
         if circle := _circle({w.name: w.affinity for w in self.workloads if w.affinity}):
-            raise ValueError(f"affinity goes in a circle: {' → '.join(circle)}; leave one of them out")
+            way = f"affinity goes in a circle: {' → '.join(circle)}; leave one of them out"
+            raise MisplacedError(("workloads", places[circle[0]], "affinity"), way)
         return self
 
 

@@ -205,7 +205,9 @@ def form_of(text: str) -> Form:
 def _mapping(file: Parsed) -> dict[str, Any]:
     check_kind(file.raw, "profile", file.named, ProfileError)
     if not all(isinstance(key, str) for key in file.raw):
-        raise ProfileError(f"{file.named}: a key is no word", field=file.named, remedy="`aim-profile export` writes one")
+        raise ProfileError(
+            f"{file.named}: a key is no word", field=file.named, remedy="`aim-profile export` writes one"
+        )
     return file.raw  # type: ignore[no-any-return]  # YAML's own values
 
 
