@@ -173,3 +173,21 @@ def test_any_overview_is_well_formed(nodes: list[NodeBox]) -> None:
     root = ET.fromstring(overview("<title> & more", "facts", nodes))
     tiles = [e.get("d") or "" for e in root.iter(f"{NS}path") if e.get("stroke")]
     assert sum(d.count("M") for d in tiles) == sum(len(node.cards) for node in nodes)
+
+
+def test_names_that_are_cut_can_still_be_told_apart() -> None:
+    names = [f"a-workload-with-a-very-long-name-in-front-of-its-number/{number}" for number in range(3)]
+    cards = [
+        CardBox(0, "SPX/NPS1", (Device(0, 192.0, (Tenant(name, ("model",), "high", 100.0, 172.8),)),)) for name in names
+    ]
+    drawn = picture("Fleet", "", [NodeBox("n", "", tuple(cards))])
+    assert [f"ber/{number}</text>" in drawn for number in range(3)] == [True] * 3
+    nodes = [NodeBox(f"{'long-' * 12}node-{number:03d}", "", tuple(cards[:1] * 8)) for number in range(3)]
+    assert [f"-{number:03d}</text>" in overview("Fleet", "", nodes) for number in range(3)] == [True] * 3
+    assert [f"-{number:03d}</text>" in picture("Fleet", "", nodes) for number in range(3)] == [True] * 3
+
+
+def test_a_small_gap_is_not_said_to_be_none() -> None:
+    plan = sample()
+    totals = plan.totals.model_copy(update={"gap": 0.002})
+    assert "at most 1% more cards" in summary(plan.model_copy(update={"totals": totals}))

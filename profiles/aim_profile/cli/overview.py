@@ -23,7 +23,7 @@ from .svg import (
     CardBox,
     Device,
     NodeBox,
-    cut,
+    cut_name,
     document,
     escape,
     text,
@@ -103,7 +103,7 @@ def _node(block: _Block, x: float, y: float, cells: _Cells) -> Iterator[str]:
     node = block.node
     modes = Counter(card.mode for card in node.cards)
     mode = next(iter(modes)) if len(modes) == 1 else "mixed"
-    name = cut(node.name, block.width - len(mode) * 8 * 0.6 - 6, 9)
+    name = cut_name(node.name, block.width - len(mode) * 8 * 0.6 - 6, 9)
     yield f"<g><title>{escape(_tooltip(node, modes))}</title>"
     yield text(x, y + 8, name, 9, bold=True)
     yield text(x + block.width, y + 8, mode, 8, GREY, anchor="end")

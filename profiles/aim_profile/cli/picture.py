@@ -39,7 +39,9 @@ def summary(plan: Plan) -> str:
         _count(totals.cards_switched, "card switched", "cards switched"),
         f"{totals.evicted} evicted" if totals.evicted else "",
         "proven best" if totals.proven else "not proven best" if totals.method == "exact" else "",
-        f"at most {totals.gap:.0%} more cards than needed" if totals.gap and not totals.proven else "",
+        f"at most {max(1, round(totals.gap * 100))}% more cards than needed"
+        if totals.gap and not totals.proven
+        else "",
         "partition modes not all validated by AMD" if _daring(plan) else "",
         "tensor parallelism over partitions is unproven" if any(_spans(run) for run in plan.placements) else "",
         "memory estimated, not measured",

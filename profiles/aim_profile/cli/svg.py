@@ -29,6 +29,7 @@ CARD_BODY = 312
 NODE_HEAD = 34
 # Average width of a character of the sans-serif fonts, as a share of the font's size.
 _GLYPH = 0.56
+_BOLD = 1.12
 
 
 class Tenant(NamedTuple):
@@ -158,9 +159,9 @@ def _legend(x: float, y: float) -> Iterator[str]:
 
 
 def _node(node: NodeBox, x: float, y: float, columns: int) -> Iterator[str]:
-    name = cut(node.name, columns * CARD_WIDTH * 0.6, 15)
+    name = cut_name(node.name, columns * CARD_WIDTH * 0.55, 15)
     yield text(x, y + 18, name, 15, bold=True)
-    yield text(x + len(name) * 15 * 0.62 + 14, y + 18, node.note, 12, GREY)
+    yield text(x + len(name) * 15 * 0.68 + 14, y + 18, node.note, 12, GREY)
     for place, card in enumerate(node.cards):
         row, column = divmod(place, columns)
         left = x + column * (CARD_WIDTH + CARD_GAP)
@@ -216,7 +217,7 @@ def _alone(tenant: Tenant, device: Device, box: Box) -> Iterator[str]:
     figures = f"{tenant.need_gib:.1f} / {_of(tenant.budget_gib, device)}"
     yield text(box.x + box.width - 7, line, figures, 10, anchor="end")
     room = box.width - 50 - len(figures) * 10 * _GLYPH
-    name = cut(tenant.name, room, 11)
+    name = cut_name(tenant.name, room, 11)
     room -= len(name) * 11 * 0.66 + 6
     model = tenant.details[0].rpartition("/")[2] if box.height <= 60 and tenant.details and room > 30 else ""
     aside = f'<tspan dx="6" font-size="10" font-weight="normal" fill="{GREY}">{escape(cut(model, room, 10))}</tspan>'
@@ -254,7 +255,7 @@ def _sharer(tenant: Tenant, device: Device, box: Box) -> Iterator[str]:
     if box.width >= 20:
         yield _badge(box.x + 4, line - 11, tenant.priority, 12)
     if box.width >= 48:
-        yield text(box.x + 19, line, cut(tenant.name, box.width - 22, 10.5), 9, bold=True)
+        yield text(box.x + 19, line, cut_name(tenant.name, box.width - 22, 10.5), 9, bold=True)
     figures = f"{tenant.need_gib:.1f} / {tenant.budget_gib:.1f}"
     aside = len(figures) * 8 * _GLYPH + 4 if box.width >= 84 else 0.0
     bar = Box(box.x + 4, line + 7, max(0.0, box.width - 8 - aside), max(5.0, min(14.0, box.height * 0.18)))
@@ -308,8 +309,21 @@ def text(
 
 def cut(words: str, width: float, size: float) -> str:
     """As much of the text as fits, by the fonts' average width; the whole stands in the tooltip."""
-    room = int(width / (size * (_GLYPH + 0.02)))
-    return words if len(words) <= room else words[: max(1, room - 1)].rstrip() + "…"
+    room = _room(width, size)
+    return words if len(words) <= room else words[: room - 1].rstrip() + "…"
+
+
+def cut_name(name: str, width: float, size: float) -> str:
+    """So of a name in bold. What tells names apart stands at their ends (`chat/3`, `gpu-017`): the middle goes."""
+    room = _room(width, size * _BOLD)
+    if len(name) <= room:
+        return name
+    tail = (room - 1) // 3
+    return name[: room - 1 - tail] + "…" + name[len(name) - tail :]
+
+
+def _room(width: float, size: float) -> int:
+    return max(2, int(width / (size * (_GLYPH + 0.02))))
 
 
 def _middle(box: Box) -> float:
