@@ -29,6 +29,7 @@ LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 FIT_FIELDS = {
     *("fits", "model", "gpu", "mode", "tier", "precision", "context", "max_context"),
     *("weights_gib", "kv_bytes_per_token", "kv_gib", "overhead_gib", "budget_gib", "headroom_gib"),
+    *("context_limit", "max_num_batched_tokens"),
     *("max_concurrency", "shortfall_gib", "alternatives"),
 }
 
@@ -312,3 +313,65 @@ def test_version_is_the_package_s() -> None:
 )
 def test_a_wrong_profile_id_says_which_part(profile_id: str, says: str) -> None:
     assert says in refusal("show", f"{LLAMA}/{profile_id}")
+
+
+ID = f"{LLAMA}/vllm-mi300x-fp8-tp1-latency"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("fit", LLAMA, "--gpu", "MI300X", "--card", "3"), "--card 3"),
+        (("fit", LLAMA, "--gpu", "MI300X", "--node", "node.yaml"), "--node node.yaml"),
+        (("fit", LLAMA, "--memory", "24GiB", "--root", "."), "--root ."),
+        (("select", LLAMA, "--gpu", "MI300X", "--card", "1"), "--card 1"),
+        (("select", LLAMA, "--gpu", "MI300X", "--node", "node.yaml"), "--node node.yaml"),
+        (("show", ID, "--gpu", "MI355X"), "--gpu MI355X"),
+        (("show", ID, "--partition", "CPX/NPS4"), "--partition CPX/NPS4"),
+        (("show", ID, "--precision", "bf16"), "--precision bf16"),
+        (("show", ID, "--metric", "throughput"), "--metric throughput"),
+        (("show", ID, "--tp", "2"), "--tensor-parallel 2"),
+        (("export", ID, "--precision", "bf16"), "--precision bf16"),
+        (("export", ID, "--dir", "/proc/nowhere", "--out", "x.yaml"), "--out x.yaml"),
+        (("render", ID, "--gpu", "MI355X"), "--gpu MI355X"),
+        (("render", ID, "--workloads", "w.yaml"), "--workloads w.yaml"),
+    ],
+)
+def test_an_option_that_something_else_decides_is_not_ignored(arguments: tuple[str, ...], option: str) -> None:
+    assert f"{option}: " in refusal(*arguments)
+
+
+def test_what_an_id_says_may_be_said_again() -> None:
+    plain = run("show", ID, "-o", "json").stdout
+    assert run("show", ID, "--precision", "fp8", "--metric", "latency", "--tp", "1", "-o", "json").stdout == plain
+    throughput = ID.replace("latency", "throughput")
+    assert '"metric": "throughput"' in run("show", throughput, "-o", "json").stdout
+
+
+def test_a_profile_file_is_shown_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "profile.yaml"
+    run("export", ID, "--out", file)
+    run("show", file)
+    for option, value in (("gpu", "MI300X"), ("precision", "fp8"), ("context", "512"), ("memory-limit", "4GiB")):
+        assert f"--{option} " in refusal("show", file, f"--{option}", value)
+    assert "--metric latency" in refusal("show", file, "--metric", "latency")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show", ID.replace("mi300x", "mi300x-cpx-nps8")),
+        *(
+            (verb, LLAMA, "--gpu", "MI300X", "--partition", "CPX/NPS8")
+            for verb in ("show", "export", "render", "select")
+        ),
+    ],
+)
+def test_no_profile_is_for_a_mode_that_no_driver_switches_to(arguments: tuple[str, ...]) -> None:
+    assert "MI300X CPX/NPS8 is unsupported on bare-metal" in refusal(*arguments, code=1)
+
+
+def test_a_memory_limit_of_nothing_is_refused() -> None:
+    assert "memory-limit: '0GiB' is less than a byte" in refusal(
+        "show", LLAMA, "--gpu", "MI300X", "--memory-limit", "0GiB"
+    )

@@ -217,3 +217,33 @@ def test_a_plan_is_parsed_once(
     other.write_text(planned.read_text(encoding="utf-8"), encoding="utf-8")
     run(*verb, other, *([planned] if verb == ("steps",) else []))
     assert Counter(parsed)[str(other)] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--gpu", "MI355X"), "--gpu MI355X: a plan already says that"),
+        (("--replicas", "5"), "--replicas 5: a plan already says that"),
+        (("--name", "x"), "--name x: a plan already says that"),
+        (("--storage-uri", "chta=pvc://a/b"), "no service is named 'chta'; they are assistant, chat, coder, summaries"),
+        (("--storage-uri", "pvc://a/b"), "storage-uri: pvc://a/b: of which of 4 services; write NAME=pvc://a/b"),
+        (("-n", "Bad_NS"), "namespace: 'Bad_NS' is no name of a namespace"),
+        (("-n", ""), "namespace: '' is no name of a namespace"),
+        (("--operator-namespace", "x y"), "operator-namespace: 'x y'"),
+        (("--image", "a b"), "image: 'a b' is no image"),
+    ],
+)
+def test_render_ignores_nothing_it_is_told(planned: Path, options: tuple[str, ...], says: str) -> None:
+    assert says in refusal("render", planned, *options)
+
+
+def test_an_address_alone_is_the_only_service_s(tmp_path: Path) -> None:
+    workloads, plan = tmp_path / "w.yaml", tmp_path / "plan.yaml"
+    workloads.write_text("workloads:\n- {name: chat, model: Qwen/Qwen3-8B}\n", encoding="utf-8")
+    run("plan", FLEET, workloads, "--out", plan)
+    assert "storageUri: pvc://models/chat" in run("render", plan, "--storage-uri", "pvc://models/chat").stdout
+
+
+@pytest.mark.parametrize("option", ["--out", "--svg"])
+def test_nothing_is_mixed_into_the_table_on_stdout(option: str) -> None:
+    assert f"{option} -: the table on stdout" in refusal("plan", FLEET, WORKLOADS, option, "-")

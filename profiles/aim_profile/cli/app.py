@@ -34,6 +34,7 @@ from .options import (
     RootOption,
     SchemaKind,
     guarded,
+    refuse_beside,
 )
 
 app = typer.Typer(
@@ -240,6 +241,8 @@ def select(
     from . import profiles as verbs
 
     def verb() -> int:
+        if gpu is not None:
+            refuse_beside(f"--gpu {gpu}", {"card": card, "root": root, "node": node})
         devices = (
             verbs.named_devices(gpu, partition, count, deployment, alloc_mode)
             if gpu is not None
@@ -256,7 +259,7 @@ def show(
     gpu: GpuOption = None,
     partition: PartitionOption = None,
     precision: PrecisionOption = None,
-    metric: Annotated[Metric, typer.Option(help="What to tune for.")] = "latency",
+    metric: Annotated[Metric | None, typer.Option(help="What to tune for; latency when left out.")] = None,
     context: Annotated[int | None, typer.Option(help="max-model-len; 8192 when left out.", min=1)] = None,
     concurrency: Annotated[int | None, typer.Option(help="max-num-seqs; what fits when left out.", min=1)] = None,
     tensor_parallel: Annotated[
@@ -319,6 +322,8 @@ def export(
     from . import profiles
 
     def verb() -> int:
+        if folder is not None:
+            refuse_beside(f"--dir {folder}", {"out": out})
         wanted = profiles.wanted(precision=precision)
         found = profiles.find_profile(profile, wanted, partition, gpu, deployment)
         return profiles.export_profile(found, form, out, folder)

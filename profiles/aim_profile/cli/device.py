@@ -11,6 +11,8 @@ from aim_profile.gpus.catalog import Deployment, PartitionMode, by_name
 from aim_profile.nodes.read import Card, Node, load_emulated, read_node
 from aim_profile.units import parse_memory
 
+from .options import refuse_beside
+
 
 def find_node(root: Path | None, amd_smi: Sequence[Path], emulated: Path | None) -> Node:
     """The node that the options name. Raises NodeError."""
@@ -43,6 +45,9 @@ def device(
         raise AimProfileError(
             "--memory and --gpu both say what the device is", field="memory", value=memory, remedy="give one of them"
         )
+    if memory is not None or gpu is not None:
+        which = dict(zip(("root", "node", "card"), at, strict=True))
+        refuse_beside("--memory" if gpu is None else f"--gpu {gpu}", which)
     if memory is not None:
         return NamedDevice(None, parse_memory(memory))
     if gpu is not None:

@@ -274,6 +274,8 @@ FIT_FIELDS = (
         "precision",
         "context",
         "max_context",
+        "context_limit",
+        "max_num_batched_tokens",
         "weights_gib",
         "kv_bytes_per_token",
         "kv_gib",

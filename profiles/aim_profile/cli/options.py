@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -52,6 +52,21 @@ StrategyOption = Annotated[Strategy, typer.Option(help="The device plugin's reso
 ReferenceArgument = Annotated[
     str, typer.Argument(help="ORG/MODEL/PROFILE-ID, a profile's file, or a model together with --gpu.")
 ]
+
+
+def refuse_beside(other: str, given: Mapping[str, object]) -> None:
+    """Raises AimProfileError for the first of these options that was given (is not None): `other` already decides it.
+
+    An option that is silently ignored is an answer to another question than the one asked.
+    """
+    for option, value in given.items():
+        if value is not None:
+            raise AimProfileError(
+                f"--{option} {value}: {other} already says that, or has no use for it",
+                field=option,
+                value=value,
+                remedy="leave one of them out",
+            )
 
 
 def guarded(verb: Callable[[], int]) -> NoReturn:

@@ -135,7 +135,7 @@ def render(
     ] = None,
     workloads: Annotated[Path | None, typer.Option(help="With a plan: its workloads (KV cache type, LoRA).")] = None,
     name: Annotated[str | None, typer.Option(help="With a profile: the InferenceService's name.")] = None,
-    replicas: Annotated[int, typer.Option(help="With a profile.", min=1)] = 1,
+    replicas: Annotated[int | None, typer.Option(help="With a profile; 1 when left out.", min=1)] = None,
     gpu: GpuOption = None,
     partition: PartitionOption = None,
     deployment: DeploymentOption = "bare-metal",
@@ -145,14 +145,14 @@ def render(
 
     Example: `aim-profile render plan.yaml -n llm | kubectl apply -f -`
     """
-    from aim_profile.kubernetes.kserve import Target
+    from aim_profile.kubernetes.kserve import target_of
 
     from . import plans
 
     guarded(
         lambda: plans.render(
             source,
-            Target(namespace, strategy, image, operator_namespace),
+            target_of(namespace, strategy, image, operator_namespace),
             workloads=workloads,
             storage_uris=plans.storage_uris(storage_uri or ()),
             name=name,

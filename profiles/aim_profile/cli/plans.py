@@ -23,6 +23,7 @@ from aim_profile.plans.workload import load_workloads
 from aim_profile.serving.derive import Wanted
 from aim_profile.serving.files import profile_of
 
+from .options import refuse_beside
 from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, print_text, show, write_out
 from .picture import draw, summary
 from .profiles import find_profile
@@ -42,6 +43,9 @@ def plan(
     strict: bool = False,
 ) -> int:
     """Plan, print, draw. Exit 1 where a replica has no device."""
+    for option, file in (("svg", svg), ("out", out)):
+        if str(file) == "-":
+            refuse_beside("the table on stdout (-o yaml and -o json print the plan there)", {option: file})
     before = load_plan(current) if current is not None else ()
     made = make_plan(_fleet(fleet, strict), load_workloads(workloads), options, before)
     written = cache(partial(dump_plan, made))
@@ -145,7 +149,7 @@ def render(
     workloads: Path | None,
     storage_uris: Mapping[str, str],
     name: str | None,
-    replicas: int,
+    replicas: int | None,
     gpu: str | None,
     partition: str | None,
     deployment: Deployment,
@@ -154,21 +158,47 @@ def render(
     """A plan file, a profile file or a profile's reference as Kubernetes objects."""
     file = read_parsed(Path(source), PlanError) if isfile(source) else None
     if file is not None and looks_like(file.raw) == "plan":
+        refuse_beside("a plan", {"name": name, "replicas": replicas, "gpu": gpu, "partition": partition})
         documents = _render_plan(plan_of(file), target, workloads, storage_uris)
     else:
+        refuse_beside("a profile", {"workloads": workloads})
+        if file is not None:
+            refuse_beside(source, {"gpu": gpu, "partition": partition})
         profile = profile_of(file) if file is not None else find_profile(source, Wanted(), partition, gpu, deployment)
         named = name or service_name(profile.aim_id or profile.id)
-        uri = storage_uris.get(named, storage_uris.get(""))
-        documents = render_services([Service(named, profile, replicas, storage_uri=uri)], target)
+        uri = _addresses(storage_uris, [named]).get(named)
+        documents = render_services([Service(named, profile, replicas or 1, storage_uri=uri)], target)
     write_out(dump_all(documents), out)
     return FITS
 
 
 def _render_plan(made: Plan, target: Target, workloads: Path | None, storage_uris: Mapping[str, str]) -> list[Document]:
-    found = services_of(made, load_workloads(workloads) if workloads else None, storage_uris)
+    served = dict.fromkeys(run.workload for run in made.placements if run.kind == "serve")
+    uris = _addresses(storage_uris, list(served))
+    found = services_of(made, load_workloads(workloads) if workloads else None, uris)
     for line in found.skipped:
         print_note(f"not rendered: {line}")
     return [*config_map_of(made, target), *render_services(found.services, target)]
+
+
+def _addresses(given: Mapping[str, str], services: Sequence[str]) -> Mapping[str, str]:
+    """URIs by service; a bare one is the only service's. Raises AimProfileError for a name that no service has."""
+    bare = given.get("")
+    if bare is not None and len(services) != 1:
+        raise AimProfileError(
+            f"storage-uri: {bare}: of which of {len(services)} services",
+            field="storage-uri",
+            value=bare,
+            remedy=f"write NAME={bare}",
+        )
+    if unknown := next((name for name in given if name and name not in services), None):
+        raise AimProfileError(
+            f"storage-uri: no service is named {unknown!r}",
+            field="storage-uri",
+            value=unknown,
+            remedy=f"they are {', '.join(services)}",
+        )
+    return {services[0]: bare} | dict(given) if bare is not None else given
 
 
 def storage_uris(given: Sequence[str]) -> dict[str, str]:

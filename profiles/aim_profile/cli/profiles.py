@@ -22,14 +22,34 @@ from aim_profile.plans.workload import Workloads
 from aim_profile.serving.check import Finding, check
 from aim_profile.serving.derive import NoSuchProfileError, Refusal, Wanted, derive, derive_from_id
 from aim_profile.serving.files import Form, Unified, body_of, form_of, read_file, write
-from aim_profile.serving.profile import FineTuning, Profile, parse_reference
+from aim_profile.serving.profile import (
+    FineTuning,
+    Metric,
+    Profile,
+    ProfileId,
+    parse_reference,
+    reference_in,
+    to_model_precision,
+)
 from aim_profile.serving.selection import Devices, Judged, Selection, Wish, select, stored_profiles
 from aim_profile.units import parse_memory
 
 from .device import card_of, mode_of
+from .options import refuse_beside
 from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, show, write_out
 
 LISTED_PRECISIONS: tuple[Precision, ...] = ("bf16", "fp8", "int4")
+
+
+# Fields of Wanted whose option is spelled otherwise.
+_OPTIONS = {
+    "memory_limit_bytes": "memory-limit",
+    "qos_priority": "priority",
+    "finetuning": "lora-slots",
+    "tensor_parallel": "tensor-parallel",
+    "kv_dtype": "kv-dtype",
+    "alloc_mode": "alloc-mode",
+}
 
 
 class Row(NamedTuple):
@@ -139,7 +159,20 @@ def devices_of(node: Node, card: int | None) -> Devices:
 
 def named_devices(gpu: str, partition: str | None, count: int, deployment: Deployment, alloc_mode: Any) -> Devices:
     """The devices that --gpu, --partition and --count name. Raises GpuError or PartitionError."""
-    return Devices(by_name(gpu).mode(partition or "SPX", deployment), count, alloc_mode)
+    return Devices(_possible_mode(gpu, partition or "SPX", deployment), count, alloc_mode)
+
+
+def _possible_mode(gpu: str, partition: str, deployment: Deployment) -> PartitionMode:
+    """That mode. Raises GpuError, PartitionError, and NoSuchProfileError for one that no driver switches to."""
+    mode = by_name(gpu).mode(partition, deployment)
+    if mode.tier == "unsupported":
+        raise NoSuchProfileError(
+            f"{mode.accelerator} {mode.label} is unsupported on {deployment}",
+            field="partition",
+            value=mode.label,
+            remedy=f"`aim-profile gpus {mode.accelerator} --deployment {deployment}` names its modes",
+        )
+    return mode
 
 
 def select_profile(output: Output, model_id: str, devices: Devices, wish: Wish, folder: Path | None) -> int:
@@ -175,11 +208,21 @@ def _judged(judged: Sequence[Judged]) -> Table:
     return Table(("verdict", "profile", "from", "why"), rows)
 
 
-def wanted(*, memory_limit: str | None = None, lora_slots: int = 0, lora_rank: int = 16, **options: Any) -> Wanted:
+def wanted(
+    *,
+    metric: Metric | None = None,
+    memory_limit: str | None = None,
+    lora_slots: int = 0,
+    lora_rank: int = 16,
+    **options: Any,
+) -> Wanted:
     """What the options ask for. Raises AimProfileError for a memory limit without a unit."""
+    # Left out is not the same as `latency`: a reference may say throughput.
+    said = {} if metric is None else {"metric": metric}
     return Wanted(
         memory_limit_bytes=None if memory_limit is None else parse_memory(memory_limit, field="memory-limit"),
         finetuning=FineTuning(lora_slots=lora_slots, lora_rank=lora_rank) if lora_slots else None,
+        **said,
         **options,
     )
 
@@ -187,20 +230,42 @@ def wanted(*, memory_limit: str | None = None, lora_slots: int = 0, lora_rank: i
 def find_profile(
     reference: str, asked: Wanted, partition: str | None, gpu: str | None, deployment: Deployment
 ) -> Profile:
-    """A profile file, a reference (`org/model/id`), or a model on --gpu and --partition. Raises where there is none."""
+    """A profile file, a reference (`org/model/id`), or a model on --gpu and --partition.
+
+    Raises AimProfileError where there is none, and for options that a file or a reference already decides.
+    """
     file = Path(reference)
+    device = {"gpu": gpu, "partition": partition}
     if isfile(file) and file.suffix in (".yaml", ".yml", ".json"):
+        said = {*asked.model_dump(exclude_defaults=True), *asked.model_fields_set & {"metric"}}
+        changed = {name: getattr(asked, name) for name in sorted(said)}
+        refuse_beside(reference, device | {_OPTIONS.get(name, name): value for name, value in changed.items()})
         return read_file(file)
-    if gpu is None:
-        return derive_from_id(*parse_reference(reference), asked, deployment)
+    named = reference_in(reference)
+    if named is not None or gpu is None:
+        model_id, parts = named or parse_reference(reference)
+        refuse_beside(reference.rpartition("/")[2], device | _contradicting(asked, parts))
+        _possible_mode(parts.gpu, parts.partition or "SPX/NPS1", deployment)
+        return derive_from_id(model_id, parts, asked, deployment)
     model = load_model(reference)
-    mode = by_name(gpu).mode(partition or "SPX", deployment)
+    mode = _possible_mode(gpu, partition or "SPX", deployment)
     found = derive(model, mode, asked)
     if isinstance(found, Refusal):
         raise NoSuchProfileError(
             f"{model.id}: {found.reason}", field="profile", remedy="`aim-profile fit` names what would fit"
         )
     return found
+
+
+def _contradicting(asked: Wanted, parts: ProfileId) -> dict[str, object]:
+    """The options that ask for something else than the id says."""
+    says = {
+        "precision": to_model_precision(parts.precision),
+        "metric": parts.metric,
+        "tensor_parallel": parts.gpu_count,
+    }
+    asks = {name: getattr(asked, name) for name in says if name in asked.model_fields_set}
+    return {_OPTIONS.get(name, name): value for name, value in asks.items() if value != says[name]}
 
 
 def show_profile(output: Output, profile: Profile) -> int:

@@ -36,6 +36,9 @@ _OWN_SETTINGS = ("max-model-len", "max-num-seqs", "tensor-parallel-size")
 _CPUS_PER_CARD, _MEMORY_GIB_PER_CARD = 4, 32
 _LEAST_MEMORY_GIB = 8
 _SHM = "8Gi"
+# An RFC 1123 label; and of an image's name what no shell or YAML could have meant otherwise.
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_IMAGE = re.compile(r"[a-zA-Z0-9][\w.:/@+-]*", re.ASCII)
 _ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.gguf)")
 
 
@@ -54,6 +57,23 @@ class Target(NamedTuple):
     strategy: Strategy = "mixed"
     image: str | None = None
     operator_namespace: str = "kube-amd-gpu"
+
+
+def target_of(namespace: str | None, strategy: Strategy, image: str | None, operator_namespace: str) -> Target:
+    """A Target whose names Kubernetes takes. Raises RenderError."""
+    for field, name in (("namespace", namespace), ("operator-namespace", operator_namespace)):
+        if name is not None and not _NAMESPACE.fullmatch(name):
+            raise RenderError(
+                f"{field}: {name!r} is no name of a namespace",
+                field=field,
+                value=name,
+                remedy="lower case, digits and - only, at most 63 characters",
+            )
+    if image is not None and not _IMAGE.fullmatch(image):
+        raise RenderError(
+            f"image: {image!r} is no image", field="image", value=image, remedy="write [REGISTRY/]NAME[:TAG][@DIGEST]"
+        )
+    return Target(namespace, strategy, image, operator_namespace)
 
 
 class Service(NamedTuple):

@@ -315,6 +315,14 @@ def parse_reference(text: str) -> tuple[str, ProfileId]:
     return model_id, parse_id(profile_id)
 
 
+def reference_in(text: str) -> tuple[str, ProfileId] | None:
+    """The same where the text is a reference, else None: it may be a model's id, or a directory."""
+    try:
+        return parse_reference(text)
+    except ProfileError:
+        return None
+
+
 def to_aim_precision(precision: Precision) -> AimPrecision:
     """Model facts' name of a precision as AIM spells it."""
     return "fp4" if precision == "mxfp4" else precision
