@@ -22,7 +22,7 @@ from aim_profile.models import facts
 from aim_profile.models.known import known_ids
 from aim_profile.nodes import facts as node_facts
 from aim_profile.serving import files, profile
-from aim_profile.sizing import fit
+from aim_profile.sizing import kv_cache
 from sysfs_tree import MI300X, write_kfd_node, write_mi300x_cpx
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -57,7 +57,7 @@ def refusal(*arguments: object, code: int = 2) -> str:
         (cli.AimPrecision, profile.AimPrecision),
         (cli.Metric, profile.Metric),
         (cli.Engine, profile.Engine),
-        (cli.KvDtype, fit.KvDtype),
+        (cli.KvDtype, kv_cache.KvDtype),
         (cli.AllocMode, node_facts.AllocMode),
         (cli.Priority, profile.Priority),
         (cli.Form, files.Form),

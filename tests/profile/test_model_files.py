@@ -16,7 +16,8 @@ from aim_profile.errors import ModelError
 from aim_profile.models.facts import ModelFacts
 from aim_profile.models.gguf import _TYPES, read_gguf
 from aim_profile.models.load import by_id, load_model
-from aim_profile.sizing.fit import SizingError, fit, kv_bytes_per_sequence, kv_bytes_per_token, weight_bytes
+from aim_profile.sizing.fit import SizingError, fit, weight_bytes
+from aim_profile.sizing.kv_cache import kv_bytes_per_sequence, kv_bytes_per_token
 from aim_profile.units import GIB
 
 TINY: dict[str, Any] = {

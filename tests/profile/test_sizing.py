@@ -9,19 +9,8 @@ from aim_profile.gpus.catalog import by_name
 from aim_profile.models.facts import Attention, Experts, Mla, ModelFacts, Shape
 from aim_profile.models.load import by_id, known_ids
 from aim_profile.models.parameters import count_parameters
-from aim_profile.sizing.fit import (
-    KV_BLOCK_TOKENS,
-    DoesNotFit,
-    Fit,
-    Request,
-    demand,
-    fit,
-    kv_bytes_per_sequence,
-    kv_bytes_per_token,
-    lora_bytes,
-    make_request,
-    weight_bytes,
-)
+from aim_profile.sizing.fit import DoesNotFit, Fit, Request, demand, fit, lora_bytes, make_request, weight_bytes
+from aim_profile.sizing.kv_cache import KV_BLOCK_TOKENS, kv_bytes_per_sequence, kv_bytes_per_token
 from aim_profile.units import GIB, MIB
 
 # id: (KV bytes per token at 16 bits, GiB of KV at 8192 and at 32768 tokens): sourced, not computed here.

@@ -12,16 +12,8 @@ from aim_profile.models.load import ModelFacts, by_id, known_ids, load_model
 from aim_profile.nodes.read import Card, Node, export_node
 from aim_profile.serving.profile import Metric
 from aim_profile.sizing.alternatives import size_on, size_on_bytes
-from aim_profile.sizing.fit import (
-    STEP_TOKENS,
-    DoesNotFit,
-    Fit,
-    Option,
-    default_context,
-    kv_bytes_per_token,
-    make_request,
-    weight_bytes,
-)
+from aim_profile.sizing.fit import STEP_TOKENS, DoesNotFit, Fit, Option, default_context, make_request, weight_bytes
+from aim_profile.sizing.kv_cache import kv_bytes_per_token
 from aim_profile.units import MIB, gib
 
 from .device import NamedDevice

@@ -218,7 +218,7 @@ def wanted(
 ) -> Wanted:
     """What the options ask for. Raises AimProfileError for a memory limit without a unit."""
     # Left out is not the same as `latency`: a reference may say throughput.
-    said = {} if metric is None else {"metric": metric}
+    said: dict[str, Any] = {} if metric is None else {"metric": metric}
     return Wanted(
         memory_limit_bytes=None if memory_limit is None else parse_memory(memory_limit, field="memory-limit"),
         finetuning=FineTuning(lora_slots=lora_slots, lora_rank=lora_rank) if lora_slots else None,

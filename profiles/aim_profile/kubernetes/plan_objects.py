@@ -18,7 +18,7 @@ from aim_profile.plans.plan import CardPlan, Placement, Plan
 from aim_profile.plans.workload import Workload, Workloads
 from aim_profile.serving.derive import Refusal, Wanted, derive
 from aim_profile.serving.profile import FineTuning, Profile
-from aim_profile.sizing.fit import KvDtype
+from aim_profile.sizing.kv_cache import KvDtype
 from aim_profile.units import GIB
 
 from .kserve import Document, RenderError, Service, Target

@@ -20,7 +20,8 @@ from aim_profile.errors import AimProfileError
 from aim_profile.files.place import MisplacedError
 from aim_profile.files.read import check, check_as, parsed, read_text
 from aim_profile.models.facts import Precision
-from aim_profile.sizing.fit import CONTEXT_CEILING_TOKENS, KvDtype
+from aim_profile.sizing.fit import CONTEXT_CEILING_TOKENS
+from aim_profile.sizing.kv_cache import KvDtype
 from aim_profile.units import parse_memory
 
 Priority = Literal["low", "medium", "high"]

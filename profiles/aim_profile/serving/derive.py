@@ -11,16 +11,8 @@ from aim_profile.gpus.catalog import Accelerator, Deployment, PartitionMode, by_
 from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.models.known import by_id
 from aim_profile.nodes.facts import AllocMode
-from aim_profile.sizing.fit import (
-    STEP_TOKENS,
-    DoesNotFit,
-    KvDtype,
-    Request,
-    default_context,
-    demand,
-    fit,
-    limit_notes,
-)
+from aim_profile.sizing.fit import STEP_TOKENS, DoesNotFit, Request, default_context, demand, fit, limit_notes
+from aim_profile.sizing.kv_cache import KvDtype
 from aim_profile.units import gib
 
 from .engine_args import DeviceShare, engine_args, environment, share_of, weights_state

@@ -3,11 +3,9 @@
     budget = utilization * what the device reports
     fits  <=>  weights * 1.02 + runtime 2.3 GiB + LoRA slots + KV <= budget        (per tensor-parallel rank)
 
-Sources: the KV formulas are the models' own cache layouts as vLLM allocates them (blocks of 16 tokens; windowed
-layers after SlidingWindowSpec and ChunkedLocalAttentionSpec, vllm-project/vllm@001cabc vllm/v1/kv_cache_interface.py);
-1.02 and 2.3 GiB (1.7 activation peak + 0.6 outside torch) are the planning constants of KAITO's
-estimator (kaito-project/kaito, model_catalog.yaml). They are estimates: an engine's own profiling run
-is the last word.
+Sources: the cache's formulas are in kv_cache.py; 1.02 and 2.3 GiB (1.7 activation peak + 0.6 outside torch) are the
+planning constants of KAITO's estimator (kaito-project/kaito, model_catalog.yaml). They are estimates: an engine's own
+profiling run is the last word.
 """
 
 from __future__ import annotations
@@ -20,14 +18,12 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aim_profile.errors import SizingError
-from aim_profile.models.facts import Attention, ModelFacts, Precision, Shape
+from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.models.parameters import BYTES_PER_LINEAR_PARAMETER, SIXTEEN_BIT_BYTES
 from aim_profile.units import GIB, gib
 
-KvDtype = Literal["auto", "bf16", "fp16", "fp8"]
+from .kv_cache import KV_BLOCK_TOKENS, KvDtype, kv_bytes_per_sequence, kv_bytes_per_token, not_sized, shape_of
 
-KV_DTYPE_BYTES: dict[str, int] = {"auto": 2, "bf16": 2, "fp16": 2, "fp8": 1}
-KV_BLOCK_TOKENS = 16
 WEIGHT_OVERHEAD = 0.02
 RUNTIME_OVERHEAD_BYTES = int(2.3 * GIB)
 DEFAULT_UTILIZATION = 0.90
@@ -184,43 +180,11 @@ def weight_bytes(model: ModelFacts, precision: Precision | None = None) -> int:
             remedy=f"leave precision out to use {model.native_precision}, or convert the files",
         )
     if wanted is None or wanted not in BYTES_PER_LINEAR_PARAMETER:
-        raise _not_sized(model)
+        raise not_sized(model)
     if model.linear_params is None or model.other_params is None:
-        raise _not_sized(model)
+        raise not_sized(model)
     linear = model.linear_params * BYTES_PER_LINEAR_PARAMETER[wanted]
     return int(linear + model.other_params * SIXTEEN_BIT_BYTES)
-
-
-def kv_bytes_per_token(model: ModelFacts, kv_dtype: KvDtype = "auto", tp: int = 1) -> int:
-    """Bytes one more token costs each rank while no window is full: every self-attention layer counts.
-
-    GQA and MHA: 2 * layers * (kv_heads / tp, at least 1) * head_dim * bytes. MLA: layers * (kv_rank +
-    rope_dim) * bytes on every rank. Raises SizingError for unknown facts or a tp that does not divide.
-    """
-    shape = _shape(model, tp)
-    return shape.self_attention_layers * _bytes_per_token_and_layer(shape, kv_dtype, tp)
-
-
-def kv_bytes_per_sequence(
-    model: ModelFacts,
-    context: int,
-    *,
-    kv_dtype: KvDtype = "auto",
-    tp: int = 1,
-    encoder_tokens: int = 0,
-    max_num_batched_tokens: int | None = None,
-) -> int:
-    """Bytes one sequence of `context` tokens holds on each rank, in blocks of 16 tokens.
-
-    Sliding and chunked layers hold their window and the tokens of the step being computed, never more than `context`;
-    max_num_batched_tokens None: the window alone, as model papers count. Cross-attention layers hold encoder_tokens.
-    """
-    shape = _shape(model, tp)
-    block_bytes = _bytes_per_token_and_layer(shape, kv_dtype, tp) * KV_BLOCK_TOKENS
-    return sum(
-        group.layers * block_bytes * _blocks_held(group, context, encoder_tokens, max_num_batched_tokens)
-        for group in shape.attention
-    )
 
 
 def lora_bytes(model: ModelFacts, slots: int, rank: int) -> int:
@@ -231,7 +195,7 @@ def lora_bytes(model: ModelFacts, slots: int, rank: int) -> int:
     """
     if not slots:
         return 0
-    shape = _shape(model, 1)
+    shape = shape_of(model, 1)
     if shape.mla is not None:
         raise SizingError(
             f"{model.id}: adapter sizes for latent attention (MLA) are not established",
@@ -249,7 +213,7 @@ def lora_bytes(model: ModelFacts, slots: int, rank: int) -> int:
 @lru_cache(maxsize=65536)
 def demand(model: ModelFacts, request: Request) -> Demand:
     """What each rank's device must hold, in bytes. Integers, so a planner can add them up exactly."""
-    _shape(model, request.tp)
+    shape_of(model, request.tp)
     _check_context(model, request.context)
     weights = -(-weight_bytes(model, request.precision) // request.tp)
     overhead = int(weights * WEIGHT_OVERHEAD) + RUNTIME_OVERHEAD_BYTES
@@ -339,46 +303,6 @@ def _sequence(model: ModelFacts, request: Request, context: int) -> int:
     )
 
 
-def _bytes_per_token_and_layer(shape: Shape, kv_dtype: KvDtype, tp: int) -> int:
-    width = KV_DTYPE_BYTES[kv_dtype]
-    if shape.mla is not None:
-        return (shape.mla.kv_rank + shape.mla.rope_dim) * width
-    return 2 * max(1, shape.kv_heads // tp) * shape.head_dim * width
-
-
-def _blocks_held(group: Attention, context: int, encoder_tokens: int, step_tokens: int | None) -> int:
-    """Blocks one layer holds of one sequence while it is being prefilled, the most it ever holds."""
-    if group.kind == "cross":
-        return _blocks(encoder_tokens)
-    if group.window is None:
-        return _blocks(context)
-    if step_tokens is None:
-        return _blocks(min(context, group.window))
-    if group.kind == "chunked":
-        return _blocks(min(context, group.window + step_tokens))
-    # One block more: a window need not begin where a block does.
-    return _blocks(min(context, group.window - 1 + step_tokens)) + 1
-
-
-def _blocks(tokens: int) -> int:
-    return -(-tokens // KV_BLOCK_TOKENS)
-
-
-def _shape(model: ModelFacts, tp: int) -> Shape:
-    shape = model.shape
-    if shape is None or model.missing:
-        raise _not_sized(model)
-    heads, kv_heads = shape.heads, shape.kv_heads
-    if heads % tp or (shape.mla is None and kv_heads % tp and tp % kv_heads):
-        raise SizingError(
-            f"{model.id}: tensor parallel {tp} does not divide {heads} heads ({kv_heads} key-value heads)",
-            field="tp",
-            value=tp,
-            remedy="choose a divisor of both, or a multiple of the key-value heads",
-        )
-    return shape
-
-
 def _check_context(model: ModelFacts, context: int) -> None:
     if model.max_positions is not None and context > model.max_positions:
         raise SizingError(
@@ -387,13 +311,3 @@ def _check_context(model: ModelFacts, context: int) -> None:
             value=context,
             remedy=f"ask for at most {model.max_positions}; rope scaling counts only where a config.json states it",
         )
-
-
-def _not_sized(model: ModelFacts) -> SizingError:
-    missing = ", ".join(model.missing) or "its parameter counts"
-    return SizingError(
-        f"{model.id} is known, not sized: {missing}",
-        field="model",
-        value=model.id,
-        remedy="point at a directory that holds its config.json and safetensors, or at a GGUF file",
-    )
