@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from time import process_time
 
 import pytest
+import yaml
 
 from aim_profile.nodes.read import emulate, export_node
 from aim_profile.plans.fleet import FleetError, fleet_of, load_fleet, parse_fleet
@@ -82,7 +84,7 @@ def test_a_node_of_an_unknown_product_is_set_aside_and_named(tmp_path: Path):
         ("nodes: [{name: a, gpu: MI300X, cads: 2}]", "nodes[0].cads", "did you mean cards?"),
         ("nodes: [{name: a, gpu: MI300X, cards: true}]", "nodes[0].cards", "integer"),
         ("nodes: [{name: a, gpu: MI300X, compute_partition: TPX}]", "nodes[0].partition", "SPX, DPX, QPX, CPX"),
-        ("nodes: [{name: a, gpu: MI300X}, {name: a, gpu: MI300X}]", "name", "2 nodes"),
+        ("nodes: [{name: a, gpu: MI300X}, {name: a, gpu: MI300X}]", "nodes[1].name", "a node of nodes[0] too"),
         ("nodes: [{file: gone.yaml}]", "nodes[0].file", "gone.yaml"),
         ("nodes: [{file: gone.yaml, cards: 4}]", "nodes[0]", "cards"),
         ("nodes: []", "nodes", "at least 1"),
@@ -107,12 +109,12 @@ def test_a_wrong_fleet_file_names_the_key(text: str, field: str, words: str):
         ("{name: a, model: x, memory: 5}", "workloads[0].memory", "string"),
         ("{name: a, memory: 5Gx}", "workloads[0].memory", "5Gx"),
         ("{name: a, kind: finetune, model: x}", "workloads[0]", "finetune"),
-        ("{name: a, model: x, affinity: [b]}", "file", "no workload is named 'b'"),
+        ("{name: a, model: x, affinity: [b]}", "workloads[0].affinity", "no workload is named 'b'"),
         ("{name: a, model: x, affinity: [a]}", "workloads[0]", "itself"),
         ("{name: a, memory: 9GiB, memory_limit: 8GiB}", "workloads[0]", "more than memory_limit"),
         ("{name: a, model: x, pinned: {node: n, partition: 1}}", "workloads[0].pinned", "give card too"),
-        ("{name: a, model: x}, {name: a, model: x}", "file", "unique"),
-        ("{name: a, model: x, affinity: [b]}, {name: b, model: x, affinity: [a]}", "file", "circle"),
+        ("{name: a, model: x}, {name: a, model: x}", "workloads[1].name", "unique"),
+        ("{name: a, model: x, affinity: [b]}, {name: b, model: x, affinity: [a]}", "workloads[0].affinity", "circle"),
     ],
 )
 def test_a_wrong_workloads_file_names_the_key(entry: str, field: str, words: str):
@@ -173,3 +175,35 @@ def test_a_plan_file_gives_back_the_same_plan(form: str):
     assert "&id" not in text
     with pytest.raises(PlanError, match="cards"):
         parse_plan(text.replace("cards", "kards", 1), "p.yaml")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (("placements", 0, "context"), 0, "context: Input should be greater than or equal to 1"),
+        (("placements", 0, "context"), 10**30, "context: Input should be less than or equal to"),
+        (("placements", 0, "memory_limit_gib"), float("inf"), "memory_limit_gib: Input should be a finite number"),
+        (("placements", 0, "need_gib"), float("nan"), "need_gib: Input should be"),
+        (("placements", 0, "cards"), [0, 0], "placements[0]: cards (0, 0), partitions (0,) are not 1 devices"),
+        (("placements", 0, "tp"), 2, "placements[0]: cards (0,), partitions (0,) are not 2 devices"),
+        (("placements", 0, "cards"), [7], "placements[0]: chat/0: stands on a card 7, which the plan does not list"),
+        (("placements", 0, "partitions"), [8], "placements[0]: chat/0: a card 0 is in CPX/NPS4, with 8 devices"),
+        (("placements", 0, "mode"), "SPX/NPS1", "placements[0]: chat/0: a card 0 is in CPX/NPS4, with 8 devices"),
+        (("placements", 1, "partitions"), [0], "placements[1]: chat/1: a card 0 partition 0 is chat/0's"),
+        (("placements", 1, "replica"), 0, "placements[1]: chat/0: is placed twice"),
+        (("cards", 1, "card"), 0, "cards[1]: a card 0 is listed twice"),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_not_read(place: tuple[str | int, ...], value: object, says: str):
+    fleet = parse_fleet("nodes: [{name: a, gpu: MI300X, cards: 2, compute_partition: CPX, memory_partition: NPS4}]")
+    plan = make_plan(fleet, parse_workloads("workloads: [{name: chat, model: Qwen/Qwen3-8B, replicas: 2}]"))
+    body = json.loads(dump_plan(plan, "json"))
+    held = body
+    for key in place[:-1]:
+        held = held[key]
+    held[place[-1]] = value
+    with pytest.raises(PlanError) as problem:
+        parse_plan(yaml.safe_dump(body, sort_keys=False), "p.yaml")
+    line = str(problem.value).split(":")[1]
+    assert int(line) > 1
+    assert says in str(problem.value)

@@ -18,17 +18,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aim_profile.errors import AimProfileError
+from aim_profile.files.place import MisplacedError
 from aim_profile.files.read import Parsed, check_as, parsed, read_parsed
 from aim_profile.files.write import dump
 from aim_profile.gpus.catalog import Compute, Deployment, Memory, Tier, by_name, can_switch, parse_partition
+from aim_profile.sizing.fit import CONTEXT_CEILING_TOKENS
 
 from .workload import Kind, Priority, Slo
 
+Gib = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PRIORITIES: tuple[Priority, ...] = ("high", "medium", "low")
 
 
@@ -107,19 +110,25 @@ class Placement(_Frozen):
     slo: Slo = "throughput"
     model: str | None = None
     precision: str | None = None
-    context: int
-    concurrency: int
+    context: int = Field(ge=1, le=CONTEXT_CEILING_TOKENS)
+    concurrency: int = Field(ge=1)
     node: str
     cards: tuple[int, ...] = Field(min_length=1)
     partitions: tuple[int, ...] = Field(min_length=1)
     mode: str
     tp: int = Field(ge=1)
-    need_gib: float
-    budget_gib: float
-    headroom_gib: float
-    memory_limit_gib: float | None = None
+    need_gib: Gib
+    budget_gib: Gib
+    headroom_gib: float = Field(allow_inf_nan=False)
+    memory_limit_gib: Gib | None = None
     running: bool = False
     reason: str = ""
+
+    @model_validator(mode="after")
+    def _each_device_once(self) -> Self:
+        if len(set(self.devices)) < len(self.devices) or len(self.devices) != self.tp:
+            raise ValueError(f"cards {self.cards}, partitions {self.partitions} are not {self.tp} devices, each once")
+        return self
 
     @property
     def id(self) -> str:
@@ -182,7 +191,11 @@ class Totals(_Frozen):
 
 
 class Plan(_Frozen):
-    """A plan, in the order of nodes, cards, workloads and replicas. Two plans of the same input are equal."""
+    """A plan, in the order of nodes, cards, workloads and replicas. Two plans of the same input are equal.
+
+    One that was read does not contradict itself: cards and replicas are named once, and each replica stands on devices
+    that its cards have in their mode, alone or with others that have a limit too.
+    """
 
     version: Literal[1] = 1
     tier: Tier = "validated"
@@ -192,6 +205,19 @@ class Plan(_Frozen):
     unplaced: tuple[Unplaced, ...] = ()
     totals: Totals
     notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        cards: dict[tuple[str, int], CardPlan] = {}
+        for at, card in enumerate(self.cards):
+            if cards.setdefault((card.node, card.card), card) is not card:
+                raise MisplacedError(("cards", at), f"{card.node} card {card.card} is listed twice")
+        holders: dict[tuple[str, int, int], Placement] = {}
+        names: set[str] = set()
+        for at, run in enumerate(self.placements):
+            if problem := _contradiction(run, cards, holders, names):
+                raise MisplacedError(("placements", at), f"{run.id}: {problem}")
+        return self
 
     @cached_property
     def by_device(self) -> Mapping[tuple[str, int, int], tuple[Placement, ...]]:
@@ -211,6 +237,28 @@ class Plan(_Frozen):
     def on_node(self, node: str) -> tuple[CardPlan, ...]:
         """The cards of that node, empty where the plan does not know it."""
         return tuple(card for card in self.cards if card.node == node)
+
+
+def _contradiction(
+    run: Placement,
+    cards: Mapping[tuple[str, int], CardPlan],
+    holders: dict[tuple[str, int, int], Placement],
+    names: set[str],
+) -> str:
+    """What is wrong with the next placement; empty where nothing is, and then it counts among holders and names."""
+    if run.id in names:
+        return "is placed twice"
+    names.add(run.id)
+    for card, partition in run.devices:
+        there = cards.get((run.node, card))
+        if there is None:
+            return f"stands on {run.node} card {card}, which the plan does not list"
+        if there.mode != run.mode or partition >= there.partitions:
+            return f"{run.node} card {card} is in {there.mode}, with {there.partitions} devices"
+        other = holders.setdefault((run.node, card, partition), run)
+        if other is not run and (other.memory_limit_gib is None or run.memory_limit_gib is None):
+            return f"{run.node} card {card} partition {partition} is {other.id}'s"
+    return ""
 
 
 def cards_by_node(cards: Iterable[CardPlan]) -> dict[str, list[CardPlan]]:
