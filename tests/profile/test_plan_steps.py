@@ -15,7 +15,7 @@ from aim_profile.plans.fleet import fleet_of
 from aim_profile.plans.make import make_plan
 from aim_profile.plans.plan import Placement, Plan, PlanError, PlanOptions
 from aim_profile.plans.running import Running
-from aim_profile.plans.steps import plan_steps
+from aim_profile.plans.steps import Step, plan_steps
 from aim_profile.plans.walk import StepError, apply_steps
 from aim_profile.plans.workload import Workloads, parse_workloads
 from emulated_executor import EmulatedNodes, switched
@@ -307,3 +307,71 @@ def test_any_plan_is_reached_from_any_other(modes: list[str], first, second, mos
     assert differences(executor, two) == []
     assert {name: p.devices for name, p in executor.running.items()} == {p.id: p.devices for p in two.placements}
     assert executor.most_drained <= most
+
+
+def limits(executor: EmulatedNodes) -> dict[tuple[str, int, int], float]:
+    """GiB promised on each device that is shared now."""
+    found: dict[tuple[str, int, int], float] = {}
+    for placement in executor.running.values():
+        for device in placement.devices:
+            key = (placement.node, *device)
+            found[key] = found.get(key, 0.0) + (placement.memory_limit_gib or 0.0)
+    return found
+
+
+class Watched(EmulatedNodes):
+    """Remembers the most that was ever promised on one device."""
+
+    most_promised_gib = 0.0
+
+    def place(self, step: Step) -> None:
+        super().place(step)
+        self.most_promised_gib = max(self.most_promised_gib, *limits(self).values())
+
+
+@pytest.mark.parametrize("surge", [0, 1, 3])
+def test_sharers_never_take_more_of_a_device_than_it_has_on_the_way(surge: int):
+    nodes = three_nodes("CPX/NPS4", "CPX/NPS4")
+    sharer = "{name: %s, memory: 9GiB, memory_limit: 10GiB, pinned: {node: n%d, card: 0, partition: 0}}"
+    before = make_plan(
+        fleet_of(nodes), work(sharer % ("a", 0), sharer % ("b", 0), sharer % ("c", 1), sharer % ("d", 1))
+    )
+    after = make_plan(fleet_of(nodes), work(sharer % ("a", 1), sharer % ("b", 1), sharer % ("c", 0), sharer % ("d", 0)))
+    assert before.complete
+    assert after.complete
+    executor = Watched(nodes, after, list(before.placements))
+    apply_steps(plan_steps(after, before, surge=surge), after, executor)
+    assert executor.running == {placement.id: placement for placement in after.placements}
+    assert executor.most_promised_gib <= 21.6
+
+
+@pytest.mark.parametrize("surge", [0, 1])
+@pytest.mark.parametrize(
+    ("then", "now", "why"),
+    [
+        ("memory_limit: 10GiB, priority: high", "memory_limit: 10GiB", "memory_limit_gib None → 10.0"),
+        ("memory_limit: 10GiB", "memory_limit: 12GiB", "memory_limit_gib 10.0 → 12.0"),
+        ("context: 4096", "context: 8192", "context 4096 → 8192"),
+        ("slo: latency", "slo: throughput", "slo latency → throughput"),
+    ],
+)
+def test_a_replica_that_changes_where_it_stands_starts_anew(then: str, now: str, why: str, surge: int):
+    nodes = three_nodes("CPX/NPS4")
+    here = "{name: a, memory: 9GiB, pinned: {node: n0, card: 0, partition: 0}, %s}"
+    other = "{name: b, memory: 9GiB, memory_limit: 9GiB, pinned: {node: n0, card: 0, partition: 0}}"
+    before = make_plan(fleet_of(nodes), work(here % then))
+    after = make_plan(fleet_of(nodes), work(here % now, *([other] if "limit" in now else [])), current=before)
+    assert after.complete
+    steps = plan_steps(after, before, surge=surge)
+    assert [step.text for step in steps.steps if step.action == "stop"] == [f"stop a/0: it starts anew: {why}"]
+    executor = EmulatedNodes(nodes, after, list(before.placements))
+    apply_steps(steps, after, executor)
+    assert executor.running == {placement.id: placement for placement in after.placements}
+    assert not plan_diff(before, after).empty
+
+
+def test_a_replica_that_runs_on_is_left_alone():
+    nodes = three_nodes("CPX/NPS4")
+    plan = make_plan(fleet_of(nodes), work("{name: a, memory: 9GiB, memory_limit: 10GiB, replicas: 2}"))
+    again = make_plan(fleet_of(nodes), work("{name: a, memory: 9GiB, memory_limit: 10GiB, replicas: 3}"), current=plan)
+    assert [step.action for step in plan_steps(again, plan).steps] == ["place"]

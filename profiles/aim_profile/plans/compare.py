@@ -11,7 +11,7 @@ from aim_profile.nodes.facts import Card, Node
 from aim_profile.sizing.fit import budget_bytes
 from aim_profile.units import MIB, gib
 
-from .plan import CardPlan, Placement, Plan, PlanError
+from .plan import CardPlan, Placement, Plan, PlanError, changes_at_start
 
 # A device may report so much less than planned, if what stands there still fits: firmware keeps megabytes of a card
 # for itself, not everywhere the same (the last partition of a card in NPS4 is 16 MiB smaller, some are 6 MiB smaller).
@@ -34,9 +34,12 @@ class Difference(_Frozen):
 
 
 class Change(_Frozen):
-    """One difference between two plans. subject: `n0 card 3` or `chat/0`; before, after: empty where there is none."""
+    """One difference between two plans. subject: `n0 card 3` or `chat/0`; before, after: empty where there is none.
 
-    what: Literal["mode", "placed", "stopped", "moved", "resized", "card added", "card removed"]
+    changed: its memory is as it was, what it is started with is not.
+    """
+
+    what: Literal["mode", "placed", "stopped", "moved", "resized", "changed", "card added", "card removed"]
     subject: str
     before: str = ""
     after: str = ""
@@ -86,6 +89,8 @@ def _replica_changes(old: Iterable[Placement], new: Iterable[Placement]) -> Iter
             yield Change(what="moved", subject=name, before=where(was), after=where(now))
         elif was is not None and now is not None and was.need_gib != now.need_gib:
             yield Change(what="resized", subject=name, before=f"{was.need_gib} GiB", after=f"{now.need_gib} GiB")
+        elif was is not None and now is not None and (changed := changes_at_start(was, now)):
+            yield Change(what="changed", subject=name, after=", ".join(changed))
 
 
 def where(placement: Placement) -> str:

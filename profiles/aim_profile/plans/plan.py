@@ -148,6 +148,16 @@ class Placement(_Frozen):
         return tuple((self.cards[0], partition) for partition in self.partitions)
 
 
+# What a replica is started with: where one of these changes, it starts anew even where it stays.
+_STARTED_WITH = ("model", "precision", "context", "concurrency", "slo", "memory_limit_gib")
+
+
+def changes_at_start(was: Placement, now: Placement) -> tuple[str, ...]:
+    """What the replica must start anew for: `context 8192 → 4096`; empty where it runs on as it is."""
+    pairs = ((name, getattr(was, name), getattr(now, name)) for name in _STARTED_WITH)
+    return tuple(f"{name} {before} → {after}" for name, before, after in pairs if before != after)
+
+
 class Unplaced(_Frozen):
     """Replicas of one workload without a device. cause: too-large (no device of the fleet holds it), no-room (one
     would, all are taken), constraint (a pin, an affinity or a spread leaves nowhere).

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import islice
 
-from .plan import Placement
+from aim_profile.sizing.fit import budget_bytes
+from aim_profile.units import GIB, MIB
+
+from .plan import CardPlan, Placement, changes_at_start
 
 # Node, card, partition.
 Device = tuple[str, int, int]
 
 
-class Running:
-    """Which replicas run, on which node, and who holds each device."""
+# Limits are rounded to a thousandth of a GiB each.
+_ROUNDING_GIB = 0.01
 
-    def __init__(self, placements: Iterable[Placement]) -> None:
+
+class Running:
+    """Which replicas run, on which node, and who holds each device.
+
+    planned: by name, who will run where; cards: of the plan, for how much those who share a device may take of it.
+    """
+
+    def __init__(
+        self, placements: Iterable[Placement], planned: Mapping[str, Placement], cards: Iterable[CardPlan]
+    ) -> None:
+        self._planned = planned
+        self._room_gib = {
+            (card.node, card.card): budget_bytes(card.device_memory_mib * MIB) / GIB + _ROUNDING_GIB for card in cards
+        }
         self.by_name: dict[str, Placement] = {}
         self.on_node: dict[str, dict[str, Placement]] = {}
         self._holders: dict[Device, dict[str, Placement]] = {}
+        self._shared_gib: dict[Device, float] = {}
+        self._promised: set[str] = set()
         for placement in placements:
             self.add(placement)
 
@@ -29,6 +48,10 @@ class Running:
         self.on_node.setdefault(placement.node, {})[placement.id] = placement
         for device in _devices(placement):
             self._holders.setdefault(device, {})[placement.id] = placement
+        if placement.id in self._promised:
+            self._promised.remove(placement.id)
+        else:
+            self._share(placement, 1)
 
     def remove(self, name: str) -> Placement:
         """It runs no more."""
@@ -36,16 +59,48 @@ class Running:
         del self.on_node[placement.node][name]
         for device in _devices(placement):
             del self._holders[device][name]
+        self._share(placement, -1)
         return placement
 
-    def in_the_way(self, placement: Placement, *, itself: bool) -> tuple[Device, str] | None:
-        """A device it wants and who holds that; sharing replicas are in nobody's way. itself: in its old place."""
-        sharing = placement.memory_limit_gib is not None
+    def promise(self, placement: Placement) -> None:
+        """It is about to be added: what it takes of a device that it shares counts already."""
+        self._promised.add(placement.id)
+        self._share(placement, 1)
+
+    def _share(self, placement: Placement, change: int) -> None:
         for device in _devices(placement):
-            for name, other in self._holders.get(device, {}).items():
-                if (itself or name != placement.id) and not (sharing and other.memory_limit_gib is not None):
-                    return device, name
+            now = self._shared_gib.get(device, 0.0)
+            self._shared_gib[device] = now + change * (placement.memory_limit_gib or 0.0)
+
+    def runs_on(self, name: str) -> bool:
+        """Whether it runs already where and as it is planned."""
+        now, planned = self.by_name.get(name), self._planned.get(name)
+        if now is None or planned is None:
+            return False
+        return same_place(now, planned) and not changes_at_start(now, planned)
+
+    def in_the_way(self, placement: Placement, *, itself: bool) -> tuple[Device, str] | None:
+        """A device it wants and who holds that, or who shares it and must leave before its limit fits.
+
+        itself: in its old place.
+        """
+        for device in _devices(placement):
+            holders = self._holders.get(device, {})
+            others = (name for name in holders if itself or name != placement.id)
+            if placement.memory_limit_gib is not None and self._shares(holders):
+                own = None if itself else holders.get(placement.id)
+                wanted = self._shared_gib.get(device, 0.0) + placement.memory_limit_gib
+                if wanted - ((own and own.memory_limit_gib) or 0.0) <= self._room_gib[device[:2]]:
+                    continue
+                others = (name for name in others if not self.runs_on(name))
+            if (first := next(others, None)) is not None:
+                return device, first
         return None
+
+    @staticmethod
+    def _shares(holders: Mapping[str, Placement]) -> bool:
+        """Whether those who hold a device share it; one who does not holds it alone."""
+        return all(holder.memory_limit_gib is not None for holder in islice(holders.values(), 1))
 
 
 class Queue:
@@ -72,7 +127,7 @@ class Queue:
 
     def ready(self, surge: int) -> list[Placement]:
         """Those that can start now, at most `surge` of them while they still run elsewhere; they wait no more."""
-        found = []
+        found: list[Placement] = []
         while self.fresh:
             placement = self.fresh.popleft()
             if not self._taken(placement, itself=False):
@@ -86,7 +141,9 @@ class Queue:
 
     def _taken(self, placement: Placement, *, itself: bool) -> bool:
         taken = self.running.in_the_way(placement, itself=itself)
-        if taken is not None and taken[1] != placement.id:
+        if taken is None:
+            self.running.promise(placement)
+        elif taken[1] != placement.id:
             self.blocked.setdefault(taken[0], {})[placement.id] = placement
             self.waits_for[placement.id] = taken[0]
         return taken is not None
@@ -119,6 +176,11 @@ class Queue:
             del self.blocked[device][name]
             if not self.blocked[device]:
                 del self.blocked[device]
+
+
+def same_place(one: Placement, other: Placement) -> bool:
+    """Whether both are the same devices in the same mode."""
+    return (one.node, one.devices, one.mode) == (other.node, other.devices, other.mode)
 
 
 def _devices(placement: Placement) -> list[Device]:

@@ -20,8 +20,8 @@ from aim_profile.errors import AimProfileError
 from . import dcm
 from .compare import where
 from .dcm import Strategy
-from .plan import CardPlan, Placement, Plan, PlanError, cards_by_node
-from .running import Queue, Running
+from .plan import CardPlan, Placement, Plan, PlanError, cards_by_node, changes_at_start
+from .running import Queue, Running, same_place
 
 Action = Literal["stop", "drain", "switch", "verify", "refresh", "await", "undrain", "place"]
 
@@ -91,9 +91,9 @@ class _Route:
     def __init__(self, plan: Plan, current: Plan | None, max_parallel: int, surge: int, strategy: Strategy) -> None:
         before = current.placements if current else tuple(p for p in plan.placements if p.running)
         self.plan, self.max_parallel, self.surge, self.strategy = plan, max_parallel, surge, strategy
-        self.planned = {placement.id for placement in plan.placements}
+        self.planned = {placement.id: placement for placement in plan.placements}
         self.after = _grouped_in_order(plan.placements)
-        self.running = Running(before)
+        self.running = Running(before, self.planned, plan.cards)
         self.cards = cards_by_node(plan.cards)
         self.switched = {node for node, cards in self.cards.items() if any(card.mode != card.was for card in cards)}
         self.found: list[Step] = []
@@ -142,7 +142,7 @@ class _Route:
     def _move_and_place(self, nodes: Iterable[str]) -> None:
         """Start what belongs on these nodes: new replicas at once, those that move within the surge."""
         here = (placement for node in nodes for placement in self.after.get(node, ()))
-        queue = Queue((p for p in here if not _same(self.running.by_name.get(p.id), p)), self.running)
+        queue = Queue((p for p in here if not self.running.runs_on(p.id)), self.running)
         while queue:
             ready = queue.ready(self.surge)
             queue.freed(self._start(ready) if ready else self._make_way(queue.in_the_way()))
@@ -161,8 +161,11 @@ class _Route:
         return old
 
     def _make_way(self, name: str) -> list[Placement]:
-        node = self.running.by_name[name].node
-        return self._stop(node, [name], "it moves, and its new place is not free beside it")
+        was = self.running.by_name[name]
+        new = changes_at_start(was, self.planned[name])
+        stays = same_place(was, self.planned[name])
+        why = f"it starts anew: {', '.join(new)}" if stays else "it moves, and its new place is not free beside it"
+        return self._stop(was.node, [name], why)
 
     # --- nodes ----------------------------------------------------------------------------------------------------
 
@@ -240,7 +243,3 @@ def _grouped_in_order(placements: Iterable[Placement]) -> dict[str, list[Placeme
 
 def _grouped(placements: Iterable[Placement]) -> dict[str, list[Placement]]:
     return _grouped_in_order(sorted(placements, key=lambda placement: (placement.node, placement.id)))
-
-
-def _same(one: Placement | None, other: Placement) -> bool:
-    return one is not None and (one.node, one.devices, one.mode) == (other.node, other.devices, other.mode)
