@@ -247,3 +247,40 @@ def test_an_address_alone_is_the_only_service_s(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["--out", "--svg"])
 def test_nothing_is_mixed_into_the_table_on_stdout(option: str) -> None:
     assert f"{option} -: the table on stdout" in refusal("plan", FLEET, WORKLOADS, option, "-")
+
+
+def fleet_file(folder: Path, nodes: str) -> Path:
+    file = folder / "fleet.yaml"
+    file.write_text(f"version: 1\nnodes: [{nodes}]\n", encoding="utf-8")
+    return file
+
+
+def test_steps_are_for_the_cards_that_are_there_now(planned: Path, tmp_path: Path) -> None:
+    elsewhere = fleet_file(tmp_path, "{name: other, gpu: MI300X}")
+    assert "none of the plan's nodes is there, node-a first" in refusal("steps", elsewhere, planned)
+    another = fleet_file(tmp_path, "{name: node-a, gpu: MI300X, cards: 2}, {name: node-b, gpu: MI355X, cards: 2}")
+    assert "node-b card 0 is an MI355X, the plan is for an MI300X" in refusal("steps", another, planned)
+    fewer = fleet_file(tmp_path, "{name: node-a, gpu: MI300X, cards: 2}, {name: node-b, gpu: MI300X, cards: 1}")
+    assert "node-b card 1 is not there" in refusal("steps", fewer, planned)
+    part = fleet_file(tmp_path, "{name: node-a, gpu: MI300X, cards: 2}")
+    assert "taken as the plan found them: node-b" in run("steps", part, planned).stderr
+
+
+def test_a_guest_is_a_guest_as_the_fleet_says_now(planned: Path, tmp_path: Path) -> None:
+    guests = fleet_file(
+        tmp_path, ", ".join(f"{{name: {n}, gpu: MI300X, cards: 2, deployment: sr-iov}}" for n in ("node-a", "node-b"))
+    )
+    assert "node-b is an SR-IOV guest" in refusal("steps", guests, planned)
+    now = tmp_path / "now.yaml"
+    run("plan", guests, WORKLOADS, "--out", now, code=1)
+    assert "node-b is an SR-IOV guest" in refusal("steps", now, planned)
+
+
+def test_what_a_tier_moves_is_said(tmp_path: Path) -> None:
+    fleet = fleet_file(tmp_path, "{name: a, gpu: MI300X, cards: 1, compute_partition: QPX, memory_partition: NPS1}")
+    workloads, now = tmp_path / "w.yaml", tmp_path / "now.yaml"
+    workloads.write_text("workloads: [{name: chat, model: Qwen/Qwen3-8B, priority: high}]", encoding="utf-8")
+    run("plan", fleet, workloads, "--tier", "driver-legal", "--out", now)
+    moved = run("plan", fleet, workloads, "--current", now).stdout
+    assert "running in modes below tier validated, so moved whatever their priority: chat/0 in QPX/NPS1" in moved
+    assert "below tier" not in run("plan", fleet, workloads, "--current", now, "--tier", "driver-legal").stdout

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from aim_profile.files.kinds import looks_like
 from aim_profile.files.read import read_parsed
+from aim_profile.gpus.catalog import Deployment
 from aim_profile.nodes.read import Node
 from aim_profile.plans.compare import plan_assert, plan_diff
 from aim_profile.plans.dcm import Strategy
 from aim_profile.plans.fleet import Fleet, fleet_from
-from aim_profile.plans.plan import Plan, PlanError, load_plan, plan_of
+from aim_profile.plans.plan import CardPlan, Plan, PlanError, load_plan, plan_of
 from aim_profile.plans.steps import Step, Steps, plan_steps
 
-from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, show
+from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, show
 
-Modes = dict[tuple[str, int], str | None]
+
+class _Now(NamedTuple):
+    """What a card is now. mode None: not known."""
+
+    gpu: str
+    deployment: Deployment | Literal["unknown"]
+    mode: str | None
+
+
+Cards = dict[tuple[str, int], _Now]
 
 
 def diff(output: Output, old: Path, new: Path) -> int:
@@ -48,24 +59,59 @@ def steps(output: Output, current: Path, plan: Path, max_parallel: int, surge: i
     planned = load_plan(plan)
     now = read_parsed(current, PlanError)
     running = plan_of(now) if looks_like(now.raw) == "plan" else None
-    modes = _modes_of(running) if running else _modes_found(fleet_from(now, current.parent))
-    found = plan_steps(_seen_from(planned, modes), running, max_parallel=max_parallel, surge=surge, strategy=strategy)
+    cards = _cards_of(running) if running else _cards_found(fleet_from(now, current.parent))
+    seen = _seen_from(planned, cards, str(current))
+    found = plan_steps(seen, running, max_parallel=max_parallel, surge=surge, strategy=strategy)
     show(output, found.model_dump(mode="json"), _facts(found), _table(found), _config_map(found))
     return FITS
 
 
-def _modes_of(plan: Plan) -> Modes:
-    return {(card.node, card.card): card.mode for card in plan.cards}
+def _cards_of(plan: Plan) -> Cards:
+    return {(card.node, card.card): _Now(card.gpu, card.deployment, card.mode) for card in plan.cards}
 
 
-def _modes_found(fleet: Fleet) -> Modes:
-    return {(node.name, card.index): card.current for node in fleet.nodes for card in node.cards}
+def _cards_found(fleet: Fleet) -> Cards:
+    return {
+        (node.name, card.index): _Now(node.gpu, node.deployment, card.current)
+        for node in fleet.nodes
+        for card in node.cards
+    }
 
 
-def _seen_from(plan: Plan, modes: Modes) -> Plan:
-    """The plan with every card's mode before it as it is now, which may not be what it was when it was made."""
-    cards = (card.model_copy(update={"was": modes.get((card.node, card.card), card.was)}) for card in plan.cards)
-    return plan.model_copy(update={"cards": tuple(cards)})
+def _seen_from(plan: Plan, now: Cards, named: str) -> Plan:
+    """The plan with what its cards are now, which may not be what they were when it was made.
+
+    A node that is not there at all (a plan for more nodes than one file says) is taken as the plan found it, and named.
+    Raises PlanError where none is there, or where a node's cards are other ones.
+    """
+    nodes = {node for node, _ in now}
+    absent = sorted({card.node for card in plan.cards} - nodes)
+    if plan.cards and absent and not any(card.node in nodes for card in plan.cards):
+        raise PlanError(
+            f"{named}: none of the plan's nodes is there, {absent[0]} first",
+            field="current",
+            value=named,
+            remedy="give what the plan was made for: its fleet, or a plan of the same nodes",
+        )
+    if absent:
+        print_note(f"not in {named}, taken as the plan found them: {', '.join(absent[:5])}{', …' * (len(absent) > 5)}")
+    return plan.model_copy(update={"cards": tuple(_card_now(card, now, nodes, named) for card in plan.cards)})
+
+
+def _card_now(card: CardPlan, now: Cards, nodes: set[str], named: str) -> CardPlan:
+    if card.node not in nodes:
+        return card
+    found = now.get((card.node, card.card))
+    if found is None or found.gpu != card.gpu:
+        there = "is not there" if found is None else f"is an {found.gpu}"
+        raise PlanError(
+            f"{named}: {card.node} card {card.card} {there}, the plan is for an {card.gpu}",
+            field="current",
+            value=card.node,
+            remedy="plan again for the fleet as it is",
+        )
+    deployment = card.deployment if found.deployment == "unknown" else found.deployment
+    return card.model_copy(update={"was": found.mode, "deployment": deployment})
 
 
 def _facts(found: Steps) -> Facts:

@@ -198,6 +198,11 @@ class _Writer:
         guests = [node.name for node in self.fleet.nodes if node.deployment == "sr-iov"]
         if guests:
             notes.append(f"SR-IOV guests, modes used as found, their hosts decide them: {_some(guests)}")
+        if below := self._below_tier(placements):
+            notes.append(
+                f"running in modes below tier {self.options.tier}, so moved whatever their priority: {_some(below)}; "
+                "plan with the tier of their modes to keep them"
+            )
         spanning = dict.fromkeys(run.workload for run in placements if run.tp > 1 and len(run.cards) == 1)
         if spanning:
             notes.append(
@@ -209,6 +214,19 @@ class _Writer:
             if mixed:
                 notes.append(f"cards of one node in different modes: {_some(mixed)}; used only once made alike")
         return tuple(notes)
+
+    def _below_tier(self, placements: list[Placement]) -> list[str]:
+        """Running replicas that stay nowhere, because their cards' modes are not of the tier asked for."""
+        cards = {(node.name, card.index): (node, card) for node in self.fleet.nodes for card in node.cards}
+        kept = {placement.id for placement in placements if placement.running}
+        found = []
+        for run in self.before.values():
+            node, card = cards.get((run.node, run.cards[0]), (None, None))
+            if node is None or card is None or run.id in kept or card.current != run.mode:
+                continue
+            if all(mode.label != run.mode for mode in card.allowed(self.options.tier, node.switchable)):
+                found.append(f"{run.id} in {run.mode}")
+        return found
 
 
 def _some(names: list[str], between: str = ", ") -> str:

@@ -164,7 +164,8 @@ class _Route:
         was = self.running.by_name[name]
         new = changes_at_start(was, self.planned[name])
         stays = same_place(was, self.planned[name])
-        why = f"it starts anew: {', '.join(new)}" if stays else "it moves, and its new place is not free beside it"
+        moves = "it moves, and its new place is not free beside it" if self.surge else "it moves"
+        why = f"it starts anew: {', '.join(new)}" if stays else moves
         return self._stop(was.node, [name], why)
 
     # --- nodes ----------------------------------------------------------------------------------------------------
