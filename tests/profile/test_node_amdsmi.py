@@ -316,6 +316,8 @@ FRAMED = "***********************\n** WARNING:          **\n** run it with sudo 
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
+        ("\ufeff", "", []),
+        ("\x1b[33mold driver\x1b[0m\n\x1b[1m", "\x1b[0m", ["old driver"]),
         (GROUPS + "\n", "", ["User is missing the following required groups"]),
         ("[AMDSMI_STATUS_NO_PERM] Command requires elevation\n\n", "", ["[AMDSMI_STATUS_NO_PERM]"]),
         ("{'not': json}\n", "", ["{'not': json}"]),

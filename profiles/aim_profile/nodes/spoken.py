@@ -9,12 +9,15 @@ from typing import Any
 
 # A line that JSON begins with: `[AMDSMI_STATUS_…]` and `[WARNING]` are not JSON.
 _JSON_LINE = re.compile(r"[ \t]*[\[{][ \t]*(?:[\"\[\]{}]|\r?$)", re.MULTILINE)
+# A byte order mark, and what colours a terminal: no JSON holds either.
+_MARKS = re.compile(r"\A\ufeff|\x1b\[[0-9;?]*[ -/]*[@-~]")
 _MOST_SAID, _MOST_SAID_CHARS = 8, 200
 
 
 def documents(text: str) -> tuple[list[Any], list[str]]:
     """The JSON values of an output, in order, and its other lines. Raises ValueError where there is no JSON, or
     where it breaks off."""
+    text = _MARKS.sub("", text)
     try:
         return [json.loads(text)], []
     except ValueError as problem:
