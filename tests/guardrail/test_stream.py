@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import guardrail_values as made
+from aim_guardrail import stream as stream_module
 from aim_guardrail.detectors.base import FAMILIES, Finding
 from aim_guardrail.pipeline import DetectorFailed, Guard, Session
 from aim_guardrail.policy import Policy, Rule, StreamRules, Verdict, shipped_policy
 from aim_guardrail.stream import StreamGuard
-from aim_guardrail.text import CONTEXT_CHARS, Text
+from aim_guardrail.text import CONTEXT_CHARS, Text, safe_cut
 
 GUARDS: dict[str, Guard] = {}
 
@@ -214,6 +215,25 @@ def test_a_private_key_longer_than_the_cap_is_redacted_whole():
         released, verdict = run(guard(), deltas)
         assert "".join(released) == "here:\n<SECRET_1>\nbye"
         assert verdict.families == ("secrets",)
+
+
+@pytest.mark.parametrize("line", ["MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSj\n", "Note: and so it goes ", "a"])
+def test_what_is_held_is_not_looked_at_for_every_character(line: str, monkeypatch: pytest.MonkeyPatch):
+    looked = 0
+
+    def counting(scan: str) -> int:
+        nonlocal looked
+        looked += len(scan)
+        return safe_cut(scan)
+
+    monkeypatch.setattr(stream_module, "safe_cut", counting)
+    header, policy = "-----BEGIN PRIVATE KEY-----\n", StreamRules(max_hold_chars=65_536, on_overflow="redact")
+    stream = StreamGuard(Guard.load(guard().policy.model_copy(update={"stream": policy}), guard()), Session())
+    text = (header if len(line) > 1 else "") + line * (60_000 // len(line))
+    for char in text:
+        assert stream.push(char).text == ""
+    assert stream.held_chars == len(text)
+    assert looked < 100 * len(text)
 
 
 class Late:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from aim_guardrail.text import BREAK_CHARS, PRIVATE_KEY, Text, holds_private_key, run_end, safe_cut, units
 
+KEY_HEADER = "-----BEGIN PRIVATE KEY-----"
 ANY_TEXT = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("1２٣½①é\u200b\u0301你“—x ")), max_size=60)
 
 
@@ -80,6 +81,14 @@ def test_folding_takes_linear_time(piece: str):
     assert Text(piece * 100_000).scan  # minutes, were it quadratic
 
 
+@pytest.mark.parametrize("piece", ["1 2,", "1 2'", "-----BEGIN ", KEY_HEADER + "\n", "A" * 43 + KEY_HEADER])
+def test_looking_for_a_cut_takes_linear_time(piece: str):
+    scan = piece * (600_000 // len(piece))  # minutes, were it quadratic
+    assert 0 <= safe_cut(scan) <= len(scan)
+    assert holds_private_key(scan) == (KEY_HEADER in piece)
+    assert (run_end(scan) is None) == piece.startswith("1 2")
+
+
 @pytest.mark.parametrize(
     ("scan", "held"),
     [
@@ -138,6 +147,13 @@ def test_an_overlong_run_ends_at_whitespace_or_a_quote():
     assert run_end("abc,def") is None
     assert run_end("abc,def ghi") == 7
     assert run_end(' "') == 0
+
+
+@given(st.text("ab1 2.-()+[\",:/\nAB\\'", max_size=80))
+def test_a_run_ends_at_the_first_gap_outside_of_all_units(scan: str):
+    gaps = [at for at, char in enumerate(scan) if char in " \n\"'"]
+    outside = [at for at in gaps if not any(start <= at < end for start, end in units(scan))]
+    assert run_end(scan) == (outside[0] if outside else None)
 
 
 def test_break_characters_are_those_of_the_pattern():

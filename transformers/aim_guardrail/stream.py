@@ -20,6 +20,10 @@ from aim_guardrail.text import CONTEXT_CHARS, Text, holds_private_key, run_end, 
 
 # While an overlong run is withheld, this much of it is kept to see where it ends.
 _TAIL_CHARS = 64
+# So much held text is looked at again for every delta. More (a private key, a long run) only when it has grown by a
+# 16th: looking costs as much as there is, and would cost its square in all.
+_SHORT_CHARS = 256
+_GROWTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,9 @@ class StreamGuard:
         self._session = session
         self._verdict = Verdict()
         self._held = ""  # not yet released
+        self._coming: list[str] = []  # what came behind it since it was looked at
+        self._held_chars = 0  # of both
+        self._due_chars = 0  # when to look
         self._held_from = 0  # where in the answer it begins
         self._context = ""  # what was released before it, folded
         self._withholding = False  # within a run longer than max_hold_chars
@@ -49,7 +56,7 @@ class StreamGuard:
     @property
     def held_chars(self) -> int:
         """How much is held back now, in code points."""
-        return len(self._held)
+        return self._held_chars
 
     def push(self, delta: str) -> Released:
         """Take a piece of the answer; give what is safe to show.
@@ -61,23 +68,45 @@ class StreamGuard:
             return Released("", self._verdict)
         if not self._guard.watches("answer"):
             return Released(delta, self._verdict)
-        self._held += delta
-        if self._withholding and not self._run_is_over():
+        self._coming.append(delta)
+        self._held_chars += len(delta)
+        if self._held_chars < self._due_chars:
             return Released("", self._verdict)
-        text = Text(self._held)
-        released = self._release(text, safe_cut(text.scan))
-        if len(self._held) > self._guard.policy.stream.max_hold_chars and not self._verdict.blocked:
-            released += self._overflow()
-        return Released(released, self._verdict)
+        try:
+            return Released(self._look(), self._verdict)
+        finally:
+            self._held_chars = len(self._held)
+            self._due_chars = self._next_look()
 
     def finish(self) -> Released:
         """The answer is complete: give the rest. Raises as `push`."""
         released = ""
+        self._join()
         if not self._verdict.blocked and not (self._withholding and not self._run_is_over()):
             text = Text(self._held)
             released = self._release(text, len(text.scan))
-        self._held = ""
+        self._held, self._held_chars = "", 0
         return Released(released, self._verdict)
+
+    def _look(self) -> str:
+        """What may go out of all that is held."""
+        self._join()
+        if self._withholding and not self._run_is_over():
+            return ""
+        text = Text(self._held)
+        released = self._release(text, safe_cut(text.scan))
+        if len(self._held) > self._guard.policy.stream.max_hold_chars and not self._verdict.blocked:
+            released += self._overflow()
+        return released
+
+    def _join(self) -> None:
+        self._held = "".join([self._held, *self._coming])
+        self._coming.clear()
+
+    def _next_look(self) -> int:
+        held, most = len(self._held), self._guard.policy.stream.max_hold_chars
+        due = held + 1 + (held // _GROWTH if held > _SHORT_CHARS else 0)
+        return due if held > most else min(due, most + 1)
 
     def _release(self, text: Text, cut: int) -> str:
         """Judge and give what lies before `cut` (an index of `text.scan`); `text` is what is held."""

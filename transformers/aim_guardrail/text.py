@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from array import array
+from bisect import bisect_right
 
 CONTEXT_CHARS = 512
 """How far back before a unit a detector may look (keywords such as `aws_secret_access_key = `)."""
@@ -142,9 +143,11 @@ def run_end(scan: str) -> int | None:
     """Where the unbroken run that `scan` begins within is over, None if that is not known yet. Only whitespace and
     quotes count, as the run may be a URI.
     """
-    inside = units(scan)
+    inside, start, end = iter(units(scan)), 0, 0
     for gap in _RUN_END.finditer(scan):
-        if not any(start <= gap.start() < end for start, end in inside):
+        while end <= gap.start():
+            start, end = next(inside, (len(scan), len(scan)))
+        if gap.start() < start:
             return gap.start()
     return None
 
@@ -156,12 +159,14 @@ def holds_private_key(scan: str) -> bool:
 
 def _before_keys(scan: str, cut: int) -> int:
     """The cut, moved before every private key block that it, or the end of the text, falls into."""
+    starts: list[int] = []
     for header in reversed(list(_KEY_START.finditer(scan))):
         at = header.start()
         block = PRIVATE_KEY.match(scan, at)
         inside = block is not None and at < cut < block.end()
         if inside or _OPEN_KEY_HEADER.match(scan, at) or _OPEN_KEY_BODY.match(scan, at):
-            cut = min(cut, next(start for start, end in units(scan) if start <= at < end))
+            starts = starts or [start for start, _ in units(scan)]
+            cut = min(cut, starts[bisect_right(starts, at) - 1])
     return cut
 
 
