@@ -140,6 +140,54 @@ def test_malformed_binary_bodies(client: httpx.Client, length: str, body: bytes,
     assert (hint or "") in answer.text
 
 
+def binary_answer(raw: bytes, size: Any, length: str | None = None, status: int = 200) -> dict[str, str]:
+    """The order to answer with a tensor of text in binary form, said to be of that size."""
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": size}}
+    head = orjson.dumps({"model_name": "m", "outputs": [tensor]}).decode()
+    headers = {
+        "content-type": "application/octet-stream",
+        "inference-header-content-length": length or str(len(head)),
+    }
+    return orders(status=status, body=head + raw.decode(), headers=headers)
+
+
+MALFORMED = [
+    pytest.param(binary_answer(pack([b"ab"]), 9), id="less than it says"),
+    pytest.param(binary_answer(b"\x05\0\0\0ab", 6), id="an element cut short"),
+    pytest.param(binary_answer(pack([b"ab"]), -1), id="less than nothing"),
+    pytest.param(binary_answer(pack([b"ab"]), "6"), id="no number"),
+    pytest.param(binary_answer(pack([b"ab"]), 6, length="x"), id="no length"),
+    pytest.param(binary_answer(pack([b"ab"]), 6, length="9999"), id="too long"),
+    pytest.param(binary_answer(pack([b"ab"]), 6, length="12"), id="no JSON"),
+    pytest.param(binary_answer(pack([b"ab"]) + b"c", 6), id="more than it says"),
+]
+
+
+@pytest.mark.parametrize("told", MALFORMED)
+def test_a_malformed_binary_answer_is_the_predictors_fault(client: httpx.Client, told: dict[str, str]) -> None:
+    body = {"inputs": [{"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["hi"]}]}
+    answer = client.post("/v2/models/m/infer", json=body, headers=told)
+    assert answer.status_code == 502
+    assert answer.json()["error"].startswith("the predictor's answer: ")
+
+
+@pytest.mark.parametrize("told", MALFORMED)
+async def test_a_malformed_answer_is_the_predictors_fault_over_grpc(transformer: Served, told: dict[str, str]) -> None:
+    import grpc
+
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await infer(transformer, ["a"], **told)
+    assert refused.value.code().name == "UNAVAILABLE"
+    assert "the predictor's answer" in str(refused.value.details())
+
+
+def test_a_key_in_a_binary_answer_is_redacted(client: httpx.Client) -> None:
+    body = {"inputs": [{"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["hi"]}]}
+    answer = client.post("/v2/models/m/infer", json=body, headers=binary_answer(pack([KEY.encode()]), 4 + len(KEY)))
+    assert answer.status_code == 200
+    assert answer.content.endswith(pack([b"<SECRET_1>"]))
+
+
 def test_statuses_of_v2_are_kept(client: httpx.Client) -> None:
     told = orders(status=404, body='{"error":"no model x"}', headers={"content-type": "application/json"})
     answer = client.post("/v2/models/x/infer", json={"inputs": []}, headers=told)

@@ -9,6 +9,7 @@ import openai
 import orjson
 import pytest
 
+from aim_guardrail.screen import unescaped
 from fake_predictor import FakePredictor
 from guarded import ask, events, metric, orders, said
 from served import Served
@@ -309,6 +310,9 @@ def test_what_cannot_be_checked_is_refused(client: httpx.Client, path: str, body
         (b'{"messages": "\xff"}', {}, 400, "not valid JSON"),
         (b"[" * 5000, {}, 400, "not valid JSON"),
         (b'{"a":' * 300 + b"1" + b"}" * 300, {}, 400, "nested deeper"),
+        (b'{"a":' + b"[" * 300 + b"]" * 300 + b"}", {}, 400, "nested deeper"),
+        (b'{"a":' + b"[" * 1020 + b"]" * 1020 + b"}", {}, 400, "nested deeper"),
+        (b'{"arguments":"' + b"[" * 1020 + b"]" * 1020 + b'"}', {}, 400, "nested deeper"),
         (b"x", {"content-encoding": "gzip"}, 415, "content-encoding"),
         (b"--x", {"content-type": "multipart/form-data; boundary=x"}, 415, "content-type"),
     ],
@@ -416,6 +420,27 @@ def test_tool_calls_hide_nothing_in_numbers_and_keys(client: httpx.Client, argum
     assert "".join(pieces) == shown
 
 
+@pytest.mark.parametrize(
+    ("escaped", "plain"),
+    [
+        (r"a\n\tb\"c\\d\/e", 'a\n\tb"c\\d/e'),
+        (r"\u0041\u004b\u00e9", "AK\u00e9"),
+        (r"\ud83d", "\ufffd"),
+        (r"\u00", "u00"),
+        (r"\u00g1x", "u00g1x"),
+        ("\\\n", "\n"),
+        ("x\\", "x"),
+        ("", ""),
+    ],
+)
+def test_escapes_of_broken_json(escaped: str, plain: str) -> None:
+    assert unescaped(escaped) == plain
+
+
+def test_escapes_are_resolved_in_linear_time() -> None:
+    assert len(unescaped("\\n" * 4_000_000)) == 4_000_000  # an hour, were it quadratic
+
+
 def test_arguments_hide_no_repeated_key(client: httpx.Client, predictor: FakePredictor) -> None:
     """The arguments' own keys and colons are no part of the body's count."""
     call = '{"function":{"name":"f","arguments":"%s"}}'
@@ -458,6 +483,9 @@ def test_a_text_answer_is_checked(client: httpx.Client) -> None:
     "told",
     [
         {"status": 200, "body": "{broken", "headers": {"content-type": "application/json"}},
+        {"status": 200, "body": "[" * 300 + "]" * 300, "headers": {"content-type": "application/json"}},
+        {"status": 200, "body": "[" * 1020 + "]" * 1020, "headers": {"content-type": "application/json"}},
+        {"raw": 'data: {"choices":[],"x":' + "[" * 1000 + "]" * 1000 + "}\n\n"},
         {"status": 200, "body": "x", "headers": {"content-type": "application/json", "content-encoding": "br"}},
         {"raw": "data: nonsense\n\ndata: [DONE]\n\n"},
         {"raw": 'data: {"text_output":"a"}\n\n'},

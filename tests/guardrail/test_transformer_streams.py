@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from threading import get_ident
 from typing import Any
 
 import httpx
@@ -18,8 +19,9 @@ from aim_guardrail.metrics import Metrics
 from aim_guardrail.openai_stream import StreamScreen
 from aim_guardrail.pipeline import Guard
 from aim_guardrail.policy import parse_policy, shipped_policy
+from aim_guardrail.proxy import _Exchange
 from aim_guardrail.screen import Screening
-from aim_guardrail.sse import EventReader
+from aim_guardrail.sse import Event, EventReader
 from aim_kserve.errors import UpstreamFailed
 from fake_predictor import FakePredictor
 from guarded import ask, events, eventually, guardrail, metric, orders, said
@@ -59,6 +61,58 @@ def frames(deltas: list[Any], *, finish: str = "stop") -> bytes:
 
 def parsed(text: str) -> list[Any]:
     return events(httpx.Response(200, text=text))
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+class Threads(StreamScreen):
+    """Notes in which thread each event is checked."""
+
+    def feed(self, event: Event) -> bytes:
+        self.seen = [*getattr(self, "seen", []), get_ident()]
+        return super().feed(event)
+
+
+@pytest.mark.parametrize(
+    ("deltas", "at_once"),
+    [
+        (["a ", "b " * 500, "c "], [True] * 6),
+        (["a ", "b " * 1500, "c "], [True, True, False, True, True, True]),
+        ([{"tool_calls": [{"index": 0, "function": {"arguments": "1" * 1500}}]}] * 2, [True, True, False, False, True]),
+        (
+            ["-----BEGIN PRIVATE KEY-----\n", "A" * 1500, "B" * 1500, " c"],
+            [True, True, True, False, False, False, True],
+        ),
+    ],
+    ids=["small", "a large delta", "large arguments", "a long hold"],
+)
+async def test_what_takes_long_is_checked_in_a_thread(guard: Guard, deltas: list[Any], at_once: list[bool]) -> None:
+    async def send(_: Any) -> None:
+        pass
+
+    metrics = Metrics(CollectorRegistry())
+    stream = Threads(Screening(guard, metrics), metrics)
+    exchange = _Exchange.__new__(_Exchange)
+    exchange._send = send
+    await exchange._send_events(stream, EventReader().feed(frames(deltas)))
+    assert stream.ended
+    assert [ident == get_ident() for ident in stream.seen][: len(at_once)] == at_once
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_large_streamed_answers_are_the_whole_ones(client: httpx.Client, path: str) -> None:
+    prompt = f"{TEXT} Call +1 415-555-2671. " * 40
+    tokens = [prompt[:3000], prompt[3000:]]
+    body = {**ask("hi", stream=True), "input": "hi"}
+    answer = client.post(path, json=body, headers=orders(say=prompt, tokens=tokens))
+    shown = f"{SHOWN} Call <PHONE_NUMBER_1>. " * 40
+    whole = events(answer)
+    if path.endswith("responses"):
+        assert "".join(event.get("delta", "") for event in whole if event != "[DONE]") == shown
+        assert whole[-1]["response"]["output"][0]["content"][0]["text"] == shown
+    else:
+        assert said(whole) == shown
 
 
 # --- any cut ------------------------------------------------------------------------------------------------------

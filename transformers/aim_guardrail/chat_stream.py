@@ -32,6 +32,11 @@ class ChatStream:
         self._choices: dict[int, _Choice] = {}
         self._last: Json = {}
 
+    @property
+    def held_chars(self) -> int:
+        """How much is held back now, of all choices."""
+        return sum(choice.held_chars for choice in self._choices.values())
+
     def take(self, chunk: Json, event: Event) -> bytes:
         """What may be sent now. Raises Blocked (then send ``blocked``), DetectorFailed, ServingError."""
         self._last = chunk
@@ -82,7 +87,7 @@ class ChatStream:
 
 
 class _Choice:
-    __slots__ = ("_calls", "_is_chat", "_metrics", "_screening", "_texts", "finished", "index")
+    __slots__ = ("_call_chars", "_calls", "_is_chat", "_metrics", "_screening", "_texts", "finished", "index")
 
     def __init__(self, index: int, screening: Screening, metrics: Metrics) -> None:
         self.index = index
@@ -91,7 +96,12 @@ class _Choice:
         self._screening = screening
         self._metrics = metrics
         self._texts: dict[str, StreamText] = {}
-        self._calls: dict[int, str] = {}
+        self._calls: dict[int, list[str]] = {}
+        self._call_chars = 0
+
+    @property
+    def held_chars(self) -> int:
+        return self._call_chars + sum(text.held_chars for text in self._texts.values())
 
     def take(self, item: Json) -> int:
         """Check one chunk's choice in place."""
@@ -145,7 +155,8 @@ class _Choice:
             function = call.get("function")
             if isinstance(function, dict) and function.get("arguments"):
                 index = call.get("index", position)
-                self._calls[index] = self._calls.get(index, "") + function["arguments"]
+                self._calls.setdefault(index, []).append(function["arguments"])
+                self._call_chars += len(function["arguments"])
                 function["arguments"] = ""
             _refuse_unless_clean(self._screening, call, NOT_TEXT)
         return _HELD
@@ -164,7 +175,7 @@ class _Choice:
         """The choice ends: what was still held, as a choice of one more chunk."""
         rest: Json = {key: text.finish() for key, text in self._texts.items()}
         delta = {key: text for key, text in rest.items() if text}
-        calls = {index: self._screening.json_text("answer", text) for index, text in self._calls.items()}
+        calls = {at: self._screening.json_text("answer", "".join(pieces)) for at, pieces in self._calls.items()}
         if -1 in calls:
             delta["function_call"] = {"arguments": calls.pop(-1)}
         if calls:
@@ -172,6 +183,7 @@ class _Choice:
         self.finished = True
         self._texts.clear()
         self._calls.clear()
+        self._call_chars = 0
         return self._item(delta, None) if delta else None
 
     def said_before(self, rest: Json, item: Json) -> Json:

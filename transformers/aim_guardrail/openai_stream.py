@@ -18,7 +18,7 @@ import orjson
 from aim_guardrail.chat_stream import ChatStream
 from aim_guardrail.exact_json import exact
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.pipeline import DetectorFailed
+from aim_guardrail.pipeline import INLINE_CHARS, DetectorFailed
 from aim_guardrail.responses_stream import ResponsesStream
 from aim_guardrail.screen import Blocked, Screening
 from aim_guardrail.sse import Event
@@ -42,6 +42,11 @@ class StreamScreen:
         self._kind: ChatStream | ResponsesStream | None = None
         self._spent_s = 0.0
         self._decision: str | None = None
+
+    def is_large(self, event: Event) -> bool:
+        """Whether feeding this event may take long: of it, and of what is held and may end with it, much is checked."""
+        held = self._kind.held_chars if self._kind is not None else 0
+        return len(event.raw) + held > INLINE_CHARS
 
     def feed(self, event: Event) -> bytes:
         """What may be sent now that ``event`` has come; may be empty.

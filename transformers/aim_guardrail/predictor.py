@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from aim_guardrail.v2 import from_rest, to_rest
 from aim_kserve.access import current_log
 from aim_kserve.errors import ServingError, UpstreamFailed
 from aim_kserve.http import JSON_LENGTH
-from aim_kserve.kserve import InferRequest, InferResponse
+from aim_kserve.kserve import InferenceError, InferRequest, InferResponse
 
 if TYPE_CHECKING:
     from aim_guardrail.upstream_grpc import GrpcUpstream
@@ -115,7 +116,7 @@ class Predictor:
             raise PredictorSaid(error_text(body), status=answer.status)
         try:
             return from_rest(body, answer.header(JSON_LENGTH), request)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, struct.error, InferenceError) as error:
             raise UpstreamFailed(f"the predictor's answer is not a V2 inference response: {error!r}") from error
 
     async def tensors(self, which: str) -> list[dict[str, Any]]:

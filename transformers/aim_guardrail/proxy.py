@@ -20,7 +20,7 @@ from aim_guardrail.openai_stream import StreamScreen
 from aim_guardrail.pipeline import INLINE_CHARS
 from aim_guardrail.policy import Direction
 from aim_guardrail.screen import NOT_TEXT, Json, Screening, Timed
-from aim_guardrail.sse import EventReader, EventTooLarge
+from aim_guardrail.sse import Event, EventReader, EventTooLarge
 from aim_guardrail.transformer import GuardrailModel
 from aim_guardrail.upstream import Answer, sent_on
 from aim_guardrail.v2 import check_binary
@@ -48,6 +48,9 @@ _KNOWN = frozenset(["chat/completions", "completions", "responses", "embeddings"
 #: Answers of numbers.
 _NO_TEXT_IN_ANSWER = frozenset(["embeddings"])
 _INTERNAL = "internal error: the server's log has the cause, by x-request-id"
+
+#: Of one read of a stream, before others have their turn.
+_MOST_INLINE_BYTES = 2 * INLINE_CHARS
 
 T = TypeVar("T")
 
@@ -236,13 +239,21 @@ class _Exchange:
         if not stream.ended:
             raise UpstreamFailed("the predictor broke off in the middle of its answer", code="predictor_broken")
 
-    async def _send_events(self, stream: StreamScreen, events: list[Any]) -> None:
-        out = []
+    async def _send_events(self, stream: StreamScreen, events: list[Event]) -> None:
+        """Large events are checked in a thread; of small ones, not more at once than others can wait for."""
+        out, inline = [], 0
         try:
             for event in events:
-                out.append(stream.feed(event))
+                inline += len(event.raw)
+                if stream.is_large(event):
+                    out.append(await asyncio.to_thread(stream.feed, event))
+                else:
+                    out.append(stream.feed(event))
                 if stream.ended:
                     break
+                if inline > _MOST_INLINE_BYTES:
+                    inline = 0
+                    await asyncio.sleep(0)
         finally:
             shown = b"".join(out)
             if shown:

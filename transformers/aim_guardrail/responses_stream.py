@@ -31,18 +31,26 @@ class ResponsesStream:
         self._screening = screening
         self._metrics = metrics
         self._texts: dict[tuple[Any, ...], tuple[StreamText, Json]] = {}
-        self._json: dict[tuple[Any, ...], tuple[str, Json]] = {}
+        self._json: dict[tuple[Any, ...], tuple[list[str], Json]] = {}
+        self._json_chars = 0
         self._response: Json = {}
         self._shift = 0  # events sent beyond those that came
         self._number = -1  # sequence_number of the last event sent
+
+    @property
+    def held_chars(self) -> int:
+        """How much is held back now."""
+        return self._json_chars + sum(text.held_chars for text, _ in self._texts.values())
 
     def take(self, payload: Json, event: Event) -> bytes:
         """What may be sent now. Raises Blocked (then send ``blocked``), DetectorFailed, ServingError."""
         kind: str = payload["type"]
         delta = payload.get("delta")
         if kind in _JSON_DELTAS and isinstance(delta, str):
-            text, _ = self._json.get(_key(kind, payload), ("", {}))
-            self._json[_key(kind, payload)] = (text + delta, payload)
+            pieces, _ = self._json.get(_key(kind, payload), ([], {}))
+            pieces.append(delta)
+            self._json[_key(kind, payload)] = (pieces, payload)
+            self._json_chars += len(delta)
             self._shift -= 1
             return b""
         if kind.endswith(".delta"):
@@ -103,7 +111,9 @@ class ResponsesStream:
             if rest := text.finish():
                 out += self._send({**template, "delta": rest}, None, extra=True)
         for key in [key for key in self._json if key == ends or kind in _TERMINAL]:
-            arguments, template = self._json.pop(key)
+            pieces, template = self._json.pop(key)
+            arguments = "".join(pieces)
+            self._json_chars -= len(arguments)
             shown = self._screening.json_text("answer", arguments)
             out += self._send({**template, "delta": shown}, None, extra=True)
         return out

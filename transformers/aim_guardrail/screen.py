@@ -17,7 +17,7 @@ from aim_guardrail.exact_json import exact
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import DetectorFailed, Guard, Session
 from aim_guardrail.policy import Direction, Verdict
-from aim_kserve.errors import BadRequest, ContentBlocked, Unavailable
+from aim_kserve.errors import BadRequest, ContentBlocked, ServingError, Unavailable, UpstreamFailed
 
 Json = dict[str, Any]
 
@@ -178,7 +178,8 @@ class Screening:
 
         Raises:
             Blocked, Unavailable: as :meth:`text`.
-            BadRequest: a prompt that cannot be checked (token ids, embeddings), or nesting deeper than 200.
+            BadRequest: a prompt that cannot be checked (token ids, embeddings), or nested deeper than 200 levels.
+            UpstreamFailed: an answer nested deeper than that.
         """
         self._keys, self._skipped = 0, skip
         try:
@@ -197,7 +198,7 @@ class Screening:
     def _object(self, direction: Direction, node: Json) -> bool:
         path, skipped = self._path, self._skipped
         if len(path) > _MAX_DEPTH:
-            raise BadRequest(f"the JSON is nested deeper than {_MAX_DEPTH} levels: flatten it", code="invalid_json")
+            raise _too_deep(direction)
         self._keys += len(node)
         path.append("")
         changed = self._names(direction, node)
@@ -254,6 +255,8 @@ class Screening:
 
     def _list(self, direction: Direction, node: list[Any]) -> bool:
         path, changed = self._path, False
+        if len(path) > _MAX_DEPTH:
+            raise _too_deep(direction)
         path.append(0)
         for index, value in enumerate(node):
             kind = type(value)
@@ -298,6 +301,15 @@ class Screening:
         return parts.lstrip(".")
 
 
+def _too_deep(direction: Direction) -> ServingError:
+    if direction == "answer":
+        return UpstreamFailed(
+            f"the predictor's answer is nested deeper than {_MAX_DEPTH} levels: it cannot be checked",
+            code="predictor_invalid",
+        )
+    return BadRequest(f"the JSON is nested deeper than {_MAX_DEPTH} levels: flatten it", code="invalid_json")
+
+
 def drop_shadows(node: Json) -> bool:
     """Null what repeats an answer's text piece by piece; True if there was any."""
     dropped = [shadow for shadow in SHADOWS if node.get(shadow) is not None]
@@ -336,30 +348,18 @@ def verdict_headers(action: str, families: tuple[str, ...], degraded: tuple[str,
 
 def unescaped(text: str) -> str:
     """JSON's escapes in a piece of JSON resolved, whatever else is wrong with it."""
-    if "\\" not in text:
-        return text
-    out, rest = [], text
-    while True:
-        before, slash, after = rest.partition("\\")
-        out.append(before)
-        if not slash:
-            return "".join(out)
-        if after[:1] == "u" and (code := _hex4(after[1:5])) is not None:
-            out.append(chr(code) if not 0xD800 <= code < 0xE000 else "\N{REPLACEMENT CHARACTER}")
-            rest = after[5:]
-        else:
-            out.append(_ESCAPES.get(after[:1], after[:1]))
-            rest = after[1:]
+    return _ESCAPE.sub(_plain, text) if "\\" in text else text
 
 
+_ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|(.?))", re.DOTALL)
 _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
-def _hex4(text: str) -> int | None:
-    try:
-        return int(text, 16) if len(text) == 4 and text.isalnum() else None
-    except ValueError:
-        return None
+def _plain(escape: re.Match[str]) -> str:
+    if escape[1] is None:
+        return _ESCAPES.get(escape[2], escape[2])
+    code = int(escape[1], 16)
+    return chr(code) if not 0xD800 <= code < 0xE000 else "\N{REPLACEMENT CHARACTER}"
 
 
 def _repeats_a_key(text: str) -> bool:

@@ -25,6 +25,11 @@ class StreamText:
         self._seen: Released | None = None
         self.last_words = ""
 
+    @property
+    def held_chars(self) -> int:
+        """How much is held back now."""
+        return self._guard.held_chars
+
     def push(self, piece: str) -> str:
         """What may be shown now. Raises Blocked; DetectorFailed."""
         shown = self._take(self._guard.push(piece))

@@ -7,7 +7,8 @@ are checked as in any JSON; this file is for what is not JSON.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -15,7 +16,7 @@ import orjson
 from aim_guardrail.exact_json import exact
 from aim_guardrail.policy import Direction
 from aim_guardrail.screen import Json, Screening
-from aim_kserve.errors import BadRequest
+from aim_kserve.errors import BadRequest, ContentBlocked, UpstreamFailed
 from aim_kserve.http import json_length, parse_object
 from aim_kserve.kserve import InferRequest, InferResponse, to_http_parameters
 
@@ -24,31 +25,56 @@ def check_binary(screening: Screening, direction: Direction, body: bytes, length
     """A body of JSON and the raw tensors after it, checked; with the length of its JSON.
 
     Raises:
-        BadRequest: lengths that do not add up.
+        BadRequest: a prompt's lengths that do not add up.
+        UpstreamFailed: an answer's.
         Blocked, Unavailable: see :class:`Screening`.
     """
+    with _blame(direction):
+        return _checked_binary(screening, direction, body, length)
+
+
+def _checked_binary(screening: Screening, direction: Direction, body: bytes, length: bytes) -> tuple[bytes, int]:
     split = json_length(length, len(body))
     head = exact(parse_object(body[:split]), body[:split])
     changed = screening.body(direction, head)
-    raws, offset = [], split
-    for tensor in _binary_tensors(head):
-        size = tensor["parameters"]["binary_data_size"]
-        raw = body[offset : offset + size]
-        if len(raw) != size:
-            raise BadRequest(f"{tensor.get('name')}: binary_data_size {size}, but {len(raw)} bytes are left")
-        offset += size
+    raws = []
+    for tensor, raw in _raw_tensors(head, body, split):
         if tensor.get("datatype") == "BYTES":
             checked = pack(check_elements(screening, direction, unpack(raw), str(tensor.get("name"))))
             if checked != raw:
                 raw, changed = checked, True
                 tensor["parameters"]["binary_data_size"] = len(raw)
         raws.append(raw)
-    if offset != len(body):
-        raise BadRequest(f"binary_data_size: {len(body) - offset} bytes follow the last tensor: state whose they are")
     if not changed and not screening.has_repeated_keys(body[:split]):
         return body, split
     text = orjson.dumps(head)
     return b"".join([text, *raws]), len(text)
+
+
+@contextmanager
+def _blame(direction: Direction) -> Iterator[None]:
+    """``with``: what is malformed in an answer is the predictor's fault, not the client's."""
+    try:
+        yield
+    except BadRequest as error:
+        if direction == "prompt" or isinstance(error, ContentBlocked):
+            raise
+        raise UpstreamFailed(f"the predictor's answer: {error.message}", code="predictor_invalid") from error
+
+
+def _raw_tensors(head: Json, body: bytes, offset: int) -> list[tuple[Json, bytes]]:
+    """The tensors whose data follow the JSON, which ends at `offset`, each with its data. Raises BadRequest."""
+    found = []
+    for tensor in _binary_tensors(head):
+        size = tensor["parameters"]["binary_data_size"]
+        raw = body[offset : offset + size]
+        if len(raw) != size:
+            raise BadRequest(f"{tensor.get('name')}: binary_data_size {size}, but {len(raw)} bytes are left")
+        offset += size
+        found.append((tensor, raw))
+    if offset != len(body):
+        raise BadRequest(f"binary_data_size: {len(body) - offset} bytes follow the last tensor: state whose they are")
+    return found
 
 
 def _binary_tensors(head: Json) -> list[Json]:
@@ -70,8 +96,15 @@ def check_tensors(screening: Screening, direction: Direction, message: InferRequ
     """A message of KServe's, checked in place: its BYTES tensors and its string parameters.
 
     Raises:
+        BadRequest: a prompt's tensor that is cut short.
+        UpstreamFailed: an answer's.
         Blocked, Unavailable: see :class:`Screening`.
     """
+    with _blame(direction):
+        _check_tensors(screening, direction, message)
+
+
+def _check_tensors(screening: Screening, direction: Direction, message: InferRequest | InferResponse) -> None:
     screening.body(direction, {"parameters": message.parameters})
     for tensor in message.inputs if isinstance(message, InferRequest) else message.outputs:
         if tensor.datatype != "BYTES":
@@ -178,14 +211,18 @@ def _as_json(elements: Any) -> list[Any] | None:
         return None
 
 
-def from_rest(body: bytes, json_length: bytes, request: InferRequest) -> InferResponse:
+def from_rest(body: bytes, length: bytes, request: InferRequest) -> InferResponse:
     """A V2 REST answer for the gRPC client that sent ``request``.
 
     Raises:
-        ValueError, KeyError, TypeError: it is not one.
+        ValueError, LookupError, TypeError, AttributeError, struct.error, InferenceError: it is not one.
+        UpstreamFailed: its lengths do not add up.
     """
-    if json_length:
-        answer = InferResponse.from_bytes(body, int(json_length))
+    if length:
+        with _blame("answer"):  # KServe takes what is cut short or too long
+            split = json_length(length, len(body))
+            _raw_tensors(parse_object(body[:split]), body, split)
+        answer = InferResponse.from_bytes(body, split)
     else:
         answer = InferResponse.from_rest(orjson.loads(body))
     return InferResponse(
