@@ -1,7 +1,9 @@
-"""uvicorn's HTTP protocol for clients that do not finish what they begin.
+"""uvicorn's HTTP protocol for clients that do not finish what they begin, or offer what is not taken.
 
 uvicorn waits for a request for ever: a client that sends a byte of its head now and then (slow loris), or none at all,
-holds a connection, and a head may grow without an end.
+holds a connection, and a head may grow without an end. It closes connections from which it has not read all, which
+resets them, so that clients do not see what they were told. And it loses the body of a request that offers an upgrade
+(Java's own client offers HTTP/2 with its first one), because its parser ends such a request with the head.
 """
 
 from __future__ import annotations
@@ -9,11 +11,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httptools
 import orjson
 
 from aim_kserve.corked import CorkedHttp
 from aim_kserve.errors import BadRequest
 
+LINGER_S = 2.0  # enough for what is on its way, and for a client to notice
 MAX_HEAD_BYTES = 64 * 1024  # h11's own bound, and more than nginx's four buffers of 8 KiB
 
 
@@ -27,6 +31,8 @@ class PatientHttp(CorkedHttp):
         super().connection_made(transport)
         self._head_bytes = 0  # of a head that is not complete
         self._in_head = False
+        self._offer = b""  # a head that offers an upgrade, without the offer
+        self._lingering = False
         self._timer: asyncio.TimerHandle | None = self.loop.call_later(self.patience_s, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -34,8 +40,12 @@ class PatientHttp(CorkedHttp):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
         was_in_head = self._in_head
-        super().data_received(data)
+        self._feed(data)
+        if self._lingering:
+            return
         if self.transport.is_closing():
             self._stop_waiting()
         elif self._in_head:
@@ -45,13 +55,38 @@ class PatientHttp(CorkedHttp):
             if self._awaits_body():
                 self._timer = self.loop.call_later(self.patience_s, self._give_up)
 
+    def _feed(self, data: bytes) -> None:
+        """uvicorn's data_received, but that an upgrade is not taken: a server may ignore it (RFC 9110, 7.8)."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            head, self._offer = self._offer, b""
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self._feed(head + data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"the request is not valid HTTP: {error}")
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        super().on_headers_complete()
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._offer = self._head_without_offer()
+        else:
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self._offer:
+            super().on_message_complete()
+
+    def _head_without_offer(self) -> bytes:
+        line = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        kept = [item for item in self.headers if item[0] not in (b"connection", b"upgrade", b"http2-settings")]
+        return line + b"".join(b"%s: %s\r\n" % item for item in kept) + b"\r\n"
 
     def _wait_for_head(self, more_bytes: int, *, since_now: bool) -> None:
         if since_now:
@@ -80,9 +115,26 @@ class PatientHttp(CorkedHttp):
 
     def _refuse(self, status: int, message: str) -> None:
         self._stop_waiting()
-        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
-            self.transport.write(_answer(status, message))
-        self.transport.close()
+        if self.transport.is_closing():
+            return
+        if self._is_answering() and self.cycle.response_started:
+            self.transport.close()
+            return
+        if self._is_answering():  # to a request that does not come
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.write(_answer(status, message))
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close, but read on a while: closing with unread data resets the connection, and the answer may be lost."""
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self._lingering = True
+            self.transport.write_eof()
+            self._timer = self.loop.call_later(LINGER_S, self.transport.close)
+        else:
+            self.transport.close()
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
@@ -92,7 +144,7 @@ class PatientHttp(CorkedHttp):
 
 def _answer(status: int, message: str) -> bytes:
     body = orjson.dumps(BadRequest(message).body())
-    reason = {408: "Request Timeout", 431: "Request Header Fields Too Large"}[status]
+    reason = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}[status]
     head = f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
     return f"{head}connection: close\r\n\r\n".encode() + body
 

@@ -160,6 +160,7 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
         return uvicorn.Config(
             self.app,
             http=patient(self.settings.timeout_receive),
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,

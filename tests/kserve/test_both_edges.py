@@ -177,6 +177,53 @@ def test_a_head_without_bounds(server: Served) -> None:
     assert "larger than 65536 bytes" in body["error"]["message"]
 
 
+def told_while_sending(server: Served, first: bytes, pause_s: float, more: bytes) -> tuple[int, Any]:
+    """What a client is told that looks for it only when it has sent all."""
+    with socket.create_connection(("127.0.0.1", server.http_port), 30) as client:
+        client.sendall(first)
+        time.sleep(pause_s)
+        for at in range(0, len(more), 8192):
+            client.sendall(more[at : at + 8192])
+            time.sleep(0.002)
+        got = b""
+        while more := client.recv(65536):
+            got += more
+    head, _, body = got.partition(b"\r\n\r\n")
+    return int(head.split()[1]), orjson.loads(body)
+
+
+def test_who_still_sends_is_told_all_the_same(server: Served) -> None:
+    """Closing a connection with unread data resets it, and the client's system throws away what had come."""
+    body = HEAD + b"content-length: 1000000\r\n\r\n{"
+    status, told = told_while_sending(server, body, 1.5, b" " * 500_000)
+    assert (status, told["error"]["type"]) == (408, "invalid_request_error")
+    status, told = told_while_sending(server, HEAD, 0, b"x-filler: " + b"x" * 500_000)
+    assert (status, told["error"]["type"]) == (431, "invalid_request_error")
+    status, told = told_while_sending(server, b"nonsense\r\n", 0, b"x" * 500_000)
+    assert (status, told["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_who_sends_for_ever_is_left(server: Served) -> None:
+    with socket.create_connection(("127.0.0.1", server.http_port), 30) as client:
+        client.sendall(b"nonsense\r\n")
+        started = time.monotonic()
+        with pytest.raises(ConnectionError):
+            while time.monotonic() < started + 20:
+                client.sendall(b"x" * 8192)
+                time.sleep(0.01)
+
+
+def test_an_upgrade_that_is_not_taken_changes_nothing(server: Served) -> None:
+    """Java's own client offers HTTP/2 with its first request, body and all."""
+    body = orjson.dumps(ask("hi"))
+    offer = (
+        b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.http_port), 30) as client:
+        client.sendall(HEAD + offer + b"content-length: %d\r\n\r\n" % len(body) + body)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+
+
 def test_who_takes_pauses_is_served(server: Served) -> None:
     """Longer than the patience in all, but no pause is."""
     body = orjson.dumps(ask("hi"))
