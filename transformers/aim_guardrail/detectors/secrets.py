@@ -56,7 +56,17 @@ _BASIC_RULE = "aim.basic-credentials"
 _PRIVATE_KEY_RULE = "aim.private-key"
 
 # The value may be anything: these know only what stands before it.
-_BY_NAME = frozenset({"aim.assignment", "aim.authorization", "aim.auth-header", "aim.aws-session-token"})
+_BY_NAME = frozenset(
+    {
+        "aim.assignment",
+        "aim.auth-header",
+        "aim.authorization",
+        "aim.aws-session-token",
+        "aim.command-password",
+        "aim.quoted-password",
+        "aim.spoken-password",
+    }
+)
 # A value by its name alone is none where it is cut short or masked, or where a view shows only its first part.
 _CUT_SHORT = ("..", "****", "/", "+")
 # Tokens that continue a list or name a request or a version, and the name of a secret in AWS, are no credentials.
