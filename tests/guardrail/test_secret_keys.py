@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import string
 import time
 from functools import cache
 from random import Random
@@ -80,6 +81,11 @@ PUNCTUATION = [
     "{}?",
     "{}:",
     "{}...",
+    "{}!?",
+    "{}?!!",
+    "{}.*",
+    "%{}%",
+    "**{}!**",
     "|{}|",
     "{}</td>",
     "{{{}}}",
@@ -113,6 +119,113 @@ def test_a_key_of_every_provider_is_found_in_any_wrapping(template: str):
         findings = [f for f in detector().scan(Text(before + sample.text + after)) if f.score >= 0.5]
         covered = {at for f in findings for at in range(f.start, f.end)}
         assert covered >= set(range(start, end)), (rule_id, before + sample.text + after)
+
+
+HEX = "0123456789abcdef"
+
+
+def uuid(random: Random) -> str:
+    return "-".join(made.chars(random, count, HEX) for count in (8, 4, 4, 4, 12))
+
+
+# What stands before the key's own characters, how many of those there are (from which alphabet), and what ends it.
+BY_FORM: dict[str, tuple[str, int, str, str]] = {
+    "adafruit": ("aio" + "_", 28, made.ALNUM, ""),
+    "bitbucket": ("AT" + "BB", 32, made.ALNUM, ""),
+    "browserbase": ("bb" + "_live_", 27, made.ALNUM, ""),
+    "contentful": ("CFP" + "AT-", 43, made.ALNUM, ""),
+    "crates.io": ("c" + "io", 32, made.ALNUM, ""),
+    "doppler": ("dp." + "st.dev.", 43, made.ALNUM, ""),
+    "e2b": ("e2b" + "_", 40, HEX, ""),
+    "elevenlabs": ("sk" + "_", 48, HEX, ""),
+    "facebook": ("EA" + "A", 120, made.ALNUM, ""),
+    "firecrawl": ("f" + "c-", 32, HEX, ""),
+    "fireworks": ("f" + "w_", 24, made.ALNUM, ""),
+    "flutterwave": ("FLW" + "SECK-", 32, HEX, "-X"),
+    "google oauth": ("GOC" + "SPX-", 28, made.ALNUM, ""),
+    "google token": ("ya" + "29.", 120, made.ALNUM, ""),
+    "jfrog": ("cmV" + "mdGtu", 56, made.ALNUM, ""),
+    "jina": ("ji" + "na_" + "0a1b2c3d" * 4, 28, made.ALNUM, ""),
+    "mailchimp": ("", 32, HEX, "-us" + "12"),
+    "netlify": ("nf" + "p_", 40, made.ALNUM, ""),
+    "new relic": ("NR" + "AK-", 27, string.ascii_uppercase + made.DIGITS, ""),
+    "notion": ("nt" + "n_", 46, made.ALNUM, ""),
+    "nuget": ("oy" + "2", 43, string.ascii_lowercase + made.DIGITS, ""),
+    "render": ("rn" + "d_", 32, made.ALNUM, ""),
+    "runpod": ("rp" + "a_", 40, string.ascii_uppercase + made.DIGITS, ""),
+    "sonar": ("sq" + "u_", 40, HEX, ""),
+    "stripe webhook": ("wh" + "sec_", 32, made.ALNUM, ""),
+    "tailscale": ("ts" + "key-auth-k7Qw3rT9yUCNTRL-", 32, made.ALNUM, ""),
+    "tavily": ("tv" + "ly-", 32, made.ALNUM, ""),
+    "telegram": ("1234567890" + ":AA", 33, made.ALNUM, ""),
+    "typeform": ("tf" + "p_", 59, made.ALNUM, ""),
+    "vercel": ("ver" + "cel_blob_rw_AbCdEf0123456789_", 30, made.ALNUM, ""),
+    "yandex": ("AQ" + "VN", 36, made.ALNUM, ""),
+}
+
+
+def key_by_form(provider: str, random: Random) -> str:
+    before, count, alphabet, after = BY_FORM[provider]
+    return before + made.chars(random, count, alphabet) + after
+
+
+@pytest.mark.parametrize("provider", sorted(BY_FORM))
+def test_keys_that_need_no_name(provider: str):
+    random = Random(provider)
+    for template in ("{}", "Use {} now.", "**{}**", "key `{}`!", '"{}"', "x={}&y=1"):
+        text = template.replace("{}", key_by_form(provider, random))
+        for shown in (redacted(text), streamed(list(text))):
+            assert shown == template.replace("{}", "<SECRET_1>"), text
+
+
+def test_keys_with_parts_that_need_no_name():
+    random = Random(8)
+    tail = made.chars(random, 24)
+    for key in (
+        "access-" + "production-" + uuid(random),
+        "HR" + "KU-" + uuid(random),
+        "pat-" + "na1-" + uuid(random),
+        "re" + f"_{made.chars(random, 8)}_{tail}",
+        "s" + f"k.eyJ{made.chars(random, 60)}.{made.chars(random, 22)}",
+        "M" + f"{tail}.{made.chars(random, 6)}.{made.chars(random, 38)}",
+        made.chars(random, 12) + ":APA" + "91b" + made.chars(random, 134),
+    ):
+        assert redacted(f"use {key} now") == "use <SECRET_1> now", key
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "after"),
+    [
+        ("https://discord.com/api/webhooks/905427997487531380/", made.chars(Random(1), 68), " now"),
+        ("https://a.blob.core.windows.net/c/f?sv=2022&sig=", "wgtqmEyinhCRFq7i9SR27NDNcsI6bYEZ5Iyo7EgyfNg%3D", "&sp=r"),
+        ("My password is ", "Tr0ub4dor3x", " and"),
+        ("Das Passwort ist ", "Sommer2024", ", ja"),
+        ("the password is: `", "hunter2xy", "`."),
+        ("sshpass -p ", "Tr0ub4dor3x", " ssh bob@h"),
+        ("mysql -u root -p", "Tr0ub4dor3x", " db"),
+        ("docker login -u bob -p ", "Tr0ub4dor3x", " h.io"),
+        ("redis-cli -a ", "Tr0ub4dor3x", "\n"),
+        ("client-key-data: ", base64.b64encode(b"-----BEGIN RSA PRIVATE" + b" KEY-----\nMIIE" * 9).decode(), "\n"),
+    ],
+)
+def test_finds_a_secret_by_where_it_stands(before: str, value: str, after: str):
+    text, shown = before + value + after, f"{before}<SECRET_1>{after}"
+    assert redacted(text) == shown
+    assert streamed(list(text)) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the password is Base64-encoded and SHA256-hashed",
+        "your password was changed on 2024-01-01",
+        "docker run -u app -p 127.0.0.1:8080:80 image",
+        "docker run -u 1000 -p 8080:80 image",
+        "perf/attr/test-stat-basic\n24a1319ab0a609ba2b20d11e9d478797  usr/lib/perf",
+    ],
+)
+def test_words_and_ports_are_no_passwords(text: str):
+    assert redacted(text) == text
 
 
 # Of what may stand in a key nothing says that it ends one, unless the same stands before it. A connection string holds

@@ -16,20 +16,22 @@ from aim_guardrail.text import BREAKS
 
 # Every pattern begins with the characters it looks for, and only there looks back: that is what makes it fast.
 _STOP = rf"(?:[{BREAKS}'|]|\Z)"  # what ends a word; in every view
+_CLOSING = "[.:!?*_~%-]"  # may stand before it behind a key, one after the other
 _KEY = r"(?<=[A-Za-z0-9_=/+.~:!$%@-]{12}.)"  # the character is behind something as long as the shortest key ...
 _NO_NAME = r"(?<![a-z_.-]{12}.)(?<![A-Z_.-]{12}.)"  # ... that is no long name, whose value is to come
 
-# In no key: shown as a ; behind one. (A | stands in Facebook's tokens, behind 15 or 16 digits; .:! only end a word, and
+# In no key: shown as a ; behind one. (A | stands in Facebook's tokens, behind 15 or 16 digits; .:!% only end a word, and
 # two more dots make an ellipsis.)
 _PUNCTUATION = re.compile(
-    r"[)\]}<(\[{&#*^$@\\?.:!,>|](?:(?<=[&#])(?=[\w.\[\]-]{1,64}=)"
-    rf"|{_KEY}(?:(?<=[)\]}}<(\[{{&#*^$@\\])|(?<=\?)(?!=)|(?<=\.)(?=\.\.)|(?<=[.:!])(?=[.:!]{{0,7}}{_STOP})"
+    r"[)\]}<(\[{&#*^$@\\?.:!,>|%](?:(?<=[&#])(?=[\w.\[\]-]{1,64}=)"
+    rf"|{_KEY}(?:(?<=[)\]}}<(\[{{&#*^$@\\])|(?<=\?)(?!=)|(?<=\.)(?=\.\.)"
+    rf"|(?<=[.:!%])(?={_CLOSING}{{0,7}}{_STOP})"
     rf"|(?:(?<=,)|(?<![^=]=>)(?<=>)|(?<![0-9]{{15}}\|)(?<=\|))(?:(?={_STOP})|{_NO_NAME})))"
 )
 # Emphasis, bullets and backslashes before a key, the same behind one.
 _MARKUP = re.compile(
     rf"[*_~\\-](?:(?<![A-Za-z0-9_.~*\\+-].)(?P<opening>[*_~\\-]{{0,7}})(?=[A-Za-z0-9$][^{BREAKS}]{{3}})"
-    rf"|{_KEY}[*_~\\-]{{0,7}}(?=[.:!]{{0,8}}{_STOP}))"
+    rf"|{_KEY}[*_~\\-]{{0,7}}(?={_CLOSING}{{0,8}}{_STOP}))"
 )
 _GAP = re.compile(f"[{BREAKS}]")
 # %20, %22, %3C, ...: what stands for a character that is in no key.
