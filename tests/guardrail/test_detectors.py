@@ -85,7 +85,7 @@ def test_finds_ibans_of_several_countries(country: str):
         ("call (020) 7946 0958", "PHONE_NUMBER", "(020) 7946 0958"),
         ("call 030/901820", "PHONE_NUMBER", "030/901820"),
         ("tel:+493012345678", "PHONE_NUMBER", "+493012345678"),
-        ("(+44 20 7946 1280) 100", "PHONE_NUMBER", "(+44 20 7946 1280"),
+        ("(+44 20 7946 1280) 100", "PHONE_NUMBER", "+44 20 7946 1280"),
         ("jörg@müller.de", "EMAIL_ADDRESS", "jörg@müller.de"),
         ("mail?to=bob@example.com&x=1", "EMAIL_ADDRESS", "bob@example.com"),
         ("'bob@example.com'", "EMAIL_ADDRESS", "bob@example.com"),

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import guardrail_values as made
+from aim_guardrail.detectors import phones as phones_module
 from aim_guardrail.detectors.base import FAMILIES
+from aim_guardrail.detectors.digit_rows import rows
 from aim_guardrail.detectors.numbering import REGIONS, nearest_region
 from aim_guardrail.detectors.pii import PiiDetector
 from aim_guardrail.pipeline import INLINE_CHARS, Guard, Session
@@ -136,6 +138,30 @@ def test_finds_values_inside_urls(value: str, place: str):
         assert written not in checked(place.replace("{}", written))
 
 
+@pytest.mark.parametrize("value", NUMBERS)
+@pytest.mark.parametrize(
+    "place", ["x?v=%22{}%22", "q=it%20is%20{}%20ok", "k%3D{}%26y", "a%2F{}%2Fb", "%0A{}%0D%0A", "%28{}%29"]
+)
+def test_finds_values_in_percent_encoding(value: str, place: str):
+    """A 20, 22 or 3D right before a number is no part of it, but between two groups of digits it is a blank."""
+    before, after = place.split("{}")
+    shown = checked(place.replace("{}", value.replace(" ", "%20").replace("+", "%2B")))
+    assert re.fullmatch(re.escape(before) + r"<[A-Z_]+_1>" + re.escape(after), shown), shown
+
+
+@pytest.mark.parametrize("place", ["?email={}&x", "mailto%3A{}", "https://h.io/u/{}/b", "%22{}%22", "{}"])
+def test_an_at_sign_may_be_encoded(place: str):
+    text = place.replace("{}", "jane.doe%40example.com")
+    assert checked(text) == place.replace("{}", "<EMAIL_ADDRESS_1>")
+
+
+def test_an_address_may_follow_a_colon():
+    for before in ("key:", "IP：", "ip-address:", "node:", "x: :", "地址："):
+        assert checked(f"{before}2001:db8::1 is") == f"{before}<IP_ADDRESS_1> is"
+        assert checked(f"{before}fe80::1") == f"{before}<IP_ADDRESS_1>"
+    assert checked("==51.248.35.156==") == "==<IP_ADDRESS_1>=="
+
+
 @pytest.mark.parametrize("label", sorted(made.PII))
 def test_finds_made_values_inside_markdown(label: str):
     for seed in range(8):
@@ -211,6 +237,18 @@ at-spi2-core (2.39.90.1-1) experimental; urgency=medium
 INC-4567890 and bug 5551234
 49152 65536 131072 262144
 200 404 500 503, 1024 2048 4096 8192
+7f1d2c3b4a50-7f1d2c3b4b50 r-xp 00000000 08:02 7392185 /usr/lib/x.so
+ISSN 0746-3641, e-ISSN: 0746-3641 and ORCID 0000-0002-1825-0097
+SKU 029-1765-256 and serial no. 0391-228-4410
+Physical Review E 71, 036108 (2005)
+https://doi.org/10.1016/0020-0190(74)90003-9 and S0375-9601(99)00757-4
+64 = 0100 0000, 192 = 1100 0000
+000ad60a: 0174 4007 480a 779c ee5e 0441 2386 af37
+index 58ca93a..0897110 100644
+<path d="M1.52-.87 2.83-2.12 3.51.98.32 2.03.5zm7 0a.75.75 0 110 1.5.75.75 0 110-1.5"/>
+<path d="M.094-.062.187.187.094-.093.187.156-.03.062"/>
+99 43651 4403 1 314 63 6 461 23 70447
+doi:10.1177/c.5020.883.75980
 """.splitlines()
 
 
@@ -351,11 +389,39 @@ def test_a_weak_finding_of_another_kind_hides_no_phone():
             '"phone": "4155552671"',
             "+44 (0)20 7946 0958",
         ),
+        *("Tel.030 901820", "um 10:30 0171 1234567", "at 12:30 415-555-2671", "8(495)123-45-67", "Fax.:030/901820"),
         *("415-555-2671 100 times", "2024-01-01 415-555-2671", "x?phone=%2B493012345678", "tel +1 (415) 555-2671 x7"),
     ],
 )
 def test_finds_phones_of_many_countries(text: str):
     assert "<PHONE_NUMBER_1>" in checked(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("(+1 415-237-3170)", "(<PHONE_NUMBER_1>)"),
+        ("[x](+1 415-237-3170)", "[x](<PHONE_NUMBER_1>)"),
+        ("see (030 901820) now", "see (<PHONE_NUMBER_1>) now"),
+        ("(call 415-555-2671)", "(call <PHONE_NUMBER_1>)"),
+        ("((212) 555-0123)", "(<PHONE_NUMBER_1>)"),
+        ("(+49) 30 901820", "<PHONE_NUMBER_1>"),
+        ("+49 (0)30 901820", "<PHONE_NUMBER_1>"),
+        ("[+49 (0)30 901820]", "[<PHONE_NUMBER_1>]"),
+    ],
+)
+def test_a_bracket_that_a_number_does_not_close_is_none_of_it(text: str, shown: str):
+    assert checked(text) == shown
+
+
+def test_brackets_without_end_are_looked_at_once():
+    """Counted work: how many candidates are judged in a row where every group has its bracket."""
+    judged = []
+    for count in (200, 400):
+        scan = "011)" * count
+        [row] = rows(scan, 0)
+        judged.append(len(list(phones_module._candidates(row, 0, len(row.groups) - 1))))
+    assert judged[1] <= 2 * judged[0] + 1 <= 4 * 200
 
 
 def test_finds_the_example_number_of_every_region():

@@ -12,6 +12,7 @@ from aim_guardrail.detectors.words import ADDRESS_WORDS, VERSION_WORDS, words_be
 # Presidio's pattern takes every \w and many symbols for a local part, so that `to=bob@x.com` or the text of a script
 # without spaces becomes part of the address. This one takes what providers hand out.
 _LOCAL_CHARS, _DOMAIN_CHARS = 64, 253  # RFC 5321
+_AT = re.compile("@|%40")
 _LOCAL_REVERSED = re.compile(r"[A-Za-z0-9._%+'-]+")
 _DOMAIN = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9-]{0,61}[A-Za-z0-9](?![A-Za-z0-9])"
@@ -20,9 +21,13 @@ _DOMAIN = re.compile(
 _IPV4 = re.compile(
     r"(?<![A-Za-z0-9])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![A-Za-z0-9]|\.[0-9])(?:/[0-9]{1,2}(?![A-Za-z0-9]))?"
 )
+# A colon may stand before it behind a word that is no group of hexadecimal digits itself.
+_NAMED = "".join(rf"|(?<=[G-Zg-z][A-Za-z]{{{letters}}}:)" for letters in range(4))
 _IPV6 = re.compile(
-    r"(?<![A-Za-z0-9:])(?<![0-9]\.)(?=[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:]{3,39}+(?:\.[0-9]{1,3}){0,3}"
-    r"(?:%[0-9A-Za-z]{1,16})?(?:/[0-9]{1,3})?(?![A-Za-z0-9:])"
+    r"(?:(?<![A-Za-z0-9:])|(?<=[A-Za-z]{5}:)"
+    + _NAMED
+    + r")(?<![0-9]\.)(?=[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:]{3,39}+(?:\.[0-9]{1,3}){0,3}"
+    r"(?:%(?!2[0Dd])[0-9A-Za-z]{1,16})?(?:/[0-9]{1,3})?(?![A-Za-z0-9:])"
 )
 _NOBODYS_IP = re.compile(
     r"(?:127(?:\.[0-9]+){3}|0(?:\.[0-9]+){3}|::1|255(?:\.[0-9]+){3}|ffff:[f:0]+)(?:/[0-9]+)?"  # loopback, masks
@@ -36,26 +41,30 @@ _SHORTENED = re.compile(
 _OCTETS = re.compile(r"(?::[0-9A-Fa-f]{2}){7}")  # EUI-64 and the like: every group a byte
 
 # ==1.2.3.4, (1:1.2.3.4-5), name-1.2.3.4.tar.gz, and the head of a Debian changelog
-_PINNED = re.compile(r"(?:[=~<>!]=|\^|<<|[0-9]:|[A-Za-z+][-_])\s?\Z|(?:\A|\n)[a-z0-9][a-z0-9+.-]{1,40} \(\Z")
+_PINNED = re.compile(
+    r"(?:[\w\])\"']\s{0,2}[=~<>!]=|\^|<<|[0-9]:|[A-Za-z+][-_])\s?\Z|(?:\A|\n)[a-z0-9][a-z0-9+.-]{1,40} \(\Z"
+)
+# 1.52-.87 2.83-2.12 3.51.98.32: numbers of an SVG path, of which each point begins another one
+_PATH_DATA = re.compile(r"(?:[A-Za-z]-?|\.[0-9]{1,4}-)\.[0-9][-0-9. ]*\Z|\.[0-9]{1,4}-[0-9]{1,3}\.[0-9][-0-9. ]*\Z")
 _CLOSE_CHARS = 24
 _SMALL = 32  # parts of versions and section numbers are small; one address in 4,000 has only such parts
 
 
 def emails(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
     """E-mail addresses whose domain ends in a public suffix."""
-    at, done = scan.find("@", since), since
-    while at >= 0:
-        domain = _DOMAIN.match(scan, at + 1, at + 2 + _DOMAIN_CHARS)
+    done = since
+    for sign in _AT.finditer(scan, since):
+        at = sign.start()
+        domain = _DOMAIN.match(scan, sign.end(), sign.end() + 1 + _DOMAIN_CHARS)
         start = _local_start(scan, at, done) if domain else None
         if domain and start is not None:
             end = domain.end()
             if scan[start] == "_" == scan[end : end + 1]:
                 start += 1  # emphasis
-            score = recognizer.score(scan[start:end]) if start < at else 0.0
+            score = recognizer.score(scan[start:end].replace("%40", "@")) if start < at else 0.0
             if score:
                 yield Hit(start, end, score)
                 done = end
-        at = scan.find("@", at + 1)
 
 
 def _local_start(scan: str, at: int, since: int) -> int | None:
@@ -77,6 +86,7 @@ def ips(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
     if scan.find(":", since) >= 0:
         for address in _IPV6.finditer(scan, since):
             start, end = address.span()
+            start += scan[start] == ":" != scan[start + 1]
             if scan[end - 1] == ":" and scan[end - 2] != ":":
                 end -= 1
             value = scan[start:end]
@@ -106,6 +116,8 @@ def _is_version(scan: str, address: re.Match[str]) -> bool:
     nothing says address.
     """
     start = address.start()
+    if _PATH_DATA.search(scan, max(start - _CLOSE_CHARS, 0), start):
+        return True
     telling = [word for word in words_before(scan, start) if word in VERSION_WORDS or word in ADDRESS_WORDS]
     if _PINNED.search(scan, max(start - 44, 0), start) or (telling and telling[-1] in VERSION_WORDS):
         return True

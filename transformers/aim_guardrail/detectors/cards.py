@@ -74,10 +74,14 @@ def _ends(row: Row, first: int) -> list[int]:
 
 
 def _is_grouping(lengths: tuple[int, ...], gap: str) -> bool:
-    """Whether cards are written in such groups: fours, what begins with fours, or the issuer's six and the rest."""
+    """Whether cards are written in such groups: fours and a rest, whole groups more than one of them, or the issuer's
+    six and the rest.
+    """
     if len(lengths) == 2 and gap == ".":
         return False  # a decimal
-    return len(lengths) == 1 or lengths[0] in (4, 8, 12) or lengths in _BY_BIN
+    if len(lengths) == 1 or lengths in _BY_BIN or lengths in _RARE_GROUPS:
+        return True
+    return lengths[0] in (4, 8, 12) and min(lengths[:-1]) >= 4
 
 
 def _is_card(row: Row, first: int, last: int, luhn: Recognizer) -> bool:

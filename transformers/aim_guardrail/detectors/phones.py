@@ -19,11 +19,12 @@ from aim_guardrail.detectors.numbering import (
     international_lengths,
     is_international,
 )
-from aim_guardrail.detectors.words import PHONE_WORDS, named
+from aim_guardrail.detectors.words import IDENTIFIER_WORDS, PHONE_WORDS, named, words_before
 
 _SCORE = 0.4  # Presidio's for every phone number
 _UNMARKED_SCORE = 0.3
 _MOST_GROUPS = 8
+_IDENTIFIER_REACH = 12
 
 # Gaps within one number; the first after an area code may be wider: 0171 / 1234567.
 _GAPS = frozenset({" ", "-", ".", "/", ")", ") ", ")-", ")/", "(", " (", "-(", ".(", " / ", " - "})
@@ -32,10 +33,15 @@ _WIDE = _AFTER_AREA | {" "}
 _PLUS = re.compile(r"(?:\(\+|\+\(?|%2[Bb])\Z")
 _OPENING = re.compile(r"[(\[]\Z")
 _EMPHASIS = "_*~"
-_PART_BEFORE = re.compile(r"[A-Za-z0-9][-.]?\Z")
+# In a word, a version, a range of two dots, behind the point of a decimal; `Tel.030` is a label.
+_PART_BEFORE = re.compile(r"(?:[A-Za-z0-9][-.]?|(?<!\.)\.\.|(?:\A|[^A-Za-z0-9.])\.)\Z")
+_LABEL_BEFORE = re.compile(r"(?:tel|fon|fax|phone|mob|mobil|handy)\.?\Z", re.IGNORECASE)
+_CLOCK = re.compile(r"[0-9]:\Z")
 _PART_AFTER = re.compile(r"[-._]?[A-Za-z0-9]")
 # Bytes in hexadecimal before: `3a 01 42 68 53 00`. A word of two such letters (`de 01 42 ...`) alone is none.
-_HEX_DUMP = re.compile(r"(?:\A|[^0-9A-Za-z])(?:[0-9A-Fa-f]{2} [A-Fa-f]{2}|(?=[A-Fa-f]?[0-9])[0-9A-Fa-f]{2,8}) {1,2}\Z")
+_HEX_DUMP = re.compile(
+    r"(?:\A|[^0-9A-Za-z:])(?:[0-9A-Fa-f]{2} [A-Fa-f]{2}|(?=[A-Fa-f]{0,7}[0-9])[0-9A-Fa-f]{2,8}) {1,2}\Z"
+)
 
 _NOT_A_PHONE = re.compile(
     r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}"  # dotted quad, valid address or not
@@ -44,6 +50,8 @@ _NOT_A_PHONE = re.compile(
     r"|[0-3]?[0-9]([-/. ])[0-3]?[0-9]\2(?:19|20)[0-9]{2}(?![0-9]).*"  # 03.09.2022, 9/3/2022
     r"|(?:19|20)[0-9]{2}[-/ ](?:19|20)[0-9]{2}"  # years
     r"|97[89][- ][0-9]{1,5}[- ][0-9]+[- ][0-9]+[- ][0-9]"  # ISBN
+    r"|[0-9]+ \((?:19|20)[0-9]{2}"  # 036108 (2005), a citation's
+    r"|[01]{4}(?: [01]{4})+"  # binary
     r"|1[0-9]{9}|1[0-9]{12}"  # Unix time in seconds or milliseconds
 )
 # Mobiles as India, China and others write them, where nothing but such a number stands in the row.
@@ -75,8 +83,9 @@ def phones(rows: Iterable[Row], plans: Numbering, known: Sequence[tuple[int, int
 
 def _pieces(row: Row, known: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """The stretches of groups that no gap and nothing known divides, each from a + on."""
-    first, at = 0, 0
-    for index, (start, end) in enumerate(row.groups):
+    start = row.groups[0][0]
+    first, at = 1 if _CLOCK.search(row.scan, max(start - 2, 0), start) else 0, 0  # 12:30 0171 1234567
+    for index, (start, end) in enumerate(row.groups[first:], first):
         while at < len(known) and known[at][1] <= start:
             at += 1
         taken = at < len(known) and known[at][0] < end
@@ -95,7 +104,7 @@ def _in_piece(row: Row, first: int, last: int, plans: Numbering) -> Iterator[Hit
     if prefix is not None:
         end = _international_end(row, first, last, prefix)
         if end is not None and not _is_part(row, first, end, anywhere=True):
-            yield Hit(row.groups[first][0] - len(lead), row.groups[end][1], _SCORE)
+            yield _hit(row, first, end, _SCORE)
             first = end + 1
         elif not prefix:
             return
@@ -150,7 +159,15 @@ def _national(row: Row, first: int, last: int, plans: Numbering) -> Iterator[Hit
     for score, start, end in sorted(scored, key=lambda candidate: (-candidate[0], candidate[1], -candidate[2])):
         if score and not any(taken[start : end + 1]):
             taken[start : end + 1] = b"\1" * (end + 1 - start)
-            yield Hit(row.groups[start][0] - len(_lead(row, start)), row.groups[end][1], score)
+            yield _hit(row, start, end, score)
+
+
+def _hit(row: Row, first: int, last: int, score: float) -> Hit:
+    """The number with its + and with an opening bracket, if it closes that itself."""
+    start, end, lead = row.groups[first][0], row.groups[last][1], _lead(row, first)
+    if lead[:1] in ("(", "[") and not any(sign in row.scan[start:end] for sign in ")]"):
+        lead = lead[1:]
+    return Hit(start - len(lead), end, score)
 
 
 def _candidates(row: Row, first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -162,12 +179,19 @@ def _candidates(row: Row, first: int, last: int) -> Iterator[tuple[int, int]]:
     start = first
     for index in range(first, last + 1):
         if ")" in row.gap(index + 1) if index < last else False:
-            for end in range(min(last, index + 4), index, -1):
-                yield index, end
+            yield from _bracketed(row, index, min(last, index + 4))
         if index == last or row.gap(index + 1) == " ":
             if (start, index) != (first, last) and index - start < _MOST_GROUPS:
                 yield start, index
             start = index + 1
+
+
+def _bracketed(row: Row, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """From an area code in brackets to every group before the next closing bracket, the longest first."""
+    end = first + 1
+    while end < last and ")" not in row.gap(end + 1):
+        end += 1
+    yield from ((first, at) for at in range(end, first, -1))
 
 
 def _score(row: Row, first: int, last: int, plans: Numbering, *, whole: bool) -> float:
@@ -185,7 +209,10 @@ def _score(row: Row, first: int, last: int, plans: Numbering, *, whole: bool) ->
     if not _consistent(row, first, last):
         return 0.0
     marked = not _AMBIGUOUS.fullmatch(value) and _is_marked(row, first, last, plans, whole=whole)
-    return _SCORE if marked or named(PHONE_WORDS, row.scan, start) else _UNMARKED_SCORE
+    if not named(PHONE_WORDS, row.scan, start):
+        marked = marked and IDENTIFIER_WORDS.isdisjoint(words_before(row.scan, start, _IDENTIFIER_REACH))
+        return _SCORE if marked else _UNMARKED_SCORE
+    return _SCORE
 
 
 def _is_marked(row: Row, first: int, last: int, plans: Numbering, *, whole: bool) -> bool:
@@ -227,11 +254,23 @@ def _like_a_dump(row: Row, first: int, gaps: tuple[str, ...]) -> bool:
     return set(gaps) == {" "} and _HEX_DUMP.search(row.scan, max(start - 11, 0), start) is not None
 
 
+def _is_in_word(before: str) -> bool:
+    return _PART_BEFORE.search(before) is not None and not _LABEL_BEFORE.search(before)
+
+
+def _is_glued(row: Row, first: int) -> bool:
+    """Whether a group goes on from the one before it: 0190(74)90003 of a DOI, -.093.187 of a path."""
+    gap = row.gap(first)
+    return (gap == "(" and row.lengths(first - 1, first - 1)[0] >= 4) or (len(gap) > 1 and gap[-1] == ".")
+
+
 def _is_part(row: Row, first: int, last: int, *, anywhere: bool = False) -> bool:
     """Whether the digits are a part of something longer (a UUID, a hash, a version); `anywhere`: of a word."""
     scan, start, end = row.scan, row.groups[first][0] - len(_lead(row, first)), row.groups[last][1]
-    before = scan[max(start - 5, 0) : start].rstrip(_EMPHASIS)
-    if first == 0 and (before[-1:].isalnum() if anywhere else _PART_BEFORE.search(before)):
+    before = scan[max(start - 8, 0) : start].rstrip(_EMPHASIS)
+    if first and _is_glued(row, first):
+        return True
+    if first == 0 and (before[-1:].isalnum() if anywhere else _is_in_word(before)):
         return True
     if last + 1 < len(row.groups):
         return False

@@ -27,6 +27,9 @@ _SSN = re.compile(
 )
 _CRYPTO = re.compile(r"(?<![A-Za-z0-9])(?:bc1|[13])[a-zA-HJ-NP-Z0-9]{25,59}(?![A-Za-z0-9])")
 
+# What a URL writes so is no part of a value, but a blank or a hyphen between two digits, a plus sign, or an at sign.
+_ENCODED = re.compile(r"%(?:0[0-9A-Fa-f]|2[1-9AaCcFf]|(?<![0-9].)(?:20|2[Dd])|3[A-Fa-f]|5[B-Eb-e]|60|7[B-Eb-e])")
+
 _DIGITS = re.compile(r"[0-9]+")
 _SHORT_IP = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:")
 _LONG_WORD = re.compile(r"[A-Za-z0-9]{26}")
@@ -52,20 +55,21 @@ class PiiDetector:
 
     def may_find(self, scan: str) -> bool:
         """An at sign, seven digits, or an address with fewer."""
-        if "@" in scan:
+        if "@" in scan or "%40" in scan:
             return True
         digits = sum(map(len, _DIGITS.findall(scan)))
         return digits >= 7 or (digits > 0 and (_SHORT_IP.search(scan) or _LONG_WORD.search(scan)) is not None)
 
     def scan(self, text: Text, since: int = 0) -> list[Finding]:
         """Personal data that begins at `since` or later (none can begin before and end after it)."""
+        scan = _ENCODED.sub("|||", text.scan) if "%" in text.scan else text.scan
         found: list[tuple[str, Hit]] = []
         for label, search in _SEARCH.items():
             if label in self.labels:
-                found += [(label, hit) for hit in search(text.scan, since, self._recognizers[label])]
+                found += [(label, hit) for hit in search(scan, since, self._recognizers[label])]
         if "IBAN_CODE" in self.labels:
-            found += [("IBAN_CODE", hit) for hit in self._accounts(text.scan, since)]
-        found += self._in_rows(text.scan, since, found)
+            found += [("IBAN_CODE", hit) for hit in self._accounts(scan, since)]
+        found += self._in_rows(scan, since, found)
         return [
             Finding("pii", label, *text.span(hit.start, hit.end), hit.score, _rule_id(label)) for label, hit in found
         ]

@@ -25,9 +25,13 @@ _ADDRESS = """
     ip ips ipv addr address addresses host hosts server client node remote peer gateway dns ssh ping curl http https
     tcp udp subnet cidr inet login logged bind listen proxy nameserver forwarded user root
 """
+_IDENTIFIER = """
+    issn isbn orcid doi sku lot serial imei asin upc ean
+"""
 CARD_WORDS = frozenset(_CARD.split())
 PHONE_WORDS = frozenset(_PHONE.split())
 VERSION_WORDS = frozenset(_VERSION.split())
+IDENTIFIER_WORDS = frozenset(_IDENTIFIER.split())
 ADDRESS_WORDS = frozenset(_ADDRESS.split())
 
 
