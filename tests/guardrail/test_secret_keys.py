@@ -217,6 +217,16 @@ def test_finds_a_secret_by_where_it_stands(before: str, value: str, after: str):
 @pytest.mark.parametrize(
     "text",
     [
+        "token = base64.b64encode(userpass).decode()",
+        "token = b64encode(userpass).decode()",
+        "credentials = base64.b64encode(f'{user}:{password}'.encode())",
+        "access_key = boto3.Session().get_credentials2()",
+        "created_secret = client.CoreV1Api().create_namespaced_secret(ns, body)",
+        "auth_token = request.headers2",
+        "password=self.password_v2, timeout=3",
+        "private_key: ed25519.Ed25519PrivateKey, f_priv",
+        "entity_mask2_token=entity_mask2_token, x=1",
+        "password_hash = hashlib.sha256(password.encode())",
         "the password is Base64-encoded and SHA256-hashed",
         "your password was changed on 2024-01-01",
         "docker run -u app -p 127.0.0.1:8080:80 image",
@@ -267,6 +277,19 @@ def test_a_view_is_as_long_as_the_text():
             before, after = around(template)
             scan = Text(before + sample.text + after).scan
             assert {len(view) for view in views(scan)} == {len(scan)}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("password=hunter2xyz(old)", "hunter2xyz"),
+        ("password = 'self.password_v2'", "self.password_v2"),
+        ("token: b64.Xy7qqPz81LmNo, next", "b64.Xy7qqPz81LmNo"),
+        ("api_key=api_key3Xy7q", "api_key3Xy7q"),
+    ],
+)
+def test_what_only_looks_like_code_is_a_value(text: str, value: str):
+    assert redacted(text) == text.replace(value, "<SECRET_1>")
 
 
 # --- what counts -----------------------------------------------------------------------------------------------------

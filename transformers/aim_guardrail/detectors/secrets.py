@@ -75,6 +75,16 @@ _NO_CREDENTIAL = re.compile(
     r"|\barn:[^\s\"']{1,128}:secret)[\"'`]?\s{0,3}[=:>]{1,3}\s{0,3}\\?[\"'`]?\Z",
     re.IGNORECASE,
 )
+# What stands in code where a value might: a call of a method, or of a function that encodes; a setting; a type.
+_CALL = re.compile(
+    r"(?:[A-Za-z_]\w*\.)+[A-Za-z_]\w*|\w*(?:b(?:16|32|58|64|85)|base64|b2a|a2b|md5|sha[0-9]|utf_?8|pbkdf2|x509)\w*",
+    re.ASCII,
+)
+_REFERENCE = re.compile(
+    r"(?:self|this|cls|os|args|opts|config|settings|process|request|req|env)(?:\.[A-Za-z_]\w*)+", re.ASCII
+)
+_TYPE = re.compile(r"(?:\w+\.)*\w*(?:Private|Public|Secret)Key", re.ASCII)
+_OWN_NAME = re.compile(r"(?<![\w.-])([A-Za-z_]\w{0,63})\s{0,3}=\s{0,3}\Z", re.ASCII)
 _PAIRED = frozenset("*_~/\\")
 
 _SCORES = {"high": 0.9, "medium": 0.6, "low": 0.3}
@@ -181,8 +191,25 @@ def _is_secret(scan: str, start: int, end: int, rule_id: str) -> bool:
         scan.startswith(_CUT_SHORT, end) or _NO_CREDENTIAL.search(scan, max(0, start - 160), start)
     ):
         return False
+    if rule_id == "aim.assignment" and _is_code(scan, start, end):
+        return False
     long = len(value) >= 16 or (len(value) >= 8 and _DIGIT.search(value) is not None)
     return long and not value.isdigit() and not _is_digest(scan, start, value)
+
+
+def _is_code(scan: str, start: int, end: int) -> bool:
+    """Whether what is assigned to `token` or `private_key` is computed (`b64encode(x)`, `os.environ2`), a type, or an
+    argument of the same name.
+    """
+    value = scan[start:end]
+    if scan[start - 1 : start] in ("'", '"', "`"):
+        return False
+    if scan[end : end + 1] == "(" and _CALL.fullmatch(value):
+        return True
+    if _REFERENCE.fullmatch(value) or _TYPE.fullmatch(value):
+        return True
+    name = _OWN_NAME.search(scan, max(0, start - 80), start)
+    return name is not None and name[1] == value
 
 
 def _is_basic(value: str) -> bool:
