@@ -477,6 +477,8 @@ def test_each_direction_has_its_own_regions():
         ("{type: pii, action: flag, regions: [us]}", "unknown region 'us': .*'US' is the nearest"),
         ("{type: pii, action: flag, regions: [US, US]}", "a region is listed twice"),
         ("{type: pii, action: flag, regions: []}", "regions: "),
+        ("{type: pii, action: flag, regions: [SE, NO]}", "YAML reads NO as false: put the code in quotes, 'NO'"),
+        ("{type: pii, action: flag, regions: [" + "A" * 90_000 + "]}", "unknown region 'A{30,40}[.]{3}A{30,40}': use"),
         ("{type: pii, action: flag, regions: DE}", "regions: 'DE' is refused"),
         ("{type: pii, action: flag, entities: [CRYPTO], regions: [US]}", "only PHONE_NUMBER has regions"),
         ("{type: secrets, action: flag, regions: [US]}", "only PHONE_NUMBER has regions"),

@@ -45,6 +45,8 @@ def test_fails_closed_by_default():
         ("on_error: open", "on_error: maybe", 3, "on_error: 'maybe' is not allowed: use 'closed' or 'open'"),
         ("version: 1\n", "", 1, "version: missing"),
         ("version: 1", "version: 2", 1, "version: 2 is not allowed: use 1"),
+        ("version: 1", "version: yes", 1, "version: True is not allowed: use 1"),
+        ("version: 1", "version: 1.0", 1, "version: 1.0 is not allowed: use 1"),
         ("name: chat", "name: Chat!", 2, "name: 'Chat!' is refused"),
         (
             "type: pii, action: redact",

@@ -20,7 +20,7 @@ from reprlib import Repr
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticKnownError
 
 from aim_guardrail.detectors.base import FAMILIES, Finding
 from aim_guardrail.policy_source import MAX_CHARS, PolicyError, Source
@@ -60,6 +60,13 @@ class Rule(_Strict):
         if value not in FAMILIES:
             near = _nearest(value, FAMILIES)
             raise ValueError(f"unknown type {_SHORT.repr(value)}: use one of {', '.join(FAMILIES)}{near}")
+        return value
+
+    @field_validator("regions", mode="before")
+    @classmethod
+    def _no_norway(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and any(item is False for item in value):
+            raise ValueError("YAML reads NO as false: put the code in quotes, 'NO'")
         return value
 
     @field_validator("entities", "regions", mode="before")
@@ -107,7 +114,7 @@ class Rule(_Strict):
         for region in value:
             if region not in REGIONS:
                 nearest = nearest_region(region)
-                raise ValueError(f"unknown region {region!r}: use ISO 3166-1 codes, {nearest!r} is the nearest")
+                raise ValueError(f"unknown region {_SHORT.repr(region)}: use ISO 3166-1 codes, {nearest!r} is the nearest")
         if len(set(value)) != len(value):
             raise ValueError("a region is listed twice: list each once")
         return value
@@ -146,6 +153,13 @@ class Policy(_Strict):
     prompt: tuple[Rule, ...] = ()
     answer: tuple[Rule, ...] = ()
     stream: StreamRules = StreamRules()
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _is_a_number(cls, value: Any) -> Any:
+        if type(value) is not int:  # Python takes True and 1.0 for 1
+            raise PydanticKnownError("literal_error", {"expected": "1"})
+        return value
 
     @field_validator("prompt", "answer", mode="before")
     @classmethod

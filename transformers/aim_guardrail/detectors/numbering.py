@@ -43,7 +43,7 @@ _MOST_WIDTHS = 13  # no group is longer than a whole national number
 
 def nearest_region(name: str) -> str:
     """The known region that was most likely meant by an unknown one."""
-    wanted = name.upper()
+    wanted = name[:40].upper()
     meant = _OFTEN_MEANT.get(wanted)
     return meant or max(sorted(REGIONS), key=lambda region: _likeness(wanted, region))
 
