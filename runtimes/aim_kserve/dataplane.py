@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 from aim_kserve.errors import BadRequest, Unavailable
 from aim_kserve.http import JSON_LENGTH, json_length
-from aim_kserve.kserve import DataPlane, InferenceRequest, InferRequest, ModelNotFound, ModelRepositoryExtension
+from aim_kserve.kserve import DataPlane, InferRequest, InvalidInput, ModelNotFound, ModelRepositoryExtension
+from aim_kserve.v2_body import read_binary
 
 
 class TruthfulDataPlane(DataPlane):  # type: ignore[misc]  # KServe ships no types
@@ -24,19 +24,27 @@ class TruthfulDataPlane(DataPlane):  # type: ignore[misc]  # KServe ships no typ
                 return {"status": f"model {model.name} has died"}
         return {"status": "alive"}
 
-    def decode_inference_request(self, body: Any, headers: Any, model_name: str) -> InferRequest:
-        """KServe reads a binary body's header without checking it: a missing key would be a 500; and it drops the
-        fields it does not know: they are left in ``unknown_fields``, for a model that will not ignore them."""
-        if isinstance(body, bytes):
-            json_length(headers.get(JSON_LENGTH.decode(), str(len(body))).encode("latin-1"), len(body))
+    def decode(self, body: Any, headers: Any, *arguments: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """KServe reads a CloudEvent without looking: a list where an object should be would be a 500."""
         try:
-            request = super().decode_inference_request(body, headers, model_name)
-            request.unknown_fields = list(body.model_extra or ()) if isinstance(body, InferenceRequest) else []
-            return request
+            decoded: tuple[Any, dict[str, Any]] = super().decode(body, headers, *arguments, **options)
+            return decoded
+        except InvalidInput:
+            raise
         except KeyError as error:
             raise BadRequest(f"the body lacks {error}", param=str(error.args[0])) from error
-        except (TypeError, AttributeError, struct.error) as error:
-            raise BadRequest(f"the body is not a V2 inference request: {error}") from error
+        except (AttributeError, TypeError, ValueError) as error:
+            raise BadRequest(f"the body is not a CloudEvent, as its headers say: {error}") from error
+
+    def decode_inference_request(self, body: Any, headers: Any, model_name: str) -> InferRequest:
+        """The fields that KServe does not know are left in ``unknown_fields``, for a model that will not ignore them;
+        it would drop them."""
+        length = headers.get(JSON_LENGTH.decode())
+        if isinstance(body, bytes) and length is not None:
+            return read_binary(body, json_length(length.encode("latin-1"), len(body)), model_name)
+        request = super().decode_inference_request(body, headers, model_name)
+        request.unknown_fields = list(body.model_extra or ())
+        return request
 
 
 class FixedRepository(ModelRepositoryExtension):  # type: ignore[misc]

@@ -98,7 +98,7 @@ try:
     from kserve.protocol.model_repository_extension import ModelRepositoryExtension
     from kserve.protocol.rest.server import metrics_handler
     from kserve.protocol.rest.v1_endpoints import register_v1_endpoints
-    from kserve.protocol.rest.v2_datamodels import InferenceRequest
+    from kserve.protocol.rest.v2_datamodels import InferenceRequest, RequestInput
     from kserve.protocol.rest.v2_endpoints import register_v2_endpoints
     from kserve.utils.utils import to_headers as grpc_headers
 finally:
@@ -128,6 +128,7 @@ __all__ = [
     "ModelRepository",
     "ModelRepositoryExtension",
     "ModelServer",
+    "RequestInput",
     "ServerNotLive",
     "ServerNotReady",
     "UnsupportedProtocol",

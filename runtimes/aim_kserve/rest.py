@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
@@ -16,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aim_kserve.access import log_of
@@ -28,6 +29,7 @@ from aim_kserve.http import (
     check_media,
     check_values,
     header,
+    json_length,
     read_body,
 )
 from aim_kserve.kserve import (
@@ -44,6 +46,7 @@ from aim_kserve.kserve import (
     register_v1_endpoints,
     register_v2_endpoints,
 )
+from aim_kserve.v2_body import check_v2
 
 logger = logging.getLogger("aim.server")
 
@@ -58,6 +61,7 @@ def install(
 ) -> FastAPI:
     """Put ``routes`` first, KServe's V1/V2 after them, ``/`` and ``/metrics``, and our exception handlers."""
     app.router.routes[:0] = [
+        _Misspelt(),
         *routes,
         Route("/metrics", metrics_handler, methods=["GET"]),
         Route("/", _live, methods=["GET"]),
@@ -79,8 +83,12 @@ def _bounded(app: ASGIApp, max_body_bytes: int) -> ASGIApp:
     async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive, max_body_bytes)
         check_media(scope["headers"], body)
-        if not header(scope["headers"], JSON_LENGTH):  # else: tensors
-            check_values(body)
+        length = header(scope["headers"], JSON_LENGTH)
+        text = body[: json_length(length, len(body))] if length else body
+        if scope["path"].startswith("/v2/") and text:
+            check_v2(text)
+        else:
+            check_values(text)
         scope["headers"] = _label_json(scope["headers"])
         given = False
 
@@ -101,6 +109,23 @@ def _bounded(app: ASGIApp, max_body_bytes: int) -> ASGIApp:
             log_of(scope).client_left = True
 
     return until_gone
+
+
+#: An octet of a path that needs no percent sign (RFC 3986: unreserved), or that would part it.
+_NEEDLESS = re.compile(rb"%(?:2[DdEeFf]|3[0-9Aa]|4[1-9A-Fa-f]|5[0-9AaFf]|6[1-9A-Fa-f]|7[0-9AaEe])")
+
+
+class _Misspelt(BaseRoute):
+    """``/v1%2Fmodels`` is another path than ``/v1/models``: gateways match what they see, and must not be passed by a
+    spelling that only we understand."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        spelt = scope["type"] != "http" or not _NEEDLESS.search(scope.get("raw_path") or b"")
+        return (Match.NONE if spelt else Match.FULL), {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["raw_path"].decode("latin-1")
+        raise NotFound(f"no such route: {scope['method']} {path}: write it without needless percent signs")
 
 
 async def _live(_: Request) -> Response:

@@ -238,7 +238,8 @@ def _elements(tensor: InferInput) -> list[Any]:
             offset += 4 + length
     except struct.error:
         raise BadRequest(
-            f"input 'prompt': byte {offset} of the binary data: not a 4-byte length and that many bytes",
+            f"input 'prompt': byte {offset} of the binary data: not a 4-byte length and that many bytes: "
+            "this is not a V2 inference request",
             param="prompt",
         ) from None
     return elements

@@ -137,3 +137,41 @@ async def test_a_predict_that_streams_is_answered(client: httpx.AsyncClient, mod
 
 async def test_versions_are_not_served(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v2/models/m/versions/1/ready")).status_code == 501
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"content-type": "application/cloudevents+json"}, b"[1]"),
+        ({"content-type": "application/json"}, b'{"time": 1, "type": "t", "source": "s", "id": "1", "specversion": "1.0"}'),
+        ({"content-type": "application/json", "ce-contenttype": "application/avro"}, b"[1]"),
+        ({"content-type": "application/json"}, b"\xff"),
+    ],
+)
+async def test_what_only_says_it_is_a_cloud_event(
+    client: httpx.AsyncClient, model: Troubled, headers: dict[str, str], body: bytes
+) -> None:
+    model.result = BadRequest("what the model was given is odd")
+    event = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "s", "ce-type": "t"}
+    for more in ({}, event):
+        answer = await client.post("/v1/models/m:predict", content=body, headers={**headers, **more})
+        assert answer.status_code == 400, answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1%2Fmodels", "/v1/models%2fm", "/v1/m%6Fdels/m", "/v1/models/m%3Apredict", "/v1/models/%6d:predict"),
+        *("/v2%2Fhealth/ready", "/v2/models/m%2Finfer", "/v2/models/%6D/infer", "/%6Detrics", "/v2/%2e%2e/v2/models"),
+    ],
+)
+async def test_a_path_is_served_in_one_spelling(client: httpx.AsyncClient, path: str) -> None:
+    for method in ("GET", "POST"):
+        answer = await client.request(method, path, json={"instances": ["x"]} if method == "POST" else None)
+        assert answer.status_code == 404
+        assert f"no such route: {method} {path}" in answer.text
+
+
+async def test_a_name_may_need_its_percent_signs(client: httpx.AsyncClient, model: Troubled) -> None:
+    answer = await client.get("/v2/models/a%20model%C3%A9%25/ready")
+    assert "a model\u00e9%" in answer.json()["error"]
