@@ -46,7 +46,8 @@ class _Cork:
 
     def _pull(self) -> None:
         if self._head:
-            self._transport.write(self._head)
+            if not self._transport.is_closing():  # the client may have left since
+                self._transport.write(self._head)
             self._head = b""
             self._cycle.transport = self._transport
 

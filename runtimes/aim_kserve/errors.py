@@ -36,6 +36,10 @@ GRPC_CODE_BY_STATUS = {
 }
 
 
+#: Of a message and of ``param``: both repeat words of the request, which may be of any length.
+_MESSAGE_CHARACTERS, _PARAM_CHARACTERS = 2000, 400
+
+
 class ServingError(Exception):
     """A refusal with everything a client needs to act on it.
 
@@ -60,9 +64,9 @@ class ServingError(Exception):
         status: int | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = _cut(message, _MESSAGE_CHARACTERS)
+        super().__init__(self.message)
+        self.param = None if param is None else _cut(param, _PARAM_CHARACTERS)
         self.code = code
         self.status = type(self).status if status is None else status
         self.retry_after_s = type(self).retry_after_s if retry_after_s is None else retry_after_s
@@ -81,6 +85,11 @@ class ServingError(Exception):
     def grpc_code(self) -> str:
         """Name of the ``grpc.StatusCode`` that says the same."""
         return GRPC_CODE_BY_STATUS.get(self.status, "INTERNAL" if self.status >= 500 else "FAILED_PRECONDITION")
+
+
+def _cut(text: str, most: int) -> str:
+    """``text``, without its middle if it is longer than ``most`` characters."""
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
 class BadRequest(ServingError):

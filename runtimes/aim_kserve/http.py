@@ -207,15 +207,20 @@ def or_shutdown() -> Iterator[None]:
     try:
         yield
     except asyncio.CancelledError as error:
-        if not _is_shutdown(error):
+        if not _goes_on(error):
             raise
         raise ShutDown from None
 
 
-def _is_shutdown(error: BaseException | None) -> bool:
+def is_shutdown(error: BaseException | None) -> bool:
+    """Whether that is how the server ends a request."""
+    return isinstance(error, asyncio.CancelledError) and error.args == (SHUTDOWN,)
+
+
+def _goes_on(error: BaseException | None) -> bool:
     """Whether that is how the server ends a request; the task may then go on to say so."""
     task = asyncio.current_task()
-    if not isinstance(error, asyncio.CancelledError) or error.args != (SHUTDOWN,) or task is None:
+    if not is_shutdown(error) or task is None:
         return False
     task.uncancel()
     return True
@@ -256,7 +261,7 @@ class cancelled_on_disconnect:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._watch.cancel()
         if not self._gone:
-            if _is_shutdown(error):
+            if _goes_on(error):
                 raise ShutDown from None
             return
         others = self._task.uncancel() > self._earlier  # somebody else wants this task to end, too

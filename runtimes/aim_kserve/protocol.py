@@ -2,23 +2,28 @@
 
 uvicorn waits for a request for ever: a client that sends a byte of its head now and then (slow loris), or none at all,
 holds a connection, and a head may grow without an end. It closes connections from which it has not read all, which
-resets them, so that clients do not see what they were told. And it loses the body of a request that offers an upgrade
-(Java's own client offers HTTP/2 with its first one), because its parser ends such a request with the head.
+resets them, so that clients do not see what they were told. It loses the body of a request that offers an upgrade
+(Java's own client offers HTTP/2 with its first one), because its parser ends such a request with the head. And of
+several requests that a client sends in one go, it tells only the last that the client has left, and reads no more while
+any wait: the engine would compute on for nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import Any
 
 import httptools
 import orjson
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from aim_kserve.corked import CorkedHttp
 from aim_kserve.errors import BadRequest
 
 LINGER_S = 2.0  # enough for what is on its way, and for a client to notice
 MAX_HEAD_BYTES = 64 * 1024  # h11's own bound, and more than nginx's four buffers of 8 KiB
+MAX_WAITING = 8  # requests of one connection, behind the one that is answered, while it is read on
 
 
 class PatientHttp(CorkedHttp):
@@ -26,6 +31,10 @@ class PatientHttp(CorkedHttp):
     for longer. The client is told (408), where it has sent something, and its connection is closed."""
 
     patience_s: float = 30
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._unanswered: deque[RequestResponseCycle] = deque()  # in their order
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -37,6 +46,9 @@ class PatientHttp(CorkedHttp):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        for cycle in self._unanswered:
+            cycle.disconnected = not cycle.response_complete
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -76,8 +88,16 @@ class PatientHttp(CorkedHttp):
         self._in_head = False
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self._offer = self._head_without_offer()
-        else:
-            super().on_headers_complete()
+            return
+        earlier = self.cycle
+        super().on_headers_complete()
+        if self.cycle is earlier:  # an upgrade
+            return
+        while self._unanswered and self._unanswered[0].response_complete:
+            self._unanswered.popleft()
+        self._unanswered.append(self.cycle)
+        if 0 < len(self.pipeline) <= MAX_WAITING:
+            self.flow.resume_reading()  # the end of the connection is read like a request
 
     def on_message_complete(self) -> None:
         if not self._offer:

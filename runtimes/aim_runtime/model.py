@@ -12,6 +12,7 @@ from typing import Any
 
 from aim_kserve.access import current_log
 from aim_kserve.errors import BadRequest, NotFound, ServingError, StartupError, Unavailable
+from aim_kserve.http import ShutDown, is_shutdown
 from aim_kserve.kserve import InferRequest, InferResponse, Model
 from aim_runtime.engines.base import Engine, Json, ModelLoadError, Operation, RequestContext, Stream
 from aim_runtime.fields import header_of, ignored_fields
@@ -196,6 +197,8 @@ def unknown_model(asked: str, served: Sequence[str]) -> NotFound:
 def _status_of(error: BaseException) -> int:
     if isinstance(error, ServingError):
         return error.status
+    if is_shutdown(error):
+        return ShutDown.status
     return 499 if isinstance(error, (asyncio.CancelledError, GeneratorExit)) else 500
 
 

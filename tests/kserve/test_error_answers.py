@@ -60,6 +60,14 @@ def test_every_error_has_a_status_in_both_protocols(error: Exception, status: in
     assert refusal.body()["error"]["type"] == type(refusal).type
 
 
+def test_no_refusal_is_as_long_as_what_it_refuses() -> None:
+    refusal = BadRequest(f"'{'x' * 10**6}' is no field: leave it out", param="y" * 10**6)
+    assert len(refusal.message) < 2500
+    assert refusal.message.endswith("is no field: leave it out")
+    assert len(refusal.body()["error"]["param"]) < 500
+    assert BadRequest("short", param="n").body()["error"]["param"] == "n"
+
+
 def test_grpc_codes_exist() -> None:
     import grpc
 

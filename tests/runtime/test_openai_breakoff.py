@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import httpx
+import orjson
 import pytest
 
 from aim_kserve.kserve import pb, pb_grpc
@@ -84,6 +85,25 @@ async def test_unary_requests_end_with_their_client(client: httpx.AsyncClient, p
         assert not waiting.done(), waiting.result().text
     waiting.cancel()
     assert await seconds_until_idle(client) < WITHIN_S
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("queued", [1, 3])
+async def test_requests_in_one_go_end_with_their_client(
+    client: httpx.AsyncClient, slow: Served, stream: bool, queued: int
+) -> None:
+    """uvicorn tells the last request of a connection that its client has left, and this one has not even begun."""
+    content = orjson.dumps({**LONG, "stream": stream})
+    one = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (CHAT.encode(), len(content)) + content
+    _, writer = await asyncio.open_connection("127.0.0.1", slow.http_port)
+    writer.write(one * (1 + queued))
+    while (await state(client))["running"] == 0:
+        await asyncio.sleep(0.01)
+    writer.close()
+    await seconds_until_idle(client)
+    await asyncio.sleep(0.1)
+    assert (await state(client))["running"] == 0
+    assert "Traceback" not in slow.stderr()
 
 
 async def test_grpc_requests_end_with_their_client(client: httpx.AsyncClient, slow: Served) -> None:

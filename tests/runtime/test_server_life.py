@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import httpx
 import orjson
 import pytest
+from prometheus_client import CollectorRegistry
 
+from aim_kserve.errors import Unavailable
+from aim_kserve.http import SHUTDOWN
 from aim_kserve.kserve import pb, pb_grpc
 from aim_kserve.server import LATE_S
+from aim_runtime.engines.base import RequestContext
+from aim_runtime.metrics import Metrics
+from aim_runtime.model import RuntimeModel
+from fake_engine import FakeEngine
 from served import Served
 
 CHAT = "/v1/chat/completions"
@@ -144,6 +154,41 @@ def test_what_does_not_finish_in_the_grace_period_is_told() -> None:
         assert orjson.loads(error.removeprefix("data: "))["error"]["code"] == "shutting_down"
         assert done == "data: [DONE]"
         assert server.exit_code(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (asyncio.CancelledError(SHUTDOWN), "503"),
+        (asyncio.CancelledError(), "499"),
+        (asyncio.CancelledError("something else"), "499"),
+        (ZeroDivisionError(), "500"),
+        (Unavailable("full"), "503"),
+    ],
+)
+async def test_who_ends_a_request_is_counted(error: BaseException, status: str) -> None:
+    """A stream and a whole answer that end in ``error``."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"{}"
+        raise error
+
+    async def run(body: dict[str, Any], _: RequestContext) -> AsyncIterator[bytes]:
+        if body.get("stream"):
+            return chunks()
+        raise error
+
+    engine, registry = FakeEngine("m"), CollectorRegistry()
+    model = RuntimeModel("m", engine, Metrics("m", engine, registry))
+    await model.load_async()
+    engine._operations = {"completions": run}
+    with contextlib.suppress(BaseException):
+        await model.call("completions", {}, RequestContext("r"))
+    stream = await model.call("completions", {"stream": True}, RequestContext("r"))
+    with contextlib.suppress(BaseException):
+        _ = [chunk async for chunk in stream]
+    counted = {"model_name": "m", "engine": "fake", "operation": "completions", "status": status}
+    assert registry.get_sample_value("aim_requests_total", counted) == 2
 
 
 def test_a_shutdown_that_hangs_is_ended_with_1_and_one_line() -> None:

@@ -16,6 +16,7 @@ from .sampling import SamplingParams
 
 _MAX_LOGPROBS = 20
 _SEED_RANGE = 2**63
+_DIGITS = 18  # of a key that is a token id: Python refuses to read thousands
 #: One wrong item is enough: describing thousands takes seconds.
 _TokenIds = Annotated[list[int], Field(fail_fast=True)]
 
@@ -258,8 +259,8 @@ def check_common(body: GenerationBody, *, slots: int, vocabulary_size: int) -> N
     for token in body.stop_token_ids or ():
         _check_token(token, vocabulary_size, "stop_token_ids")
     for key, bias in (body.logit_bias or {}).items():
-        if not key.isascii() or not key.isdigit():
-            raise BadRequest(f"'logit_bias' has the key {key!r}: keys are token ids", param="logit_bias")
+        if not key.isascii() or not key.isdigit() or len(key) > _DIGITS:
+            raise BadRequest(f"'logit_bias' has the key {key[:80]!r}: keys are token ids", param="logit_bias")
         _check_token(int(key), vocabulary_size, "logit_bias")
         if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
             at = f"logit_bias.{key}"

@@ -195,7 +195,7 @@ class _Reader:
         node: Any = self._root
         for part in unquote(pointer).split("/")[1:]:
             name = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
+            if isinstance(node, list) and name in map(str, range(len(node))):
                 node = node[int(name)]
             elif isinstance(node, dict) and name in node:
                 node = node[name]
