@@ -26,6 +26,7 @@ from aim_kserve.kserve import (
 )
 from aim_kserve.rest import as_serving_error
 from aim_kserve.settings import ServerSettings
+from aim_kserve.v2_body import check_parts
 
 logger = logging.getLogger("aim.server")
 
@@ -67,6 +68,8 @@ class _Servicer(InferenceServicer):  # type: ignore[misc]  # KServe ships no typ
     """KServe's, but for parameters: it drops in silence every one whose kind of value its protocol file lacks."""
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
+        parts = (request.inputs, request.outputs, request.parameters)
+        check_parts(sum(map(len, parts)))
         self.validate_grpc_request(request)
         inference = InferRequest.from_grpc(request)
         inference.parameters = decode(request.parameters, "parameters")

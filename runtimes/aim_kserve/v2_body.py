@@ -48,7 +48,11 @@ def check_v2(text: bytes) -> None:
         BadRequest: no JSON, or more commas or parts than a request has.
     """
     check_values(text, MAX_V2_COMMAS)
-    parts = sum(_parts(_loaded(text)))
+    check_parts(sum(_parts(_loaded(text))))
+
+
+def check_parts(parts: int) -> None:
+    """Raises BadRequest when a request has more than MAX_PARTS."""
     if parts > MAX_PARTS:
         raise BadRequest(
             f"the body has {parts} parts and may have {MAX_PARTS}: its tensors, their dimensions and parameters"

@@ -157,3 +157,15 @@ def test_calls_are_logged_with_their_request_id(triton: Ask, fake: Served) -> No
     assert (line["trace_id"], line["parent_id"]) == ("a" * 32, "b" * 16)
     assert line["path"] == "/inference.GRPCInferenceService/ModelInfer"
     assert (line["status"], line["model"], line["prompt_tokens"], line["completion_tokens"]) == ("OK", "m", 2, 16)
+
+
+def test_more_parts_than_a_request_has_are_refused_by_their_number(stub: pb_grpc.GRPCInferenceServiceStub) -> None:
+    """Half a million empty outputs fit into a message, and each would be looked at by the event loop."""
+    for field in ("inputs", "outputs"):
+        request = pb.ModelInferRequest(model_name="m")
+        for _ in range(5000):
+            getattr(request, field).add(name="text")
+        with pytest.raises(grpc.RpcError) as refusal:
+            stub.ModelInfer(request)
+        assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "5000 parts" in refusal.value.details()
