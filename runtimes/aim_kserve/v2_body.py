@@ -34,7 +34,7 @@ _SIZE = "binary_data_size"
 
 
 class _Input(RequestInput):  # type: ignore[misc]  # KServe ships no types
-    data: list[Any] = []
+    data: list[Any] = []  # noqa: RUF012  a pydantic field: copied for each
 
 
 class _BinaryRequest(InferenceRequest):  # type: ignore[misc]
@@ -110,7 +110,8 @@ def read_binary(body: bytes, json_bytes: int, model_name: str) -> InferRequest:
 
 def _validated(text: bytes) -> _BinaryRequest:
     try:
-        return _BinaryRequest.model_validate(_loaded(text))
+        request: _BinaryRequest = _BinaryRequest.model_validate(_loaded(text))
+        return request
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         *path, name = fault["loc"] or ("body",)

@@ -143,7 +143,10 @@ async def test_versions_are_not_served(client: httpx.AsyncClient) -> None:
     ("headers", "body"),
     [
         ({"content-type": "application/cloudevents+json"}, b"[1]"),
-        ({"content-type": "application/json"}, b'{"time": 1, "type": "t", "source": "s", "id": "1", "specversion": "1.0"}'),
+        (
+            {"content-type": "application/json"},
+            b'{"time": 1, "type": "t", "source": "s", "id": "1", "specversion": "1.0"}',
+        ),
         ({"content-type": "application/json", "ce-contenttype": "application/avro"}, b"[1]"),
         ({"content-type": "application/json"}, b"\xff"),
     ],

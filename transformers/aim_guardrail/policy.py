@@ -114,7 +114,8 @@ class Rule(_Strict):
         for region in value:
             if region not in REGIONS:
                 nearest = nearest_region(region)
-                raise ValueError(f"unknown region {_SHORT.repr(region)}: use ISO 3166-1 codes, {nearest!r} is the nearest")
+                given = _SHORT.repr(region)
+                raise ValueError(f"unknown region {given}: use ISO 3166-1 codes, {nearest!r} is the nearest")
         if len(set(value)) != len(value):
             raise ValueError("a region is listed twice: list each once")
         return value

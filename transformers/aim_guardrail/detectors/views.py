@@ -20,8 +20,8 @@ _CLOSING = "[.:!?*_~%-]"  # may stand before it behind a key, one after the othe
 _KEY = r"(?<=[A-Za-z0-9_=/+.~:!$%@-]{12}.)"  # the character is behind something as long as the shortest key ...
 _NO_NAME = r"(?<![a-z_.-]{12}.)(?<![A-Z_.-]{12}.)"  # ... that is no long name, whose value is to come
 
-# In no key: shown as a ; behind one. (A | stands in Facebook's tokens, behind 15 or 16 digits; .:!% only end a word, and
-# two more dots make an ellipsis.)
+# In no key: shown as a ; behind one. (A | stands in Facebook's tokens, behind 15 or 16 digits; .:!% only end a word,
+# and two more dots make an ellipsis.)
 _PUNCTUATION = re.compile(
     r"[)\]}<(\[{&#*^$@\\?.:!,>|%](?:(?<=[&#])(?=[\w.\[\]-]{1,64}=)"
     rf"|{_KEY}(?:(?<=[)\]}}<(\[{{&#*^$@\\])|(?<=\?)(?!=)|(?<=\.)(?=\.\.)"
