@@ -41,7 +41,13 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes:
     Raises:
         TooLarge: more than ``max_bytes``.
         ClientDisconnected: the client left while sending.
+        ShutDown: the server ended the request.
     """
+    with or_shutdown():
+        return await _read_body(receive, max_bytes)
+
+
+async def _read_body(receive: Receive, max_bytes: int) -> bytes:
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
         body: bytes = message.get("body", b"")

@@ -294,6 +294,27 @@ def test_who_outlasts_the_grace_period_is_told(which: str, predictor: FakePredic
         assert "Traceback" not in server.stderr()
 
 
+@pytest.mark.parametrize("path", [OPENAI[0], *KSERVE])
+@pytest.mark.parametrize("which", ["runtime", "guardrail"])
+def test_whose_body_outlasts_the_grace_period_is_told(which: str, path: str, predictor: FakePredictor) -> None:
+    start = (
+        Served.fake("--grace_period", "1") if which == "runtime" else guardrail(predictor.host, "--grace_period", "1")
+    )
+    head = (
+        b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{" % path.encode()
+    )
+    with start as server, ThreadPoolExecutor(1) as pool:
+        told = pool.submit(said_to, server, head)
+        time.sleep(0.3)
+        server.terminate()
+        status, body = told.result()
+        assert status == 503
+        said = body["error"] if path in KSERVE else body["error"]["message"]
+        assert "the server shut down before the answer was complete" in said
+        assert server.exit_code(10) == 0
+        assert "Traceback" not in server.stderr()
+
+
 # --- a log that cannot be written -----------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from aim_guardrail.transformer import GuardrailModel
 from aim_guardrail.upstream import Answer, sent_on
 from aim_guardrail.v2 import check_binary
 from aim_kserve.access import RequestLog, log_of
-from aim_kserve.errors import ServingError, TooLarge, UpstreamFailed
+from aim_kserve.errors import ServingError, UpstreamFailed
 from aim_kserve.http import (
     DONE,
     JSON_LENGTH,
@@ -71,12 +71,17 @@ class Proxy:
         exchange = _Exchange(self._model, self._metrics, scope, send)
         try:
             body = await read_body(receive, self._max_body_bytes)
+        except ClientDisconnected:
+            log_of(scope).client_left = True
+            return
+        except ServingError as error:  # too large, or the server ends
+            await exchange.refuse(error)
+            return
+        try:
             async with cancelled_on_disconnect(receive):
                 await exchange.serve(body)
         except ClientDisconnected:
             log_of(scope).client_left = True
-        except TooLarge as error:
-            await exchange.refuse(error)
 
     def _is_kserves(self, path: str) -> bool:
         """Whether KServe's app answers this: probes, metrics, and what V2 says about this very process; all of V2
