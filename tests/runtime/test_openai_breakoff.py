@@ -97,7 +97,7 @@ async def test_requests_in_one_go_end_with_their_client(
     one = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (CHAT.encode(), len(content)) + content
     _, writer = await asyncio.open_connection("127.0.0.1", slow.http_port)
     writer.write(one * (1 + queued))
-    while (await state(client))["running"] == 0:
+    while (await state(client))["running"] == 0:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     writer.close()
     await seconds_until_idle(client)
