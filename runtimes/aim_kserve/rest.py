@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -64,7 +64,7 @@ def install(
         _Misspelt(),
         *routes,
         Route("/metrics", metrics_handler, methods=["GET"]),
-        Route("/", _live, methods=["GET"]),
+        Route("/", _live(dataplane), methods=["GET"]),
     ]
     register_v1_endpoints(app, dataplane, repository)
     register_v2_endpoints(app, dataplane, repository)
@@ -128,8 +128,13 @@ class _Misspelt(BaseRoute):
         raise NotFound(f"no such route: {scope['method']} {path}: write it without needless percent signs")
 
 
-async def _live(_: Request) -> Response:
-    return JSONResponse({"status": "alive"})
+def _live(dataplane: DataPlane) -> Callable[[Request], Awaitable[Response]]:
+    async def live(_: Request) -> Response:
+        """What KServe answers at the root, and 503 where ``/v2/health/live`` says it: many probe this one."""
+        said = await dataplane.live()
+        return JSONResponse(said, status_code=200 if said["status"] == "alive" else 503)
+
+    return live
 
 
 async def _answer(request: Request, error: Exception) -> Response:

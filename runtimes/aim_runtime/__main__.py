@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 
 from aim_kserve.settings import SettingsError
+from aim_kserve.signals import end_while_starting
 from aim_runtime.settings import RuntimeSettings
 
 
 def main() -> None:
     """Entry point of ``aim-runtime``. Exit codes: 0 stopped, 1 cannot serve, 2 wrong settings."""
+    end_while_starting()
     try:
         settings = RuntimeSettings.load(
             sys.argv[1:], prog="aim-runtime", description="Serve one model over KServe V1, V2 (REST, gRPC) and OpenAI."

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import os
 import socket
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -313,6 +315,25 @@ def test_whose_body_outlasts_the_grace_period_is_told(which: str, path: str, pre
         assert "the server shut down before the answer was complete" in said
         assert server.exit_code(10) == 0
         assert "Traceback" not in server.stderr()
+
+
+@pytest.mark.parametrize("package", ["aim_runtime", "aim_guardrail"])
+def test_a_start_can_be_ended(package: str) -> None:
+    """The first process of a container does not get a SIGTERM that it has no handler for, and its imports take a
+    second: it would live until it is killed."""
+    code = f"""
+import os, signal, sys, time, types
+def run(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+server = sys.modules["{package}.server"] = types.ModuleType("{package}.server")
+server.run = run
+from {package}.__main__ import main
+main()
+"""
+    flags = ["--model_name", "m", *(["--predictor_host", "127.0.0.1:9"] if package == "aim_guardrail" else [])]
+    ended = subprocess.run([sys.executable, "-c", code, *flags], timeout=30, capture_output=True)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 # --- a log that cannot be written -----------------------------------------------------------------------------------

@@ -99,6 +99,15 @@ async def test_readiness_and_life_are_the_models(client: httpx.AsyncClient, mode
     assert await statuses() == [503, 503, 503, 503]
 
 
+async def test_the_root_says_whether_the_server_lives(client: httpx.AsyncClient, model: Troubled) -> None:
+    assert (await client.get("/")).json() == {"status": "alive"}
+    model.ready = False
+    assert (await client.get("/")).status_code == 200
+    model.lives = False
+    dead = await client.get("/")
+    assert (dead.status_code, dead.json()) == (503, {"status": "model m has died"})
+
+
 async def test_the_repository_is_fixed(client: httpx.AsyncClient, model: Troubled) -> None:
     async def post(verb: str, name: str = "m") -> tuple[int, Any]:
         answer = await client.post(f"/v2/repository/models/{name}/{verb}")
