@@ -236,6 +236,17 @@ def test_a_call_cut_off_ends_for_its_length():
     assert (made["tool_calls"][0]["arguments"], made["finish_reason"]) == ('{"x"', "length")
 
 
+@pytest.mark.parametrize("tail", [", ", ', {"na', ', {"name": "no'])
+def test_what_is_cut_off_of_a_list_of_calls_is_no_content(tail: str):
+    use = tool_use(TOOLS, "required", parallel=None, way="hermes", takes_tools=True)
+    assert use is not None
+    text = '[{"name": "now", "parameters": {}}' + tail
+    whole = ToolForm(use).choice(Delta(0, text=text, finish_reason="length"), "", None)
+    assert len(whole["message"]["tool_calls"]) == 1
+    assert (whole["message"]["content"], whole["finish_reason"]) == (None, "length")
+    assert streamed(use, list(text), reason="length")["content"] == ""
+
+
 def test_every_choice_has_calls_of_its_own():
     form = ToolForm(ToolUse(TOOLS, "hermes"))
     call = '<tool_call>{"name": "a", "arguments": {}}</tool_call>'

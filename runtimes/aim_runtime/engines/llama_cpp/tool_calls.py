@@ -161,13 +161,14 @@ class ToolCallText:
     Args:
         way: how calls are written.
         most: calls to tell at most (``parallel_tool_calls: false``: 1); later ones are dropped.
-        begun: the text begins behind the mark.
+        begun: the text begins behind the mark, and is nothing but calls.
     """
 
     def __init__(self, way: Way, most: int | None = None, *, begun: bool = False) -> None:
         self._way = way
         self._marks = _MARKS[way]
         self._most = most
+        self._only_calls = begun
         self._rest = ""  # not yet decided
         self._raw: list[str] = []  # decided to be a call's, of which nothing has been told
         self._space: list[str] = []  # white space that is content only if no call follows it
@@ -267,7 +268,8 @@ class ToolCallText:
         elif self._read == self._object and self._call.told:
             self.calls += 1  # cut off by the limit of tokens: what was told stands
         elif self._read != self._end and not (self._read == self._between and self.calls):
-            self._show("".join(self._raw) + self._rest)
+            if not (self._only_calls and self.calls):  # then it is the beginning of one more
+                self._show("".join(self._raw) + self._rest)
         if not self.calls:
             self._content += self._space
         self._rest, self._raw, self._space = "", [], []
