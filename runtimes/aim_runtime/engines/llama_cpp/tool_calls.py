@@ -267,9 +267,8 @@ class ToolCallText:
             self._show(self._rest)
         elif self._read == self._object and self._call.told:
             self.calls += 1  # cut off by the limit of tokens: what was told stands
-        elif self._read != self._end and not (self._read == self._between and self.calls):
-            if not (self._only_calls and self.calls):  # then it is the beginning of one more
-                self._show("".join(self._raw) + self._rest)
+        elif self._read != self._end and not (self.calls and (self._only_calls or self._read == self._between)):
+            self._show("".join(self._raw) + self._rest)
         if not self.calls:
             self._content += self._space
         self._rest, self._raw, self._space = "", [], []
