@@ -21,6 +21,7 @@ import fake_predictor
 from aim_guardrail.v2 import pack, unpack
 from aim_kserve.errors import BadRequest
 from aim_kserve.grpc_parameters import decode
+from aim_kserve.kserve import pb, pb_grpc
 from fake_predictor import FakePredictor
 from guarded import guardrail, orders
 from served import Served
@@ -287,6 +288,34 @@ def test_triton_grpc_client(transformer: Served, by_grpc: Served) -> None:
         assert answer["text"] == ["a", "to <EMAIL_ADDRESS_1>"]
         assert blocked["status"] == "StatusCode.INVALID_ARGUMENT"
         assert blocked["message"] == "prompt[1] was blocked by the guardrail: it contains secrets"
+
+
+@pytest.mark.parametrize("which", ["rest", "grpc"])
+@pytest.mark.parametrize("place", ["id", "parameter", "name", "tensor parameter", "output", "output parameter"])
+def test_grpc_hides_nothing_beside_its_tensors(
+    transformer: Served, by_grpc: Served, predictor: FakePredictor, which: str, place: str
+) -> None:
+    import grpc
+
+    def request(text: str) -> Any:
+        asked = pb.ModelInferRequest(model_name="m", id=text if place == "id" else "7")
+        tensor = asked.inputs.add(name=text if place == "name" else "prompt", datatype="BYTES", shape=[1])
+        tensor.contents.bytes_contents.append(b"hi")
+        output = asked.outputs.add(name=text if place == "output" else "text")
+        holders = {"parameter": asked, "tensor parameter": tensor, "output parameter": output}
+        if place in holders:
+            holders[place].parameters["note"].string_param = text
+        return asked
+
+    with grpc.insecure_channel((transformer if which == "rest" else by_grpc).grpc_url) as channel:
+        stub = pb_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.ModelInfer(request(KEY), timeout=20)
+        assert refused.value.code().name == "INVALID_ARGUMENT"
+        assert KEY not in refused.value.details()
+        stub.ModelInfer(request(f"to {MAIL}"), timeout=20)
+    assert MAIL not in str(predictor.last["body"])
+    assert "<EMAIL_ADDRESS_1>" in str(predictor.last["body"])
 
 
 def test_parameters_of_every_kind_pass(transformer: Served, by_grpc: Served, predictor: FakePredictor) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import guardrail_values as made
 from aim_guardrail.detectors import phones as phones_module
+from aim_guardrail.detectors import pii as pii_module
 from aim_guardrail.detectors.base import FAMILIES
 from aim_guardrail.detectors.digit_rows import rows
 from aim_guardrail.detectors.numbering import REGIONS, nearest_region
@@ -19,7 +20,7 @@ from aim_guardrail.detectors.pii import PiiDetector
 from aim_guardrail.pipeline import INLINE_CHARS, Guard, Session
 from aim_guardrail.policy import Policy, PolicyError, Rule, parse_policy
 from aim_guardrail.stream import StreamGuard
-from aim_guardrail.text import Text
+from aim_guardrail.text import CONTEXT_CHARS, WINDOW_CHARS, Text
 
 LABELS = sorted(FAMILIES["pii"])
 
@@ -103,6 +104,22 @@ def test_the_library_judges_only_what_has_a_values_form(monkeypatch: pytest.Monk
             work.append(asked[0])
         assert work[1] <= 2.2 * work[0] + 200, unit
         assert work[1] <= 8000 * 10, unit
+
+
+def test_long_texts_are_searched_in_windows_that_find_the_same(monkeypatch: pytest.MonkeyPatch):
+    random = Random(4)
+    values = [made.PII[random.choice(LABELS)](random) for _ in range(300)]
+    text = made.document(random, values)
+    assert len(text) > 2 * WINDOW_CHARS
+    detector, searched = PiiDetector(frozenset(LABELS)), []
+    hits = detector._hits
+    monkeypatch.setattr(detector, "_hits", lambda scan, since: searched.append(len(scan)) or hits(scan, since))
+    windows = {(f.label, f.start, f.end) for f in detector.scan(Text(text))}
+    assert len(searched) > 2
+    assert max(searched) < WINDOW_CHARS + CONTEXT_CHARS + 500
+    monkeypatch.setattr(pii_module, "WINDOW_CHARS", len(text))
+    assert {(f.label, f.start, f.end) for f in detector.scan(Text(text))} == windows
+    assert len(windows) >= 280
 
 
 def test_what_is_checked_inline_is_short():

@@ -20,7 +20,7 @@ from aim_guardrail.pipeline import INLINE_CHARS, Guard, Session
 from aim_guardrail.policy import Policy, Rule
 from aim_guardrail.proxy import _Exchange
 from aim_guardrail.stream import StreamGuard
-from aim_guardrail.text import Text
+from aim_guardrail.text import WINDOW_CHARS, Text
 
 
 @cache
@@ -461,7 +461,7 @@ def test_long_texts_are_searched_in_windows_that_find_the_same():
     random = Random(5)
     keys = [made.github_pat(random) for _ in range(60)]
     text = _windowed_text(keys, random)
-    assert len(text) > 8 * module._WINDOW_CHARS
+    assert len(text) > 8 * WINDOW_CHARS
     whole = [(f.start, f.end) for f in detector().scan(Text(text))]
     assert {text[start:end] for start, end in whole} >= set(keys)
     pieces = streamed([text[i : i + 997] for i in range(0, len(text), 997)])
@@ -528,7 +528,7 @@ def test_the_scanner_sees_a_bounded_multiple_of_the_text(shape: str, monkeypatch
     detector().scan(text)
     assert counting.chars <= 7 * len(text.scan) * 1.1
     unbroken = max(map(len, text.scan.split()), default=0)
-    assert counting.longest <= module._WINDOW_CHARS + 1024 + unbroken
+    assert counting.longest <= WINDOW_CHARS + 1024 + unbroken
 
 
 def _cpu_s(text: Text) -> float:

@@ -25,6 +25,9 @@ from bisect import bisect_right
 CONTEXT_CHARS = 512
 """How far back before a unit a detector may look (keywords such as `aws_secret_access_key = `)."""
 
+WINDOW_CHARS = 8192
+"""How much is searched at once: a search holds the interpreter until it finds something."""
+
 # Never inside a value: whitespace and the punctuation that quotes, lists and encloses.
 BREAKS = r"\s\",;<>()\[\]{}`"
 BREAK_CHARS = frozenset(' \t\n\r\f\v\x1c\x1d\x1e\x1f",;<>()[]{}`')
@@ -82,7 +85,8 @@ class Text:
         self._starts: array[int] | None = None
         self.scan = original
         if not original.isascii() or "\0" in original:
-            self.scan = original.translate(_FOLD)
+            pieces = (original[at : at + WINDOW_CHARS] for at in range(0, len(original), WINDOW_CHARS))
+            self.scan = "".join(piece.translate(_FOLD) for piece in pieces)
             if any(len(_FOLD[ord(char)]) != 1 for char in set(original)):
                 self._starts = array("l", (i for i, char in enumerate(original) for _ in _FOLD[ord(char)]))
         if "\\" in self.scan and _ESCAPE.search(self.scan):

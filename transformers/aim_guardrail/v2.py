@@ -105,7 +105,7 @@ def check_tensors(screening: Screening, direction: Direction, message: InferRequ
 
 
 def _check_tensors(screening: Screening, direction: Direction, message: InferRequest | InferResponse) -> None:
-    screening.body(direction, {"parameters": message.parameters})
+    _check_names(screening, direction, message)
     for tensor in message.inputs if isinstance(message, InferRequest) else message.outputs:
         if tensor.datatype != "BYTES":
             continue
@@ -116,6 +116,24 @@ def _check_tensors(screening: Screening, direction: Direction, message: InferReq
                 tensor._raw_data = pack(checked)
             else:
                 tensor.data = [element.decode("utf-8", "replace") for element in checked]
+
+
+def _check_names(screening: Screening, direction: Direction, message: InferRequest | InferResponse) -> None:
+    """What strings there are beside the tensors' elements: the id, names, parameters of all."""
+    said: Json = {"id": message.id, "parameters": message.parameters}
+    parts: dict[str, list[Any]] = {}
+    if isinstance(message, InferRequest):
+        parts = {"inputs": message.inputs, "outputs": message.request_outputs or []}
+    else:
+        parts = {"outputs": message.outputs}
+    for key, items in parts.items():
+        said[key] = [{"name": item.name, "parameters": to_http_parameters(item.parameters or {})} for item in items]
+    if not screening.body(direction, said):
+        return
+    message.id, message.parameters = said["id"], said["parameters"]
+    for key, items in parts.items():
+        for item, shown in zip(items, said[key], strict=True):
+            item._name, item.parameters = shown["name"], shown["parameters"] or None
 
 
 def _flat(data: Any) -> list[bytes]:

@@ -18,7 +18,7 @@ from aim_guardrail.detectors.digit_rows import Hit, in_uri, rows, unquoted
 from aim_guardrail.detectors.numbering import REGIONS, numbering
 from aim_guardrail.detectors.phones import phones
 from aim_guardrail.detectors.presidio import LABELS, Recognizer, iban_lengths, recognizers
-from aim_guardrail.text import Text
+from aim_guardrail.text import CONTEXT_CHARS, WINDOW_CHARS, Text
 
 _IBAN_START = re.compile(r"(?<![A-Z0-9])([A-Z]{2})[0-9]{2}(?=[ %-]?[A-Z0-9])")
 # Not behind a +, unless that is a space in a query string.
@@ -29,6 +29,8 @@ _CRYPTO = re.compile(r"(?<![A-Za-z0-9])(?:bc1|[13])[a-zA-HJ-NP-Z0-9]{25,59}(?![A
 
 # What a URL writes so is no part of a value, but a blank or a hyphen between two digits, a plus sign, or an at sign.
 _ENCODED = re.compile(r"%(?:0[0-9A-Fa-f]|2[1-9AaCcFf]|(?<![0-9].)(?:20|2[Dd])|3[A-Fa-f]|5[B-Eb-e]|60|7[B-Eb-e])")
+
+_CUT = re.compile(r"\n|(?<=[a-z])[ \t](?=[a-z])")  # between lines and between words
 
 _DIGITS = re.compile(r"[0-9]+")
 _SHORT_IP = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:")
@@ -55,6 +57,8 @@ class PiiDetector:
 
     def may_find(self, scan: str) -> bool:
         """An at sign, seven digits, or an address with fewer."""
+        if len(scan) > WINDOW_CHARS:
+            return True  # a search of all would keep other threads waiting
         if "@" in scan or "%40" in scan:
             return True
         digits = sum(map(len, _DIGITS.findall(scan)))
@@ -62,17 +66,23 @@ class PiiDetector:
 
     def scan(self, text: Text, since: int = 0) -> list[Finding]:
         """Personal data that begins at `since` or later (none can begin before and end after it)."""
-        scan = _ENCODED.sub("|||", text.scan) if "%" in text.scan else text.scan
+        return [finding for start, end in _windows(text.scan, since) for finding in self._scan_window(text, start, end)]
+
+    def _scan_window(self, text: Text, since: int, end: int) -> Iterator[Finding]:
+        first = max(0, since - CONTEXT_CHARS) if end - since < len(text.scan) else 0
+        scan = text.scan[first:end]
+        for label, hit in self._hits(_ENCODED.sub("|||", scan) if "%" in scan else scan, since - first):
+            span = text.span(first + hit.start, first + hit.end)
+            yield Finding("pii", label, *span, hit.score, _rule_id(label))
+
+    def _hits(self, scan: str, since: int) -> list[tuple[str, Hit]]:
         found: list[tuple[str, Hit]] = []
         for label, search in _SEARCH.items():
             if label in self.labels:
                 found += [(label, hit) for hit in search(scan, since, self._recognizers[label])]
         if "IBAN_CODE" in self.labels:
             found += [("IBAN_CODE", hit) for hit in self._accounts(scan, since)]
-        found += self._in_rows(scan, since, found)
-        return [
-            Finding("pii", label, *text.span(hit.start, hit.end), hit.score, _rule_id(label)) for label, hit in found
-        ]
+        return found + self._in_rows(scan, since, found)
 
     def _in_rows(self, scan: str, since: int, found: list[tuple[str, Hit]]) -> list[tuple[str, Hit]]:
         """Cards, then phones: what counts as something else by its own threshold is no phone."""
@@ -98,6 +108,15 @@ class PiiDetector:
             if account and not crosses and _is_account(account[0], recognizer):
                 yield Hit(*account.span(), 1.0)
                 at = account.end()
+
+
+def _windows(scan: str, since: int) -> Iterator[tuple[int, int]]:
+    """The text from `since` on in pieces between which no value lies, so that other threads have their turn."""
+    while since < len(scan):
+        cut = _CUT.search(scan, since + WINDOW_CHARS)
+        end = cut.end() if cut else len(scan)
+        yield since, end
+        since = end
 
 
 Search = Callable[[str, int, Recognizer], Iterator[Hit]]

@@ -24,7 +24,7 @@ from kingfisher_sdk import Rules, Scanner
 
 from aim_guardrail.detectors.base import Finding
 from aim_guardrail.detectors.views import views
-from aim_guardrail.text import BREAK_CHARS, BREAKS, CONTEXT_CHARS, PRIVATE_KEY, Text
+from aim_guardrail.text import BREAK_CHARS, BREAKS, CONTEXT_CHARS, PRIVATE_KEY, WINDOW_CHARS, Text
 
 _Match = tuple[int, float, str]
 """Where a match ends, its score, its rule."""
@@ -103,7 +103,6 @@ _WELL_KNOWN = re.compile(
 _NAME_EDGE = re.compile(r"[\s:/@=\"'`]")
 _LONG_RUN = re.compile(f"[^{BREAKS}]{{8,}}")
 _LONGER_RUN = re.compile(f"[^{BREAKS}]{{12}}")
-_WINDOW_CHARS = 8192
 _DIGIT = re.compile("[0-9]")
 _SPACE = re.compile(r"\s")
 _PAIR = re.compile(r":(?<=[^\s:\"'].)[^\s\"']{3}")  # user:password
@@ -132,7 +131,13 @@ class SecretDetector:
 
     def may_find(self, scan: str) -> bool:
         """A secret is at least 8 characters with a digit, or at least 12, or a password in its place."""
-        if "://" in scan or "-----" in scan or _LONGER_RUN.search(scan) or _PAIR.search(scan):
+        if (
+            len(scan) > WINDOW_CHARS
+            or "://" in scan
+            or "-----" in scan
+            or _LONGER_RUN.search(scan)
+            or _PAIR.search(scan)
+        ):
             return True
         return bool(_DIGIT.search(scan)) and any(_DIGIT.search(run) for run in _LONG_RUN.findall(scan))
 
@@ -172,7 +177,7 @@ def _windows(scan: str, since: int) -> Iterator[tuple[int, int]]:
     the scanner's own is not, for every text, and Python may turn to other threads in between.
     """
     while since < len(scan):
-        space = _SPACE.search(scan, since + _WINDOW_CHARS)
+        space = _SPACE.search(scan, since + WINDOW_CHARS)
         end = space.end() if space else len(scan)
         yield since, end
         since = end
