@@ -1,60 +1,32 @@
 """Continuous batching: one thread, one context, all sequences advance together.
 
-Each step computes one batch: first the next token of every sequence that is generating, so that a newcomer's prompt
-never delays an answer by more than a step; then pieces of prompts. Prompts are finished one after the other (the
-shortest remainder first, half of the room kept for the oldest), because computing eight together gives all eight
-their first token at the end. The room for prompts follows the machine: as many tokens as fit into STEP_TARGET_S.
+Each step computes one batch, as ``batch_plan`` plans it, samples from it, and hands ``deliveries`` what is new.
 """
 
 from __future__ import annotations
 
-import asyncio
 import bisect
-import contextlib
 import itertools
 import logging
 import queue
 import threading
 import time
-from dataclasses import dataclass
 
 from aim_kserve.errors import ServingError, Unavailable
 from aim_runtime.engines.base import EngineStats
 
+from .batch_plan import BatchPlan, Entry
 from .bindings import NO_KV_SLOT, LlamaContext, LlamaModel
 from .chooser import Chooser
+from .deliveries import Deliveries
 from .progress import Progress
 from .sampling import Logits, NoToken
-from .scoring import ROWS_PER_STEP
 from .sequence import Delta, Sequence
 from .slots import Slot, Slots
 
 logger = logging.getLogger(__name__)
 
-#: A step that carries prompt tokens should take no longer: it bounds inter-token latency and cancellation.
-STEP_TARGET_S = 0.25
-#: Smaller pieces of a prompt cost more per token than they save.
-MIN_PREFILL_TOKENS = 32
-#: llama.cpp's CPU flash attention computes 64 rows and more as tiles. That is faster the longer the context: per
-#: token 7.0 against 8.3 ms in the first 512, 9 against 20 ms at 1600 (SmolLM2-135M, one thread).
-TILE_TOKENS = 64
-LONG_CONTEXT_TOKENS = 512
-STALLED_RETRY_S = 5
 _WAKE = None
-
-
-@dataclass(slots=True)
-class _Entry:
-    """One sequence's part of a batch."""
-
-    slot: Slot
-    count: int
-    index: int = -1
-
-    @property
-    def completes(self) -> bool:
-        """Whether this part reaches the sequence's last token, so that the next can be sampled."""
-        return self.count == self.slot.pending
 
 
 class Scheduler:
@@ -80,14 +52,13 @@ class Scheduler:
         self._submitted = 0
         self._finished = 0
         self._waiting: list[Sequence] = []
-        self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[Sequence, Delta]]] = {}
+        self._deliveries = Deliveries()
+        self._plan = BatchPlan(context.batch.room)
         self._running = 0
         self._kv_usage = 0.0
         self._progress = Progress()
-        self._unanswered: set[Sequence] = set()  # those whose last delta has not been delivered
         self._gate = threading.Lock()  # between the last submission and the end of the thread
         self._over = False
-        self._token_s = 0.0
         self._stopping = False
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="llama-decode", daemon=True)
@@ -109,7 +80,7 @@ class Scheduler:
     @property
     def unanswered(self) -> bool:
         """Whether a request still waits for (the rest of) its answer."""
-        return bool(self._unanswered)
+        return self._deliveries.outstanding
 
     @property
     def in_flight(self) -> int:
@@ -129,7 +100,7 @@ class Scheduler:
             self._submitted += len(sequences)
             for sequence in sequences:
                 sequence.arrival = next(self._arrivals)
-                self._unanswered.add(sequence)
+                self._deliveries.expect(sequence)
                 self._inbox.put(sequence)
 
     def cancel(self, sequences: list[Sequence]) -> None:
@@ -144,13 +115,7 @@ class Scheduler:
 
     def give_up(self, reason: str) -> None:
         """Tell every request that no answer comes, while the thread stands still. It goes on without them."""
-        for sequence in list(self._unanswered):
-            sequence.cancelled = True
-            self._unanswered.discard(sequence)
-            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody is left to read
-                sequence.loop.call_soon_threadsafe(
-                    sequence.sink, sequence.delta(error=Unavailable(reason, retry_after_s=STALLED_RETRY_S))
-                )
+        self._deliveries.give_up(reason)
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread; what is left hears that the engine is shutting down. Blocks for up to a step.
@@ -231,7 +196,7 @@ class Scheduler:
         return True
 
     def _step(self) -> None:
-        entries = self._plan()
+        entries = self._plan.entries(self._slots.busy)
         if not entries:
             return
         began = time.monotonic()
@@ -241,43 +206,10 @@ class Scheduler:
         if code != 0:
             self._decode_one_by_one(entries)
         else:
-            self._learn_speed(sum(entry.count for entry in entries), time.monotonic() - began)
+            self._plan.learn(sum(entry.count for entry in entries), time.monotonic() - began)
             self._sample_all(entries)
 
-    def _plan(self) -> list[_Entry]:
-        """The next batch: generating sequences first, then prompts as far as there is room."""
-        busy = self._slots.busy
-        entries = [_Entry(slot, 1) for slot in busy if slot.pending == 1]
-        prompts = [slot for slot in busy if slot.pending > 1]
-        if not prompts:
-            return entries
-        room = self._prefill_room(len(entries), max(slot.running.length for slot in prompts))
-        oldest = min(prompts, key=lambda slot: slot.running.order)
-        shortest = sorted(prompts, key=lambda slot: (slot.running.priority, slot.pending, slot.running.arrival))
-        parts: dict[Slot, int] = {}
-        for slot, share in [(oldest, room // 2), *((slot, room) for slot in shortest)]:
-            taken = parts.get(slot, 0)
-            part = min(slot.pending - taken, share, room)
-            if slot.running.scoring:
-                part = min(part, ROWS_PER_STEP - taken)
-            if part > 0:
-                parts[slot] = taken + part
-                room -= part
-        return entries + [_Entry(slot, part) for slot, part in parts.items()]
-
-    def _prefill_room(self, generating: int, longest: int) -> int:
-        """Prompt tokens for the next step, which has ``generating`` others and a prompt of ``longest`` tokens."""
-        least = TILE_TOKENS if longest > LONG_CONTEXT_TOKENS else MIN_PREFILL_TOKENS
-        affordable = int(STEP_TARGET_S / self._token_s) - generating if self._token_s else least
-        return min(self._context.batch.room - generating, max(least, affordable))
-
-    def _learn_speed(self, tokens: int, elapsed_s: float) -> None:
-        """A moving mean of seconds per token, from batches big enough to tell."""
-        if tokens >= MIN_PREFILL_TOKENS:
-            now = elapsed_s / tokens
-            self._token_s = now if not self._token_s else 0.8 * self._token_s + 0.2 * now
-
-    def _decode(self, entries: list[_Entry]) -> int:
+    def _decode(self, entries: list[Entry]) -> int:
         """Compute ``entries`` as one batch; on success they are in the cache."""
         batch = self._context.batch
         batch.clear()
@@ -289,7 +221,7 @@ class Scheduler:
             )
         return self._context.decode()
 
-    def _make_room(self, entries: list[_Entry]) -> bool:
+    def _make_room(self, entries: list[Entry]) -> bool:
         """Free cache cells: idle prefixes first, then the least urgent sequence, which starts over later."""
         if self._slots.evict():
             return True
@@ -305,7 +237,7 @@ class Scheduler:
         entries[:] = [entry for entry in entries if entry.slot is not victim]
         return True
 
-    def _decode_one_by_one(self, entries: list[_Entry]) -> None:
+    def _decode_one_by_one(self, entries: list[Entry]) -> None:
         """After a failed batch: find the sequences that fail, end those, go on with the rest."""
         self._slots.restore(entry.slot for entry in entries)
         for entry in entries:
@@ -318,7 +250,7 @@ class Scheduler:
             message = f"the engine could not compute this request (llama_decode: {code})"
             self._end(entry.slot, entry.slot.running.delta(error=ServingError(message, code="decode_failed")))
 
-    def _sample_all(self, entries: list[_Entry]) -> None:
+    def _sample_all(self, entries: list[Entry]) -> None:
         for entry in entries:
             completes = entry.completes
             self._score_prompt(entry)
@@ -326,7 +258,7 @@ class Scheduler:
             if completes:
                 self._sample(entry.slot, self._context.logits(entry.index))
 
-    def _score_prompt(self, entry: _Entry) -> None:
+    def _score_prompt(self, entry: Entry) -> None:
         """Keep what the entry's rows tell of the prompt's tokens, where the request asks for it."""
         scores, first = entry.slot.running.scores, entry.index - entry.count + 1
         if scores is not None and entry.slot.running.scoring:
@@ -373,7 +305,7 @@ class Scheduler:
         elif sequence.generated >= sequence.generation.max_tokens:
             self._finish(slot, delta, "length")
         else:
-            self._send(sequence, delta)
+            self._deliveries.add(sequence, delta)
 
     def _finish(self, slot: Slot, delta: Delta, reason: str) -> None:
         rest = slot.running.text.finish()
@@ -391,24 +323,14 @@ class Scheduler:
         sequence.finished = True
         self._chooser.forget(sequence)
         self._finished += 1
-        self._send(sequence, delta)
-
-    def _send(self, sequence: Sequence, delta: Delta) -> None:
-        self._outbox.setdefault(sequence.loop, []).append((sequence, delta))
+        self._deliveries.add(sequence, delta)
 
     def _flush(self) -> None:
         """Publish figures and hand over the step's deltas: one call into each event loop per step."""
         busy = self._slots.busy
         self._running = len(busy)
         self._kv_usage = min(1.0, self._slots.cells_in_use / self._context.cells)
-        for loop, items in self._outbox.items():
-            try:
-                loop.call_soon_threadsafe(self._deliver, items)
-            except RuntimeError:  # that loop is closed: nobody is left to read
-                for sequence, _ in items:
-                    sequence.cancelled = True
-                    self._unanswered.discard(sequence)
-        self._outbox = {}
+        self._deliveries.flush()
 
     def _abandon(self, reason: str) -> None:
         """Tell every request that no answer comes, and take no more."""
@@ -430,10 +352,3 @@ class Scheduler:
                 return None
             if sequence is not _WAKE:
                 return sequence
-
-    def _deliver(self, items: list[tuple[Sequence, Delta]]) -> None:
-        for sequence, delta in items:
-            if sequence in self._unanswered:
-                sequence.sink(delta)
-            if delta.last:
-                self._unanswered.discard(sequence)
