@@ -30,6 +30,8 @@ _CRYPTO = re.compile(r"(?<![A-Za-z0-9])(?:bc1|[13])[a-zA-HJ-NP-Z0-9]{25,59}(?![A
 # What a URL writes so is no part of a value, but a blank or a hyphen between two digits, a plus sign, or an at sign.
 _ENCODED = re.compile(r"%(?:0[0-9A-Fa-f]|2[1-9AaCcFf]|(?<![0-9].)(?:20|2[Dd])|3[A-Fa-f]|5[B-Eb-e]|60|7[B-Eb-e])")
 
+_BETWEEN = "|||"  # stands for it: an account's groups may be as far apart
+
 _CUT = re.compile(r"\n|(?<=[a-z])[ \t](?=[a-z])")  # between lines and between words
 
 _DIGITS = re.compile(r"[0-9]+")
@@ -71,7 +73,7 @@ class PiiDetector:
     def _scan_window(self, text: Text, since: int, end: int) -> Iterator[Finding]:
         first = max(0, since - CONTEXT_CHARS) if end - since < len(text.scan) else 0
         scan = text.scan[first:end]
-        for label, hit in self._hits(_ENCODED.sub("|||", scan) if "%" in scan else scan, since - first):
+        for label, hit in self._hits(_ENCODED.sub(_BETWEEN, scan) if "%" in scan else scan, since - first):
             span = text.span(first + hit.start, first + hit.end)
             yield Finding("pii", label, *span, hit.score, _rule_id(label))
 
@@ -125,14 +127,14 @@ Search = Callable[[str, int, Recognizer], Iterator[Hit]]
 def _iban_patterns() -> dict[str, re.Pattern[str]]:
     """Each country's number of characters, in groups or not."""
     return {
-        country: re.compile(rf"{country}[0-9]{{2}}(?:(?:[ -]|%2[0D])?[A-Z0-9]){{{length - 4}}}(?![A-Z0-9])")
+        country: re.compile(rf"{country}[0-9]{{2}}(?:(?:[ -]|%2[0D]|\|\|\|)?[A-Z0-9]){{{length - 4}}}(?![A-Z0-9])")
         for country, length in iban_lengths().items()
     }
 
 
 def _is_account(account: str, recognizer: Recognizer) -> bool:
     """Mod 97 (ISO 13616) before anything costlier is asked."""
-    plain = unquoted(account).replace(" ", "").replace("-", "")
+    plain = unquoted(account).replace(" ", "").replace("-", "").replace(_BETWEEN, "")
     as_number = "".join(str(int(char, 36)) for char in plain[4:] + plain[:4])
     return int(as_number) % 97 == 1 and recognizer.score(plain) > 0
 
