@@ -482,37 +482,3 @@ def test_a_memory_mode_is_changed_only_when_it_must_be():
     many = make_plan(fleet, parse_workloads("workloads: [{name: a, memory: 10GiB, replicas: 17}]"))
     assert many.complete
     assert many.totals.nodes_drained == 1
-
-
-@pytest.mark.parametrize(("chain", "nodes"), [(2, 20), (3, 20), (4, 60)])
-def test_what_must_stand_together_finds_room_while_nodes_are_empty(chain: int, nodes: int):
-    # Every first of a chain fits on the first few nodes, where then nobody finds room beside it.
-    works = [
-        {"name": f"w{i}-{place}", "memory": "30GiB", **({"affinity": [f"w{i}-{place - 1}"]} if place else {})}
-        for i in range(8 * nodes // chain // 2)
-        for place in range(chain)
-    ]
-    fleet = parse_fleet(f"nodes:\n- {{name: n, count: {nodes}, gpu: MI210, cards: 8}}\n")
-    plan = make_plan(fleet, workloads_of([Workload.model_validate(work) for work in works]))
-    assert plan.complete, plan.unplaced[0]
-    there = {placement.workload: placement.node for placement in plan.placements}
-    assert all(there[work["name"]] == there[str(work["affinity"][0])] for work in works if "affinity" in work)
-
-
-def test_several_targets_meet_where_all_of_them_fit():
-    works = [{"name": f"a{i}", "memory": "30GiB"} for i in range(6)] + [
-        {"name": f"b{i}", "memory": "30GiB"} for i in range(6)
-    ]
-    works += [{"name": f"c{i}", "memory": "30GiB", "affinity": [f"a{i}", f"b{i}"]} for i in range(6)]
-    fleet = parse_fleet("nodes:\n- {name: n, count: 40, gpu: MI210, cards: 4}\n")
-    assert make_plan(fleet, workloads_of([Workload.model_validate(work) for work in works])).complete
-
-
-def test_what_runs_or_is_pinned_is_not_moved_for_company():
-    fleet = parse_fleet("nodes:\n- {name: n, count: 3, gpu: MI210, cards: 1}\n")
-    works = [Workload.model_validate({"name": "a", "memory": "30GiB", "pinned": {"node": "n-1"}})]
-    before = make_plan(fleet, workloads_of(works))
-    works.append(Workload.model_validate({"name": "b", "memory": "30GiB", "affinity": ["a"]}))
-    for now in (before, None):
-        plan = make_plan(fleet, workloads_of(works), current=now or ())
-        assert [(placement.id, placement.node) for placement in plan.placements] == [("a/0", "n-1")]

@@ -5,13 +5,11 @@ What does not fit switches the empty node (or, with mixed modes, the empty card)
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from random import Random
 from typing import NamedTuple
 
-from .beside import move_together
 from .bins import Bin, Found, slot_of, switching
 from .problem import LEVELS, Job, PlanNode, Problem, Running
 from .sketch import Modes, take
@@ -119,11 +117,6 @@ class Builder:
         self.state = State(problem, modes, strategy.fraction_first, chance)
         self.left = [job.workload.replicas for job in problem.jobs]
         self.running: dict[int, list[Running]] = {}
-        # Where groups that must stand together can go: the node the last one went to, and per kind those never used.
-        self.moved_to: int | None = None
-        self.empty: dict[int, deque[int]] = {}
-        for node in problem.nodes:
-            self.empty.setdefault(node.alike, deque()).append(node.number)
 
     def build(self) -> State:
         self._keep_running()
@@ -217,35 +210,12 @@ class Builder:
     def _place_special(self, job: Job, most: int = 1 << 30) -> None:
         while self.left[job.index] and (most := most - 1) >= 0:
             found = self.state.find(job)
-            if found is None and (self._make_room(job) or (self.may_switch and self._switch_for_one(job))):
+            if found is None and (self._bring_target(job) or (self.may_switch and self._switch_for_one(job))):
                 found = self.state.find(job)
             if found is None:
                 return
             self.state.place(job, found)
             self.left[job.index] -= 1
-
-    def _make_room(self, job: Job) -> bool:
-        if not job.affinity:
-            return False
-        if self._bring_target(job):
-            return True
-        for node in self._elsewhere():
-            if move_together(self.state, job, (node,)):
-                self.moved_to = node
-                return True
-        return False
-
-    def _elsewhere(self) -> Iterator[int]:
-        """Nodes for a group: all of a small fleet; else where the last one went, and an empty one of each kind."""
-        if len(self.problem.nodes) <= _NODES_TO_TRY:
-            yield from range(len(self.problem.nodes))
-            return
-        if self.moved_to is not None:
-            yield self.moved_to
-        for nodes in islice(self.empty.values(), _NODES_TO_TRY):
-            while nodes and self.state.touched[nodes[0]]:
-                nodes.popleft()
-            yield from islice(nodes, 1)
 
     def _bring_target(self, job: Job) -> bool:
         """Place one more replica of the workload `job` must stand beside, where there is room for both."""
@@ -285,8 +255,6 @@ class Builder:
 
     def _switch_for_one(self, job: Job) -> bool:
         """Switch the cheapest empty node so that one more replica of `job` fits; False where none would do."""
-        if job.affinity:
-            return False  # its node must hold a replica already, and such a node is not switched
         best: tuple[tuple[int, ...], PlanNode, tuple[str, ...]] | None = None
         for node in self._switchable(job):
             for labels in modes_of(node):
@@ -310,6 +278,8 @@ class Builder:
                 yield node
 
     def _would_hold(self, job: Job, node: PlanNode, labels: tuple[str, ...]) -> bool:
+        if job.affinity:
+            return False  # its node must hold a replica already, and such a node is not switched
         kinds = Counter((card.kinds[label], card.hive) for card, label in zip(node.cards, labels, strict=True))
         position = job.pin[1] if job.pin else None
         for (kind, hive), cards in kinds.items():
