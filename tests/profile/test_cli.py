@@ -375,3 +375,21 @@ def test_a_memory_limit_of_nothing_is_refused() -> None:
     assert "memory-limit: '0GiB' is less than a byte" in refusal(
         "show", LLAMA, "--gpu", "MI300X", "--memory-limit", "0GiB"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--context", 10**11), "context: 100000000000 is not usable: Input should be less than or equal to 16777216"),
+        (("--concurrency", 10**20), "concurrency: 100000000000000000000 is not usable"),
+        (("--lora-slots", 5, "--lora-rank", 5000), "finetuning.lora_rank: Input should be less than or equal to 512"),
+        (("--lora-slots", 2000), "finetuning.lora_slots: Input should be less than or equal to 1024"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_show_too(options: tuple[object, ...], says: str) -> None:
+    assert says in refusal("show", LLAMA, "--gpu", "MI300X", *options)
+
+
+def test_a_memory_limit_no_engine_can_be_told_fits_nothing() -> None:
+    said = refusal("show", LLAMA, "--gpu", "MI300X", "--memory-limit", "10MiB", code=1)
+    assert "a memory limit of 10485760 bytes is less than an engine can be told to take" in said

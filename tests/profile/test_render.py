@@ -292,3 +292,11 @@ def test_yaml_is_written_as_a_person_would() -> None:
     assert text.count("\n---\n") == 1
     kinds = [document["kind"] for document in yaml.safe_load_all(text)]
     assert kinds == ["ClusterServingRuntime", "InferenceService"]
+
+
+def test_a_limit_too_small_for_a_plan_s_figures_is_a_refusal() -> None:
+    plan = sample_plan()
+    chat = next(placement for placement in plan.placements if placement.workload == "chat")
+    tiny = chat.model_copy(update={"memory_limit_gib": 0.0})
+    with pytest.raises(RenderError, match=r"chat/0: a memory limit of 1 bytes"):
+        services_of(plan.model_copy(update={"placements": (tiny,)}))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aim_profile.errors import AimProfileError, PartitionError
+from aim_profile.files.read import check as check_options
 from aim_profile.gpus.catalog import Accelerator, Deployment, PartitionMode, by_name
 from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.models.load import by_id, known_ids, load_model
@@ -23,7 +24,6 @@ from aim_profile.serving.check import Finding, check
 from aim_profile.serving.derive import NoSuchProfileError, Refusal, Wanted, derive, derive_from_id
 from aim_profile.serving.files import Form, Unified, body_of, form_of, read_file, write
 from aim_profile.serving.profile import (
-    FineTuning,
     Metric,
     Profile,
     ProfileId,
@@ -216,15 +216,13 @@ def wanted(
     lora_rank: int = 16,
     **options: Any,
 ) -> Wanted:
-    """What the options ask for. Raises AimProfileError for a memory limit without a unit."""
+    """What the options ask for. Raises AimProfileError for numbers out of range, or a memory limit without a unit."""
     # Left out is not the same as `latency`: a reference may say throughput.
     said: dict[str, Any] = {} if metric is None else {"metric": metric}
-    return Wanted(
-        memory_limit_bytes=None if memory_limit is None else parse_memory(memory_limit, field="memory-limit"),
-        finetuning=FineTuning(lora_slots=lora_slots, lora_rank=lora_rank) if lora_slots else None,
-        **said,
-        **options,
-    )
+    if lora_slots:
+        said["finetuning"] = {"lora_slots": lora_slots, "lora_rank": lora_rank}
+    limit = None if memory_limit is None else parse_memory(memory_limit, field="memory-limit")
+    return check_options(Wanted, {**options, **said, "memory_limit_bytes": limit}, "options", AimProfileError)
 
 
 def find_profile(

@@ -158,7 +158,8 @@ def _wanted(placement: Placement, workload: Workload | None) -> Wanted:
         tensor_parallel=placement.tp,
         kv_dtype=kv_dtype,
         qos_priority=placement.priority,
-        memory_limit_bytes=None if limit is None else int(limit * GIB),
+        # A plan rounds to a thousandth of a GiB: what is less is too little, not no limit.
+        memory_limit_bytes=None if limit is None else max(1, int(limit * GIB)),
         finetuning=FineTuning(lora_slots=slots, lora_rank=workload.lora_rank) if workload and slots else None,
     )
 

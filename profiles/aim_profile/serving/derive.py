@@ -11,7 +11,16 @@ from aim_profile.gpus.catalog import Accelerator, Deployment, PartitionMode, by_
 from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.models.known import by_id
 from aim_profile.nodes.facts import AllocMode
-from aim_profile.sizing.fit import STEP_TOKENS, DoesNotFit, Request, default_context, demand, fit, limit_notes
+from aim_profile.sizing.fit import (
+    STEP_TOKENS,
+    DoesNotFit,
+    Request,
+    default_context,
+    demand,
+    fit,
+    limit_notes,
+    make_request,
+)
 from aim_profile.sizing.kv_cache import KvDtype
 from aim_profile.units import gib
 
@@ -83,7 +92,10 @@ def derive(model: ModelFacts, mode: PartitionMode, wanted: Wanted | None = None)
     if refused := _not_computable(accelerator, precision, wanted):
         return refused
     share = share_of(accelerator, mode, wanted.alloc_mode, wanted.memory_limit_bytes)
-    asked = Request(
+    if not share.utilization:
+        limit = f"a memory limit of {wanted.memory_limit_bytes} bytes"
+        return Refusal(f"{limit} is less than an engine can be told to take")
+    asked = make_request(
         precision=precision,
         context=wanted.context or default_context(model),
         concurrency=wanted.concurrency or 1,
