@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from aim_kserve.errors import BadRequest
 from aim_runtime.engines.base import Json
-from aim_runtime.engines.llama_cpp import engine as engine_module
+from aim_runtime.engines.llama_cpp import loading
 from aim_runtime.engines.llama_cpp.chat_template import ChatTemplate
 from aim_runtime.engines.llama_cpp.engine import LlamaCppEngine
 from aim_runtime.engines.llama_cpp.sequence import Delta
@@ -64,7 +64,7 @@ def asked(**fields: Any) -> Json:
 @pytest.fixture(scope="module")
 def engine(embedded_model: Path) -> Iterator[LlamaCppEngine]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "_template_of", lambda model, path: ChatTemplate(TEMPLATE, {}))
+        patch.setattr(loading, "_template_of", lambda model, path: ChatTemplate(TEMPLATE, {}))
         made = new_engine(embedded_model)
         asyncio.run(made.load())
     yield made

@@ -1,7 +1,7 @@
 """The embedded engine: llama.cpp through llama-cpp-python, in this process, no GPU needed.
 
-The way of a request: ``request`` checks it, ``prompts`` makes tokens of it, this file makes sequences,
-``scheduler`` computes them, ``answer`` shapes the answer.
+``loading`` makes what it runs on. The way of a request: ``request`` checks it, ``prompts`` makes tokens of it, this
+file makes sequences, ``scheduler`` computes them, ``answer`` shapes the answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +20,12 @@ import numpy as np
 from pydantic import BaseModel
 
 from aim_kserve.errors import BadRequest, ShutdownError, Unavailable
-from aim_runtime.engines.base import EngineStats, Json, ModelLoadError, Operation, RequestContext, Stream
+from aim_runtime.engines.base import EngineStats, Json, Operation, RequestContext, Stream
 
 from .answer import CHAT, COMPLETION, Answer, AnswerStream, Form, Mailbox
-from .background import INLINE_CHARACTERS, Background
-from .chat_template import ChatTemplate, TemplateRefusal
-from .file import find_gguf
-from .limits import Limits
-from .prompts import Prompt, Prompts
+from .background import INLINE_CHARACTERS
+from .loading import Loaded, Sizes, load
+from .prompts import Prompt
 from .request import (
     REQUESTS,
     Body,
@@ -48,34 +46,13 @@ from .tools import ToolForm, ToolUse
 
 logger = logging.getLogger(__name__)
 
-if TYPE_CHECKING:  # the libraries behind these take 0.3 s to import: load() does it
-    from .bindings import LlamaModel
-    from .constraint import Constraint, Constraints
-    from .scheduler import Scheduler
+if TYPE_CHECKING:  # the library behind it is imported by load()
+    from .constraint import Constraint
 
 #: vLLM's and OpenAI's default for text completions. Chat may use the rest of the context.
 _COMPLETION_TOKENS = 16
 _CUT_OFF_S = 1.0  # for the decode thread to end its requests itself: it does so between two steps
 _STOP_S = 2.0  # a thread that ends at all ends within a step or a prompt
-_CELL_STEP = 256  # llama.cpp pads the cache to this
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """What a loaded engine has."""
-
-    model: LlamaModel
-    scheduler: Scheduler
-    prompts: Prompts
-    limits: Limits
-    background: Background
-    constraints: Constraints
-    has_template: bool
-
-    @property
-    def stalled_s(self) -> float:
-        """Seconds since the decode loop last went on, or that a request has been in preparation."""
-        return max(self.scheduler.stalled_s, self.background.stalled_s)
 
 
 class LlamaCppEngine:
@@ -111,17 +88,20 @@ class LlamaCppEngine:
     ) -> None:
         self._model_dir = model_dir
         self._served_name = served_model_name
-        self._wanted_len = max_model_len
         self._slots = slots
-        self._threads = threads or max(1, len(os.sched_getaffinity(0)) - 1)
-        self._max_waiting = max_waiting
-        self._batch_tokens = max(batch_tokens, slots)
-        self._kv_cache_memory_bytes = kv_cache_memory_bytes
+        self._sizes = Sizes(
+            max_model_len=max_model_len,
+            slots=slots,
+            threads=threads or max(1, len(os.sched_getaffinity(0)) - 1),
+            max_waiting=max_waiting,
+            batch_tokens=max(batch_tokens, slots),
+            kv_cache_memory_bytes=kv_cache_memory_bytes,
+        )
         self._stall_timeout_s = stall_timeout_s
         self._watch: asyncio.Task[None] | None = None
         self._max_model_len = max_model_len or 0
         self._operations: dict[str, Operation] = {}
-        self._loaded: _Loaded | None = None
+        self._loaded: Loaded | None = None
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -151,7 +131,8 @@ class LlamaCppEngine:
         Raises:
             ModelLoadError: no such file, not a GGUF, not a model llama.cpp knows, or no memory for it.
         """
-        self._loaded = await asyncio.to_thread(self._load)
+        self._loaded = await asyncio.to_thread(load, self._model_dir, self._sizes)
+        self._max_model_len = self._loaded.limits.max_model_len
         operations: dict[str, Operation] = {
             "completions": self._complete,
             "tokenize": self._tokenize,
@@ -196,7 +177,7 @@ class LlamaCppEngine:
         loaded.scheduler.close()
         loaded.model.close()  # here, in the loop: no operation can be using it
 
-    async def _watch_progress(self, loaded: _Loaded) -> None:
+    async def _watch_progress(self, loaded: Loaded) -> None:
         """Whoever waits for an engine that stands still is told, instead of waiting for ever."""
         while True:
             await asyncio.sleep(self._stall_timeout_s / 4)
@@ -204,51 +185,6 @@ class LlamaCppEngine:
             if stalled_s >= self._stall_timeout_s and loaded.scheduler.unanswered:
                 logger.error("the engine has not moved for %.0f s: it is not healthy", stalled_s)
                 loaded.scheduler.give_up(f"the engine has not moved for {stalled_s:.0f} s: ask again")
-
-    def _load(self) -> _Loaded:
-        path = find_gguf(self._model_dir)
-        try:
-            from .bindings import LlamaError, LlamaModel
-            from .constraint import Constraints
-        except ImportError as error:
-            raise ModelLoadError(
-                f"the engine's libraries cannot be imported ({error}): pip install 'aim-kserve[embedded]'"
-            ) from error
-        from .scheduler import Scheduler
-
-        try:
-            model = LlamaModel(path)
-            self._fit_length(model.trained_context, path)
-            context = model.new_context(
-                cells=self._cells(model.kv_bytes_per_token),
-                slots=self._slots,
-                batch_tokens=self._batch_tokens,
-                threads=self._threads,
-            )
-        except LlamaError as error:
-            raise ModelLoadError(f"llama.cpp cannot load {path}: {error}") from error
-        template = _template_of(model, path)
-        scheduler = Scheduler(model, context, slots=self._slots, max_waiting=self._max_waiting)
-        constraints = Constraints(model)
-        scheduler.start()
-        limits = Limits(self._max_model_len, model.token_bytes, model.vocabulary_size, scheduler.capacity)
-        background = Background("llama-background")
-        prompts = Prompts(model, template, limits, background)
-        return _Loaded(model, scheduler, prompts, limits, background, constraints, template is not None)
-
-    def _fit_length(self, trained: int, path: Path) -> None:
-        wanted = self._wanted_len or trained
-        if wanted > trained:
-            raise ModelLoadError(
-                f"max_model_len {wanted} is {wanted - trained} tokens more than {path.name} was trained on ({trained})"
-            )
-        self._max_model_len = wanted
-
-    def _cells(self, kv_bytes_per_token: int) -> int:
-        """Cache cells: what the memory holds, but one full sequence at least and all slots' at most."""
-        affordable = self._kv_cache_memory_bytes // max(1, kv_bytes_per_token)
-        cells = max(self._max_model_len, min(affordable, self._slots * self._max_model_len))
-        return -(-cells // _CELL_STEP) * _CELL_STEP
 
     # -- operations --------------------------------------------------------------------------------------------
 
@@ -312,7 +248,7 @@ class LlamaCppEngine:
     # -- from a request to sequences ---------------------------------------------------------------------------
 
     @property
-    def _engine(self) -> _Loaded:
+    def _engine(self) -> Loaded:
         if self._loaded is None:
             raise Unavailable("the model is not loaded")
         return self._loaded
@@ -438,12 +374,3 @@ def _sequences(generations: list[Generation], choices: int, sink: Sink, priority
             leader = leader or sequence
             sequences.append(sequence)
     return sequences
-
-
-def _template_of(model: LlamaModel, path: Path) -> ChatTemplate | None:
-    if model.chat_template is None:
-        return None
-    try:
-        return ChatTemplate(model.chat_template, {"bos_token": model.bos_text, "eos_token": model.eos_text})
-    except TemplateRefusal as error:
-        raise ModelLoadError(f"{path}: {error}") from error

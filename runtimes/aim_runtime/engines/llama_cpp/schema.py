@@ -19,26 +19,17 @@ from urllib.parse import quote, unquote
 
 from aim_runtime.engines.base import Json
 
-from .pattern import PatternRefused, is_writable, translated
 from .schema_conjunction import IN_PLACE, Conjunctions, listed
-from .schema_number import BOUNDS, DIGITS, Steps, complete_numbers, is_exact, read_bound
-from .text_format import ENFORCED_FORMATS, FORMAT_PATTERNS
+from .schema_number import complete_numbers
+from .schema_values import MAX_COUNT, MAX_NESTING, MAX_PROPERTIES, VALUE_KEYWORDS, SchemaValues, translated_at
 from .unenforceable import Unenforceable, shown
 
 Schema: TypeAlias = Json | bool
 
 #: Schemas within schemas, followed through references. The library recurses: some 800 end the process.
 MAX_DEPTH = 150
-#: JSON levels of one schema as written; the library reads 128, two for each level.
-MAX_NESTING = 50
 MAX_SCHEMAS = 5_000
-MAX_PROPERTIES = 500  # of one object: each optional one is a state that must be followed at once
 MAX_PATTERN_PROPERTIES = 10  # of one object: that they exclude each other is proven pair by pair
-MAX_COUNT = 10_000  # of minLength, maxLength, minItems, maxItems, minProperties, maxProperties
-MAX_LITERALS = 5_000  # values in all of "enum" and "const"
-MAX_LITERAL_CHARACTERS = 200_000
-_TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _CATEGORY = re.compile(r"\\[dDwWsS]")
 _REFUSED = frozenset(
     (
@@ -110,13 +101,10 @@ class _Reader:
 
     def __init__(self, root: Json, strict: bool) -> None:
         self._root = root
-        self._strict = strict
         self._definitions: dict[str, Schema] = {}
         self._names: dict[tuple[str, bool], str] = {}
         self._schemas = 0
-        self._literals = 0
-        self._literal_characters = 0
-        self._steps = Steps()
+        self._values = SchemaValues(strict)
         self._depth = 0
         self._conjunctions = Conjunctions(lambda pointer: self._target(pointer, ""))
 
@@ -156,8 +144,8 @@ class _Reader:
                 out[key] = out.get(key, []) + self._in_place(key, value, place, alone)
             elif key in _PARTS:
                 out[key] = _PARTS[key](self, value, place.within(f".{key}") if alone else _frozen(place, key))
-            elif key in _CHECKS:
-                _CHECKS[key](self, value, at, out)
+            elif key in VALUE_KEYWORDS:
+                self._values.read(key, value, at, out)
         closes = place.narrow and alone
         self._check_together(node, place.at, out, closes)
         if closes:
@@ -224,93 +212,7 @@ class _Reader:
         if isinstance(value, dict) and len(value) > MAX_PATTERN_PROPERTIES:
             raise Unenforceable(place.at, f"has {len(value)} patterns: {MAX_PATTERN_PROPERTIES} is the most")
         parts = self._map(value, place)
-        return {self._translated(key, f"{place.at}.{key}"): part for key, part in parts.items()}
-
-    # -- keywords that hold values -----------------------------------------------------------------------------
-
-    def _type(self, value: Any, at: str, out: Json) -> None:
-        names = value if isinstance(value, list) else [value]
-        if not names or any(name not in _TYPES for name in names) or len(set(names)) < len(names):
-            raise Unenforceable(at, f"is {shown(value)}: it is one or several of {', '.join(_TYPES)}")
-        out["type"] = value
-
-    def _enum(self, value: Any, at: str, out: Json) -> None:
-        if not isinstance(value, list) or not value:
-            raise Unenforceable(at, f"is {shown(value)}: it is a list of values, not empty")
-        out["enum"] = [self._literal(item, f"{at}[{i}]", 0) for i, item in enumerate(value)]
-
-    def _const(self, value: Any, at: str, out: Json) -> None:
-        out["const"] = self._literal(value, at, 0)
-
-    def _literal(self, value: Any, at: str, nesting: int) -> Any:
-        """A value that the grammar can spell exactly."""
-        self._literals += 1
-        if self._literals > MAX_LITERALS:
-            raise Unenforceable(at, f"is value number {self._literals}: {MAX_LITERALS} is the most")
-        if nesting > MAX_NESTING:
-            raise Unenforceable(at, f"is nested too deeply: {MAX_NESTING} levels is the most")
-        if isinstance(value, str):
-            self._check_text(value, at)
-        elif isinstance(value, list):
-            return [self._literal(item, f"{at}[{i}]", nesting + 1) for i, item in enumerate(value)]
-        elif isinstance(value, dict):
-            for key in value:
-                self._check_text(key, at)
-            return {key: self._literal(item, f"{at}.{key}", nesting + 1) for key, item in value.items()}
-        elif not isinstance(value, bool) and isinstance(value, (int, float)) and not is_exact(value):
-            raise Unenforceable(at, f"is {value!r}: numbers beyond 2**53 or of over {DIGITS} digits are not generated")
-        return value
-
-    def _check_text(self, text: str, at: str) -> None:
-        self._literal_characters += len(text)
-        if self._literal_characters > MAX_LITERAL_CHARACTERS:
-            raise Unenforceable(at, f"brings the values to over {MAX_LITERAL_CHARACTERS} characters")
-        if not is_writable(text):
-            raise Unenforceable(at, f"is {shown(text)}: control characters without a short escape are not generated")
-
-    def _count(self, value: Any, at: str, out: Json) -> None:
-        count = int(value) if isinstance(value, float) and value.is_integer() else value
-        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_COUNT:
-            raise Unenforceable(at, f"is {shown(value)}: it may be 0 to {MAX_COUNT}")
-        out[at.rpartition(".")[2]] = count
-
-    def _bound(self, value: Any, at: str, out: Json) -> None:
-        read_bound(value, at, out)
-
-    def _step(self, value: Any, at: str, out: Json) -> None:
-        out["multipleOf"] = self._steps.read(value, at)
-
-    def _required(self, value: Any, at: str, out: Json) -> None:
-        if not isinstance(value, list) or any(not isinstance(name, str) for name in value):
-            raise Unenforceable(at, f"is {shown(value)}: it is a list of names")
-        if len(value) > MAX_PROPERTIES:
-            raise Unenforceable(at, f"has {len(value)} names: {MAX_PROPERTIES} is the most")
-        out["required"] = value
-
-    def _unique(self, value: Any, at: str, out: Json) -> None:
-        if value is not False:
-            raise Unenforceable(at, "cannot be enforced by this engine: drop it")
-
-    def _pattern(self, value: Any, at: str, out: Json) -> None:
-        out["pattern"] = self._translated(value, at)
-
-    def _translated(self, pattern: Any, at: str) -> str:
-        if not isinstance(pattern, str):
-            raise Unenforceable(at, f"is {shown(pattern)}: it is a regular expression")
-        try:
-            return translated(pattern)
-        except PatternRefused as error:
-            raise Unenforceable(at, f"{error}: it cannot be enforced") from error
-
-    def _format(self, value: Any, at: str, out: Json) -> None:
-        if not isinstance(value, str):
-            raise Unenforceable(at, f"is {shown(value)}: it is a name")
-        if value in FORMAT_PATTERNS:  # beside "pattern", which may follow
-            out.setdefault("allOf", []).append({"pattern": FORMAT_PATTERNS[value]})
-        elif value in ENFORCED_FORMATS:
-            out["format"] = value
-        elif self._strict:
-            raise Unenforceable(at, f"is {value!r}, which cannot be enforced by this engine: drop it, or 'strict'")
+        return {translated_at(key, f"{place.at}.{key}"): part for key, part in parts.items()}
 
     # -- keywords that change each other's meaning ---------------------------------------------------------------
 
@@ -336,22 +238,10 @@ _PARTS: dict[str, Callable[[_Reader, Any, _Place], Any]] = {
     "prefixItems": _Reader._list,
     "additionalItems": _Reader._schema,
 }
-_CHECKS: dict[str, Callable[[_Reader, Any, str, Json], None]] = {
-    "type": _Reader._type,
-    "enum": _Reader._enum,
-    "const": _Reader._const,
-    "multipleOf": _Reader._step,
-    "required": _Reader._required,
-    "uniqueItems": _Reader._unique,
-    "pattern": _Reader._pattern,
-    "format": _Reader._format,
-    **dict.fromkeys(_COUNTS, _Reader._count),
-    **dict.fromkeys(BOUNDS, _Reader._bound),
-}
 
 
 def _constraining(node: Json) -> set[str]:
-    return {key for key in node if key in IN_PLACE or key in _PARTS or key in _CHECKS}
+    return {key for key in node if key in IN_PLACE or key in _PARTS or key in VALUE_KEYWORDS}
 
 
 def _is_alone(node: Json) -> bool:

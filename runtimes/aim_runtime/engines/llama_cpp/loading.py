@@ -1,0 +1,113 @@
+"""From a model file to a running engine: the model, its context, the decode thread, and what prepares requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aim_runtime.engines.base import ModelLoadError
+
+from .background import Background
+from .chat_template import ChatTemplate, TemplateRefusal
+from .file import find_gguf
+from .limits import Limits
+from .prompts import Prompts
+
+if TYPE_CHECKING:  # the libraries behind these take 0.3 s to import: load() does it
+    from .bindings import LlamaModel
+    from .constraint import Constraints
+    from .scheduler import Scheduler
+
+_CELL_STEP = 256  # llama.cpp pads the cache to this
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """As in LlamaCppEngine; ``max_model_len`` None: what the model was trained on."""
+
+    max_model_len: int | None
+    slots: int
+    threads: int
+    max_waiting: int
+    batch_tokens: int
+    kv_cache_memory_bytes: int
+
+    def cells(self, max_model_len: int, kv_bytes_per_token: int) -> int:
+        """Cache cells: what the memory holds, but one full sequence at least and all slots' at most."""
+        affordable = self.kv_cache_memory_bytes // max(1, kv_bytes_per_token)
+        cells = max(max_model_len, min(affordable, self.slots * max_model_len))
+        return -(-cells // _CELL_STEP) * _CELL_STEP
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a loaded engine has."""
+
+    model: LlamaModel
+    scheduler: Scheduler
+    prompts: Prompts
+    limits: Limits
+    background: Background
+    constraints: Constraints
+    has_template: bool
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the decode loop last went on, or that a request has been in preparation."""
+        return max(self.scheduler.stalled_s, self.background.stalled_s)
+
+
+def load(model_dir: Path, sizes: Sizes) -> Loaded:
+    """Load the file and start the decode thread. Takes seconds: call it in a thread.
+
+    Raises:
+        ModelLoadError: no such file, not a GGUF, not a model llama.cpp knows, or no memory for it.
+    """
+    path = find_gguf(model_dir)
+    try:
+        from .bindings import LlamaError, LlamaModel
+        from .constraint import Constraints
+    except ImportError as error:
+        raise ModelLoadError(
+            f"the engine's libraries cannot be imported ({error}): pip install 'aim-kserve[embedded]'"
+        ) from error
+    from .scheduler import Scheduler
+
+    try:
+        model = LlamaModel(path)
+        max_model_len = _fitting_length(sizes.max_model_len, model.trained_context, path)
+        context = model.new_context(
+            cells=sizes.cells(max_model_len, model.kv_bytes_per_token),
+            slots=sizes.slots,
+            batch_tokens=sizes.batch_tokens,
+            threads=sizes.threads,
+        )
+    except LlamaError as error:
+        raise ModelLoadError(f"llama.cpp cannot load {path}: {error}") from error
+    template = _template_of(model, path)
+    scheduler = Scheduler(model, context, slots=sizes.slots, max_waiting=sizes.max_waiting)
+    constraints = Constraints(model)
+    scheduler.start()
+    limits = Limits(max_model_len, model.token_bytes, model.vocabulary_size, scheduler.capacity)
+    background = Background("llama-background")
+    prompts = Prompts(model, template, limits, background)
+    return Loaded(model, scheduler, prompts, limits, background, constraints, template is not None)
+
+
+def _fitting_length(wanted: int | None, trained: int, path: Path) -> int:
+    length = wanted or trained
+    if length > trained:
+        raise ModelLoadError(
+            f"max_model_len {length} is {length - trained} tokens more than {path.name} was trained on ({trained})"
+        )
+    return length
+
+
+def _template_of(model: LlamaModel, path: Path) -> ChatTemplate | None:
+    if model.chat_template is None:
+        return None
+    try:
+        return ChatTemplate(model.chat_template, {"bos_token": model.bos_text, "eos_token": model.eos_text})
+    except TemplateRefusal as error:
+        raise ModelLoadError(f"{path}: {error}") from error
