@@ -128,6 +128,7 @@ def test_what_is_checked_inline_is_short():
 
 # --- where values stand --------------------------------------------------------------------------------------------
 
+LETTERED_ACCOUNTS = ("NL44 TLIE 2058 7915 89", "GB49 CNRO 9548 6690 6010 47")
 NUMBERS = [
     *("4111 1111 1111 1111", "4111111111111111", "3782 822463 10005", "536-22-1478", "203.0.113.45", "2001:db8::1"),
     *("DE89 3704 0044 0532 0130 00", "DE89370400440532013000", "+49 30 901820", "+5511912345678", "415-555-2671"),
@@ -148,7 +149,7 @@ def test_finds_values_inside_markdown(value: str, place: str):
     assert after in redacted
 
 
-@pytest.mark.parametrize("value", NUMBERS)
+@pytest.mark.parametrize("value", [*NUMBERS, *LETTERED_ACCOUNTS])
 @pytest.mark.parametrize("place", IN_URLS)
 def test_finds_values_inside_urls(value: str, place: str):
     for written in {value.replace(" ", "%20"), value.replace(" ", "-")}:
