@@ -55,7 +55,7 @@ async def cancelled_while_loading(model_dir: Path) -> str:
         await asyncio.sleep(0.2)
     loading.cancel()
     await asyncio.gather(loading, return_exceptions=True)
-    _, alive = psutil.wait_procs(processes, timeout=5)
+    _, alive = psutil.wait_procs(processes, timeout=30)
     return f"{len(processes)} started, {len(alive)} alive"
 
 
@@ -82,7 +82,7 @@ async def engine_killed(model_dir: Path) -> str:
     healthy = engine.healthy()
     await engine.drain(5)
     await engine.close()
-    _, alive = psutil.wait_procs(processes, timeout=5)
+    _, alive = psutil.wait_procs(processes, timeout=30)
     return f"{seen}, healthy {healthy}, {len(alive)} alive"
 
 
