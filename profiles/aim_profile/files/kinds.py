@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 Kind = Literal["fleet file", "workloads file", "plan", "emulation file", "profile"]
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 #: Looked for in this order: a plan has `cards` too.
 _SIGNS: dict[Kind, tuple[str, ...]] = {
