@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import cached_property
 from typing import Any
 
 import phonenumbers
@@ -86,21 +87,43 @@ class _Form:
 
 
 class Numbering:
-    """The numbering plans of some regions. Immutable; made once per set of regions, in half a second for all."""
+    """The numbering plans of some regions.
+
+    Its tables are made when a candidate first needs them: some 10 to 50 ms each for all regions.
+    """
 
     def __init__(self, regions: frozenset[str]) -> None:
-        plans = [_plan(code) for code in sorted({phonenumbers.country_code_for_region(r) for r in regions})]
-        self._forms: dict[tuple[int, ...], list[_Form]] = {}
-        for plan in plans:
+        self._regions = regions
+
+    @cached_property
+    def _plans(self) -> list[_Plan]:
+        return [_plan(code) for code in sorted({phonenumbers.country_code_for_region(r) for r in self._regions})]
+
+    @cached_property
+    def _forms(self) -> dict[tuple[int, ...], list[_Form]]:
+        forms: dict[tuple[int, ...], list[_Form]] = {}
+        for plan in self._plans:
             for lengths, form in _forms(plan):
-                known = self._forms.setdefault(lengths, [])
+                known = forms.setdefault(lengths, [])
                 if form not in known:
                     known.append(form)
-        self._american = re.compile(_any(plan for plan in plans if plan.code == 1))
-        # Each plan is compiled once: a fifth of a second for all of them.
-        self._behind_zero = re.compile(_any(plan for plan in plans if plan.prefix == "0"))
-        self._others = re.compile(_any(plan for plan in plans if plan.prefix != "0"))
-        self._with_zero = re.compile(_any(filter(_begins_with_zero, plans)))
+        return forms
+
+    @cached_property
+    def _american(self) -> re.Pattern[str]:
+        return re.compile(_any(plan for plan in self._plans if plan.code == 1))
+
+    @cached_property
+    def _behind_zero(self) -> re.Pattern[str]:
+        return re.compile(_any(plan for plan in self._plans if plan.prefix == "0"))
+
+    @cached_property
+    def _others(self) -> re.Pattern[str]:
+        return re.compile(_any(plan for plan in self._plans if plan.prefix != "0"))
+
+    @cached_property
+    def _with_zero(self) -> re.Pattern[str]:
+        return re.compile(_any(filter(_begins_with_zero, self._plans)))
 
     def is_written(self, lengths: tuple[int, ...], digits: str, separators: tuple[str, ...] | None = None) -> bool:
         """Whether groups of these lengths, with these digits and separators, are how a region writes its numbers."""

@@ -40,7 +40,7 @@ _LONG_WORD = re.compile(r"[A-Za-z0-9]{26}")
 
 
 class PiiDetector:
-    """Finds the labels it is given. Loading blocks for half a second, once per process; thread-safe.
+    """Finds the labels it is given. Loading blocks for a tenth of a second, once per process; thread-safe.
 
     `regions`: whose national telephone numbers are known, None: every region's.
     """

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from aim_kserve.errors import BadRequest
 
 from .bindings import LlamaModel
-from .constraint import Position
 from .sampling import Logits, log_probabilities
 from .sequence import Sequence
+
+if TYPE_CHECKING:  # imported with the first schema
+    from .constraint import Position
 
 #: A token's name, its log probability, and its likeliest rivals'.
 Logprob = tuple[bytes, float, list[tuple[bytes, float]]]

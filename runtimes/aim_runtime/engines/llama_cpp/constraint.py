@@ -74,10 +74,8 @@ class Constraints:
         self._tokenizer = llguidance.LLTokenizer(tokens, eos_token=sorted(vocabulary.end_tokens) or None)
         self._compiled = lru_cache(maxsize=_KEPT)(self._compile)
 
-    def of_format(self, format_: ResponseFormat | None) -> Constraint | None:
-        """What ``response_format`` asks for; None when anything goes. Raises BadRequest like ``of_schema``."""
-        if format_ is None or format_.type == "text":
-            return None
+    def of_format(self, format_: ResponseFormat) -> Constraint:
+        """What a ``response_format`` other than text asks for. Raises BadRequest like ``of_schema``."""
         if format_.type == "json_object":
             return self.of_schema(_ANY_OBJECT, param="response_format")
         wanted = format_.json_schema

@@ -297,13 +297,15 @@ class LlamaCppEngine:
         """What the answer is held to. A large schema takes a second to compile: in a thread."""
         constraints, run = self._engine.constraints, self._engine.background.run
         if use is None or not use.holds:
-            return await run(lambda: constraints.of_format(format_), 0 if format_ is None else INLINE_CHARACTERS + 1)
+            if format_ is None or format_.type == "text":
+                return None
+            return await run(lambda: constraints().of_format(format_), INLINE_CHARACTERS + 1)
         if format_ is not None and format_.type != "text":
             raise BadRequest(
                 "'response_format' and 'tool_choice' both say what the answer is: leave one of the two out",
                 param="response_format",
             )
-        return await run(lambda: use.constraint(constraints), INLINE_CHARACTERS + 1)
+        return await run(lambda: use.constraint(constraints()), INLINE_CHARACTERS + 1)
 
     def _generation(self, wanted: Generation, prompt: Prompt, limit_name: str, limit: int | None) -> Generation:
         rest = self._max_model_len - len(prompt.tokens)

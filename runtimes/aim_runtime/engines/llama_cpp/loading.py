@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +52,7 @@ class Loaded:
     prompts: Prompts
     limits: Limits
     background: Background
-    constraints: Constraints
+    constraints: Callable[[], Constraints]  # call it in a thread: the first time takes 0.4 s
     has_template: bool
 
     @property
@@ -67,11 +70,12 @@ def load(model_dir: Path, sizes: Sizes) -> Loaded:
     path = find_gguf(model_dir)
     try:
         from .bindings import LlamaError, LlamaModel
-        from .constraint import Constraints
     except ImportError as error:
         raise ModelLoadError(
             f"the engine's libraries cannot be imported ({error}): pip install 'aim-kserve[embedded]'"
         ) from error
+    if importlib.util.find_spec("llguidance") is None:
+        raise ModelLoadError("llguidance is not installed: pip install 'aim-kserve[embedded]'")
     from .scheduler import Scheduler
 
     try:
@@ -87,12 +91,23 @@ def load(model_dir: Path, sizes: Sizes) -> Loaded:
         raise ModelLoadError(f"llama.cpp cannot load {path}: {error}") from error
     template = _template_of(model, path)
     scheduler = Scheduler(model, context, slots=sizes.slots, max_waiting=sizes.max_waiting)
-    constraints = Constraints(model)
     scheduler.start()
     limits = Limits(max_model_len, model.token_bytes, model.vocabulary_size, scheduler.capacity)
     background = Background("llama-background")
     prompts = Prompts(model, template, limits, background)
-    return Loaded(model, scheduler, prompts, limits, background, constraints, template is not None)
+    return Loaded(model, scheduler, prompts, limits, background, _constraints(model), template is not None)
+
+
+def _constraints(model: LlamaModel) -> Callable[[], Constraints]:
+    """Imported, and its tree of the vocabulary built, by the first request that asks for a schema."""
+
+    @cache
+    def constraints() -> Constraints:
+        from .constraint import Constraints
+
+        return Constraints(model)
+
+    return constraints
 
 
 def _fitting_length(wanted: int | None, trained: int, path: Path) -> int:
