@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class LlamaModel:
         self.metadata = self._read_metadata()
         ids = range(self.vocabulary_size)
         self.end_tokens = frozenset(token for token in ids if lib.llama_vocab_is_eog(self._vocab, token))
-        self._pieces = [self._piece(token, special=True) for token in ids]
+        self._pieces = list(self._every_piece())
         #: Most bytes of text that one token stands for.
         self.token_bytes = max(map(len, self._pieces), default=1)
         self._shown_pieces: dict[int, bytes] = {}
@@ -205,6 +205,14 @@ class LlamaModel:
             if size >= 0:
                 return buffer.raw[:size]
             room = -size
+
+    def _every_piece(self) -> Iterator[bytes]:
+        """Of all tokens, in half the time: one buffer serves all."""
+        room = 64
+        buffer = ctypes.create_string_buffer(room)
+        for token in range(self.vocabulary_size):
+            size = lib.llama_token_to_piece(self._vocab, token, buffer, room, 0, True)
+            yield buffer.raw[:size] if size >= 0 else self._piece(token, special=True)
 
     def _read_metadata(self) -> dict[str, str]:
         entries = {}
