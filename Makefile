@@ -112,12 +112,12 @@ $(BIN)/.llama: $(LOCK) | $(BIN)/python
 
 $(BIN)/.serving: pyproject.toml $(LOCK) $(BIN)/.llama
 	@echo "==> installing what serving needs into .venv (no torch; about a minute)"
-	$(BIN)/python $(INSTALL) -e '.[runtime,embedded,guardrail]'
+	$(BIN)/python $(INSTALL) -e '.[runtime,embedded,guardrail,tracing]'
 	@touch $@
 
 $(BIN)/.dev: $(BIN)/.serving
 	@echo "==> installing what tests, checks and benchmarks need into .venv"
-	$(BIN)/python $(INSTALL) -e '.[runtime,embedded,guardrail,exact,dev]'
+	$(BIN)/python $(INSTALL) -e '.[runtime,embedded,guardrail,tracing,exact,dev]'
 	@touch $@
 
 # torch's CPU wheel is not on PyPI: where your index lacks it, export PIP_EXTRA_INDEX_URL (see CONTRIBUTING.md).

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from aim_kserve.errors import StartupError
-from aim_runtime.engines.base import Engine
+from aim_runtime.engines import registry
+from aim_runtime.engines.base import Engine, EngineSpec
 from aim_runtime.settings import RuntimeSettings
 
 #: Engine → the module its library installs, and how to get it.
@@ -30,34 +32,25 @@ def create_engine(settings: RuntimeSettings) -> Engine:
     module, remedy = LIBRARIES[name]
     if importlib.util.find_spec(module) is None:
         raise StartupError(f"the {name} engine is not installed in this environment: {remedy}")
-    return _llama_cpp(settings) if name == "llama_cpp" else _vllm(settings)
-
-
-def _llama_cpp(settings: RuntimeSettings) -> Engine:
-    from aim_runtime.engines.llama_cpp.engine import LlamaCppEngine
-
-    return LlamaCppEngine(
+    spec = EngineSpec(
+        name,
         settings.model_dir,
-        served_model_name=settings.model_name,
-        max_model_len=settings.max_model_len,
-        slots=settings.max_concurrency or 8,
-        threads=settings.threads,
-        max_waiting=settings.max_waiting,
-        stall_timeout_s=settings.stall_timeout,
+        settings.model_name,
+        settings.max_model_len,
+        settings.max_concurrency,
+        _options(settings, name),
     )
+    return registry.create(spec)
 
 
-def _vllm(settings: RuntimeSettings) -> Engine:
-    from aim_runtime.engines.vllm.engine import VllmEngine
-
-    return VllmEngine(
-        settings.model_dir,
-        served_model_name=settings.model_name,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_concurrency,
-        tensor_parallel_size=settings.tensor_parallel_size,
-        engine_args=settings.engine_args,
-    )
+def _options(settings: RuntimeSettings, engine: str) -> dict[str, Any]:
+    if engine == "vllm":
+        return {"tensor_parallel_size": settings.tensor_parallel_size, "engine_args": settings.engine_args}
+    return {
+        "threads": settings.threads,
+        "max_waiting": settings.max_waiting,
+        "stall_timeout_s": settings.stall_timeout,
+    }
 
 
 def detect(model_dir: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 Json = dict[str, Any]
@@ -61,6 +62,23 @@ class EngineStats:
     slots_total: int
     kv_cache_usage: float | None = None  # 0..1; None where the engine cannot tell
     stalled_s: float | None = None  # seconds without progress while there is work; None where it cannot tell
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Which engine serves which model, and how: all that a process needs to build it (``engines.registry``). Plain
+    values, so that it can be sent to another process.
+
+    ``options``: the engine's own settings, by the names of its flags. ``devices`` is nobody's business but the
+    process's environment, which is set before the engine's library is imported.
+    """
+
+    engine: str
+    model_dir: Path
+    served_model_name: str
+    max_model_len: int | None = None
+    max_concurrency: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ModelLoadError(Exception):
