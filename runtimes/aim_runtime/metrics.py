@@ -1,23 +1,27 @@
-"""Prometheus metrics of the runtime: the same names for every engine, one label set per model and engine.
+"""Prometheus metrics of the runtime: one set of families per process, and a view of it for every served model.
 
 Counters and histograms are fed by the requests, the gauges by :meth:`Engine.stats` when Prometheus asks. Children are
-looked up once per operation and status, so that a request costs a few dictionary look-ups and locks.
+looked up once per operation and status, so that a request costs a few dictionary look-ups and locks. A model that
+leaves takes its children with it (:meth:`Metrics.remove`). docs/metrics.md lists every family.
 """
 
 from __future__ import annotations
 
 import re
+import threading
 import time
-from collections.abc import Iterator
+from collections import Counter as Count
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from aim_kserve.access import current_log
+from aim_runtime.engine_gauges import Device, EngineGauges, Watched
 from aim_runtime.engines.base import Engine, Usage
 
-MODEL_LABELS = ("model_name", "engine")
+Labels = tuple[str, str, str, str]
+MODEL_LABELS = ("model_name", "engine", "variant", "adapter")
 OPERATION_LABELS = (*MODEL_LABELS, "operation")
 #: Seconds. Answers take 10 ms (a tokenisation) to minutes (a long answer on a small partition).
 DURATION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
@@ -27,69 +31,107 @@ ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0
 NO_TOKEN = re.compile(rb'"content":""|"text":""|"delta":\{\}|"choices":\[\]')
 
 
-class Metrics:
-    """All metrics of one model on one engine.
+class Families:
+    """Every metric family of the runtime, once in a registry; use :func:`families`."""
 
-    Args:
-        model_name: label ``model_name``.
-        engine: label ``engine`` is its name; its stats are read at scrape time.
-        registry: where ``/metrics`` looks; tests give their own.
-    """
-
-    def __init__(self, model_name: str, engine: Engine, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.model_name = model_name
-        labels = (model_name, engine.name)
-        self._requests = Counter(
-            "aim_requests",
-            "Requests answered, by HTTP status (499: the client left)",
-            (*OPERATION_LABELS, "status"),
-            registry=registry,
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = MODEL_LABELS) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def histogram(
+            name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = MODEL_LABELS
+        ) -> Histogram:
+            return Histogram(name, text, labels, buckets=buckets, registry=registry)
+
+        self.requests = counter(
+            "aim_requests", "Requests answered, by HTTP status (499: the client left)", (*OPERATION_LABELS, "status")
         )
-        self._ignored = Counter(
+        self.ignored = counter(
             "aim_ignored_fields",
             "Fields of request bodies that no operation knows and that were ignored (header x-ignored-fields)",
             OPERATION_LABELS,
-            registry=registry,
         )
-        self._duration = Histogram(
+        self.duration = histogram(
             "aim_request_duration_seconds",
             "Time from a parsed request to its last token",
+            DURATION_BUCKETS,
             OPERATION_LABELS,
-            buckets=DURATION_BUCKETS,
-            registry=registry,
         )
-
-        def counter(name: str, text: str) -> Counter:
-            return Counter(name, text, MODEL_LABELS, registry=registry).labels(*labels)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, text, MODEL_LABELS, buckets=buckets, registry=registry).labels(*labels)
-
         self.first_token = histogram(
             "aim_time_to_first_token_seconds", "Time to the first token of a streamed answer", TTFT_BUCKETS
         )
         self.next_token = histogram(
             "aim_inter_token_latency_seconds", "Time between the chunks of a streamed answer", ITL_BUCKETS
         )
-        self._prompt = counter("aim_prompt_tokens", "Tokens of prompts")
-        self._generated = counter("aim_generation_tokens", "Tokens generated")
-        self._cached = counter("aim_cached_prompt_tokens", "Prompt tokens found in the KV cache")
+        self.prompt = counter("aim_prompt_tokens", "Tokens of prompts")
+        self.generated = counter("aim_generation_tokens", "Tokens generated")
+        self.cached = counter("aim_cached_prompt_tokens", "Prompt tokens found in the KV cache")
+        self.engines = EngineGauges()
+        registry.register(self.engines)
+        self._views: Count[Labels] = Count()
+
+    def join(self, labels: Labels) -> None:
+        """One more view uses the children of ``labels``."""
+        self._views[labels] += 1
+
+    def leave(self, labels: Labels) -> None:
+        """One less; the last one takes the children along."""
+        self._views[labels] -= 1
+        if self._views[labels]:  # the same model on its new device, after a migration
+            return
+        del self._views[labels]
+        matching = dict(zip(MODEL_LABELS, labels, strict=True))
+        for family in (
+            *(self.requests, self.ignored, self.duration, self.first_token, self.next_token),
+            *(self.prompt, self.generated, self.cached),
+        ):
+            family.remove_by_labels(matching)
+
+
+_LOCK = threading.Lock()
+_FAMILIES: WeakKeyDictionary[CollectorRegistry, Families] = WeakKeyDictionary()
+
+
+def families(registry: CollectorRegistry = REGISTRY) -> Families:
+    """The registry's families, made at the first call."""
+    with _LOCK:
+        found = _FAMILIES.get(registry)
+        if found is None:
+            found = _FAMILIES[registry] = Families(registry)
+        return found
+
+
+class RequestMetrics:
+    """What requests to one model, or to one adapter of it, feed: the children of one set of labels."""
+
+    def __init__(self, of: Families, labels: Labels) -> None:
+        of.join(labels)
+        self.model_name, self.engine, self.variant, self.adapter = labels
+        self._families = of
         self._labels = labels
+        self._removed = False
+        self.first_token = of.first_token.labels(*labels)
+        self.next_token = of.next_token.labels(*labels)
+        self._prompt = of.prompt.labels(*labels)
+        self._generated = of.generated.labels(*labels)
+        self._cached = of.cached.labels(*labels)
         self._requests_by: dict[tuple[str, int], Counter] = {}
         self._duration_by: dict[str, Histogram] = {}
-        registry.register(_EngineGauges(labels, engine))
 
     def finished(self, operation: str, status: int, duration_s: float, usage: Usage) -> None:
         """Count one request that has ended."""
+        if self._removed:  # a last request of a model that has left must not bring its children back
+            return
         key = (operation, status)
         requests = self._requests_by.get(key)
         if requests is None:
-            requests = self._requests_by[key] = self._requests.labels(*self._labels, operation, str(status))
+            requests = self._requests_by[key] = self._families.requests.labels(*self._labels, operation, str(status))
         requests.inc()
         duration = self._duration_by.get(operation)
         if duration is None:
-            duration = self._duration_by[operation] = self._duration.labels(*self._labels, operation)
+            duration = self._duration_by[operation] = self._families.duration.labels(*self._labels, operation)
         duration.observe(duration_s)
         if usage.prompt_tokens:
             self._prompt.inc(usage.prompt_tokens)
@@ -100,7 +142,83 @@ class Metrics:
 
     def ignored(self, operation: str, count: int) -> None:
         """Count fields of a body that were ignored."""
-        self._ignored.labels(*self._labels, operation).inc(count)
+        if not self._removed:
+            self._families.ignored.labels(*self._labels, operation).inc(count)
+
+    def remove(self) -> None:
+        """Drop the children; a second call does nothing."""
+        if not self._removed:
+            self._removed = True
+            self._families.leave(self._labels)
+
+
+class Metrics(RequestMetrics):
+    """All metrics of one served model.
+
+    Two views with the same labels share their children (the old and the new place of a model that migrates): the last
+    one to be removed takes them along.
+
+    Args:
+        model_name: label ``model_name``.
+        engine: label ``engine`` is its name; its stats are read at scrape time.
+        registry: where ``/metrics`` looks; tests give their own.
+        variant: label ``variant``, of an A/B split; empty: there is none.
+        devices: what the engine runs on, for ``aim_model_device_info``.
+        gauges: False where ``engine`` is several engines behind one name: :meth:`watch` each of them.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        engine: Engine,
+        registry: CollectorRegistry = REGISTRY,
+        *,
+        variant: str = "",
+        devices: Sequence[Device] = (),
+        gauges: bool = True,
+    ) -> None:
+        super().__init__(families(registry), (model_name, engine.name, variant, ""))
+        self._adapters: dict[str, RequestMetrics] = {}
+        self._watched: list[Watched] = []
+        if gauges:
+            self.watch(engine, devices=devices)
+
+    def watch(self, engine: Engine, *, replica: str = "", devices: Sequence[Device] = ()) -> Watched:
+        """Show the gauges of one more engine behind this name, told apart by ``replica``."""
+        watched = Watched((self.model_name, engine.name, self.variant, replica), engine, tuple(devices))
+        self._watched.append(watched)
+        self._families.engines.add(watched)
+        return watched
+
+    def unwatch(self, watched: Watched) -> None:
+        """That engine has gone; its gauges with it."""
+        self._watched.remove(watched)
+        self._families.engines.discard(watched)
+
+    def for_adapter(self, name: str) -> RequestMetrics:
+        """What requests to an adapter of this model feed. ``name`` is one the engine has, never what a client sent."""
+        if not name:
+            return self
+        found = self._adapters.get(name)
+        if found is None:
+            found = self._adapters[name] = RequestMetrics(
+                self._families, (self.model_name, self.engine, self.variant, name)
+            )
+        return found
+
+    def remove_adapter(self, name: str) -> None:
+        """The adapter has been unloaded."""
+        adapter = self._adapters.pop(name, None)
+        if adapter is not None:
+            adapter.remove()
+
+    def remove(self) -> None:
+        """The model has left: its children, its adapters' and its engines' gauges go."""
+        super().remove()
+        for name in list(self._adapters):
+            self.remove_adapter(name)
+        for watched in list(self._watched):
+            self.unwatch(watched)
 
 
 class Meter:
@@ -108,7 +226,7 @@ class Meter:
 
     __slots__ = ("_last", "_metrics", "_operation", "_started", "_ttft_s", "_usage")
 
-    def __init__(self, metrics: Metrics, operation: str, usage: Usage) -> None:
+    def __init__(self, metrics: RequestMetrics, operation: str, usage: Usage) -> None:
         self._metrics = metrics
         self._operation = operation
         self._usage = usage
@@ -122,6 +240,10 @@ class Meter:
         self._metrics.finished(self._operation, status, time.perf_counter() - self._started, usage)
         log = current_log()
         log.fields["model"] = self._metrics.model_name
+        if self._metrics.variant:
+            log.fields["variant"] = self._metrics.variant
+        if self._metrics.adapter:
+            log.fields["adapter"] = self._metrics.adapter
         if usage.prompt_tokens:
             log.add(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
         if usage.cached_tokens:
@@ -140,33 +262,3 @@ class Meter:
             self._ttft_s = now - self._started
             self._metrics.first_token.observe(self._ttft_s)
         self._last = now
-
-
-class _EngineGauges(Collector):
-    """What the engine is doing at the moment of a scrape."""
-
-    def __init__(self, labels: tuple[str, str], engine: Engine) -> None:
-        self._labels = labels
-        self._engine = engine
-
-    def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Names only: registering must not ask an engine that is not loaded."""
-        return iter([GaugeMetricFamily(name, text) for name, text in _GAUGES.items()])
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        stats = self._engine.stats()
-        values = (stats.running, stats.waiting, stats.slots_total, stats.kv_cache_usage, stats.stalled_s)
-        for (name, text), value in zip(_GAUGES.items(), values, strict=True):
-            if value is not None:
-                family = GaugeMetricFamily(name, text, labels=MODEL_LABELS)
-                family.add_metric(self._labels, value)
-                yield family
-
-
-_GAUGES = {
-    "aim_requests_running": "Requests the engine is computing",
-    "aim_requests_waiting": "Requests waiting for a slot",
-    "aim_engine_slots": "Requests the engine can compute at once",
-    "aim_kv_cache_usage_ratio": "Share of the KV cache in use, 0 to 1",
-    "aim_engine_stalled_seconds": "Time the engine has had work without getting on with it",
-}

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import dataclass
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from aim_runtime.engine_gauges import Device
 from aim_runtime.engines.base import Usage
-from aim_runtime.metrics import NO_TOKEN, Meter, Metrics
+from aim_runtime.metrics import NO_TOKEN, Meter, Metrics, families
 from fake_engine import FakeEngine
 from served import Served
 
 ASK = [{"role": "user", "content": "one two"}]
-LABELS = {"model_name": "m", "engine": "fake"}
+MODEL = {"model_name": "m", "engine": "fake", "variant": ""}
+LABELS = {**MODEL, "adapter": ""}
+ENGINE = {**MODEL, "replica": ""}
 
 
 def scrape(server: Served) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -29,6 +33,10 @@ def scrape(server: Served) -> dict[tuple[str, frozenset[tuple[str, str]]], float
 
 def value(samples: dict[tuple[str, frozenset[tuple[str, str]]], float], name: str, **labels: str) -> float:
     return samples.get((name, frozenset({**LABELS, **labels}.items())), 0.0)
+
+
+def gauge(samples: dict[tuple[str, frozenset[tuple[str, str]]], float], name: str) -> float:
+    return samples[name, frozenset(ENGINE.items())]
 
 
 def test_requests_and_tokens_are_counted(fake: Served) -> None:
@@ -59,10 +67,10 @@ def test_gauges_show_what_the_engine_is_doing(fake: Served) -> None:
         lines = stream.iter_lines()
         next(lines)
         samples = scrape(fake)
-    assert value(samples, "aim_requests_running") == 1
-    assert value(samples, "aim_requests_waiting") == 0
-    assert value(samples, "aim_engine_slots") == 8
-    assert value(samples, "aim_kv_cache_usage_ratio") == 0.25
+    assert gauge(samples, "aim_requests_running") == 1
+    assert gauge(samples, "aim_requests_waiting") == 0
+    assert gauge(samples, "aim_engine_slots") == 8
+    assert gauge(samples, "aim_kv_cache_usage_ratio") == 0.25
 
 
 def test_names(fake: Served) -> None:
@@ -85,13 +93,19 @@ def test_names(fake: Served) -> None:
 
 @pytest.mark.system
 def test_promtool_finds_nothing_to_say(fake: Served) -> None:
+    said = promtool_says(exposition(fake))
+    if said is None:
+        pytest.skip("promtool is missing: make system-deps")
+    assert said == (0, "", "")
+
+
+def promtool_says(text: str) -> tuple[int, str, str] | None:
+    """Exit code, stdout and stderr of its linter; None where there is no promtool."""
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip("promtool is missing: make system-deps")
-    check = subprocess.run(
-        [promtool, "check", "metrics"], input=exposition(fake), text=True, capture_output=True, check=False
-    )
-    assert (check.returncode, check.stdout, check.stderr) == (0, "", "")
+        return None
+    check = subprocess.run([promtool, "check", "metrics"], input=text, text=True, capture_output=True, check=False)
+    return check.returncode, check.stdout, check.stderr
 
 
 def exposition(server: Served) -> str:
@@ -124,3 +138,107 @@ def test_cached_tokens_and_unknown_cache_usage() -> None:
     Meter(metrics, "completions", Usage(prompt_tokens=10, completion_tokens=1, cached_tokens=8)).end(200)
     assert registry.get_sample_value("aim_cached_prompt_tokens_total", LABELS) == 8
     assert registry.get_sample_value("aim_requests_total", {**LABELS, "operation": "completions", "status": "200"}) == 1
+
+
+def samples_of(registry: CollectorRegistry) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Sample name → its labels and values, as Prometheus reads them; no sample stands twice."""
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(generate_latest(registry).decode()):
+        for sample in family.samples:
+            rows = found.setdefault(sample.name, [])
+            assert sample.labels not in [labels for labels, _ in rows], sample
+            rows.append((sample.labels, sample.value))
+    return found
+
+
+@dataclass
+class Supervised(FakeEngine):
+    """What an engine in a child process says besides."""
+
+    restarts: int = 2
+    state: str = "ready"
+    load_seconds: float | None = 1.5
+
+
+def test_several_models_share_the_families_and_leave_nothing_behind() -> None:
+    registry = CollectorRegistry()
+    empty = samples_of(registry) | samples_of_families(registry)
+    one, two = (Metrics(name, FakeEngine(name), registry, variant=name) for name in ("one", "two"))
+    for metrics in (one, two, one.for_adapter("french")):
+        meter = Meter(metrics, "completions", Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1))
+        meter.tick(b'{"choices":[{"text":"a"}]}')
+        meter.tick(b'{"choices":[{"text":"b"}]}')
+        meter.end(200)
+        metrics.ignored("completions", 1)
+    counted = {
+        (labels["model_name"], labels["variant"], labels["adapter"]): value
+        for labels, value in samples_of(registry)["aim_requests_total"]
+    }
+    assert counted == {("one", "one", ""): 1, ("one", "one", "french"): 1, ("two", "two", ""): 1}
+    for name in ("aim_time_to_first_token_seconds_count", "aim_inter_token_latency_seconds_count"):
+        assert len([value for _, value in samples_of(registry)[name] if value == 1]) == 3
+
+    one.remove_adapter("french")
+    assert not any(labels.get("adapter") for rows in samples_of(registry).values() for labels, _ in rows)
+    one.remove()
+    one.remove()
+    assert {labels["model_name"] for rows in samples_of(registry).values() for labels, _ in rows} == {"two"}
+    two.remove()
+    assert samples_of(registry) == empty == {}
+
+
+def samples_of_families(registry: CollectorRegistry) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """The same once the families are there."""
+    assert families(registry) is families(registry)
+    return samples_of(registry)
+
+
+def test_a_request_that_outlives_its_model_does_not_bring_it_back() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics("m", FakeEngine("m"), registry)
+    late, adapted = Meter(metrics, "completions", Usage()), Meter(metrics.for_adapter("a"), "completions", Usage(1, 1))
+    metrics.remove()
+    for meter in (late, adapted):
+        meter.tick(b'{"choices":[{"text":"a"}]}')
+        meter.end(200)
+    metrics.ignored("completions", 2)
+    assert samples_of(registry) == {}
+
+
+def test_a_model_that_migrates_keeps_its_counts_and_shows_no_sample_twice() -> None:
+    registry = CollectorRegistry()
+    old = Metrics("m", Supervised("m", slots=2), registry, devices=[Device("0", "3", "CPX", "NPS4")])
+    Meter(old, "completions", Usage()).end(200)
+    new = Metrics("m", Supervised("m", slots=3, load_seconds=2.5), registry, devices=[Device("1", "", "SPX", "NPS1")])
+    both = samples_of(registry)
+    assert both["aim_engine_slots"] == [({**ENGINE}, 5)]
+    assert both["aim_model_load_seconds"] == [({**ENGINE}, 2.5)]
+    assert both["aim_engine_restarts_total"] == [({**ENGINE}, 4)]
+    assert sorted(labels["card"] for labels, _ in both["aim_model_device_info"]) == ["0", "1"]
+    old.remove()
+    Meter(new, "completions", Usage()).end(200)
+    after = samples_of(registry)
+    assert after["aim_requests_total"] == [({**LABELS, "operation": "completions", "status": "200"}, 2)]
+    assert after["aim_engine_slots"] == [({**ENGINE}, 3)]
+    modes = {"card": "1", "partition": "", "compute_mode": "SPX", "memory_mode": "NPS1"}
+    assert after["aim_model_device_info"] == [({**ENGINE, **modes}, 1)]
+
+
+def test_engines_behind_one_name_are_told_apart_by_replica() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics("m", FakeEngine("m"), registry, gauges=False)
+    first = metrics.watch(Supervised("m", slots=2, state="restarting", restarts=0), replica="0")
+    metrics.watch(Supervised("m", slots=3), replica="1")
+    families(registry).engines.show_models(lambda: {"m": "ready", "n": "loading"})
+    samples = samples_of(registry)
+    assert {labels["replica"]: value for labels, value in samples["aim_engine_slots"]} == {"0": 2, "1": 3}
+    assert {labels["replica"]: value for labels, value in samples["aim_engine_restarts_total"]} == {"0": 0, "1": 2}
+    states = {labels["replica"]: labels["state"] for labels, value in samples["aim_engine_state"] if value}
+    assert states == {"0": "restarting", "1": "ready"}
+    assert samples["aim_model_state"] == [
+        ({"model_name": "m", "state": "ready"}, 1),
+        ({"model_name": "n", "state": "loading"}, 1),
+    ]
+    assert promtool_says(generate_latest(registry).decode()) in ((0, "", ""), None)
+    metrics.unwatch(first)
+    assert [labels["replica"] for labels, _ in samples_of(registry)["aim_engine_slots"]] == ["1"]

@@ -187,7 +187,8 @@ async def test_who_ends_a_request_is_counted(error: BaseException, status: str) 
     stream = await model.call("completions", {"stream": True}, RequestContext("r"))
     with contextlib.suppress(BaseException):
         _ = [chunk async for chunk in stream]
-    counted = {"model_name": "m", "engine": "fake", "operation": "completions", "status": status}
+    counted = {"model_name": "m", "engine": "fake", "variant": "", "adapter": ""}
+    counted |= {"operation": "completions", "status": status}
     assert registry.get_sample_value("aim_requests_total", counted) == 2
 
 
