@@ -175,11 +175,20 @@ def annotation_of(field: FieldInfo) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def group_of(field: FieldInfo) -> str | None:
+    """The heading of ``--help`` a field stands under: ``Field(json_schema_extra={"group": …})``."""
+    extra = field.json_schema_extra
+    value = extra.get("group") if isinstance(extra, dict) else None
+    return value if isinstance(value, str) else None
+
+
 def _read_flags(cls: type[S], argv: Sequence[str], prog: str, description: str) -> dict[str, str]:
     parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    headings = dict.fromkeys(group_of(field) for field in cls.model_fields.values())
+    groups = {heading: parser.add_argument_group(heading) if heading else parser for heading in headings}
     for name, field in cls.model_fields.items():
         is_bool = field.annotation is bool
-        parser.add_argument(
+        groups[group_of(field)].add_argument(
             *dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")),
             dest=name,
             default=argparse.SUPPRESS,

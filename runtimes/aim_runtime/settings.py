@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import orjson
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from aim_kserve.settings import ServerSettings
+from aim_runtime.engines import registry
+from aim_runtime.engines.base import ModelLoadError
+from aim_runtime.engines.side_by_side import side_by_side
 
 
-def _engine_args(value: object) -> object:
-    """A JSON object as a mapping, anything else as a command line."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    try:
-        return orjson.loads(text) if text.startswith("{") else shlex.split(text)
-    except ValueError as error:
-        raise ValueError(f"neither a JSON object nor a command line: {error}") from None
-
-
-class RuntimeSettings(ServerSettings):
-    """Settings of ``python -m aim_runtime``."""
+class _Shared(ServerSettings):
+    """Settings of ``python -m aim_runtime``: these, and those of every engine (``aim_runtime.engines``)."""
 
     model_dir: Path = Field(Path("/mnt/models"), description="directory (or .gguf file) the model is loaded from")
-    engine: Literal["auto", "llama_cpp", "vllm"] = Field(
-        "auto", description="auto, llama_cpp or vllm; auto: a .gguf file is llama_cpp, safetensors are vllm"
+    engine: str = Field(
+        "auto",
+        description=f"auto, {', '.join(registry.BUILT_IN)} or an installed one; "
+        "auto: a .gguf file is llama_cpp, safetensors are vllm",
     )
     max_model_len: int | None = Field(
         None,
@@ -39,43 +31,58 @@ class RuntimeSettings(ServerSettings):
     max_concurrency: int | None = Field(
         None,
         ge=1,
-        description="requests computed at once; default: 8 (llama_cpp), vLLM's own (vllm)",
+        description="requests computed at once; default: 8 (llama_cpp), the engine's own (others)",
         json_schema_extra={"annotation": "max-concurrency"},
     )
-    max_waiting: int = Field(256, ge=0, description="llama_cpp: requests that may wait for a slot; one more is a 503")
-    stall_timeout: float = Field(
-        60, gt=0, description="llama_cpp: seconds without a step, while there is work, that make the engine unhealthy"
-    )
-    threads: int | None = Field(None, ge=1, description="llama_cpp: compute threads; default: the CPUs we may use")
-    tensor_parallel_size: int | None = Field(None, ge=1, description="vllm: devices the model is split over")
     strict_fields: bool = Field(
         False, description="refuse unknown fields of a request body (400) instead of ignoring them with a header"
     )
-    engine_args: Annotated[list[str] | dict[str, Any], BeforeValidator(_engine_args)] = Field(
-        default_factory=list, description="vllm: its own flags, as a command line or a JSON object"
-    )
+
+    @field_validator("engine")
+    @classmethod
+    def _is_an_engine(cls, name: str) -> str:
+        if name != "auto":
+            try:
+                registry.kind(name)
+            except ModelLoadError as error:
+                raise ValueError(str(error)) from None
+        return name
 
     @model_validator(mode="after")
     def _belongs_to_the_engine(self) -> RuntimeSettings:
         """A setting that the chosen engine does not have must not be silently dropped."""
-        if self.engine == "llama_cpp":
-            self.refuse_for("llama_cpp")
-        elif self.engine == "vllm":
-            self.refuse_for("vllm")
+        if self.engine != "auto":
+            self.refuse_for(self.engine)
         return self
 
     def refuse_for(self, engine: str) -> None:
-        """Check that nothing is set which ``engine`` does not have (again, once ``auto`` has been decided).
+        """Check that what is set for an engine is ``engine``'s (again, once ``auto`` has been decided).
 
         Raises:
             ValueError: names the setting and the engine it belongs to.
         """
-        owners = {
-            "max_waiting": "llama_cpp",
-            "stall_timeout": "llama_cpp",
-            "threads": "llama_cpp",
-            "tensor_parallel_size": "vllm",
-        }
-        for name, owner in {**owners, "engine_args": "vllm"}.items():
-            if owner != engine and name in self.model_fields_set and getattr(self, name) not in (None, [], {}):
-                raise ValueError(f"--{name} belongs to the {owner} engine; this is {engine}: leave it out")
+        if engine in ENGINES.clashes:
+            raise ValueError(ENGINES.clashes[engine])
+        for name, owners in ENGINES.owners.items():
+            if engine not in owners and name in self.model_fields_set and getattr(self, name) not in (None, [], {}):
+                others = f" (or choose {', '.join(owners[1:])}, to which it belongs, too)" if owners[1:] else ""
+                raise ValueError(f"--{name} belongs to the {owners[0]} engine; this is {engine}: leave it out{others}")
+        try:
+            registry.kind(engine).settings.model_validate(self.engine_options(engine))
+        except ValidationError as error:  # a rule over several settings: each of them has been looked at already
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+    def engine_options(self, engine: str) -> dict[str, Any]:
+        """What is set of the engine's own settings (``EngineSpec.options``)."""
+        own = registry.kind(engine).settings.model_fields
+        return {name: getattr(self, name) for name in own if name in self.model_fields_set}
+
+
+ENGINES = side_by_side(registry.kinds(), taken=_Shared)
+
+if TYPE_CHECKING:
+    RuntimeSettings = _Shared
+else:
+    RuntimeSettings = create_model(
+        "RuntimeSettings", __base__=_Shared, __module__=__name__, __doc__=_Shared.__doc__, **ENGINES.fields
+    )

@@ -1,0 +1,46 @@
+"""llama.cpp's settings, and which models are its."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from aim_runtime.engines.base import Engine, EngineSpec
+from aim_runtime.engines.kind import EngineKind, EngineSettings
+
+
+class LlamaCppSettings(EngineSettings):
+    max_waiting: int = Field(256, ge=0, description="requests that may wait for a slot; one more is a 503")
+    stall_timeout: float = Field(
+        60, gt=0, description="seconds without a step, while there is work, that make the engine unhealthy"
+    )
+    threads: int | None = Field(None, ge=1, description="compute threads; default: the CPUs we may use")
+
+
+def create(spec: EngineSpec, settings: LlamaCppSettings) -> Engine:
+    from .engine import LlamaCppEngine
+
+    return LlamaCppEngine(
+        spec.model_dir,
+        served_model_name=spec.served_model_name,
+        max_model_len=spec.max_model_len,
+        slots=spec.max_concurrency or 8,
+        threads=settings.threads,
+        max_waiting=settings.max_waiting,
+        stall_timeout_s=settings.stall_timeout,
+    )
+
+
+def serves(model: Path) -> bool:
+    return model.suffix == ".gguf" if model.is_file() else any(model.glob("*.gguf"))
+
+
+KIND = EngineKind(
+    LlamaCppSettings,
+    create,
+    serves,
+    reads="*.gguf",
+    module="llama_cpp",
+    remedy="pip install 'aim-kserve[runtime,embedded]'",
+)
