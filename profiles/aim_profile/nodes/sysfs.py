@@ -150,13 +150,27 @@ def _numa_node(file: Path) -> int | None:
     return int(text)
 
 
+def vram_use(folder: Path) -> tuple[int, int] | None:
+    """Bytes used and bytes in all of one card (its `<bdf>/` directory): of the whole PCI device, never of a partition.
+
+    None where a file is absent or unreadable. Raises NodeError naming the file where it holds no size.
+    """
+    used, total = _size_bytes(folder / "mem_info_vram_used"), _size_bytes(folder / "mem_info_vram_total")
+    return None if used is None or not total else (used, total)
+
+
 def _vram_mib(file: Path) -> int | None:
+    size_bytes = _size_bytes(file)
+    return None if size_bytes is None else size_bytes // 2**20
+
+
+def _size_bytes(file: Path) -> int | None:
     text = _text(file)
     if text is None:
         return None
     if not (text.isdecimal() and len(text) <= 16 and int(text) <= _MAX_VRAM_BYTES):
         raise _bad(file, f"{text[:40]!r} is not a size in bytes")
-    return int(text) // 2**20
+    return int(text)
 
 
 def _hexadecimal(file: Path) -> int | None:
