@@ -10,15 +10,17 @@ from __future__ import annotations
 import difflib
 import typing
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from types import UnionType
 from typing import Annotated, Any, Union
 
-from pydantic import BaseModel, TypeAdapter
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from aim_kserve.errors import BadRequest
-from aim_runtime.engines.base import Json
+
+Json = dict[str, Any]
 
 #: OpenAI's fields that speak of the account, its records and its bill, never of the answer.
 HARMLESS = frozenset(
@@ -46,47 +48,107 @@ _NAMED_AT_MOST = 10
 _NAME_CHARACTERS = 64
 
 
+_NESTED_AT_MOST = 6  # levels of a field's schema that are looked at; below, anything is taken
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """The kinds of JSON that a field takes, as far as the field alone can tell.
+
+    ``names`` are JSON Schema's (``null``, ``boolean``, ``integer``, ``number``, ``string``, ``object``); ``arrays``
+    holds one entry for each kind of array: what its items may be. A number is strict: a string of digits is none.
+    """
+
+    names: frozenset[str] = frozenset()
+    arrays: tuple[Kinds, ...] = ()
+    anything: bool = False
+
+    def take(self, value: Any) -> bool:
+        """Whether ``value``, parsed JSON, is of these kinds. Linear in its size."""
+        if self.anything:
+            return True
+        if isinstance(value, list):
+            return any(all(map(items.take, value)) for items in self.arrays)
+        name = _KIND_OF.get(type(value), "")
+        return name in self.names or (name == "integer" and "number" in self.names)
+
+
+#: What an operation knows of its body: field name (or alias) → what it takes. Plain values: they can be sent to another
+#: process, where the request model they were read from cannot be imported.
+Fields = Mapping[str, Kinds]
+
+_KIND_OF = {type(None): "null", bool: "boolean", int: "integer", float: "number", str: "string", dict: "object"}
+_ANYTHING = Kinds(anything=True)
+
+
+class _Lenient(GenerateJsonSchema):
+    """What JSON Schema cannot say may be anything."""
+
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  pydantic's own declaration
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> JsonSchemaValue:
+        return {}
+
+
 @lru_cache(maxsize=64)
-def known_fields(model: Any) -> Mapping[str, FieldInfo] | None:
-    """Field name (and alias) → what pydantic knows of it, over all members of a union; None where one is no model."""
+def fields_of(model: Any) -> Fields | None:
+    """The fields of a pydantic model, or of a union of models: its members' together; None for what is no model.
+    Takes some milliseconds, once."""
     if typing.get_origin(model) is Annotated:
-        return known_fields(typing.get_args(model)[0])
+        return fields_of(typing.get_args(model)[0])
     if typing.get_origin(model) in (Union, UnionType):
-        members = [known_fields(member) for member in typing.get_args(model)]
-        return {name: info for fields in members for name, info in (fields or {}).items()} if all(members) else None
+        members = [fields_of(member) for member in typing.get_args(model)]
+        return {name: kinds for fields in members for name, kinds in (fields or {}).items()} if all(members) else None
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         return None
-    named = dict(model.model_fields)
-    return named | {info.alias: info for info in named.values() if info.alias}
+    schema = model.model_json_schema(by_alias=False, schema_generator=_Lenient)
+    definitions = schema.get("$defs", {})
+    properties = (definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema).get("properties", {})
+    named = {name: _kinds(properties.get(name, {}), definitions, 0) for name in model.model_fields}
+    return named | {info.alias: named[name] for name, info in model.model_fields.items() if info.alias}
 
 
-@lru_cache(maxsize=1024)
-def _adapter(model: Any, name: str) -> TypeAdapter[Any]:
-    info = (known_fields(model) or {})[name]
-    kind: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
-    return TypeAdapter(kind)
+def _kinds(schema: Any, definitions: Mapping[str, Any], level: int) -> Kinds:
+    """What a JSON Schema, as pydantic writes them, allows."""
+    if not isinstance(schema, dict) or level > _NESTED_AT_MOST:
+        return _ANYTHING
+    if "$ref" in schema:
+        return _kinds(definitions.get(schema["$ref"].rpartition("/")[2]), definitions, level + 1)
+    for union in ("anyOf", "oneOf"):
+        if union in schema:
+            return _either([_kinds(member, definitions, level) for member in schema[union]])
+    if "enum" in schema or "const" in schema:
+        return Kinds(frozenset(_KIND_OF.get(type(value), "") for value in schema.get("enum", [schema.get("const")])))
+    kind = schema.get("type")
+    if kind == "array":
+        return Kinds(arrays=(_kinds(schema.get("items"), definitions, level + 1),))
+    return Kinds(frozenset({kind})) if isinstance(kind, str) else _ANYTHING
 
 
-def takes(model: Any, name: str, value: Any) -> bool:
-    """Whether the field ``name`` of ``model`` takes ``value``, as far as the field alone can tell."""
-    try:
-        _adapter(model, name).validate_python(value, strict=not isinstance(value, (dict, list)))
-    except Exception:  # noqa: BLE001  a request model's own validators raise what they like: all of it means no
-        return False
-    return True
+def _either(members: list[Kinds]) -> Kinds:
+    return Kinds(
+        frozenset().union(*(member.names for member in members)),
+        tuple(dict.fromkeys(kind for member in members for kind in member.arrays)),
+        any(member.anything for member in members),
+    )
 
 
-def ignored_fields(operation: str, body: Json, requests: Mapping[str, Any], *, strict: bool) -> list[str]:
+def takes(fields: Fields | None, name: str, value: Any) -> bool:
+    """Whether the field ``name`` takes ``value``, as far as the field alone can tell; an unknown field takes none."""
+    return name in (fields or {}) and (fields or {})[name].take(value)
+
+
+def ignored_fields(operation: str, body: Json, requests: Mapping[str, Fields | None], *, strict: bool) -> list[str]:
     """The fields of ``body`` that the operation does not know; they are left to be ignored.
 
     Args:
-        requests: every operation's model (``Engine.requests``).
+        requests: every operation's fields (``Engine.requests``).
         strict: refuse them instead.
 
     Raises:
         BadRequest: an unknown field that must not be ignored; names it and the remedy.
     """
-    known = known_fields(requests.get(operation))
+    known = requests.get(operation)
     if known is None or body.keys() <= known.keys():
         return []
     if len(body) > _FIELDS_AT_MOST:
@@ -104,10 +166,10 @@ def _asks(value: Any) -> bool:
     return value is not None and value is not False and value not in ("", [], {})
 
 
-def _refuse_misleading(name: str, operation: str, requests: Mapping[str, Any]) -> None:
+def _refuse_misleading(name: str, operation: str, requests: Mapping[str, Fields | None]) -> None:
     if name in MISLEADING:
         raise BadRequest(f"{name}: not a field of this server: {MISLEADING[name]}", param=name, code="unknown_field")
-    others = [other for other in requests if other != operation and name in (known_fields(requests[other]) or {})]
+    others = [other for other, fields in requests.items() if other != operation and name in (fields or {})]
     if others:
         raise BadRequest(
             f"{name}: not a field of {operation}; it belongs to {', '.join(sorted(others))}: leave it out",

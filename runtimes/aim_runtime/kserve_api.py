@@ -22,7 +22,7 @@ from aim_kserve.errors import BadRequest
 from aim_kserve.http import parse_object
 from aim_kserve.kserve import InferInput, InferOutput, InferRequest, InferResponse
 from aim_runtime.engines.base import Json
-from aim_runtime.fields import known_fields, nearest, shown, takes
+from aim_runtime.fields import Fields, nearest, shown, takes
 
 INPUTS: list[Json] = [{"name": "prompt", "datatype": "BYTES", "shape": [-1]}]
 OUTPUTS: list[Json] = [
@@ -55,7 +55,7 @@ _V2_FIELDS = frozenset({"id", "inputs", "model_name", "model_version", "outputs"
 _LOWEST_PRIORITY = 2**31 - 1
 _COMPLETIONS, _CHAT = "completions", "chat/completions"
 
-Requests = Mapping[str, Any]
+Requests = Mapping[str, Fields | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,18 +180,18 @@ def _check_tensors(request: InferRequest) -> None:
         _check(tensor.parameters or {}, f"tensor {tensor.name!r}: parameters", _TENSOR_PARAMETERS)
 
 
-def _meant(model: Any, name: str, value: Any, *, scalars: bool) -> Any:
+def _meant(fields: Fields | None, name: str, value: Any, *, scalars: bool) -> Any:
     """The value that a string stands for: a list or an object as JSON text, where the field takes one; with
     ``scalars`` also a number or a boolean, where the field takes no text (KServe's gRPC client has no floats)."""
-    if not isinstance(value, str) or name not in (known_fields(model) or {}):
+    if not isinstance(value, str) or name not in (fields or {}):
         return value
     try:
         parsed = orjson.loads(value)
     except orjson.JSONDecodeError:
         return value  # e.g. a stop string that begins with a bracket
     if not isinstance(parsed, (dict, list)):
-        return parsed if scalars and not takes(model, name, value) else value
-    return parsed if takes(model, name, parsed) or not takes(model, name, value) else value
+        return parsed if scalars and not takes(fields, name, value) else value
+    return parsed if takes(fields, name, parsed) or not takes(fields, name, value) else value
 
 
 def _triton_priority(given: Mapping[str, Any]) -> int:
@@ -289,8 +289,8 @@ def _check_count(count: int, param: str) -> None:
 
 def parameters(requests: Requests, operation: str) -> frozenset[str]:
     """What may stand in ``parameters`` for an operation; for one that the engine lacks (it will be told so), all."""
-    models = [requests[operation]] if operation in requests else list(requests.values())
-    names = {name for model in models for name in known_fields(model) or ()}
+    known = [requests[operation]] if operation in requests else list(requests.values())
+    names = {name for fields in known for name in fields or ()}
     return frozenset(names - OPENAI_ONLY)
 
 

@@ -19,6 +19,7 @@ import orjson
 from aim_kserve.errors import BadRequest, Unavailable
 from aim_runtime.engines.base import EngineStats, Json, ModelLoadError, Operation, RequestContext, Stream
 from aim_runtime.engines.llama_cpp.request import ChatBody, CompletionBody, GenerationBody, TokenizeBody, parse
+from aim_runtime.fields import Fields, fields_of
 
 LIMITS = ("max_completion_tokens", "max_tokens")
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and")
@@ -64,9 +65,13 @@ class FakeEngine:
         self._operations: dict[str, Operation] = {}
 
     @property
-    def requests(self) -> Mapping[str, Any]:
+    def requests(self) -> Mapping[str, Fields | None]:
         """The embedded engine's, so that parameters have one list; only a few of them are looked at."""
-        return {"chat/completions": FakeChatBody, "completions": FakeCompletionBody, "tokenize": TokenizeBody}
+        return {
+            "chat/completions": fields_of(FakeChatBody),
+            "completions": fields_of(FakeCompletionBody),
+            "tokenize": fields_of(TokenizeBody),
+        }
 
     @property
     def operations(self) -> Mapping[str, Operation]:

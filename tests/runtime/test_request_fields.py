@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import annotated_types
 import grpc
 import httpx
+import msgspec
 import orjson
 import pytest
+from pydantic import BaseModel, Field
 
 from aim_kserve.errors import BadRequest
 from aim_kserve.grpc_parameters import encode
@@ -26,7 +28,7 @@ from aim_runtime.engines.base import Json
 from aim_runtime.engines.llama_cpp import engine as embedded
 from aim_runtime.engines.llama_cpp.refused import UnsupportedFields
 from aim_runtime.engines.llama_cpp.request import REQUESTS, parse
-from aim_runtime.fields import HARMLESS, MISLEADING, known_fields, takes
+from aim_runtime.fields import HARMLESS, MISLEADING, Fields, fields_of, takes
 from aim_runtime.kserve_api import OPENAI_ONLY
 from llama_engine import context, loaded
 from served import Served
@@ -40,18 +42,18 @@ VALUES: tuple[Any, ...] = (
     *([{"role": "user", "content": "y"}], [{"type": "function", "function": {"name": "f"}}]),
 )
 #: All but the one that says which model is asked.
-FIELDS = sorted({name for operation in INPUTS for name in known_fields(REQUESTS[operation]) or ()} - {"model"})
+FIELDS = sorted({name for operation in INPUTS for name in fields_of(REQUESTS[operation]) or ()} - {"model"})
 MISSPELT = "temprature"
 
 
 def values(operation: str, name: str) -> list[Any]:
     """Some that the field takes, some that it does not, and its limits with their neighbours."""
-    info = (known_fields(REQUESTS[operation]) or {}).get(name)
-    if info is None:
+    fields, model = fields_of(REQUESTS[operation]), REQUESTS[operation].model_fields
+    if name not in model:
         return [value for value in VALUES if value not in (False, "", [], {})][:3]
-    good = [value for value in VALUES if takes(REQUESTS[operation], name, value)]
-    bad = [value for value in VALUES if not takes(REQUESTS[operation], name, value)]
-    return [*good[:4], *bad[:2], *bad[2::4], *limits(info)]
+    good = [value for value in VALUES if takes(fields, name, value)]
+    bad = [value for value in VALUES if not takes(fields, name, value)]
+    return [*good[:4], *bad[:2], *bad[2::4], *limits(model[name])]
 
 
 def limits(info: Any) -> Iterator[Any]:
@@ -198,7 +200,7 @@ def protocol(request: pytest.FixtureRequest, fake: Served) -> Iterator[OpenAI]:
 def expected(protocol: OpenAI, name: str, value: Any) -> Any:
     """What should arrive; BadRequest where nothing may."""
     model = REQUESTS[protocol.operation]
-    if name not in (known_fields(model) or {}) or (not protocol.carries_all and name in OPENAI_ONLY):
+    if name not in model.model_fields or (not protocol.carries_all and name in OPENAI_ONLY):
         raise BadRequest(f"{name} is unknown here")
     parsed = parse(model, {**INPUTS[protocol.operation], name: value})
     return orjson.loads(parsed.model_dump_json(exclude_unset=True, by_alias=True))[name]
@@ -213,7 +215,7 @@ def test_it_arrives_or_is_refused_by_name(protocol: OpenAI, name: str) -> None:
         if isinstance(value, int) and not -(2**63) <= value < 2**64:
             continue  # no protocol's integer
         sent = protocol.sent(value)
-        if sent is not value and name in (known_fields(model) or {}) and takes(model, name, sent):
+        if sent is not value and takes(fields_of(model), name, sent):
             continue  # a field of text: there is no telling text from JSON text
         answer = protocol.ask(name, value)
         assert not answer.ignored
@@ -250,6 +252,64 @@ def test_a_misspelt_field_is_told(protocol: OpenAI, fake: Served) -> None:
 def _value(server: Served, name: str) -> float:
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+# --- what a field takes ---------------------------------------------------------------------------------------------
+
+
+class Inner(BaseModel):
+    deep: list[Inner] = []
+
+
+class Asked(BaseModel):
+    text: str = ""
+    number: float | None = None
+    whole: Literal[1, 2] = 1
+    mode: Literal["a"] | list[int] | list[list[str]] = "a"
+    inner: Inner | None = None
+    other: int = Field(0, alias="else")
+    odd: Callable[[], None] | None = None
+
+
+TAKEN = {
+    "text": ["", "[1]"],
+    "number": [None, 1, 0.5],
+    "whole": [1],
+    "mode": ["b", [], [1], [["x"], []]],
+    "inner": [{}, None],
+    "else": [1],
+    "other": [1],
+    "odd": [1, "x", [1]],
+}
+REFUSED = {
+    "text": [None, 1, ["x"], {}],
+    "number": ["1", True, [1]],
+    "whole": ["1", None, 1.5],
+    "mode": [1, ["x"], [["x", 1]], [1, ["x"]]],
+    "inner": ["x", []],
+    "else": ["1"],
+    "bogus": [None, 1],
+}
+
+
+def test_the_kinds_of_a_field_survive_the_way_to_another_process() -> None:
+    fields = fields_of(Asked)
+    sent = msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=Fields)
+    assert sent == fields
+    for known in (fields, sent):
+        assert [
+            (name, value) for name, values in TAKEN.items() for value in values if not takes(known, name, value)
+        ] == []
+        assert [
+            (name, value) for name, values in REFUSED.items() for value in values if takes(known, name, value)
+        ] == []
+
+
+def test_a_union_of_models_knows_what_its_members_know() -> None:
+    assert set(fields_of(Asked | Inner) or ()) == {*TAKEN, "deep"}
+    assert set(fields_of(Annotated[Asked | Inner, "told"]) or ()) == {*TAKEN, "deep"}
+    assert fields_of(Asked | int) is None
+    assert fields_of(None) is None
 
 
 # --- unknown fields ---------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 
 from aim_kserve.v2_body import read_binary
 from aim_runtime.engines.llama_cpp.request import REQUESTS
+from aim_runtime.fields import fields_of
 from aim_runtime.kserve_api import read_v2
 from fake_engine import words
 from served import Served
@@ -102,14 +103,14 @@ async def test_kserve_client(fake: Served) -> None:
 )
 def test_parameters_that_are_not_scalars_are_json_text(given: dict[str, str], says: Any) -> None:
     request = InferRequest("m", [InferInput("prompt", [1], "BYTES", ["x"])], parameters=given)
-    assert read_v2(request, REQUESTS)[0].body["stop"] == says
+    assert read_v2(request, {name: fields_of(model) for name, model in REQUESTS.items()})[0].body["stop"] == says
 
 
 @pytest.mark.parametrize(("level", "priority"), [(None, 0), (0, 0), (1, 0), (2, 1), (9, 8), (2**64 - 1, 2**31 - 1)])
 def test_tritons_priority_levels_only_step_back(level: int | None, priority: int) -> None:
     parameters = {} if level is None else {"priority": level}
     request = InferRequest("m", [InferInput("prompt", [1], "BYTES", ["x"])], parameters=parameters)
-    (question,) = read_v2(request, REQUESTS)
+    (question,) = read_v2(request, {name: fields_of(model) for name, model in REQUESTS.items()})
     assert (question.priority, question.timeout_s) == (priority, None)
     assert "priority" not in question.body
 

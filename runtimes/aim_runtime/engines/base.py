@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+from aim_runtime.fields import Fields
 
 Json = dict[str, Any]
 
@@ -53,6 +55,10 @@ class RequestContext:
 Operation = Callable[[Json, RequestContext], Awaitable["Json | Stream"]]
 
 
+#: ``restarting``: its process has ended, or was ended, and another one loads the model. ``failed``: it never loaded.
+State = Literal["loading", "ready", "restarting", "failed"]
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """A snapshot for metrics and admission. Counts are requests, ``slots_total`` is the most that can run."""
@@ -62,6 +68,10 @@ class EngineStats:
     slots_total: int
     kv_cache_usage: float | None = None  # 0..1; None where the engine cannot tell
     stalled_s: float | None = None  # seconds without progress while there is work; None where it cannot tell
+    # Of an engine in a process of its own (``aim_runtime.supervisor``); None where it runs in ours.
+    state: State | None = None
+    restarts: int | None = None
+    last_words: str | None = None  # why the last process ended: one line, bounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +116,10 @@ class Engine(Protocol):
         ...
 
     @property
-    def requests(self) -> Mapping[str, Any]:
-        """Operation → the pydantic model of its body (or a union of models): the one list of what a client may ask.
-        V1's and V2's parameters are read off it, and what it does not name is unknown. Stable after ``load``."""
+    def requests(self) -> Mapping[str, Fields | None]:
+        """Operation → the fields of its body, ``fields_of`` its request model (None: not known): the one list of what a
+        client may ask. V1's and V2's parameters are read off it, and what it does not name is unknown. Stable after
+        ``load``."""
         ...
 
     @property

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel
 
 from aim_kserve.errors import BadRequest, ShutdownError, Unavailable
 from aim_runtime.engines.base import EngineStats, Json, Operation, RequestContext, Stream
+from aim_runtime.fields import Fields, fields_of
 
 from .answer import CHAT, COMPLETION, Answer, AnswerStream, Form, Mailbox
 from .background import INLINE_CHARACTERS
@@ -114,8 +114,8 @@ class LlamaCppEngine:
         return self._operations
 
     @property
-    def requests(self) -> Mapping[str, type[BaseModel]]:
-        return REQUESTS
+    def requests(self) -> Mapping[str, Fields | None]:
+        return {operation: fields_of(model) for operation, model in REQUESTS.items()}
 
     @property
     def adapters(self) -> tuple[str, ...]:

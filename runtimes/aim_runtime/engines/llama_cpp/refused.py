@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
@@ -18,7 +18,8 @@ def _only(*neutral: Any) -> BeforeValidator:
             return value
         raise PydanticCustomError(UNSUPPORTED, "is not supported by the embedded engine: leave it out")
 
-    return BeforeValidator(check)
+    kinds = (None, *(type(value) for value in neutral))
+    return BeforeValidator(check, json_schema_input_type=Union[kinds])  # noqa: UP007  of a tuple
 
 
 class UnsupportedFields(BaseModel):

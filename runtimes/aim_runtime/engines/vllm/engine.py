@@ -17,11 +17,12 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
 from aim_runtime.engines.base import EngineStats, ModelLoadError, Operation
+from aim_runtime.fields import Fields
 
 from .output import ChildOutput, is_second_hand, one_line
 
@@ -88,7 +89,7 @@ class VllmEngine:
         self._ours = {name: value for name, value in ours.items() if value is not None}
         self._built: Built | None = None
         self._operations: Mapping[str, Operation] = {}
-        self._requests: Mapping[str, Any] = {}
+        self._requests: Mapping[str, Fields | None] = {}
         self._adapters: tuple[str, ...] = ()
         self._log_task: asyncio.Task[None] | None = None
 
@@ -101,7 +102,7 @@ class VllmEngine:
         return self._operations
 
     @property
-    def requests(self) -> Mapping[str, Any]:
+    def requests(self) -> Mapping[str, Fields | None]:
         return self._requests
 
     @property

@@ -25,6 +25,7 @@ from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, Tokenize
 
 from aim_kserve.errors import BadRequest
 from aim_runtime.engines.base import Json, Operation, RequestContext, Stream, Usage
+from aim_runtime.fields import Fields, fields_of
 
 from .build import Built
 from .errors import REFUSALS, from_event, from_exception, from_response, raise_if_cancelled
@@ -69,7 +70,7 @@ class Attached(NamedTuple):
     """What the loaded model has, as in ``engines.base.Engine``."""
 
     operations: Mapping[str, Operation]
-    requests: Mapping[str, Any]
+    requests: Mapping[str, Fields | None]
     adapters: tuple[str, ...]
 
 
@@ -85,7 +86,7 @@ async def attach(built: Built) -> Attached:
         for path, (kind, serving, method) in found.items()
         if serving is not None
     }
-    requests = {path: kind for path, (kind, _, _) in ROUTES.items() if path in operations}
+    requests = {path: fields_of(kind) for path, (kind, _, _) in ROUTES.items() if path in operations}
     return Attached(operations, requests, tuple(state.openai_serving_models.lora_requests))
 
 
