@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from aim_profile.errors import AimProfileError, NodeError
 from aim_profile.gpus.catalog import Deployment, PartitionMode, by_name
+from aim_profile.nodes.devices import mode_of
 from aim_profile.nodes.read import Card, Node, load_emulated, read_node
 from aim_profile.units import parse_memory
 
@@ -80,21 +81,3 @@ def card_of(found: Node, index: int | None) -> Card:
         known = f"the node has {len(found.cards)}: 0 to {len(found.cards) - 1}"
         raise NodeError(f"no card {index}", field="card", value=index, remedy=known)
     return card
-
-
-def mode_of(card: Card, deployment: Deployment) -> PartitionMode:
-    """The mode a card is in, with the memory its smallest device reports. Raises NodeError where it is not known."""
-    accelerator = card.accelerator
-    if accelerator is None:
-        report = card.report or ""
-        raise NodeError(f"card {card.index} is not in the catalogue", field="card", value=card.pci_id, remedy=report)
-    label = card.mode_label or (None if accelerator.partitionable else "SPX/NPS1")
-    if label is None:
-        raise NodeError(
-            f"card {card.index}: its partition mode is not readable here",
-            field="partition",
-            remedy="give --gpu and --partition instead",
-        )
-    mode = accelerator.mode(label, deployment)
-    sizes = [part.memory_mib for part in card.partitions if part.memory_mib]
-    return mode.model_copy(update={"memory_mib": min(sizes, default=mode.memory_mib)})

@@ -16,6 +16,7 @@ from aim_profile.files.read import check as check_options
 from aim_profile.gpus.catalog import Accelerator, Deployment, PartitionMode, by_name
 from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.models.load import by_id, known_ids, load_model
+from aim_profile.nodes.devices import mode_of
 from aim_profile.nodes.read import Node
 from aim_profile.plans.fleet import FleetFile
 from aim_profile.plans.plan import Plan
@@ -34,7 +35,7 @@ from aim_profile.serving.profile import (
 from aim_profile.serving.selection import Devices, Judged, Selection, Wish, select, stored_profiles
 from aim_profile.units import parse_memory
 
-from .device import card_of, mode_of
+from .device import card_of
 from .options import refuse_beside
 from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, show, write_out
 

@@ -108,8 +108,8 @@ class ModelFacts(_Frozen):
     lm_head, norms, routers, vision). file_bytes: exact size of the published weights at native_precision;
     native_bytes: the same, computed from what the configuration says of each layer; bytes_by_dtype: by tensor
     dtype. quantization: vLLM's name of how they were quantised. from_files: read from files on disk, so
-    native_precision is what can be served. max_positions: the longest context the model was made for
-    (max_position_embeddings), None where unknown; max_positions_source: where that was read; rope_scaling: the
+    native_precision is what can be served; gguf: from a GGUF file, so for llama.cpp. max_positions: the longest
+    context the model was made for (max_position_embeddings), None where unknown; max_positions_source: where that was read; rope_scaling: the
     scaling of rotary positions that its configuration states and max_positions counts on, None: none is stated.
     """
 
@@ -125,6 +125,7 @@ class ModelFacts(_Frozen):
     quantization: str | None = None
     bytes_by_dtype: tuple[tuple[str, int], ...] = ()
     from_files: bool = False
+    gguf: bool = False
     max_positions: int | None = None
     max_positions_source: str | None = None
     rope_scaling: str | None = None

@@ -106,6 +106,7 @@ def read_gguf(file: Path) -> ModelFacts:
         file_bytes=by_type.total(),
         bytes_by_dtype=tuple(sorted(by_type.items())),
         from_files=True,
+        gguf=True,
         max_positions=(longest := _number(metadata, f"{architecture}.context_length")),
         max_positions_source=None if longest is None else str(file),
         rope_scaling=_rope_scaling(metadata, architecture),
@@ -113,6 +114,26 @@ def read_gguf(file: Path) -> ModelFacts:
         confidence="documented",
         missing=missing,
     )
+
+
+def only_gguf(directory: Path) -> Path | None:
+    """The GGUF model in that directory (the first of its shards), None where there is none.
+
+    Raises ModelError where there are several.
+    """
+    files = sorted(file for file in directory.glob("*.gguf") if file.is_file())
+    if not files:
+        return None
+    shards = {file.name: _SHARD.fullmatch(file.name) for file in files}
+    if len({(shard[1], shard[3]) if shard else name for name, shard in shards.items()}) > 1:
+        names = ", ".join(file.name for file in files[:8])
+        raise ModelError(
+            f"{directory}: holds {len(files)} GGUF models ({names})",
+            field="model",
+            value=str(directory),
+            remedy="name one of the files",
+        )
+    return files[0]
 
 
 def _shape(

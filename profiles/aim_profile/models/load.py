@@ -11,7 +11,7 @@ from pathlib import Path
 from aim_profile.errors import ModelError
 
 from .facts import Attention, Experts, Mla, ModelFacts, Precision, Shape
-from .gguf import read_gguf
+from .gguf import only_gguf, read_gguf
 from .huggingface import read_directory
 from .known import by_id, known_ids
 
@@ -31,7 +31,7 @@ __all__ = [
 
 
 def load_model(reference: str | Path) -> ModelFacts:
-    """A catalogue id, a directory with a config.json, or a `.gguf` file, as facts.
+    """A catalogue id, a directory with a config.json or a GGUF model, or a `.gguf` file, as facts.
 
     A relative path counts as a path when it exists. Raises UnknownModelError for an id that is not in
     the catalogue (naming the right id where one is known), ModelError for files that cannot be read.
@@ -39,7 +39,8 @@ def load_model(reference: str | Path) -> ModelFacts:
     path = Path(reference)
     # os.path says no, where Path raises, of a name that no file could have.
     if isdir(path):
-        return read_directory(path)
+        file = None if isfile(path / "config.json") else only_gguf(path)
+        return read_directory(path) if file is None else read_gguf(file)
     if isfile(path):
         return read_gguf(path)
     if isinstance(reference, Path) or path.is_absolute() or path.suffix == ".gguf":

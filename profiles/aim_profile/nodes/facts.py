@@ -5,9 +5,9 @@ These types are what every backend produces, what `-o json` prints and what an e
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from aim_profile.gpus.catalog import (
     Accelerator,
@@ -23,7 +23,11 @@ from aim_profile.gpus.catalog import (
 from aim_profile.units import MIB
 
 AllocMode = Literal["CAPPING", "ALL"]
-Backend = Literal["kfd", "sysfs", "sysfs+kfd", "amdsmi", "amd-smi", "emulated", "none"]
+Backend = Literal["kfd", "sysfs", "sysfs+kfd", "amdsmi", "amd-smi", "emulated", "proc", "none"]
+#: The product of the card that stands for a machine without a GPU; its partitions are CPU sets.
+CPU = "cpu"
+#: Its only mode, in the place of `CPX/NPS4`.
+CPU_MODE = "CPU"
 
 
 class _Frozen(BaseModel):
@@ -34,7 +38,8 @@ class Partition(_Frozen):
     """One device as a runtime sees it. index: its place on the card; memory_mib: what it reports.
 
     memory_source: measured (read on the node) or derived (the card's or the catalogue's HBM divided).
-    render_minor: N of /dev/dri/renderDN. None: not readable here.
+    render_minor: N of /dev/dri/renderDN. None: not readable here. cpus: ids of the cores of a CPU set, whose
+    compute_units are cores; a GPU's partition has none, and does not show the field.
     """
 
     index: int = Field(ge=0)
@@ -44,6 +49,14 @@ class Partition(_Frozen):
     xcds: int | None = Field(default=None, ge=0)
     render_minor: int | None = Field(default=None, ge=0)
     kfd_node: int | None = Field(default=None, ge=0)
+    cpus: tuple[int, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_empty_cpus(self, as_usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        shown: dict[str, Any] = as_usual(self)
+        if not self.cpus:
+            shown.pop("cpus", None)
+        return shown
 
     @property
     def memory_bytes(self) -> int | None:
@@ -64,7 +77,9 @@ class DriverCaps(_Frozen):
 
 
 class Card(_Frozen):
-    """One GPU. pci_id: PCI device id (`0x74a1`); bdf: its PCI address; product: catalogue name or `unknown`.
+    """One GPU, or the processors of a machine without one (product `cpu`).
+
+    pci_id: PCI device id (`0x74a1`); bdf: its PCI address; product: catalogue name or `unknown`.
 
     compute_partition/memory_partition None: not readable here, or the card cannot be partitioned
     (`partitionable` says which). alloc_mode CAPPING: a partition gets its share of the memory; ALL: each
@@ -90,6 +105,11 @@ class Card(_Frozen):
     notes: tuple[str, ...] = ()
 
     @property
+    def is_cpu(self) -> bool:
+        """Whether it is no GPU but the machine's processors; its partitions are CPU sets."""
+        return self.product == CPU
+
+    @property
     def accelerator(self) -> Accelerator | None:
         """The catalogue's entry, None for an unknown card."""
         if self.pci_id is None:
@@ -108,7 +128,7 @@ class Card(_Frozen):
     def mode_text(self) -> str:
         """The mode for people, as far as it is known: `CPX/NPS?` where only KFD was read."""
         if self.partitionable is False:
-            return "not partitionable"
+            return CPU_MODE if self.is_cpu else "not partitionable"
         if self.compute_partition is None and self.memory_partition is None:
             return "unknown"
         return f"{self.compute_partition or '?'}/{self.memory_partition or 'NPS?'}"

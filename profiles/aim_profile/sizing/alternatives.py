@@ -8,13 +8,14 @@ computed with the same formulas; none is a guess.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from aim_profile.errors import SizingError
 from aim_profile.gpus.catalog import TIERS, Accelerator, Deployment, PartitionMode, can_switch, catalog
 from aim_profile.models.facts import ModelFacts, Precision
-from aim_profile.units import gib
+from aim_profile.units import MIB, gib
 
 from .fit import DoesNotFit, Fit, Option, Request, budget_bytes, demand, fit
 
@@ -55,6 +56,25 @@ def size_on(
 def size_on_bytes(model: ModelFacts, device_memory_bytes: int, request: Request) -> Fit | DoesNotFit:
     """The same for a device of which only the memory is known; the alternatives name catalogue GPUs."""
     return _with_alternatives(model, _Place(device_memory_bytes), None, "bare-metal", request)
+
+
+def size_on_cpus(model: ModelFacts, memory_bytes: int, request: Request) -> Fit | DoesNotFit:
+    """The same for a set of CPUs with that much memory; the alternatives ask less of it, or say how much would do."""
+    answer = fit(model, memory_bytes, request)
+    if isinstance(answer, Fit):
+        return answer
+    place = _Place(memory_bytes)
+    options = [o for o in _smaller_request(model, place, request) if o.kind != "precision"]
+    return answer.model_copy(update={"alternatives": (*options, *_more_memory(model, request))})
+
+
+def _more_memory(model: ModelFacts, request: Request) -> Iterator[Option]:
+    """The request as it is, where there is enough for it, in whole MiB."""
+    enough = -(-math.ceil(demand(model, request).total / request.utilization) // MIB)
+    place = _Place(enough * MIB)
+    for option in _try("memory", model, place, request):
+        words = f"{option.precision} in {enough} MiB of memory, {gib(place.memory_bytes)} GiB"
+        yield option.model_copy(update={"description": words})
 
 
 def _with_alternatives(

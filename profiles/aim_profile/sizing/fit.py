@@ -5,7 +5,8 @@
 
 Sources: the cache's formulas are in kv_cache.py; 1.02 and 2.3 GiB (1.7 activation peak + 0.6 outside torch) are the
 planning constants of KAITO's estimator (kaito-project/kaito, model_catalog.yaml). They are estimates: an engine's own
-profiling run is the last word.
+profiling run is the last word. They are vLLM's, on a GPU; measured with its CPU build (float32, SmolLM2-135M, three
+processes, shared pages counted in each) the runtime's share was 2.3 GiB too. What llama.cpp takes is in llama_cpp.py.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.models.parameters import BYTES_PER_LINEAR_PARAMETER, SIXTEEN_BIT_BYTES
 from aim_profile.units import GIB, gib
 
+from . import llama_cpp
 from .kv_cache import KV_BLOCK_TOKENS, KvDtype, kv_bytes_per_sequence, kv_bytes_per_token, not_sized, shape_of
+
+Engine = Literal["vllm", "llama_cpp"]
 
 WEIGHT_OVERHEAD = 0.02
 RUNTIME_OVERHEAD_BYTES = int(2.3 * GIB)
@@ -40,11 +44,13 @@ class Request(BaseModel):
     held at once; tp: tensor-parallel ranks, one per device; precision None: the model's own;
     encoder_tokens: image tokens a sequence keeps in cross-attention layers; lora_slots: adapters
     resident at once, of rank lora_rank; utilization: share of the device the engine may take;
-    max_num_batched_tokens: tokens the engine takes into one step, which windowed layers hold beside their window.
+    max_num_batched_tokens: tokens the engine takes into one step, which windowed layers hold beside their window;
+    engine: whose overhead and cache are counted (llama_cpp: the embedded engine, on a CPU).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    engine: Engine = "vllm"
     precision: Precision | None = None
     context: int = Field(default=DEFAULT_CONTEXT, ge=1, le=CONTEXT_CEILING_TOKENS)
     concurrency: int = Field(default=1, ge=1, le=1_000_000)
@@ -67,7 +73,7 @@ class Option(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["context", "concurrency", "precision", "partition", "tensor-parallel", "accelerator"]
+    kind: Literal["context", "concurrency", "precision", "memory", "partition", "tensor-parallel", "accelerator"]
     description: str
     accelerator: str | None = None
     partition: str | None = None
@@ -95,6 +101,7 @@ class Sizing(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fits: bool
+    engine: Engine
     model: str
     precision: str
     context: int
@@ -215,8 +222,12 @@ def demand(model: ModelFacts, request: Request) -> Demand:
     """What each rank's device must hold, in bytes. Integers, so a planner can add them up exactly."""
     shape_of(model, request.tp)
     _check_context(model, request.context)
-    weights = -(-weight_bytes(model, request.precision) // request.tp)
-    overhead = int(weights * WEIGHT_OVERHEAD) + RUNTIME_OVERHEAD_BYTES
+    if request.engine == "llama_cpp":
+        llama_cpp.check_request(model, request)
+        weights, overhead = weight_bytes(model), llama_cpp.overhead_bytes(model)
+    else:
+        weights = -(-weight_bytes(model, request.precision) // request.tp)
+        overhead = int(weights * WEIGHT_OVERHEAD) + RUNTIME_OVERHEAD_BYTES
     overhead += lora_bytes(model, request.lora_slots, request.lora_rank)
     per_sequence = _sequence(model, request, request.context)
     return Demand(weights, overhead, per_sequence, per_sequence * request.concurrency)
@@ -240,8 +251,8 @@ def fit(model: ModelFacts, device_memory_bytes: int, request: Request | None = N
     spare = budget - need.total
     numbers: dict[str, Any] = {
         "model": model.id,
-        "precision": request.precision or model.native_precision or "unknown",
-        **request.model_dump(include={"context", "concurrency", "tp", "kv_dtype", "utilization"}),
+        "precision": _served_as(model, request),
+        **request.model_dump(include={"engine", "context", "concurrency", "tp", "kv_dtype", "utilization"}),
         "weights_gib": gib(need.weights),
         "kv_bytes_per_token": kv_bytes_per_token(model, request.kv_dtype, request.tp),
         "kv_gib": gib(need.kv),
@@ -254,7 +265,7 @@ def fit(model: ModelFacts, device_memory_bytes: int, request: Request | None = N
         "max_context": max_context(model, request, room),
         "max_num_batched_tokens": request.max_num_batched_tokens,
         "context_limit": model.max_positions,
-        "notes": (*model.notes, *limit_notes(model), *_precision_note(model, request.precision)),
+        "notes": (*model.notes, *limit_notes(model), *_precision_note(model, request)),
     }
     return Fit(**numbers) if spare >= 0 else DoesNotFit(**numbers)
 
@@ -273,7 +284,14 @@ def limit_notes(model: ModelFacts) -> tuple[str, ...]:
     return (f"the context limit of {model.max_positions} tokens is its configuration's, with {model.rope_scaling}",)
 
 
-def _precision_note(model: ModelFacts, precision: Precision | None) -> tuple[str, ...]:
+def _served_as(model: ModelFacts, request: Request) -> str:
+    """llama.cpp serves what the file holds, whatever word was used for it."""
+    asked = None if request.engine == "llama_cpp" else request.precision
+    return asked or model.native_precision or "unknown"
+
+
+def _precision_note(model: ModelFacts, request: Request) -> tuple[str, ...]:
+    precision = None if request.engine == "llama_cpp" else request.precision
     if precision is None or precision == model.native_precision or precision in ("bf16", "fp16"):
         return ()
     return (f"sized as {precision}: whether such a checkpoint is published is not known here",)
@@ -293,6 +311,8 @@ def max_context(model: ModelFacts, request: Request, room_bytes: int) -> int:
 
 
 def _sequence(model: ModelFacts, request: Request, context: int) -> int:
+    if request.engine == "llama_cpp":
+        return context * llama_cpp.bytes_per_cell(model)
     return kv_bytes_per_sequence(
         model,
         context,
