@@ -109,8 +109,9 @@ class ModelFacts(_Frozen):
     native_bytes: the same, computed from what the configuration says of each layer; bytes_by_dtype: by tensor
     dtype. quantization: vLLM's name of how they were quantised. from_files: read from files on disk, so
     native_precision is what can be served; gguf: from a GGUF file, so for llama.cpp. max_positions: the longest
-    context the model was made for (max_position_embeddings), None where unknown; max_positions_source: where that was read; rope_scaling: the
-    scaling of rotary positions that its configuration states and max_positions counts on, None: none is stated.
+    context the model was made for (max_position_embeddings), None where unknown; max_positions_source: where that was
+    read; rope_scaling: the scaling of rotary positions that its configuration states and max_positions counts on,
+    None: none is stated.
     """
 
     id: str
