@@ -5,6 +5,7 @@ Format: ggml-org/ggml docs/gguf.md (versions 2 and 3, little-endian).
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections import Counter
@@ -64,17 +65,25 @@ _KNOWN = _UNIFORM | set(_SLIDING_PATTERN)
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
-class _Tensor(NamedTuple):
+class Tensor(NamedTuple):
+    """One entry of the tensor table. ``shape`` as the file writes it: the fastest dimension first."""
+
     name: str
     type_name: str
-    values: int
+    shape: tuple[int, ...]
     size_bytes: int
-    dimensions: int
+
+    @property
+    def values(self) -> int:
+        return math.prod(self.shape)
 
 
-class _Contents(NamedTuple):
+class Contents(NamedTuple):
+    """What a file says before its data. ``types``: metadata key → the file's own code of its value's type."""
+
     metadata: dict[str, Any]
-    tensors: list[_Tensor]
+    tensors: list[Tensor]
+    types: dict[str, int]
 
 
 def read_gguf(file: Path) -> ModelFacts:
@@ -83,9 +92,8 @@ def read_gguf(file: Path) -> ModelFacts:
     native_precision is the tensor type that holds most bytes (`q4_k`, `bf16`, …).
     Raises ModelError naming the file and what is wrong with it.
     """
-    metadata, tensors = _read(file)
-    for shard in _other_shards(file, metadata):
-        tensors = [*tensors, *_read(shard).tensors]
+    metadata, tensors, _ = read_header(file)
+    tensors = [*tensors, *_tensors_of_other_shards(file, metadata)]
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or not tensors:
         raise _bad(file, "no general.architecture or no tensors")
@@ -93,7 +101,7 @@ def read_gguf(file: Path) -> ModelFacts:
     for tensor in tensors:
         by_type[tensor.type_name] += tensor.size_bytes
     shape, missing = _shape(file, architecture, metadata, tensors)
-    linear = sum(t.values for t in tensors if t.dimensions > 1 and t.name.startswith("blk."))
+    linear = sum(t.values for t in tensors if len(t.shape) > 1 and t.name.startswith("blk."))
     total = sum(tensor.values for tensor in tensors)
     return ModelFacts(
         id=str(file),
@@ -136,8 +144,31 @@ def only_gguf(directory: Path) -> Path | None:
     return files[0]
 
 
+def read_header(file: Path) -> Contents:
+    """Metadata and tensor table of this one file.
+
+    Raises ModelError naming the file and what is wrong with it.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            return _Reader(opened, size, file).contents()
+    except (OSError, struct.error, UnicodeDecodeError, RecursionError) as problem:
+        raise _bad(file, f"truncated or not a GGUF file: {problem}") from problem
+
+
+def read_tensors(file: Path) -> list[Tensor]:
+    """The tensor table of a model, all its shards'. Raises ModelError."""
+    metadata, tensors, _ = read_header(file)
+    return [*tensors, *_tensors_of_other_shards(file, metadata)]
+
+
+def _tensors_of_other_shards(file: Path, metadata: dict[str, Any]) -> list[Tensor]:
+    return [tensor for shard in _other_shards(file, metadata) for tensor in read_header(shard).tensors]
+
+
 def _shape(
-    file: Path, architecture: str, metadata: dict[str, Any], tensors: list[_Tensor]
+    file: Path, architecture: str, metadata: dict[str, Any], tensors: list[Tensor]
 ) -> tuple[Shape | None, tuple[str, ...]]:
     """The dimensions, or None and what is missing."""
     if architecture not in _KNOWN:
@@ -234,32 +265,24 @@ def _other_shards(file: Path, metadata: dict[str, Any]) -> list[Path]:
     return [shard for shard in shards if shard != file]
 
 
-def _read(file: Path) -> _Contents:
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            return _Reader(opened, size, file).contents()
-    except (OSError, struct.error, UnicodeDecodeError, RecursionError) as problem:
-        raise _bad(file, f"truncated or not a GGUF file: {problem}") from problem
-
-
 class _Reader:
     """Reads the header in order; every length is checked against the file's size before it is used."""
 
     def __init__(self, opened: BufferedReader, size: int, file: Path) -> None:
         self._opened, self._size, self._file = opened, size, file
 
-    def contents(self) -> _Contents:
+    def contents(self) -> Contents:
         magic, version = self._opened.read(4), self._scalar("I")
         if magic != b"GGUF" or version not in (2, 3):
             raise _bad(self._file, f"not a GGUF file of version 2 or 3 (magic {magic!r}, version {version})")
         tensor_count, key_count = self._count(), self._count()
-        metadata = dict(self._pair() for _ in range(key_count))
+        pairs = [self._pair() for _ in range(key_count)]
         tensors = [self._tensor() for _ in range(tensor_count)]
         held = sum(tensor.size_bytes for tensor in tensors)
         if self._opened.tell() + held > self._size:
             raise _bad(self._file, f"truncated: the tensors take {held} bytes, the file has {self._size}")
-        return _Contents(metadata, tensors)
+        metadata = {key: value for key, _, value in pairs}
+        return Contents(metadata, tensors, {key: kind for key, kind, _ in pairs})
 
     def _scalar(self, code: str) -> Any:
         return struct.unpack(f"<{code}", self._opened.read(struct.calcsize(code)))[0]
@@ -273,9 +296,9 @@ class _Reader:
     def _string(self) -> str:
         return self._opened.read(self._count()).decode("utf-8", errors="replace")
 
-    def _pair(self) -> tuple[str, Any]:
-        key = self._string()
-        return key, self._value(int(self._scalar("I")))
+    def _pair(self) -> tuple[str, int, Any]:
+        key, kind = self._string(), int(self._scalar("I"))
+        return key, kind, self._value(kind)
 
     def _value(self, kind: int) -> Any:
         """A scalar or string as it is; an array as its length: no dimension needs more of it."""
@@ -296,18 +319,16 @@ class _Reader:
             raise _bad(self._file, f"unknown metadata type {kind}")
         return _SCALARS[kind]
 
-    def _tensor(self) -> _Tensor:
+    def _tensor(self) -> Tensor:
         name, dimensions = self._string(), int(self._scalar("I"))
         if dimensions > 8:
             raise _bad(self._file, f"tensor {name!r} has {dimensions} dimensions")
-        values = 1
-        for _ in range(dimensions):
-            values *= int(self._scalar("Q"))
+        shape = tuple(int(self._scalar("Q")) for _ in range(dimensions))
         kind, _offset = int(self._scalar("I")), self._scalar("Q")
         if kind not in _TYPES:
             raise _bad(self._file, f"tensor {name!r} has unknown type {kind}")
         type_name, block, block_bytes = _TYPES[kind]
-        return _Tensor(name, type_name, values, values // block * block_bytes, dimensions)
+        return Tensor(name, type_name, shape, math.prod(shape) // block * block_bytes)
 
 
 class _Length(NamedTuple):

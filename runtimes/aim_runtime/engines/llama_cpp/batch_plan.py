@@ -48,13 +48,17 @@ class BatchPlan:
         self._room = room
         self._token_s = 0.0  # a moving mean; 0: not known yet
 
-    def entries(self, busy: list[Slot]) -> list[Entry]:
-        """The next batch: generating sequences first, then prompts as far as there is room."""
+    def entries(self, busy: list[Slot], groups: int = 1) -> list[Entry]:
+        """The next batch: generating sequences first, then prompts as far as there is room.
+
+        Args:
+            groups: take turns with this one's steps; the others' sequences wait meanwhile, so a step takes less.
+        """
         entries = [Entry(slot, 1) for slot in busy if slot.pending == 1]
         prompts = [slot for slot in busy if slot.pending > 1]
         if not prompts:
             return entries
-        room = self._prefill_room(len(entries), max(slot.running.length for slot in prompts))
+        room = self._prefill_room(len(entries), max(slot.running.length for slot in prompts), groups)
         oldest = min(prompts, key=lambda slot: slot.running.order)
         shortest = sorted(prompts, key=lambda slot: (slot.running.priority, slot.pending, slot.running.arrival))
         parts: dict[Slot, int] = {}
@@ -74,8 +78,8 @@ class BatchPlan:
             now = elapsed_s / tokens
             self._token_s = now if not self._token_s else 0.8 * self._token_s + 0.2 * now
 
-    def _prefill_room(self, generating: int, longest: int) -> int:
+    def _prefill_room(self, generating: int, longest: int, groups: int) -> int:
         """Prompt tokens for the next step, which has ``generating`` others and a prompt of ``longest`` tokens."""
         least = TILE_TOKENS if longest > LONG_CONTEXT_TOKENS else MIN_PREFILL_TOKENS
-        affordable = int(STEP_TARGET_S / self._token_s) - generating if self._token_s else least
+        affordable = int(STEP_TARGET_S / groups / self._token_s) - generating if self._token_s else least
         return min(self._room - generating, max(least, affordable))

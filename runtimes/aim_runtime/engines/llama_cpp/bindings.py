@@ -150,6 +150,18 @@ class LlamaModel:
             raise LlamaError("; ".join(_log.errors) or "llama.cpp gives no reason")
         return LlamaContext(context, self.vocabulary_size, batch_tokens, slots)
 
+    def load_adapter(self, path: Path) -> LoadedLora:
+        """A LoRA adapter for this model's contexts. While none of them computes: they read the list it is put on.
+
+        Raises:
+            LlamaError: llama.cpp refuses it.
+        """
+        _log.errors = []
+        adapter = lib.llama_adapter_lora_init(self._model, str(path).encode())
+        if not adapter:
+            raise LlamaError("; ".join(_log.errors) or "llama.cpp gives no reason")
+        return LoadedLora(adapter)
+
     def interrupt(self) -> None:
         """Tokenizing stops after the part it is at; its callers get a LlamaError. From any thread."""
         self._interrupted = True
@@ -282,6 +294,20 @@ def _pointer(array: Any, ctype: Any) -> Any:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(ctype))
 
 
+class LoadedLora:
+    """An adapter in memory. Freed with its model, or before."""
+
+    def __init__(self, pointer: Any) -> None:
+        self.as_list = (lib.llama_adapter_lora_p_ctypes * 1)(pointer)
+
+    def free(self) -> None:
+        """Only once no context uses it, and while none computes."""
+        lib.llama_adapter_lora_free(self.as_list[0])
+
+
+_FULL_SCALE = (ctypes.c_float * 1)(1.0)
+
+
 class LlamaContext:
     """The cache of all sequences, and the computation over it."""
 
@@ -291,6 +317,19 @@ class LlamaContext:
         self._row_type = ctypes.c_float * vocabulary_size
         self.cells: int = lib.llama_n_ctx(context)
         self.batch = Batch(batch_tokens, slots)
+        self._lora: LoadedLora | None = None
+
+    def use(self, lora: LoadedLora | None) -> None:
+        """Compute with this adapter from now on, or with none. Another one costs some 2 ms at the next decode."""
+        if lora is not self._lora:
+            self._lora = lora
+            lib.llama_set_adapters_lora(self._context, *((lora.as_list, 1, _FULL_SCALE) if lora else (None, 0, None)))
+
+    def release(self, lora: LoadedLora) -> None:
+        """Free an adapter. llama.cpp compares them by address, so the context must not go on holding it."""
+        if self._lora is lora:
+            self.use(None)
+        lora.free()
 
     def decode(self) -> int:
         """Compute ``batch``. 0 is success, NO_KV_SLOT "no room", anything else a failure of the whole batch."""

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aim_kserve.errors import BadRequest, ShutdownError, Unavailable
-from aim_runtime.engines.base import EngineStats, Json, Operation, RequestContext, Stream
+from aim_kserve.errors import BadRequest, ServingError, ShutdownError, Unavailable
+from aim_runtime.engines.base import EngineStats, Json, ModelLoadError, Operation, RequestContext, Stream
 from aim_runtime.fields import Fields, fields_of
 
+from .adapters import Adapter, Adapters
 from .answer import CHAT, COMPLETION, Answer, AnswerStream, Form, Mailbox
 from .background import INLINE_CHARACTERS
 from .loading import Loaded, Sizes, load
@@ -69,6 +70,7 @@ class LlamaCppEngine:
         kv_cache_memory_bytes: room for the cache that all slots share. It holds at least one sequence of
             max_model_len, and at most ``slots`` of them.
         stall_timeout_s: time without a step, while there is work, after which the engine is no longer healthy.
+        adapters: LoRA adapters (GGUF files) to load with the model: name → file.
     """
 
     name = "llama_cpp"
@@ -85,6 +87,7 @@ class LlamaCppEngine:
         batch_tokens: int = 512,
         kv_cache_memory_bytes: int = 512 * 2**20,
         stall_timeout_s: float = 60.0,
+        adapters: Mapping[str, Path] | None = None,
     ) -> None:
         self._model_dir = model_dir
         self._served_name = served_model_name
@@ -98,6 +101,8 @@ class LlamaCppEngine:
             kv_cache_memory_bytes=kv_cache_memory_bytes,
         )
         self._stall_timeout_s = stall_timeout_s
+        self._adapters_at_start = dict(adapters or {})
+        self._adapters: Adapters | None = None
         self._watch: asyncio.Task[None] | None = None
         self._max_model_len = max_model_len or 0
         self._operations: dict[str, Operation] = {}
@@ -119,7 +124,7 @@ class LlamaCppEngine:
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        return ()
+        return self._adapters.names if self._adapters is not None else ()
 
     @property
     def max_model_len(self) -> int:
@@ -129,9 +134,17 @@ class LlamaCppEngine:
         """Load the file and start the decode thread.
 
         Raises:
-            ModelLoadError: no such file, not a GGUF, not a model llama.cpp knows, or no memory for it.
+            ModelLoadError: no such file, not a GGUF, not a model llama.cpp knows, no memory for it, or an adapter
+                that is none of it.
         """
-        self._loaded = await asyncio.to_thread(load, self._model_dir, self._sizes)
+        loaded = self._loaded = await asyncio.to_thread(load, self._model_dir, self._sizes)
+        self._adapters = Adapters(self._served_name, loaded.path, loaded.model, loaded.scheduler, loaded.background.run)
+        try:
+            for name, path in self._adapters_at_start.items():
+                await self._adapters.load(name, Path(path))
+        except ServingError as error:
+            await self.close()
+            raise ModelLoadError(error.message) from error
         self._max_model_len = self._loaded.limits.max_model_len
         operations: dict[str, Operation] = {
             "completions": self._complete,
@@ -142,6 +155,22 @@ class LlamaCppEngine:
             operations["chat/completions"] = self._chat
         self._operations = operations
         self._watch = asyncio.create_task(self._watch_progress(self._loaded))
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        """Serve a GGUF LoRA adapter as ``name``; one that has the name is replaced, its requests finish with it.
+
+        Raises:
+            BadRequest: says what is wrong with the name or the file; nothing has changed.
+        """
+        await self._adapters_of_model.load(name, path)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Returns when the requests that use it are done.
+
+        Raises:
+            NotFound: it is not loaded.
+        """
+        await self._adapters_of_model.unload(name)
 
     def healthy(self) -> bool:
         if self._loaded is None:
@@ -166,7 +195,7 @@ class LlamaCppEngine:
     async def close(self) -> None:
         if self._loaded is None:
             return
-        loaded, self._loaded, self._operations = self._loaded, None, {}
+        loaded, self._loaded, self._operations, self._adapters = self._loaded, None, {}, None
         if self._watch is not None:
             self._watch.cancel()
         if not await asyncio.to_thread(loaded.scheduler.stop, _STOP_S):
@@ -253,10 +282,18 @@ class LlamaCppEngine:
             raise Unavailable("the model is not loaded")
         return self._loaded
 
+    @property
+    def _adapters_of_model(self) -> Adapters:
+        if self._adapters is None:
+            raise Unavailable("the model is not loaded")
+        return self._adapters
+
     def _read(self, kind: type[Body], body: Json) -> Body:
         """Lengths first: validating costs time for every item."""
         self._engine.limits.check(body)
-        return parse(kind, body)
+        request = parse(kind, body)
+        self._adapters_of_model.asked_for(body.get("model"))
+        return request
 
     def _check_length(self, prompt: Prompt, field: str) -> int:
         """Tokens left for the answer. Raises BadRequest when there are none."""
@@ -337,13 +374,14 @@ class LlamaCppEngine:
             )
         mailbox = Mailbox(n * len(generations), wake_at_end=not request.stream)
         priority = context.priority or request.priority or 0
-        sequences = _sequences([g for _, g in generations], n, mailbox.put, priority)
+        adapter = self._adapters_of_model.asked_for(request.model)
+        sequences = _sequences([g for _, g in generations], n, mailbox.put, priority, adapter)
         context.usage.prompt_tokens = sum(len(prompt.tokens) for prompt, _ in generations)
         options = request.stream_options or StreamOptions()
         answer = Answer(
             form,
             context.request_id,
-            self._served_name,
+            adapter.name if adapter else self._served_name,
             context.usage,
             heads=[prompt.head for prompt, _ in generations for _ in range(n)],
             choices_per_prompt=n,
@@ -366,13 +404,15 @@ class LlamaCppEngine:
             release()
 
 
-def _sequences(generations: list[Generation], choices: int, sink: Sink, priority: int) -> list[Sequence]:
+def _sequences(
+    generations: list[Generation], choices: int, sink: Sink, priority: int, adapter: Adapter | None
+) -> list[Sequence]:
     """Every choice of every prompt; the later choices of one wait for the first to compute it."""
     sequences: list[Sequence] = []
     for generation in generations:
         leader: Sequence | None = None
         for _ in range(choices):
-            sequence = Sequence(generation, len(sequences), sink, priority=priority, leader=leader)
+            sequence = Sequence(generation, len(sequences), sink, priority=priority, leader=leader, adapter=adapter)
             leader = leader or sequence
             sequences.append(sequence)
     return sequences

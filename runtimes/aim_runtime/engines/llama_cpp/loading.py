@@ -54,6 +54,7 @@ class Loaded:
     background: Background
     constraints: Callable[[], Constraints]  # call it in a thread: the first time takes 0.4 s
     has_template: bool
+    path: Path
 
     @property
     def stalled_s(self) -> float:
@@ -95,7 +96,7 @@ def load(model_dir: Path, sizes: Sizes) -> Loaded:
     limits = Limits(max_model_len, model.token_bytes, model.vocabulary_size, scheduler.capacity)
     background = Background("llama-background")
     prompts = Prompts(model, template, limits, background)
-    return Loaded(model, scheduler, prompts, limits, background, _constraints(model), template is not None)
+    return Loaded(model, scheduler, prompts, limits, background, _constraints(model), template is not None, path)
 
 
 def _constraints(model: LlamaModel) -> Callable[[], Constraints]:

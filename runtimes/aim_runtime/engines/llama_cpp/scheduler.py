@@ -6,15 +6,20 @@ Each step computes one batch, as ``batch_plan`` plans it, samples from it, and h
 from __future__ import annotations
 
 import bisect
+import concurrent.futures
 import itertools
 import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from aim_kserve.errors import ServingError, Unavailable
 from aim_runtime.engines.base import EngineStats
 
+from .adapters import Adapter
 from .batch_plan import BatchPlan, Entry
 from .bindings import NO_KV_SLOT, LlamaContext, LlamaModel
 from .chooser import Chooser
@@ -23,10 +28,26 @@ from .progress import Progress
 from .sampling import Logits, NoToken
 from .sequence import Delta, Sequence
 from .slots import Slot, Slots
+from .turns import Turns
 
 logger = logging.getLogger(__name__)
 
 _WAKE = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Errand:
+    """Work that only the decode thread may do, once no sequence needs ``after`` any more."""
+
+    work: Callable[[], Any]
+    after: Adapter | None
+    result: concurrent.futures.Future[Any] = field(default_factory=concurrent.futures.Future)
+
+    def run(self) -> None:
+        try:
+            self.result.set_result(self.work())
+        except Exception as error:  # noqa: BLE001  the thread goes on; whoever asked for it is told
+            self.result.set_exception(error)
 
 
 class Scheduler:
@@ -46,12 +67,14 @@ class Scheduler:
         self._slots = Slots(slots, context, keeps_prefixes=model.keeps_prefixes)
         self._slot_count = slots
         self.capacity = slots + max_waiting
-        self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Sequence | Errand | None] = queue.SimpleQueue()
         self._arrivals = itertools.count(1)
         # Written by one side each, so that their difference needs no lock.
         self._submitted = 0
         self._finished = 0
         self._waiting: list[Sequence] = []
+        self._errands: list[Errand] = []
+        self._turns = Turns()
         self._deliveries = Deliveries()
         self._plan = BatchPlan(context.batch.room)
         self._running = 0
@@ -109,6 +132,21 @@ class Scheduler:
             sequence.cancelled = True
         self._inbox.put(_WAKE)
 
+    def between_steps(self, work: Callable[[], Any], *, after: Adapter | None = None) -> concurrent.futures.Future[Any]:
+        """Have the decode thread do ``work``, at once or when the sequences that use ``after`` have ended. The future
+        holds what it returns or raises, or Unavailable where the thread has ended."""
+        errand = Errand(work, after)
+        with self._gate:
+            if self.alive:
+                self._inbox.put(errand)
+            else:
+                errand.result.set_exception(Unavailable("the engine has stopped"))
+        return errand.result
+
+    def release(self, adapter: Adapter) -> None:
+        """Free an adapter. Only in the decode thread, once no sequence uses it."""
+        self._context.release(adapter.lora)
+
     def stats(self) -> EngineStats:
         waiting = max(0, self.in_flight - self._running)
         return EngineStats(self._running, waiting, self._slot_count, self._kv_usage)
@@ -146,6 +184,7 @@ class Scheduler:
             while not self._stopping:
                 self._take_in()
                 self._drop_cancelled()
+                self._run_errands()
                 self._admit()
                 self._step()
                 self._flush()
@@ -157,18 +196,20 @@ class Scheduler:
 
     def _take_in(self) -> None:
         """Move what arrived to the waiting list; block while there is nothing else to do."""
-        block = not self._waiting and not self._slots.busy
+        block = not self._waiting and not self._slots.busy and not self._errands
         if block:
             self._progress.rest()
         while True:
             try:
-                sequence = self._inbox.get(block=block)
+                arrived = self._inbox.get(block=block)
             except queue.Empty:
                 return
             finally:
                 self._progress.advance()
-            if sequence is not _WAKE:
-                bisect.insort(self._waiting, sequence, key=lambda s: s.order)
+            if isinstance(arrived, Errand):
+                self._errands.append(arrived)
+            elif arrived is not _WAKE:
+                bisect.insort(self._waiting, arrived, key=lambda s: s.order)
             block = False
 
     def _drop_cancelled(self) -> None:
@@ -179,6 +220,16 @@ class Scheduler:
             for sequence in [s for s in self._waiting if s.cancelled]:
                 self._waiting.remove(sequence)
                 self._conclude(sequence, Delta(sequence.choice, finish_reason="abort"))
+
+    def _run_errands(self) -> None:
+        """Those that need not wait (any longer): whoever uses their adapter was submitted before them."""
+        if not self._errands:
+            return
+        used = {s.adapter for s in (*(slot.running for slot in self._slots.busy), *self._waiting)} - {None}
+        due = [errand for errand in self._errands if errand.after not in used]
+        self._errands = [errand for errand in self._errands if errand.after in used]
+        for errand in due:
+            errand.run()
 
     def _admit(self) -> None:
         for sequence in [s for s in self._waiting if s.may_start]:
@@ -196,7 +247,8 @@ class Scheduler:
         return True
 
     def _step(self) -> None:
-        entries = self._plan.entries(self._slots.busy)
+        turn = self._turns.next(self._slots.busy)
+        entries = self._plan.entries(turn.slots, turn.groups)
         if not entries:
             return
         began = time.monotonic()
@@ -210,7 +262,9 @@ class Scheduler:
             self._sample_all(entries)
 
     def _decode(self, entries: list[Entry]) -> int:
-        """Compute ``entries`` as one batch; on success they are in the cache."""
+        """Compute ``entries``, all of the same weights, as one batch; on success they are in the cache."""
+        adapter = entries[0].slot.running.adapter
+        self._context.use(adapter.lora if adapter else None)
         batch = self._context.batch
         batch.clear()
         for entry in entries:
@@ -340,15 +394,19 @@ class Scheduler:
         running = [slot.running for slot in self._slots.busy]
         for sequence in [*running, *self._waiting, *arrived]:
             self._conclude(sequence, sequence.delta(error=Unavailable(reason)))
-        self._waiting = []
+        for errand in self._errands:
+            errand.result.set_exception(Unavailable(reason))
+        self._waiting, self._errands = [], []
         self._flush()
         self._progress.rest()
 
     def _poll(self) -> Sequence | None:
         while True:
             try:
-                sequence = self._inbox.get_nowait()
+                arrived = self._inbox.get_nowait()
             except queue.Empty:
                 return None
-            if sequence is not _WAKE:
-                return sequence
+            if isinstance(arrived, Errand):
+                self._errands.append(arrived)
+            elif arrived is not _WAKE:
+                return arrived

@@ -18,6 +18,7 @@ from .scoring import PromptScores
 from .text import AnswerText, TokenLogprob
 
 if TYPE_CHECKING:  # the library behind it is imported by load()
+    from .adapters import Adapter
     from .constraint import Constraint
 
 
@@ -78,6 +79,7 @@ class Sequence:
         sink: takes the deltas.
         priority: lower is served first.
         leader: another choice of the same prompt to wait for, so that its prompt is computed once.
+        adapter: computes with it; None: with the model alone.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Sequence:
         *,
         priority: int = 0,
         leader: Sequence | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         self.generation = generation
         self.choice = choice
@@ -95,6 +98,9 @@ class Sequence:
         self.loop = asyncio.get_running_loop()
         self.priority = priority
         self.leader = leader
+        self.adapter = adapter
+        #: What computes it: cached tokens are of use to sequences of the same weights only, and a step has one.
+        self.weights = adapter.digest if adapter else ""
         self.arrival = 0  # set on submission
         self.cancelled = False
         self.finished = False

@@ -33,7 +33,7 @@ def _no_tokens() -> TokenIds:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One sequence id of the context. ``tokens[:cached]`` are in the cache."""
+    """One sequence id of the context. ``tokens[:cached]`` are in the cache, computed with ``weights``."""
 
     number: int
     tokens: TokenIds = field(default_factory=_no_tokens)
@@ -41,6 +41,7 @@ class Slot:
     shared: int = 0  # of those, taken over from another slot that may still hold them
     sequence: Sequence | None = None
     used_at: int = 0
+    weights: str = ""  # as in Sequence
 
     @property
     def running(self) -> Sequence:
@@ -104,7 +105,7 @@ class Slots:
         else:
             slot = min(free, key=lambda s: (s is source, s.used_at))
             self._share(source, slot, length)
-        slot.sequence, slot.tokens = sequence, sequence.tokens
+        slot.sequence, slot.tokens, slot.weights = sequence, sequence.tokens, sequence.weights
         self._touch(slot)
         return slot
 
@@ -131,16 +132,18 @@ class Slots:
             self._forget(slot, slot.cached)
 
     def _best_prefix(self, sequence: Sequence) -> tuple[Slot | None, int]:
-        """The slot that shares most with ``sequence``. At least its last token is always computed anew."""
+        """The slot of the same weights that shares most with ``sequence``. At least its last token is always
+        computed anew."""
         if not self._keeps_prefixes or sequence.scoring:
             return None, 0
+        alike = [slot for slot in self._slots if slot.weights == sequence.weights]
 
         def measure(slot: Slot) -> tuple[int, bool]:
             held = slot.tokens[: slot.cached]
             return common_prefix(held, sequence.tokens[:-1]), slot.sequence is None
 
-        best = max(self._slots, key=measure)
-        length = measure(best)[0]
+        best = max(alike, key=measure, default=None)
+        length = measure(best)[0] if best is not None else 0
         return (best, length) if length else (None, 0)
 
     def _share(self, source: Slot | None, target: Slot, length: int) -> None:
