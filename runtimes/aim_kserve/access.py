@@ -22,12 +22,16 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 #: https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 
+#: https://www.w3.org/TR/trace-context/#tracestate-limits: 512 characters should be carried on; longer is not.
+_TRACESTATE_BYTES = 4096
+
 
 @dataclass(slots=True)
 class RequestLog:
     """What is known of one request; handlers add to ``fields`` (model, tokens, verdict …).
 
     ``trace_id``/``span_id`` are W3C hex ids. ``parent_id`` is the caller's span, None where the trace starts here.
+    ``tracestate``: what the caller's tracing systems said beside it. ``spans``: how many were made of this request.
     ``client_left``: the client did not wait for its answer; logged as status 499 where none had begun.
     """
 
@@ -38,6 +42,8 @@ class RequestLog:
     flags: str
     fields: dict[str, Any] = field(default_factory=dict)
     client_left: bool = False
+    tracestate: str = ""
+    spans: int = 0
 
     @property
     def traceparent(self) -> str:
@@ -67,12 +73,14 @@ def current_log() -> RequestLog:
 
 def open_log(headers: list[tuple[bytes, bytes]]) -> RequestLog:
     """Take the caller's ``x-request-id`` and ``traceparent`` where they are well-formed, else make new ones."""
-    request_id = trace = b""
+    request_id = trace = state = b""
     for key, value in headers:
         if key == b"x-request-id":
             request_id = value
         elif key == b"traceparent":
             trace = value
+        elif key == b"tracestate":
+            state = b",".join(filter(None, (state, value)))
     given = request_id.decode("latin-1")
     span_id = os.urandom(8).hex()
     match = _TRACEPARENT.fullmatch(trace.decode("latin-1")) if trace else None
@@ -82,6 +90,8 @@ def open_log(headers: list[tuple[bytes, bytes]]) -> RequestLog:
         trace_id, parent_id, flags = os.urandom(16).hex(), None, "00"
     request = given if _REQUEST_ID.fullmatch(given) else trace_id
     log = RequestLog(request, trace_id, span_id, parent_id, flags)
+    if parent_id is not None and len(state) <= _TRACESTATE_BYTES:
+        log.tracestate = state.decode("latin-1")
     _current.set(log)
     return log
 

@@ -11,7 +11,9 @@ import re
 import threading
 import time
 from collections import Counter as Count
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, disable_created_metrics
@@ -19,6 +21,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, d
 from aim_kserve.access import current_log
 from aim_runtime.engine_gauges import Device, EngineGauges, Watched
 from aim_runtime.engines.base import Engine, Usage
+from aim_runtime.spans import Call, SpanSink
 
 Labels = tuple[str, str, str, str]
 MODEL_LABELS = ("model_name", "engine", "variant", "adapter")
@@ -71,6 +74,8 @@ class Families:
         self.engines = EngineGauges()
         registry.register(self.engines)
         self._views: Count[Labels] = Count()
+        #: Who is told of every request that has ended; None: nobody traces.
+        self.spans: SpanSink | None = None
 
     def join(self, labels: Labels) -> None:
         """One more view uses the children of ``labels``."""
@@ -119,6 +124,10 @@ class RequestMetrics:
         self._cached = of.cached.labels(*labels)
         self._requests_by: dict[tuple[str, int], Counter] = {}
         self._duration_by: dict[str, Histogram] = {}
+
+    @property
+    def spans(self) -> SpanSink | None:
+        return self._families.spans
 
     def finished(self, operation: str, status: int, duration_s: float, usage: Usage) -> None:
         """Count one request that has ended."""
@@ -222,34 +231,47 @@ class Metrics(RequestMetrics):
 
 
 class Meter:
-    """One request's clock."""
+    """One request's clock.
 
-    __slots__ = ("_last", "_metrics", "_operation", "_started", "_ttft_s", "_usage")
+    Args:
+        metrics: of the model, or of its adapter, that is asked.
+        operation: URL suffix below ``/v1``.
+        usage: filled in by the engine.
+        body: of the request, for its span.
+    """
 
-    def __init__(self, metrics: RequestMetrics, operation: str, usage: Usage) -> None:
+    __slots__ = ("_body", "_last", "_metrics", "_operation", "_started", "_ttft_s", "_usage")
+
+    def __init__(
+        self, metrics: RequestMetrics, operation: str, usage: Usage, body: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self._metrics = metrics
         self._operation = operation
         self._usage = usage
+        self._body = body
         self._started = time.perf_counter()
         self._last = 0.0
         self._ttft_s: float | None = None
 
     def end(self, status: int) -> None:
-        """The request has ended: count it, and leave its figures in the access log."""
-        usage = self._usage
-        self._metrics.finished(self._operation, status, time.perf_counter() - self._started, usage)
+        """The request has ended: count it, and leave its figures in the access log and its span."""
+        usage, metrics = self._usage, self._metrics
+        duration_s = time.perf_counter() - self._started
+        metrics.finished(self._operation, status, duration_s, usage)
         log = current_log()
-        log.fields["model"] = self._metrics.model_name
-        if self._metrics.variant:
-            log.fields["variant"] = self._metrics.variant
-        if self._metrics.adapter:
-            log.fields["adapter"] = self._metrics.adapter
+        log.fields["model"] = metrics.model_name
+        if metrics.variant:
+            log.fields["variant"] = metrics.variant
+        if metrics.adapter:
+            log.fields["adapter"] = metrics.adapter
         if usage.prompt_tokens:
             log.add(prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
         if usage.cached_tokens:
             log.add(cached_tokens=usage.cached_tokens)
         if self._ttft_s is not None:
             log.fields["ttft_ms"] = round(self._ttft_s * 1e3, 3)
+        if metrics.spans is not None:
+            metrics.spans.record(log, self._call(status, duration_s))
 
     def tick(self, chunk: bytes) -> None:
         """A chunk of a streamed answer is here."""
@@ -262,3 +284,27 @@ class Meter:
             self._ttft_s = now - self._started
             self._metrics.first_token.observe(self._ttft_s)
         self._last = now
+
+    def _call(self, status: int, duration_s: float) -> Call:
+        """A stream's tokens were seen here; a whole answer's first one is known where the engine tells."""
+        usage, metrics = self._usage, self._metrics
+        first_s, last_s = self._ttft_s, self._last - self._started if self._last else None
+        if first_s is None and usage.queue_s is not None and usage.prefill_s is not None:
+            first_s, last_s = usage.queue_s + usage.prefill_s, duration_s
+        return Call(
+            operation=self._operation,
+            model_name=metrics.model_name,
+            adapter=metrics.adapter,
+            variant=metrics.variant,
+            engine=metrics.engine,
+            status=status,
+            body=self._body,
+            streamed=bool(self._body.get("stream")),
+            input_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            queue_s=usage.queue_s,
+            first_token_s=first_s,
+            last_token_s=last_s,
+            duration_s=duration_s,
+        )

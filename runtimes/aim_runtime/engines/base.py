@@ -25,11 +25,17 @@ Stream = AsyncGenerator[bytes, None]
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of one request, filled in by the engine as it goes; read by the server for metrics and logs."""
+    """Tokens of one request, filled in by the engine as it goes; read by the server for metrics, logs and traces.
+
+    ``queue_s``, ``prefill_s``: seconds until it had a slot, and from there to its first token; of the first where it
+    has several sequences. None: not there yet, or the engine cannot tell.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    queue_s: float | None = None
+    prefill_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

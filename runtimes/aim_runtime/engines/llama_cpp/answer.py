@@ -240,6 +240,8 @@ class Answer:
     def _count(self, delta: Delta) -> None:
         if delta.prompt_logprobs:
             self._prompt_logprobs[delta.choice // self.choices_per_prompt] = delta.prompt_logprobs
+        if delta.waited is not None and self.usage.queue_s is None:
+            self.usage.queue_s, self.usage.prefill_s = delta.waited
         self._generated[delta.choice] = delta.generated
         self.usage.completion_tokens = sum(self._generated.values())
         if delta.choice % self.choices_per_prompt == 0:

@@ -244,6 +244,7 @@ class Scheduler:
         self._waiting.remove(sequence)
         if sequence.generated == 0:
             sequence.cached = slot.cached
+            sequence.place()
         return True
 
     def _step(self) -> None:

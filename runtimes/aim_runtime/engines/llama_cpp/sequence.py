@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,6 +53,7 @@ class Delta:
     cached: int = 0  # prompt tokens that were in the cache
     finish_reason: str | None = None
     error: ServingError | None = None
+    waited: tuple[float, float] | None = None  # with a first token: seconds to a slot, and from there
 
     @property
     def last(self) -> bool:
@@ -64,6 +66,7 @@ class Delta:
         self.prompt_logprobs = self.prompt_logprobs or later.prompt_logprobs
         self.generated, self.cached = later.generated, later.cached
         self.finish_reason, self.error = later.finish_reason, later.error
+        self.waited = self.waited or later.waited
 
 
 #: Takes a sequence's deltas, in the event loop it was submitted from.
@@ -104,6 +107,8 @@ class Sequence:
         self.arrival = 0  # set on submission
         self.cancelled = False
         self.finished = False
+        self._made_at = time.monotonic()
+        self._placed_at: float | None = None
         self.scored = False  # the prompt's log probabilities are on their way to the client
         self.cached = 0
         self.text = AnswerText(generation.stops)
@@ -142,6 +147,11 @@ class Sequence:
     def order(self) -> tuple[int, int]:
         return self.priority, self.arrival
 
+    def place(self) -> None:
+        """It has a slot. One that is put back and placed again has waited for its first one only."""
+        if self._placed_at is None:
+            self._placed_at = time.monotonic()
+
     def append(self, token: int) -> None:
         self._tokens[self.length] = token
         self.length += 1
@@ -155,5 +165,10 @@ class Sequence:
             generated=self.generated,
             cached=self.cached,
             prompt_logprobs=scores,
+            waited=self._waited() if self.generated == 1 else None,
             **fields,  # type: ignore[arg-type]
         )
+
+    def _waited(self) -> tuple[float, float] | None:
+        placed_at = self._placed_at
+        return None if placed_at is None else (placed_at - self._made_at, time.monotonic() - placed_at)
