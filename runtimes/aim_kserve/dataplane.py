@@ -1,4 +1,4 @@
-"""KServe's data plane and model repository, telling the truth about one model that loads once."""
+"""KServe's data plane and model repository, telling the truth about models that load in the background."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from aim_kserve.v2_body import read_binary
 
 
 class TruthfulDataPlane(DataPlane):  # type: ignore[misc]  # KServe ships no types
-    """Ready when every model is, alive while no model has died, and malformed V2 bodies are the client's error."""
+    """Ready when every model is, alive until every model has died, and malformed V2 bodies are the client's error."""
 
     async def ready(self) -> bool:
         models = self.model_registry.get_models()
         return bool(models) and all([await model.healthy() for model in models.values()])
 
     async def live(self) -> dict[str, str]:  # static in KServe, which never looks at its models
-        """A model may have ``alive() -> bool``; False means that only a new process helps."""
+        """A model may have ``alive() -> bool``; False means that only a new process helps. That would end the models
+        that live, too: the process is given up once none does."""
+        dead = []
         for model in self.model_registry.get_models().values():
-            if hasattr(model, "alive") and not model.alive():
-                return {"status": f"model {model.name} has died"}
-        return {"status": "alive"}
+            if not hasattr(model, "alive") or model.alive():
+                return {"status": "alive"}
+            dead.append(model.name)
+        return {"status": f"model {', '.join(dead)} has died" if dead else "alive"}
 
     def decode(self, body: Any, headers: Any, *arguments: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
         """KServe reads a CloudEvent without looking: a list where an object should be would be a 500."""
@@ -49,6 +52,14 @@ class TruthfulDataPlane(DataPlane):  # type: ignore[misc]  # KServe ships no typ
 
 class FixedRepository(ModelRepositoryExtension):  # type: ignore[misc]
     """The repository extension for a process whose model lives as long as the process."""
+
+    async def index(self, filter_ready: bool | None = False) -> list[dict[str, str]]:
+        """The model, in Triton's form."""
+        rows = [
+            {"name": name, "state": "READY" if await model.healthy() else "UNAVAILABLE", "reason": ""}
+            for name, model in self._model_registry.get_models().items()
+        ]
+        return [row for row in rows if row["state"] == "READY"] if filter_ready else rows
 
     async def load(self, model_name: str) -> dict[str, Any]:
         """Nothing to do once the model is ready.

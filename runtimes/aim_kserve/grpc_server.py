@@ -11,6 +11,7 @@ from typing import Any
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core prints to stderr what we report in one line
 
 import grpc
+from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
 from grpc import aio
 
 from aim_kserve.access import access_line, open_log, write_line
@@ -29,6 +30,9 @@ from aim_kserve.settings import ServerSettings
 from aim_kserve.v2_body import check_parts
 
 logger = logging.getLogger("aim.server")
+
+#: grpc_service.proto of Triton: ``RepositoryModelLoadRequest.model_name``; field 1 is ``repository_name``.
+_TRITONS_NAME = 2
 
 
 class GrpcServer:
@@ -82,6 +86,21 @@ class _Servicer(InferenceServicer):  # type: ignore[misc]  # KServe ships no typ
         for part in (answer, *answer.outputs):
             part.parameters = encode(part.parameters or {}) or None
         return answer.to_grpc()
+
+    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+        _name_the_model(request)
+        return await super().RepositoryModelLoad(request, context)
+
+    async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
+        _name_the_model(request)
+        return await super().RepositoryModelUnload(request, context)
+
+
+def _name_the_model(request: Any) -> None:
+    """Triton's protocol file has the model's name in field 2, KServe's in field 1: clients of both are understood."""
+    for unknown in UnknownFieldSet(request):
+        if unknown.field_number == _TRITONS_NAME and isinstance(unknown.data, bytes):
+            request.model_name = unknown.data.decode(errors="replace")
 
 
 class _Edge(aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types

@@ -46,6 +46,7 @@ from aim_kserve.kserve import (
     register_v1_endpoints,
     register_v2_endpoints,
 )
+from aim_kserve.repository_routes import repository_routes
 from aim_kserve.v2_body import check_v2
 
 logger = logging.getLogger("aim.server")
@@ -63,6 +64,7 @@ def install(
     app.router.routes[:0] = [
         _Misspelt(),
         *routes,
+        *repository_routes(repository),
         Route("/metrics", metrics_handler, methods=["GET"]),
         Route("/", _live(dataplane), methods=["GET"]),
     ]

@@ -1,9 +1,9 @@
 """A KServe ModelServer that tells the truth: it listens first, loads behind, drains, and says so.
 
-The order of a life, all in :meth:`Server.run`: bind the ports (a taken one is named) → register the model →
-serve, answering 503 → load in the background → ready → SIGTERM → not ready, no new connections → requests in
-flight finish (at most until shortly before the ``grace_period`` is over; the others are told) → exit 0. A model that
-cannot be loaded ends the process with exit 1 and one line; so does, after SIGTERM, one that does not end.
+The order of a life, all in :meth:`Server.run`: bind the ports (a taken one is named) → serve, answering 503 → load in
+the background → ready → SIGTERM → not ready, no new connections → requests in flight finish (at most until shortly
+before the ``grace_period`` is over; the others are told) → exit 0. What cannot be loaded ends the process with exit 1
+and one line; so does, after SIGTERM, what does not end.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from aim_kserve.grpc_server import GrpcServer
 from aim_kserve.http import SHUTDOWN
 from aim_kserve.kserve import (
     Model,
+    ModelRepository,
+    ModelRepositoryExtension,
     ModelServer,
     kserve_app,
 )
@@ -47,9 +49,7 @@ LATE_S = 10.0  # freeing a large model takes seconds, and so does ending an engi
 
 
 class Served(Protocol):
-    """What the server asks of a model besides being a ``kserve.Model``."""
-
-    name: str
+    """What the server asks of what it serves: one ``kserve.Model``, or a directory of several."""
 
     async def load_async(self) -> None:
         """Get ready to answer. Raises StartupError with one line when that is impossible."""
@@ -69,12 +69,14 @@ class Served(Protocol):
 
 
 class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
-    """One model behind KServe's V1/V2 REST and gRPC and our own ``routes``.
+    """Models behind KServe's V1/V2 REST and gRPC and our own ``routes``.
 
     Args:
         settings: ports, host, limits.
         routes: Starlette routes that take precedence over KServe's (the OpenAI surface).
         wrap: ASGI middlewares, innermost first, around the whole app (the access log is always outermost).
+        registry: where KServe's routes find models by name; by default, what :meth:`run` is given, by its name.
+        repository: what loads and unloads at run time; by default, nothing does.
     """
 
     def __init__(
@@ -82,8 +84,12 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
         settings: ServerSettings,
         routes: Sequence[BaseRoute] = (),
         wrap: Sequence[Callable[[ASGIApp], ASGIApp]] = (),
+        *,
+        registry: ModelRepository | None = None,
+        repository: ModelRepositoryExtension | None = None,
     ) -> None:
         super().__init__(
+            registered_models=registry,
             http_port=settings.http_port,
             grpc_port=settings.grpc_port,
             enable_grpc=settings.enable_grpc,
@@ -92,7 +98,7 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
         )
         self.settings = settings
         self.dataplane = TruthfulDataPlane(model_registry=self.registered_models)
-        self.model_repository_extension = FixedRepository(model_registry=self.registered_models)
+        self.model_repository_extension = repository or FixedRepository(model_registry=self.registered_models)
         max_body_bytes = int(settings.max_body_mib * 1024**2)
         app: ASGIApp = Tolerant(
             install(kserve_app, self.dataplane, self.model_repository_extension, routes, max_body_bytes=max_body_bytes)
@@ -103,54 +109,56 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
             app = allow_origins(app, settings.cors_origins)
         self.app: ASGIApp = AccessLog(app, enabled=settings.access_log)
 
-    def run(self, model: Model) -> int:
+    def run(self, served: Served) -> int:
         """Serve until a signal or a failed load; returns the exit code."""
+        if isinstance(served, Model):
+            self.register_model(served)
         try:
             http_socket = bind(self.settings.host, self.settings.http_port, "--http_port")
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(self._run(model, http_socket))
+                return runner.run(self._run(served, http_socket))
         except StartupError as error:
-            print(f"error: {error}", file=sys.stderr)  # noqa: T201  the one line a person or kubectl logs reads
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)  # noqa: T201  the line a person or kubectl logs reads
             return 1
 
-    async def _run(self, model: Model, http_socket: socket.socket) -> int:
+    async def _run(self, served: Served, http_socket: socket.socket) -> int:
         grpc = GrpcServer(self.settings, self.dataplane, self.model_repository_extension)
         host, port = http_socket.getsockname()[:2]
         logger.info("listening on %s:%d (HTTP)", host, port)
         if self.settings.enable_grpc:
             logger.info("listening on %s (gRPC)", await grpc.start())
-        self.register_model(model)
         http = _Http(self._uvicorn_config())
         serving = asyncio.create_task(http.serve(sockets=[http_socket]))
-        loading = asyncio.create_task(_load(model))
+        loading = asyncio.create_task(_load(served))
         stop = _stop_event()
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({serving, loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if loading.done() and loading.exception() is None:
                 await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            return await self._shut_down(model, http, grpc, serving, loading)
+            return await self._shut_down(served, http, grpc, serving, loading)
         finally:
             stopping.cancel()
 
     async def _shut_down(
-        self, model: Model, http: _Http, grpc: GrpcServer, serving: asyncio.Task[None], loading: asyncio.Task[None]
+        self, served: Served, http: _Http, grpc: GrpcServer, serving: asyncio.Task[None], loading: asyncio.Task[None]
     ) -> int:
         drain_s = drain_time_s(self.settings.grace_period)
         logger.info("stopping: not ready, draining for at most %g s", drain_s)
         _end_at_last(self.settings.grace_period + LATE_S)
-        model.start_draining()
+        served.start_draining()
         http.should_exit = True  # closes the listening socket and idle connections, waits for the rest
         ending = asyncio.get_running_loop().call_later(drain_s, http.end_requests)
-        await asyncio.gather(model.drain(drain_s), grpc.stop(drain_s), serving)
+        await asyncio.gather(served.drain(drain_s), grpc.stop(drain_s), serving)
         ending.cancel()
         failed = loading.exception() if loading.done() and not loading.cancelled() else None
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
         try:
-            await model.close()
+            await served.close()
         except ShutdownError as error:
-            _end_now(f"model {model.name}: {error}")
+            _end_now(str(error))
         if failed is not None:
             raise failed
         logger.info("stopped")
@@ -193,13 +201,23 @@ def _end_now(reason: str) -> NoReturn:
     os._exit(1)
 
 
-async def _load(model: Model) -> None:
-    logger.info("model %s: loading", model.name)
-    await model.load_async()
-    # Everything alive now lives as long as the process: keep it out of every later collection.
+async def _load(served: Served) -> None:
+    logger.info("loading")
+    await served.load_async()
+    settle_heap()
+    logger.info("ready")
+
+
+def settle_heap(*, left: bool = False) -> None:
+    """Everything alive now lives for long: keep it out of every later collection.
+
+    Args:
+        left: a model has left; what was kept for it is looked through once more.
+    """
+    if left:
+        gc.unfreeze()
     gc.collect()
     gc.freeze()
-    logger.info("model %s: ready", model.name)
 
 
 class _Http(uvicorn.Server):

@@ -1,13 +1,15 @@
-"""The served model: one engine's life, and the one door through which every protocol reaches it."""
+"""A served model: one engine's life, and the one door through which every protocol reaches it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from copy import copy
+from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from aim_kserve.access import current_log
@@ -16,8 +18,9 @@ from aim_kserve.http import ShutDown, is_shutdown
 from aim_kserve.kserve import InferRequest, InferResponse, Model
 from aim_runtime.engines.base import Engine, Json, ModelLoadError, Operation, RequestContext, Stream
 from aim_runtime.fields import header_of, ignored_fields
+from aim_runtime.in_flight import InFlight
 from aim_runtime.kserve_api import INPUTS, OUTPUTS, Answer, Question, read_v1, read_v2, write_v1, write_v2
-from aim_runtime.metrics import Meter, Metrics
+from aim_runtime.metrics import Meter, Metrics, RequestMetrics
 
 logger = logging.getLogger("aim.server")
 
@@ -25,23 +28,50 @@ LOADING_RETRY_S = 5
 MIN_AT_ONCE = 16  # questions of one request
 
 
+class State(StrEnum):
+    """Of a served name."""
+
+    UNAVAILABLE = "unavailable"  #: known, and not loaded
+    LOADING = "loading"
+    READY = "ready"  #: loaded; whether its engine lives is another question
+    UNLOADING = "unloading"
+    FAILED = "failed"  #: could not be loaded
+    EVICTED = "evicted"  #: unloaded to make room for another
+
+
 class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
     """A ``kserve.Model`` (V1, V2 REST and gRPC) whose :meth:`call` also serves the OpenAI routes.
+
+    It lives from one load to one unload; what is loaded again is a new one.
 
     Args:
         name: the name it is served under.
         engine: not loaded yet; ``load_async`` does.
         metrics: where requests are counted.
+        aliases: further names for it; an engine knows the first name only.
         strict_fields: refuse unknown fields of a body instead of ignoring them.
     """
 
-    def __init__(self, name: str, engine: Engine, metrics: Metrics, *, strict_fields: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        metrics: Metrics,
+        *,
+        aliases: Sequence[str] = (),
+        strict_fields: bool = False,
+    ) -> None:
         super().__init__(name)
         self._strict_fields = strict_fields
         self.runs_on = engine  # `engine` is KServe's: a flag
-        self._metrics = metrics
+        self.metrics = metrics
+        self.aliases = tuple(aliases)
         self.created = int(time.time())
-        self._loaded = self._draining = False
+        self.state = State.LOADING
+        self.failure = ""  #: why it could not be loaded, one line
+        self.in_flight = InFlight()
+        self._was_loaded = self._closed = False
+        self.last_used_s = time.monotonic()
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -49,49 +79,67 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         try:
             await self.runs_on.load()
         except ModelLoadError as error:
+            self.state, self.failure = State.FAILED, str(error)
             raise StartupError(f"model {self.name}: {error}") from error
-        self._loaded = self.ready = True
+        if self.state is State.LOADING:
+            self.state, self.ready = State.READY, True
 
     async def healthy(self) -> bool:
         return self.refusal() is None
 
     def alive(self) -> bool:
-        """False once a loaded engine has died or stands still: nothing but a new process helps."""
-        return not self._loaded or self._draining or self.runs_on.healthy()
+        """False once a loaded engine has died or stands still, and nobody starts it again."""
+        return self.state is not State.READY or self.runs_on.healthy() or _is_restarting(self.runs_on)
 
     def refusal(self) -> Unavailable | None:
         """Why no request can be served now; None if one can."""
-        if self._draining:
-            return Unavailable(f"model {self.name} is shutting down: ask again, another replica will answer")
-        if not self._loaded:
+        if self.state is State.READY:
+            return None if self.runs_on.healthy() else self._engine_trouble()
+        if self.state is State.LOADING:
             return Unavailable(f"model {self.name} is still loading: ask again", retry_after_s=LOADING_RETRY_S)
-        if not self.runs_on.healthy():
+        if self.state is State.FAILED:
+            return Unavailable(f"model {self.name} could not be loaded: {self.failure}", code="model_load_failed")
+        return Unavailable(f"model {self.name} is shutting down: ask again, another replica will answer")
+
+    def _engine_trouble(self) -> Unavailable:
+        if _is_restarting(self.runs_on):
+            what = "is being started again: ask again"
+        else:
             stalled_s = self.runs_on.stats().stalled_s
             moves = not stalled_s or stalled_s < 1
             what = "has died: its log has the cause" if moves else f"has not moved for {stalled_s:.0f} s"
-            return Unavailable(
-                f"the {self.runs_on.name} engine of model {self.name} {what}", retry_after_s=LOADING_RETRY_S
-            )
-        return None
+        return Unavailable(f"the {self.runs_on.name} engine of model {self.name} {what}", retry_after_s=LOADING_RETRY_S)
 
     def load(self) -> bool:
         """KServe's way to load a model that is not ready, per request: ours loads once, in the background."""
         return self.refusal() is None
 
     def start_draining(self) -> None:
-        self._draining = True
+        self._was_loaded = self.state is State.READY
+        self.state = State.UNLOADING
 
     async def drain(self, timeout_s: float) -> None:
-        if self._loaded:
-            await self.runs_on.drain(timeout_s)
+        """Return when no request is in flight; after ``timeout_s`` the engine aborts the rest."""
+        if self._was_loaded:
+            deadline_s = time.monotonic() + timeout_s
+            await self.in_flight.end(timeout_s)
+            await self.runs_on.drain(max(0.0, deadline_s - time.monotonic()))
 
     async def close(self) -> None:
-        await self.runs_on.close()
+        """Free everything; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            await self.runs_on.close()
 
     # --- requests -----------------------------------------------------------------------------------------------
 
-    async def call(self, operation: str, body: Json, context: RequestContext) -> Json | Stream:
+    async def call(
+        self, operation: str, body: Json, context: RequestContext, *, counted_by: Metrics | None = None
+    ) -> Json | Stream:
         """Run one operation of the engine, counted and timed; a Stream counts when it ends.
+
+        Args:
+            counted_by: instead of the model's own metrics, where it answers under another served name.
 
         Raises:
             Unavailable: loading, draining, dead or (from the engine) full.
@@ -100,23 +148,37 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
             NotFound: ``body["model"]`` is another model.
             ServingError: 504, ``context.timeout_s`` is over.
         """
-        meter = Meter(self._metrics, operation, context.usage)
-        try:
-            run = self._operation(operation, body)
-            self._judge_fields(operation, body, context)
-            answer = await _in_time(run(body, context), context.timeout_s)
-        except BaseException as error:
-            meter.end(_status_of(error))
-            raise
-        if isinstance(answer, dict):
-            meter.end(200)
-            return answer
-        return _metered(answer, meter)
+        return await self._call(operation, body, context, counted_by or self.metrics, self.refusal())
+
+    async def _call(
+        self, operation: str, body: Json, context: RequestContext, metrics: Metrics, refusal: Unavailable | None
+    ) -> Json | Stream:
+        meter = Meter(self._counts(body, metrics), operation, context.usage)
+        self.last_used_s = time.monotonic()
+        with self.in_flight:
+            try:
+                if refusal is not None:
+                    raise refusal
+                run = self._operation(operation, body)
+                self._judge_fields(operation, body, context, metrics)
+                answer = await _in_time(run(self._under_its_name(body), context), context.timeout_s)
+            except BaseException as error:
+                meter.end(_status_of(error))
+                raise
+            if isinstance(answer, dict):
+                meter.end(200)
+                return answer
+            return self._metered(answer, meter)
+
+    def _counts(self, body: Json, metrics: Metrics) -> RequestMetrics:
+        """An adapter's requests are counted under its own name."""
+        adapters = self.runs_on.adapters
+        return metrics.for_adapter(body["model"]) if adapters and body.get("model") in adapters else metrics
+
+    def _under_its_name(self, body: Json) -> Json:
+        return {**body, "model": self.name} if body.get("model") in self.aliases else body
 
     def _operation(self, name: str, body: Json) -> Operation:
-        refusal = self.refusal()
-        if refusal is not None:
-            raise refusal
         operation = self.runs_on.operations.get(name)
         if operation is None:
             raise BadRequest(
@@ -125,61 +187,124 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
                 param="model",
                 code="unsupported_endpoint",
             )
-        asked = body.get("model")  # vLLM takes a body without it, and one process serves one model: so do we
+        asked = body.get("model")  # vLLM takes a body without it: so do we, where it is clear which model is meant
         if asked is not None and asked not in self.names:
-            if not isinstance(asked, str):
-                raise BadRequest(f"model: must be a string (got {asked!r})", param="model")
+            check_model_name(asked)
             raise unknown_model(asked, self.names)
         return operation
 
-    def _judge_fields(self, operation: str, body: Json, context: RequestContext) -> None:
+    def _judge_fields(self, operation: str, body: Json, context: RequestContext, metrics: Metrics) -> None:
         ignored = ignored_fields(operation, body, self.runs_on.requests, strict=self._strict_fields)
         if ignored:
             context.ignored.extend(ignored)
-            self._metrics.ignored(operation, len(ignored))
+            metrics.ignored(operation, len(ignored))
             current_log().fields["ignored_fields"] = header_of(ignored)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What ``body["model"]`` may say: the served name first, then the engine's adapters."""
-        return (self.name, *self.runs_on.adapters)
+        """What ``body["model"]`` may say: the served name first, then its aliases and the engine's adapters."""
+        return (self.name, *self.aliases, *self.runs_on.adapters)
 
     async def predict(self, payload: Any, headers: Mapping[str, str] | None = None) -> Json | InferResponse:
         """V1 (``payload``: the parsed JSON) and V2 (an InferRequest); see :mod:`aim_runtime.kserve_api`."""
-        if isinstance(payload, InferRequest):
-            questions = read_v2(payload, self.runs_on.requests)
-            return write_v2(payload, self.name, await self._ask_all(questions, headers or {}))
-        questions = read_v1(payload, self.runs_on.requests)
-        return write_v1(await self._ask_all(questions, headers or {}))
+        return await self.predict_as(self.name, payload, headers or {})
 
-    async def _ask_all(self, questions: list[Question], headers: Mapping[str, str]) -> list[Answer]:
+    async def predict_as(
+        self, asked: str, payload: Any, headers: Mapping[str, str], *, counted_by: Metrics | None = None
+    ) -> Json | InferResponse:
+        """The same under another name of it: an alias, an adapter, or the name whose variant it is."""
+        model = asked if asked in self.runs_on.adapters else self.name
+        ask = partial(self._ask, model, headers, counted_by or self.metrics, self.refusal())
+        with self.in_flight:  # whose last questions wait for their turn while the model is asked to leave
+            if isinstance(payload, InferRequest):
+                questions = read_v2(payload, self.runs_on.requests)
+                return write_v2(payload, asked, await self._ask_all(questions, ask))
+            return write_v1(await self._ask_all(read_v1(payload, self.runs_on.requests), ask))
+
+    async def _ask_all(
+        self, questions: list[Question], ask: Callable[[int, Question], Awaitable[Answer]]
+    ) -> list[Answer]:
         """As many at once as the engine batches, twice, so that it never waits for us; the first that fails ends the
         others and is named by its index."""
         turn = asyncio.Semaphore(max(MIN_AT_ONCE, 2 * self.runs_on.stats().slots_total))
 
-        async def ask(index: int, question: Question) -> Answer:
+        async def in_turn(index: int, question: Question) -> Answer:
             async with turn:
-                return await self._ask(index, question, headers)
+                return await ask(index, question)
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(ask(index, item)) for index, item in enumerate(questions)]
+                tasks = [group.create_task(in_turn(index, item)) for index, item in enumerate(questions)]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _ask(self, index: int, question: Question, headers: Mapping[str, str]) -> Answer:
+    async def _ask(
+        self,
+        model: str,
+        headers: Mapping[str, str],
+        metrics: Metrics,
+        refusal: Unavailable | None,
+        index: int,
+        question: Question,
+    ) -> Answer:
         context = RequestContext(
             f"{current_log().unique_id}-{index}", headers, question.priority, timeout_s=question.timeout_s
         )
+        body = {"model": model, **question.body}
         try:
-            answer = await self.call(question.operation, {"model": self.name, **question.body}, context)
+            answer = await self._call(question.operation, body, context, metrics, refusal)
         except ServingError as error:
             named = copy(error)  # an engine that dies gives all its requests the same one
             named.message = f"{question.where}: {error.message}"
             raise named from error
         assert isinstance(answer, dict)  # stream is not among the parameters
         return Answer.of(question, answer)
+
+    async def _metered(self, chunks: Stream, meter: Meter) -> Stream:
+        """``chunks`` timed and counted; closes them; every failure but the client's leaving is a ServingError."""
+        status = 200
+        with self.in_flight:
+            try:
+                async with aclosing(chunks):
+                    async for chunk in chunks:
+                        meter.tick(chunk)
+                        yield chunk
+            except BaseException as error:
+                status = _status_of(error)
+                if status != 500 or isinstance(error, ServingError):
+                    raise
+                logger.exception("stream failed")  # process edge: the answer has begun, an error event is all we have
+                raise ServingError("internal error: the server's log has the cause, by x-request-id") from error
+            finally:
+                self.last_used_s = time.monotonic()
+                meter.end(status)
+
+    def get_input_types(self) -> list[Json]:
+        return INPUTS
+
+    def get_output_types(self) -> list[Json]:
+        return OUTPUTS
+
+
+class NamedModel(Model):  # type: ignore[misc]
+    """One more name of a served model on KServe's routes: an alias or an adapter."""
+
+    def __init__(self, name: str, model: RuntimeModel) -> None:
+        super().__init__(name)
+        self._model = model
+
+    async def healthy(self) -> bool:
+        return self._model.refusal() is None
+
+    def alive(self) -> bool:
+        return self._model.alive()
+
+    def load(self) -> bool:
+        return self._model.load()
+
+    async def predict(self, payload: Any, headers: Mapping[str, str] | None = None) -> Json | InferResponse:
+        return await self._model.predict_as(self.name, payload, headers or {})
 
     def get_input_types(self) -> list[Json]:
         return INPUTS
@@ -192,6 +317,17 @@ def unknown_model(asked: str, served: Sequence[str]) -> NotFound:
     return NotFound(
         f"model {asked!r} does not exist; this server has: {', '.join(served)}", param="model", code="model_not_found"
     )
+
+
+def check_model_name(asked: object) -> None:
+    """Raises BadRequest where ``body["model"]`` is no text."""
+    if not isinstance(asked, str):
+        raise BadRequest(f"model: must be a string (got {asked!r})", param="model")
+
+
+def _is_restarting(engine: Engine) -> bool:
+    """Whether somebody is starting the engine again; only one in a process of its own says so."""
+    return bool(getattr(engine, "restarting", False))
 
 
 def _status_of(error: BaseException) -> int:
@@ -214,21 +350,3 @@ async def _in_time(answer: Awaitable[Json | Stream], timeout_s: float | None) ->
     raise ServingError(
         f"timeout: no answer within {timeout_s:g} s, the request's own limit", status=504, code="timeout"
     )
-
-
-async def _metered(chunks: Stream, meter: Meter) -> Stream:
-    """``chunks`` timed and counted; closes them; every failure but the client's leaving is a ServingError."""
-    status = 200
-    try:
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                meter.tick(chunk)
-                yield chunk
-    except BaseException as error:
-        status = _status_of(error)
-        if status != 500 or isinstance(error, ServingError):
-            raise
-        logger.exception("stream failed")  # process edge: the answer has begun, an error event is all we have left
-        raise ServingError("internal error: the server's log has the cause, by x-request-id") from error
-    finally:
-        meter.end(status)

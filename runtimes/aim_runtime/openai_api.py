@@ -1,4 +1,4 @@
-"""OpenAI's HTTP surface over :meth:`RuntimeModel.call`, under ``/v1`` and ``/openai/v1``.
+"""OpenAI's HTTP surface over the directory of models, under ``/v1`` and ``/openai/v1``.
 
 KServe's own OpenAI routes need one exact version of vLLM; these need none. They are generic over the engine's
 operations and know no field of a body but ``model`` and what the answer's form tells them: bodies travel as received.
@@ -29,7 +29,8 @@ from aim_kserve.http import (
 from aim_kserve.rest import as_serving_error
 from aim_runtime.engines.base import Json, RequestContext
 from aim_runtime.fields import header_of
-from aim_runtime.model import RuntimeModel, unknown_model
+from aim_runtime.model import RuntimeModel
+from aim_runtime.models.directory import Models
 
 logger = logging.getLogger("aim.server")
 
@@ -58,9 +59,9 @@ ENDPOINTS = frozenset(
 )
 
 
-def model_routes(model: RuntimeModel) -> list[BaseRoute]:
+def model_routes(models: Models) -> list[BaseRoute]:
     """The model cards and the server's state, for the router."""
-    cards, state = ModelCards(model), ServerState(model)
+    cards, state = ModelCards(models), ServerState(models)
     return [
         Route("/health", state.health, methods=["GET"]),
         Route("/ping", state.health, methods=["GET", "POST"]),
@@ -79,20 +80,20 @@ class WrongMethod(BadRequest):
 
 
 class Operations:
-    """ASGI middleware: ``POST <prefix>/<operation>`` for whatever operations the engine has once it is loaded.
+    """ASGI middleware: ``POST <prefix>/<operation>`` for whatever operations the engines have once they are loaded.
 
     It stands before the router and FastAPI's own middlewares: every token of a stream and every wake-up of a waiting
     request would pass through each of them (a fifth of our CPU, ``bench/server.py``).
     """
 
-    def __init__(self, app: ASGIApp, *, model: RuntimeModel, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, models: Models, max_body_bytes: int) -> None:
         self.app = app
-        self.model = model
+        self.models = models
         self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         operation = _operation(scope) if scope["type"] == "http" else None
-        if operation is None or not (operation in ENDPOINTS or operation in self.model.runs_on.operations):
+        if operation is None or not (operation in ENDPOINTS or self.models.has_operation(operation)):
             await self.app(scope, receive, send)
             return
         try:
@@ -112,7 +113,7 @@ class Operations:
     async def _answer(self, operation: str, body: Json, scope: Scope, receive: Receive, send: Send) -> None:
         context = RequestContext(log_of(scope).unique_id, Headers(raw=scope["headers"]))
         async with cancelled_on_disconnect(receive):
-            answer = await self.model.call(operation, body, context)
+            answer = await self.models.find(body).call(operation, body, context)
             send = _with_ignored(send, context.ignored) if context.ignored else send
             if isinstance(answer, dict):
                 await send_json(send, answer)
@@ -148,48 +149,55 @@ class ServerState:
     """What vLLM's server says of itself, and SageMaker's ``/ping``, in their forms: probes, routers and dashboards
     made for it ask here."""
 
-    def __init__(self, model: RuntimeModel) -> None:
-        self._model = model
+    def __init__(self, models: Models) -> None:
+        self._models = models
 
     async def health(self, _: Request) -> Response:
         """No body; the reason of a 503 is on the KServe routes."""
-        return Response(status_code=200 if self._model.refusal() is None else 503)
+        return Response(status_code=200 if self._models.refusal() is None else 503)
 
     async def version(self, _: Request) -> Response:
-        return JSONResponse({"version": self._model.runs_on.version, "engine": self._model.runs_on.name})
+        """Of the engine; of several models, of each one's."""
+        by_model = {
+            model.name: {"version": model.runs_on.version, "engine": model.runs_on.name}
+            for model in self._models.served
+        }
+        first = next(iter(by_model.values()), {})
+        return JSONResponse(first if len(by_model) < 2 else {**first, "models": by_model})
 
     async def load(self, _: Request) -> Response:
-        """Requests in the engine, running and waiting."""
-        stats = self._model.runs_on.stats()
-        return JSONResponse({"server_load": stats.running + stats.waiting})
+        """Requests in the engines, running and waiting."""
+        stats = [model.runs_on.stats() for model in self._models.served]
+        return JSONResponse({"server_load": sum(now.running + now.waiting for now in stats)})
 
 
 class ModelCards:
     """``GET …/models`` and ``GET …/models/NAME``, which OpenAI and KServe's V1 protocol both own: both are answered
     in one body. A model that is not ready is listed (it is here) but its own card is a 503, KServe's readiness."""
 
-    def __init__(self, model: RuntimeModel) -> None:
-        self.model = model
+    def __init__(self, models: Models) -> None:
+        self.models = models
 
     async def all(self, _: Request) -> Response:
-        names = self.model.names
-        return JSONResponse(
-            {"object": "list", "data": [self._card(name) for name in names], "models": [self.model.name]}
-        )
+        served = self.models.served
+        cards = [_card(model, name) for model in served for name in model.names]
+        return JSONResponse({"object": "list", "data": cards, "models": [model.name for model in served]})
 
     async def one(self, request: Request) -> Response:
         asked = request.path_params["name"]
-        if asked not in self.model.names:
-            raise unknown_model(asked, self.model.names)
-        refusal = self.model.refusal()
+        model = self.models.get(asked)
+        refusal = model.refusal()
         if refusal is not None:
             raise refusal
-        return JSONResponse({**self._card(asked), "name": asked, "ready": True})
+        return JSONResponse({**_card(model, asked), "name": asked, "ready": True})
 
-    def _card(self, name: str) -> Json:
-        card: Json = {"id": name, "object": "model", "created": self.model.created, "owned_by": "aim-runtime"}
-        if name != self.model.name:
-            card["parent"] = self.model.name  # vLLM's field for an adapter
-        if self.model.refusal() is None:
-            card["max_model_len"] = self.model.runs_on.max_model_len
-        return card
+
+def _card(model: RuntimeModel, name: str) -> Json:
+    card: Json = {"id": name, "object": "model", "created": model.created, "owned_by": "aim-runtime"}
+    if name in model.aliases:
+        card["root"] = model.name  # vLLM's field for the model that answers
+    elif name != model.name:
+        card["parent"] = model.name  # vLLM's field for an adapter
+    if model.refusal() is None:
+        card["max_model_len"] = model.runs_on.max_model_len
+    return card

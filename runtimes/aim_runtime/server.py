@@ -9,8 +9,9 @@ from aim_kserve.errors import StartupError
 from aim_kserve.server import Server, log_to_stderr
 from aim_runtime.choose import create_engine
 from aim_runtime.engines.base import Engine
-from aim_runtime.metrics import Metrics
-from aim_runtime.model import RuntimeModel
+from aim_runtime.models.directory import Models
+from aim_runtime.models.entry import Launch, ModelEntry
+from aim_runtime.models.registry import Registry, Repository
 from aim_runtime.openai_api import Operations, model_routes
 from aim_runtime.settings import RuntimeSettings
 
@@ -27,8 +28,15 @@ def run(settings: RuntimeSettings) -> int:
 
 
 def serve(settings: RuntimeSettings, engine: Engine) -> int:
-    """Serve ``engine`` until a signal: listen, load behind, answer, drain."""
-    metrics = Metrics(settings.model_name, engine)
-    model = RuntimeModel(settings.model_name, engine, metrics, strict_fields=settings.strict_fields)
-    operations = partial(Operations, model=model, max_body_bytes=int(settings.max_body_mib * 1024**2))
-    return Server(settings, model_routes(model), [operations]).run(model)
+    """Serve one engine, which is not loaded yet, as the only model."""
+    entry = ModelEntry(settings.model_name, (Launch(lambda: engine),))
+    return serve_models(settings, Models([entry], strict_fields=settings.strict_fields))
+
+
+def serve_models(settings: RuntimeSettings, models: Models) -> int:
+    """Serve until a signal: listen, load behind, answer, drain; returns the exit code."""
+    operations = partial(Operations, models=models, max_body_bytes=int(settings.max_body_mib * 1024**2))
+    server = Server(
+        settings, model_routes(models), [operations], registry=Registry(models), repository=Repository(models)
+    )
+    return server.run(models)

@@ -20,6 +20,7 @@ import orjson
 from ports import free_ports
 
 FAKE_SERVER = Path(__file__).with_name("fake_server.py")
+FAKE_MODELS_SERVER = Path(__file__).with_name("fake_models_server.py")
 
 
 class Served:
@@ -63,6 +64,11 @@ class Served:
     def fake(cls, *flags: str, wait: bool = True, **options: Any) -> Self:
         """The real runtime server over the fake engine, serving model ``m``."""
         return cls(cls.fake_arguments(*flags, **options), wait=wait)
+
+    @classmethod
+    def fake_models(cls, *flags: str, wait: bool = True, **options: Any) -> Self:
+        """The real runtime server over several fake engines: see ``fake_models_server.py``."""
+        return cls([str(FAKE_MODELS_SERVER), orjson.dumps(options).decode(), *flags], wait=wait)
 
     @staticmethod
     def fake_arguments(*flags: str, **options: Any) -> list[str]:

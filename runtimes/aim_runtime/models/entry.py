@@ -1,0 +1,47 @@
+"""What the directory is told of a model before it is loaded. Plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from aim_runtime.engines.base import Engine
+
+Priority = Literal["low", "medium", "high"]
+RANK: Mapping[str, int] = {"low": 0, "medium": 1, "high": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How one replica is made: ``create`` gives a new engine, not loaded yet, each time it is called.
+
+    ``place``: where it will run, for people: ``card 0 partition 3``; empty where there is one place only.
+    """
+
+    create: Callable[[], Engine]
+    place: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """One served name and how to serve it.
+
+    ``launches``: one per replica. ``aliases``: further names for it. ``at_start`` False: known, and loaded when the
+    repository API is asked to. ``priority``: who makes way for whom where eviction is allowed.
+    """
+
+    name: str
+    launches: tuple[Launch, ...]
+    aliases: tuple[str, ...] = ()
+    priority: Priority = "medium"
+    at_start: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class VariantEntry:
+    """A served name whose requests are shared out among other entries: their names, with weights."""
+
+    name: str
+    weights: Mapping[str, float] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()

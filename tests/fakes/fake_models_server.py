@@ -1,0 +1,59 @@
+"""The real runtime server over several fake engines: ``python fake_models_server.py '{"models": {…}}' <flags>``.
+
+``models``: name → ``{"engine": FakeEngine's options, "replicas": 2, ModelEntry's fields}``; ``budget``: how many models
+fit at once; the other keys are Models' own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+import orjson
+
+from aim_kserve.server import log_to_stderr
+from aim_runtime.model import State
+from aim_runtime.models.directory import Models
+from aim_runtime.models.entry import Launch, ModelEntry
+from aim_runtime.models.eviction import DoesNotFit
+from aim_runtime.server import serve_models
+from aim_runtime.settings import RuntimeSettings
+from fake_engine import FakeEngine
+
+
+def entry(name: str, options: dict[str, Any]) -> ModelEntry:
+    create = partial(FakeEngine, name, **options.pop("engine", {}))
+    replicas = options.pop("replicas", 1)
+    launches = tuple(Launch(create, f"partition {index}") for index in range(replicas))
+    return ModelEntry(name, launches, **{**options, "aliases": tuple(options.get("aliases", ()))})
+
+
+def room_for(count: int, models: Callable[[], Models]) -> Any:
+    """Each model takes one place of ``count``."""
+
+    def admit(asked: ModelEntry, *, without: Collection[str] = ()) -> None:
+        taken = {
+            name
+            for name, state in models().states().items()
+            if state in (State.READY, State.UNLOADING) and name != asked.name
+        }
+        if len(taken - set(without)) >= count:
+            raise DoesNotFit("needs 1.0 GiB, 0.0 GiB are free: 1.0 GiB short")
+
+    return admit
+
+
+def main() -> None:
+    settings = RuntimeSettings.load(sys.argv[2:], prog="fake-models-server", description="tests only")
+    log_to_stderr()
+    options = orjson.loads(sys.argv[1])
+    entries = [entry(name, given) for name, given in options.pop("models").items()]
+    budget = options.pop("budget", len(entries))
+    models = Models(entries, admit=room_for(budget, lambda: models), **options)
+    sys.exit(serve_models(settings, models))
+
+
+if __name__ == "__main__":
+    main()
