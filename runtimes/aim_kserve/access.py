@@ -32,6 +32,7 @@ class RequestLog:
 
     ``trace_id``/``span_id`` are W3C hex ids. ``parent_id`` is the caller's span, None where the trace starts here.
     ``tracestate``: what the caller's tracing systems said beside it. ``spans``: how many were made of this request.
+    ``client``: the caller's address, None where it is not known.
     ``client_left``: the client did not wait for its answer; logged as status 499 where none had begun.
     """
 
@@ -42,6 +43,7 @@ class RequestLog:
     flags: str
     fields: dict[str, Any] = field(default_factory=dict)
     client_left: bool = False
+    client: str | None = None
     tracestate: str = ""
     spans: int = 0
 
@@ -69,6 +71,11 @@ def current_log() -> RequestLog:
     """The log of the request being served, for code that KServe calls without a scope; a fresh one outside any."""
     log = _current.get()
     return log if log is not None else open_log([])
+
+
+def log_if_any() -> RequestLog | None:
+    """The log of the request being served, None outside any."""
+    return _current.get()
 
 
 def open_log(headers: list[tuple[bytes, bytes]]) -> RequestLog:
@@ -116,11 +123,16 @@ def write_line(line: bytes) -> None:
     Unbuffered, because a buffer would keep the line and fail once more when the process ends.
     """
     try:
-        descriptor = sys.stdout.fileno() if sys.stdout is not None else -1
-        while line:
-            line = line[os.write(descriptor, line) :]
+        write_all(line)
     except (OSError, ValueError):  # full, closed by its reader; closed here
         _LOST.inc()
+
+
+def write_all(line: bytes) -> None:
+    """All of ``line`` to stdout. Raises OSError or ValueError where it does not take it."""
+    descriptor = sys.stdout.fileno() if sys.stdout is not None else -1
+    while line:
+        line = line[os.write(descriptor, line) :]
 
 
 class AccessLog:
@@ -139,6 +151,7 @@ class AccessLog:
             await self.app(scope, receive, send)
             return
         log = scope["aim.log"] = open_log(scope["headers"])
+        log.client = (scope.get("client") or (None,))[0]
         started = time.perf_counter()
         status, first_byte_at, complete = 500, 0.0, False
         request_id = log.request_id.encode("latin-1")
@@ -161,7 +174,7 @@ class AccessLog:
                     access_line(
                         log,
                         started,
-                        client=(scope.get("client") or (None,))[0],
+                        client=log.client,
                         method=scope["method"],
                         path=scope["path"],
                         status=499 if log.client_left and not first_byte_at else status,

@@ -124,6 +124,7 @@ class _Edge(aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
         async def guarded(request: Any, context: Any) -> Any:
             metadata = context.invocation_metadata() or ()
             log = open_log([(key.encode(), value.encode()) for key, value in metadata if isinstance(value, str)])
+            log.client = context.peer()
             started, code = time.perf_counter(), "CANCELLED"
             try:
                 answer = await call(request, context)
@@ -140,9 +141,7 @@ class _Edge(aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
                 return await context.abort(grpc.StatusCode[code], refusal.message)
             finally:
                 if self._access_log and not (code == "OK" and method.endswith(_PROBES)):
-                    write_line(
-                        access_line(log, started, client=context.peer(), method="GRPC", path=method, status=code)
-                    )
+                    write_line(access_line(log, started, client=log.client, method="GRPC", path=method, status=code))
 
         return guarded
 
