@@ -170,16 +170,25 @@ def _load_pair(certificate: Path, key: Path | None) -> None:
 
 def annotation_of(field: FieldInfo) -> str | None:
     """The annotation (without prefix) a field is also read from: ``Field(json_schema_extra={"annotation": …})``."""
-    extra = field.json_schema_extra
-    value = extra.get("annotation") if isinstance(extra, dict) else None
+    value = _extra(field, "annotation")
     return value if isinstance(value, str) else None
 
 
 def group_of(field: FieldInfo) -> str | None:
     """The heading of ``--help`` a field stands under: ``Field(json_schema_extra={"group": …})``."""
-    extra = field.json_schema_extra
-    value = extra.get("group") if isinstance(extra, dict) else None
+    value = _extra(field, "group")
     return value if isinstance(value, str) else None
+
+
+def _extra(field: FieldInfo, key: str) -> Any:
+    extra = field.json_schema_extra
+    return extra.get(key) if isinstance(extra, dict) else None
+
+
+def variables_of(name: str, field: FieldInfo) -> tuple[str, ...]:
+    """The variables a field is read from: its own, then those it is also known by to others
+    (``json_schema_extra={"env": ["AIM_PORT"]}``)."""
+    return (f"{ENV_PREFIX}{name.upper()}", *(_extra(field, "env") or ()))
 
 
 def _read_flags(cls: type[S], argv: Sequence[str], prog: str, description: str) -> dict[str, str]:
@@ -189,7 +198,7 @@ def _read_flags(cls: type[S], argv: Sequence[str], prog: str, description: str) 
     for name, field in cls.model_fields.items():
         is_bool = field.annotation is bool
         groups[group_of(field)].add_argument(
-            *dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")),
+            *dict.fromkeys((*_short(field), f"--{name}", f"--{name.replace('_', '-')}")),
             dest=name,
             default=argparse.SUPPRESS,
             help=_help(name, field),
@@ -200,21 +209,34 @@ def _read_flags(cls: type[S], argv: Sequence[str], prog: str, description: str) 
     return vars(parser.parse_args(argv))
 
 
+def _short(field: FieldInfo) -> tuple[str, ...]:
+    short = _extra(field, "short")
+    return (short,) if isinstance(short, str) else ()
+
+
 def _help(name: str, field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     default = "required; " if field.is_required() else "" if value in (None, "", [], {}) else f"default: {value}; "
     annotation = annotation_of(field)
     also = f"; annotation {ANNOTATION_PREFIX}{annotation}" if annotation else ""
-    return f"{field.description or ''} ({default}env {ENV_PREFIX}{name.upper()}{also})".replace("%", "%%")
+    variables = ", ".join(variables_of(name, field))
+    return f"{field.description or ''} ({default}env {variables}{also})".replace("%", "%%")
 
 
 def _read_env(cls: type[S], env: Mapping[str, str]) -> dict[str, str]:
-    by_variable = {f"{ENV_PREFIX}{name.upper()}": name for name in cls.model_fields}
+    by_variable = {key: name for name, field in cls.model_fields.items() for key in variables_of(name, field)}
     ours = {key: value for key, value in env.items() if key.startswith(ENV_PREFIX) and not _is_foreign(key, value)}
     unknown = sorted(set(ours) - set(by_variable))
     if unknown:
         raise SettingsError(f"environment {unknown[0]}: unknown setting; known: {', '.join(sorted(by_variable))}")
-    return {by_variable[key]: value for key, value in ours.items()}
+    found: dict[str, str] = {}
+    for key, name in by_variable.items():
+        if key in ours and found.setdefault(name, ours[key]) != ours[key]:
+            first = next(known for known in by_variable if by_variable[known] == name and known in ours)
+            raise SettingsError(
+                f"environment {key}: {ours[key]!r} contradicts {first}: {found[name]!r}; set one of them"
+            )
+    return found
 
 
 def _is_foreign(key: str, value: str) -> bool:
@@ -276,7 +298,7 @@ def _explain(error: ValidationError, flags: Mapping[str, Any], env: Mapping[str,
         if name in flags:
             where = f"--{name}"
         elif name in env:
-            where = f"environment {ENV_PREFIX}{name.upper()}"
+            where = f"environment {' or '.join(variables_of(name, cls.model_fields[name]))}"
         elif name in cls.model_fields and annotation_of(cls.model_fields[name]) and item["type"] != "missing":
             where = f"annotation {ANNOTATION_PREFIX}{annotation_of(cls.model_fields[name])}"
         else:

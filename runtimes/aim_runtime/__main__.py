@@ -18,6 +18,10 @@ def main() -> None:
         )
     except SettingsError as error:
         sys.exit(_refuse(str(error)))
+    if settings.dry_run:
+        from aim_runtime.dry_run import dry_run
+
+        sys.exit(dry_run(settings))
     from aim_runtime.server import run  # imports KServe: settings are checked before that second is spent
 
     sys.exit(run(settings))

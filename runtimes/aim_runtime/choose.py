@@ -5,31 +5,59 @@ from __future__ import annotations
 from pathlib import Path
 
 from aim_kserve.errors import StartupError
+from aim_runtime.assignment import Assignment, whole_number
 from aim_runtime.engines import registry
 from aim_runtime.engines.base import Engine, EngineSpec, ModelLoadError
 from aim_runtime.settings import RuntimeSettings
 
 
-def create_engine(settings: RuntimeSettings) -> Engine:
-    """The engine for ``settings``, not loaded yet.
+def engine_of(settings: RuntimeSettings) -> str:
+    """The engine for the model that ``settings`` name.
 
     Raises:
-        StartupError: no model of a known format, the engine is not installed, or a setting belongs to another one.
+        StartupError: no model of a known format, or a setting belongs to another engine.
     """
     name = settings.engine if settings.engine != "auto" else detect(settings.model_dir)
     try:
         settings.refuse_for(name)
-        spec = EngineSpec(
-            name,
-            settings.model_dir,
-            settings.model_name,
-            settings.max_model_len,
-            settings.max_concurrency,
-            settings.engine_options(name),
-        )
-        return registry.create(spec)
-    except (ModelLoadError, ValueError) as error:
+    except ValueError as error:
         raise StartupError(str(error)) from None
+    return name
+
+
+def create_engine(settings: RuntimeSettings, assignment: Assignment | None = None) -> Engine:
+    """The engine for ``settings``, as it was assigned, not loaded yet.
+
+    Raises:
+        StartupError: no model of a known format, the engine is not installed, or a setting belongs to another one.
+    """
+    try:
+        return registry.create(spec_of(settings, assignment))
+    except ModelLoadError as error:
+        raise StartupError(str(error)) from None
+
+
+def spec_of(settings: RuntimeSettings, assignment: Assignment | None = None) -> EngineSpec:
+    """What a process needs to build the engine. An assignment to devices decides tensor parallelism and memory; without
+    one the settings do.
+
+    Raises:
+        StartupError: no model of a known format, or a setting belongs to another engine.
+    """
+    engine = assignment.engine if assignment else engine_of(settings)
+    options = settings.engine_options(engine)
+    context, concurrency = settings.max_model_len, settings.max_concurrency
+    if assignment and engine == "vllm" and assignment.devices:
+        flags = assignment.engine_args
+        context, concurrency, tensor_parallel = (whole_number(flags, name) for name in _OWN)
+        options["tensor_parallel_size"] = tensor_parallel
+        options["engine_args"] = {name: value for name, value in flags.items() if name not in _OWN}
+    model_dir = assignment.model_dir if assignment else settings.model_dir
+    return EngineSpec(engine, model_dir, settings.model_name, context, concurrency, options)
+
+
+#: The flags that vLLM's engine has arguments of its own for.
+_OWN = ("max-model-len", "max-num-seqs", "tensor-parallel-size")
 
 
 def detect(model_dir: Path) -> str:

@@ -1,8 +1,9 @@
-"""The main path: settings → engine → model → server."""
+"""The main path: settings → node → profile → sizing → assignment → engine → server."""
 
 from __future__ import annotations
 
-import sys
+import logging
+import os
 from functools import partial
 
 from aim_kserve.errors import StartupError
@@ -14,16 +15,26 @@ from aim_runtime.models.entry import Launch, ModelEntry
 from aim_runtime.models.registry import Registry, Repository
 from aim_runtime.openai_api import Operations, model_routes
 from aim_runtime.settings import RuntimeSettings
+from aim_runtime.start import described, prepare, refuse
+
+logger = logging.getLogger("aim.server")
 
 
 def run(settings: RuntimeSettings) -> int:
-    """Serve the model that ``settings`` name; returns the exit code."""
+    """Serve the model that ``settings`` name; returns the exit code.
+
+    What is here (node) and what the model needs (facts, profile) become an assignment: which devices, which arguments.
+    What does not fit, or is not as the settings say, is refused before anything is loaded.
+    """
     log_to_stderr()
     try:
-        engine = create_engine(settings)
+        assignment = prepare(settings)
+        for line in described(assignment):
+            logger.info("%s", line)
+        os.environ.update(assignment.env)
+        engine = create_engine(settings, assignment)
     except StartupError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201  the one line a person or kubectl logs reads
-        return 1
+        return refuse(settings, error)
     return serve(settings, engine)
 
 

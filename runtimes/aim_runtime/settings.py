@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
-from aim_kserve.settings import ServerSettings
+from aim_runtime.device_settings import DeviceSettings
 from aim_runtime.engines import registry
 from aim_runtime.engines.base import ModelLoadError
 from aim_runtime.engines.side_by_side import side_by_side
 
 
-class _Shared(ServerSettings):
+class _Shared(DeviceSettings):
     """Settings of ``python -m aim_runtime``: these, and those of every engine (``aim_runtime.engines``)."""
 
     model_dir: Path = Field(Path("/mnt/models"), description="directory (or .gguf file) the model is loaded from")

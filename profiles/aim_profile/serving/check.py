@@ -65,7 +65,7 @@ def _memory(profile: Profile, mode: PartitionMode) -> Iterator[Finding]:
     try:
         model = by_id(profile.aim_id)
         reported = _reported_bytes(profile, mode)
-        request = _request(profile, reported)
+        request = sizing_request(profile, reported)
         # Its own finding says what a context beyond the model's limit means; memory is sized all the same.
         sized = fit(model.model_copy(update={"max_positions": None}), reported, request)
     except AimProfileError as unknown:
@@ -102,7 +102,11 @@ def _reported_bytes(profile: Profile, mode: PartitionMode) -> int:
     return share_of(by_name(mode.accelerator), mode, alloc_mode).reported_bytes
 
 
-def _request(profile: Profile, reported_bytes: int) -> Request:
+def sizing_request(profile: Profile, reported_bytes: int) -> Request:
+    """What a profile's own engine arguments ask of a device that reports so many bytes, for one sequence.
+
+    Raises SizingError naming the argument that nothing can be sized with.
+    """
     utilization, context = profile.engine_arg("gpu-memory-utilization"), profile.engine_arg("max-model-len")
     step_tokens = profile.engine_arg("max-num-batched-tokens")
     slots = profile.finetuning

@@ -125,7 +125,7 @@ def why_not(
         return f"metric is {kept.metric}, asked for {metric}"
     if profile.aim_id not in (None, model_id):
         return f"is for {profile.aim_id}"
-    if reason := _wrong_device(profile, devices):
+    if reason := wrong_device(profile, devices):
         return reason
     if kept.gpu_count > devices.number:
         return f"needs {_devices(kept.gpu_count)} side by side, there are {devices.number}"
@@ -166,7 +166,8 @@ def _profile_files(folder: Path) -> Iterator[Path]:
     yield from found
 
 
-def _wrong_device(profile: Profile, devices: Devices) -> str | None:
+def wrong_device(profile: Profile, devices: Devices) -> str | None:
+    """Why that profile is not for these devices, whatever their number; None if it is."""
     mode, use = devices.mode, profile.partition
     if profile.metadata.gpu != mode.accelerator:
         return f"is for {profile.metadata.gpu}, this is {mode.accelerator}"

@@ -1,0 +1,9 @@
+"""Which engine serves which model on which devices, with which arguments: decided from facts, nothing is touched."""
+
+from .arguments import whole_number
+from .devices import gpus
+from .facts import Assignment, Basis, Device, Refused
+from .make import assign
+from .visibility import check_filters
+
+__all__ = ["Assignment", "Basis", "Device", "Refused", "assign", "check_filters", "gpus", "whole_number"]

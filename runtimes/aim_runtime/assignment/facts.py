@@ -1,0 +1,103 @@
+"""What an assignment is: an engine, its model, its devices and how it is started there; or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from aim_kserve.errors import StartupError
+from aim_profile.errors import AimProfileError
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Device(_Frozen):
+    """One device as the engine will see it. memory_mib: what it reports; None: not readable here."""
+
+    card: int
+    partition: int
+    memory_mib: int | None = None
+    compute_units: int | None = None
+    render_minor: int | None = None
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """(card, partition)."""
+        return (self.card, self.partition)
+
+
+class Basis(_Frozen):
+    """What the figures rest on. tier: what AMD says of the mode; measured: somebody ran this profile and kept figures;
+    unproven: it spans partitions by tensor parallelism and nobody measured it (vllm#20125)."""
+
+    node: str
+    mode: str | None = None
+    tier: str | None = None
+    measured: bool = False
+    unproven: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class Assignment(_Frozen):
+    """Everything an engine is started with.
+
+    engine_args: the engine's own flags, by their dashed names; env: the child's environment beyond what it inherits;
+    cpus, memory_bytes: what its process may use, None: all there is; fit: the sum that says it fits (aim_profile's
+    Fit), empty where nothing could be sized.
+    """
+
+    engine: str
+    model: str
+    model_dir: Path
+    devices: tuple[Device, ...] = ()
+    engine_args: Mapping[str, JsonValue] = Field(default_factory=dict)
+    env: Mapping[str, str] = Field(default_factory=dict)
+    cpus: tuple[int, ...] | None = None
+    memory_bytes: int | None = None
+    fit: Mapping[str, JsonValue] = Field(default_factory=dict)
+    profile: str | None = None
+    evidence: Basis
+
+
+class Refused(StartupError):
+    """This model is not started here. One line: field, value and remedy; by how much it misses, and what would fit.
+
+    field: the setting by its annotation's name, or what was read; shortfall_gib: per device, None where memory is not
+    what is missing; would_fit: the nearest options, sized with the same formulas.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        field: str,
+        value: object = None,
+        remedy: str = "",
+        shortfall_gib: float | None = None,
+        would_fit: Sequence[str] = (),
+    ) -> None:
+        self.problem, self.field, self.value, self.remedy = problem, field, value, remedy
+        self.shortfall_gib, self.would_fit = shortfall_gib, tuple(would_fit)
+        super().__init__(f"{problem}; {remedy}" if remedy else problem)
+
+    @classmethod
+    def because(cls, error: AimProfileError) -> Refused:
+        """The same, of what aim_profile said."""
+        return cls(error.problem, field=error.field, value=error.value, remedy=error.remedy)
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--dry_run -o json``."""
+        value = self.value if isinstance(self.value, str | int | float | bool | None) else str(self.value)
+        return {
+            "field": self.field,
+            "value": value,
+            "problem": self.problem,
+            "remedy": self.remedy,
+            "shortfall_gib": self.shortfall_gib,
+            "would_fit": list(self.would_fit),
+        }

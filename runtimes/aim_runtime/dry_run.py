@@ -1,0 +1,53 @@
+"""``--dry_run``: what would be started, on any machine. Starts nothing and imports neither KServe nor an engine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aim_kserve.errors import StartupError
+from aim_runtime.assignment import Assignment, Refused
+from aim_runtime.settings import RuntimeSettings
+from aim_runtime.start import described, prepare, refuse
+
+
+def dry_run(settings: RuntimeSettings) -> int:
+    """Print the assignment; exit code 0, or 1 with why there is none."""
+    try:
+        assignment = prepare(settings)
+    except StartupError as error:
+        if settings.output == "json":
+            _print(json.dumps({"refused": _reason(error)}, indent=2))
+        return refuse(settings, error)
+    _print(as_json(assignment) if settings.output == "json" else as_text(assignment))
+    return 0
+
+
+def as_json(assignment: Assignment) -> str:
+    """``{engine, model, model_dir, devices, engine_args, env, fit, profile, evidence, …}``."""
+    return json.dumps(assignment.model_dump(mode="json"), indent=2)
+
+
+def as_text(assignment: Assignment) -> str:
+    """The same for people: what the log says, then flags and environment as they are set."""
+    flags = [f"  --{name} {_word(value)}" for name, value in assignment.engine_args.items()]
+    variables = [f"  {name}={value}" for name, value in assignment.env.items()]
+    return "\n".join(
+        [*described(assignment), *_titled("engine arguments:", flags), *_titled("environment:", variables)]
+    )
+
+
+def _titled(title: str, lines: list[str]) -> list[str]:
+    return [title, *lines] if lines else []
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _reason(error: StartupError) -> dict[str, Any]:
+    return error.as_json() if isinstance(error, Refused) else {"problem": str(error)}
+
+
+def _print(text: str) -> None:
+    print(text)  # noqa: T201  the answer that was asked for

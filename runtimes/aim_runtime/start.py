@@ -1,0 +1,169 @@
+"""From settings to an assignment: reads the node, the model's files and the profiles, and asks whether it fits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from aim_kserve.errors import StartupError
+from aim_profile.errors import AimProfileError
+from aim_profile.models.facts import ModelFacts
+from aim_profile.models.load import load_model
+from aim_profile.nodes.facts import Node
+from aim_profile.nodes.read import load_emulated, read_node
+from aim_profile.serving.files import read_file
+from aim_profile.serving.profile import Profile, ProfileId, parse_id
+from aim_profile.serving.selection import Candidate, stored_profiles
+from aim_runtime.assignment import Assignment, Refused, assign, check_filters, gpus
+from aim_runtime.choose import engine_of
+from aim_runtime.settings import RuntimeSettings
+
+#: Kubernetes keeps so much of a container's last words (https://kubernetes.io/docs/tasks/debug/debug-application/
+#: determine-reason-pod-failure/).
+TERMINATION_LOG_BYTES = 4096
+
+
+def prepare(settings: RuntimeSettings, environment: Mapping[str, str] = os.environ) -> Assignment:
+    """What the engine for ``settings`` is started with.
+
+    Raises:
+        StartupError: nothing to serve; a Refused says what does not fit or is not as the settings say.
+    """
+    engine = engine_of(settings)
+    try:
+        node = here(settings)
+        in_pod = is_pod(settings, environment)
+        on_gpus = bool(gpus(node)) and engine == "vllm"
+        notes = check_filters(environment, in_pod=in_pod) if on_gpus else ()
+        model = facts_of(settings, needed=on_gpus and settings.unsized == "refuse")
+        settings, given = with_profile(settings, model)
+        stored = _stored(settings, model)
+        found = assign(settings, engine, node, model, given, stored=stored, in_pod=in_pod, notes=notes)
+        return _beside(environment, found)
+    except AimProfileError as error:
+        raise Refused.because(error) from None
+
+
+def _beside(environment: Mapping[str, str], assignment: Assignment) -> Assignment:
+    """What is set in the environment already stays as somebody set it, and is said."""
+    kept = {name for name, value in assignment.env.items() if environment.get(name, value) != value}
+    if not kept:
+        return assignment
+    notes = [f"{name}={environment[name]} stays as it is set, the profile says {assignment.env[name]}" for name in kept]
+    basis = assignment.evidence.model_copy(update={"notes": (*assignment.evidence.notes, *sorted(notes))})
+    env = {name: value for name, value in assignment.env.items() if name not in kept}
+    return assignment.model_copy(update={"env": env, "evidence": basis})
+
+
+def here(settings: RuntimeSettings) -> Node:
+    """This machine, or the one of ``--node``. Raises NodeError."""
+    return read_node() if settings.node is None else load_emulated(settings.node)
+
+
+def is_pod(settings: RuntimeSettings, environment: Mapping[str, str]) -> bool:
+    """Whether a device plugin has chosen the devices: the kubelet sets the variable in every container."""
+    if settings.binding != "auto":
+        return settings.binding == "pod"
+    return settings.node is None and bool(environment.get("KUBERNETES_SERVICE_HOST"))
+
+
+def facts_of(settings: RuntimeSettings, *, needed: bool) -> ModelFacts | None:
+    """What is known of the model's files; None where they tell too little (the engine may know better).
+
+    Raises:
+        ModelError: they cannot be read, and are ``needed``.
+    """
+    place = settings.model_dir
+    if place.is_dir() and not (place / "config.json").is_file():
+        files = sorted(place.glob("*.gguf"))
+        if len(files) != 1:
+            return None
+        place = files[0]
+    try:
+        model = load_model(place)
+    except AimProfileError:
+        if needed:
+            raise
+        return None
+    return model if settings.model_id is None else model.model_copy(update={"id": settings.model_id})
+
+
+def with_profile(settings: RuntimeSettings, model: ModelFacts | None) -> tuple[RuntimeSettings, Profile | None]:
+    """The settings with what ``--profile`` says, and the profile where it is a file's.
+
+    An id says mode, precision, device count and metric; the rest is derived for this very model.
+
+    Raises:
+        AimProfileError: no such profile, or no such id.
+        Refused: the id contradicts another setting.
+    """
+    said = settings.profile
+    if said is None:
+        return settings, None
+    if Path(said).suffix in (".yaml", ".yml", ".json"):
+        return settings, read_file(Path(said))
+    name = said.rpartition("/")[2]
+    for candidate in _stored(settings, model):
+        if candidate.profile.id == name:
+            return settings, candidate.profile
+    return _narrowed(settings, said, parse_id(name)), None
+
+
+def _narrowed(settings: RuntimeSettings, said: str, parts: ProfileId) -> RuntimeSettings:
+    compute, _, memory = (parts.partition or "SPX/NPS1").partition("/")
+    wanted = {
+        "compute_partition": compute,
+        "memory_partition": memory,
+        "gpu_model": parts.gpu,
+        "precision": parts.precision,
+        "metric": parts.metric,
+        "partition_count": parts.gpu_count,
+    }
+    for name, value in wanted.items():
+        before = getattr(settings, name)
+        if before not in (None, value):
+            field = name.replace("_", "-")
+            raise Refused(
+                f"profile {said} says {field} {value}, the settings say {before}",
+                field=field,
+                value=before,
+                remedy="set one of them",
+            )
+    return settings.model_copy(update=wanted)
+
+
+def _stored(settings: RuntimeSettings, model: ModelFacts | None) -> Sequence[Candidate]:
+    if settings.profiles is None:
+        return ()
+    found = stored_profiles(settings.profiles, model.id if model else "")
+    return [item for item in found if settings.allow_general_profile_fallback or item.origin != "general"]
+
+
+def described(assignment: Assignment) -> Iterator[str]:
+    """An assignment in lines for people."""
+    on = ", ".join(f"card {device.card} partition {device.partition}" for device in assignment.devices)
+    yield f"model {assignment.model}: {assignment.engine} on {on or 'the CPU'}" + (
+        f" ({assignment.evidence.mode})" if assignment.evidence.mode else ""
+    )
+    if assignment.profile:
+        yield f"profile: {assignment.profile}"
+    if fit := assignment.fit:
+        yield (
+            f"memory of each device: {fit['weights_gib']} GiB of weights, {fit['overhead_gib']} of overhead, "
+            f"{fit['kv_gib']} of cache; {fit['headroom_gib']} of {fit['budget_gib']} GiB to spare"
+        )
+    for note in assignment.evidence.notes:
+        yield f"note: {note}"
+
+
+def refuse(settings: RuntimeSettings, error: StartupError) -> int:
+    """Say why, where people and Kubernetes look; returns the exit code."""
+    print(f"error: {error}", file=sys.stderr)  # noqa: T201  the one line a person or kubectl logs reads
+    file = settings.termination_log
+    if file.exists() or "termination_log" in settings.model_fields_set:
+        with contextlib.suppress(OSError):
+            file.write_bytes(str(error).encode()[:TERMINATION_LOG_BYTES])
+    return 1
