@@ -1,0 +1,175 @@
+"""An engine in another process, as an ``Engine``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from aim_kserve.errors import ServingError, Unavailable
+from aim_runtime.engines.base import EngineStats, Json, Operation, RequestContext, State, Stream
+from aim_runtime.fields import Fields
+
+from .frames import LoadAdapter, Loaded, UnloadAdapter
+from .launch import Launch
+from .link import Link
+from .supervisor import Supervisor
+
+logger = logging.getLogger("aim.engine")
+
+_DRAIN_POLL_S = 0.02
+
+
+class RemoteEngine:
+    """``launch.spec``'s engine in a process of its own, under a supervisor.
+
+    While its process is being started again, operations raise Unavailable with the reason, and ``healthy`` is False;
+    ``operations``, ``requests`` and ``max_model_len`` stay what they were.
+
+    Args:
+        launch: how the process is started.
+        start_timeout_s: for the model to be loaded; then ``load`` fails.
+        stall_timeout_s: seconds without progress while there is work, or without a sign of life, after which the
+            process is ended and started again.
+    """
+
+    #: Only there once a process has loaded an engine that has them (see ``engines.base``).
+    load_adapter: Callable[[str, Path], Awaitable[None]]
+    unload_adapter: Callable[[str], Awaitable[None]]
+
+    def __init__(self, launch: Launch, *, start_timeout_s: float = 1800.0, stall_timeout_s: float = 60.0) -> None:
+        self.name = launch.spec.engine
+        self._slots = launch.spec.max_concurrency or 0
+        self._supervisor = Supervisor(
+            launch, start_timeout_s=start_timeout_s, stall_timeout_s=stall_timeout_s, on_loaded=self._on_loaded
+        )
+        self._loaded: Loaded | None = None
+        self._operations: Mapping[str, Operation] = {}
+        self._adapters: tuple[str, ...] = ()
+        self._added: dict[str, Path] = {}  # adapters loaded at run time, which a new process does not know
+        self._closing = False
+
+    # --- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> str:
+        return self._loaded.version if self._loaded is not None else ""
+
+    @property
+    def operations(self) -> Mapping[str, Operation]:
+        return self._operations
+
+    @property
+    def requests(self) -> Mapping[str, Fields | None]:
+        return self._loaded.requests if self._loaded is not None else {}
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        return self._adapters
+
+    @property
+    def max_model_len(self) -> int:
+        return self._loaded.max_model_len if self._loaded is not None else 0
+
+    @property
+    def state(self) -> State:
+        return self._supervisor.state
+
+    @property
+    def restarts(self) -> int:
+        """Processes started after the first."""
+        return self._supervisor.restarts
+
+    @property
+    def load_seconds(self) -> float | None:
+        """From the start of the present process to its model's being loaded; None before."""
+        return self._supervisor.load_seconds
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def spawn(self) -> None:
+        """Start the process now: it loads while the caller does something else. ``load`` waits for it.
+
+        Raises:
+            ModelLoadError: there is no such interpreter.
+        """
+        self._supervisor.spawn()
+
+    async def load(self) -> None:
+        """As the protocol says. Raises ModelLoadError with the engine's own reason, or its process's last words."""
+        await self._supervisor.start()
+
+    async def _on_loaded(self, loaded: Loaded, link: Link) -> None:
+        self._loaded = loaded
+        self.name = loaded.name
+        self._operations = {name: partial(self._run, name) for name in loaded.operations}
+        self._adapters = loaded.adapters
+        if loaded.takes_adapters:
+            self.load_adapter, self.unload_adapter = self._load_adapter, self._unload_adapter
+        for name, path in list(self._added.items()):
+            try:
+                self._adapters = await link.change_adapters(partial(_loading, name=name, path=path))
+            except ServingError as error:
+                logger.error("the adapter %s is not loaded again: %s", name, error)
+                del self._added[name]
+
+    def healthy(self) -> bool:
+        beat = self._supervisor.beat
+        return self.state == "ready" and not self._closing and (beat is None or beat.healthy)
+
+    def stats(self) -> EngineStats:
+        """Of the last beat, set right by what we know ourselves: who waits for an answer."""
+        supervisor = self._supervisor
+        told = supervisor.beat.stats if supervisor.beat is not None else EngineStats(0, 0, self._slots)
+        unanswered = self._unanswered
+        running = told.running if unanswered else 0
+        return replace(
+            told,
+            running=running,
+            waiting=max(told.waiting, unanswered - running) if unanswered else 0,
+            stalled_s=supervisor.stalled_s(),
+            state=supervisor.state,
+            restarts=supervisor.restarts,
+            last_words=supervisor.last_words,
+        )
+
+    @property
+    def _unanswered(self) -> int:
+        try:
+            return len(self._supervisor.link().calls)
+        except Unavailable:
+            return 0
+
+    async def drain(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self._unanswered and time.monotonic() < deadline:  # noqa: ASYNC110 (the last call's end is one of many)
+            await asyncio.sleep(_DRAIN_POLL_S)
+        self._closing = True
+        if self._unanswered:
+            self._supervisor.link().fail_all(lambda: Unavailable("the engine is shutting down", code="shutting_down"))
+
+    async def close(self) -> None:
+        self._closing = True
+        self._operations = {}
+        await self._supervisor.close()
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    async def _run(self, operation: str, body: Json, context: RequestContext) -> Json | Stream:
+        return await self._supervisor.link().ask(operation, body, context)
+
+    async def _load_adapter(self, name: str, path: Path) -> None:
+        self._adapters = await self._supervisor.link().change_adapters(partial(_loading, name=name, path=path))
+        self._added[name] = path
+
+    async def _unload_adapter(self, name: str) -> None:
+        self._adapters = await self._supervisor.link().change_adapters(partial(UnloadAdapter, name=name))
+        self._added.pop(name, None)
+
+
+def _loading(call: int, *, name: str, path: Path) -> LoadAdapter:
+    return LoadAdapter(call, name, str(path))

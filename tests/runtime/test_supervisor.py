@@ -1,0 +1,427 @@
+"""An engine in a process of its own: all of the Engine protocol goes through, and whatever the process does, whoever
+waits is told and it is started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from aim_kserve import errors
+from aim_kserve.errors import BadRequest, NotFound, ServingError, Unavailable
+from aim_runtime.engines.base import EngineSpec, Json, ModelLoadError, RequestContext, Stream
+from aim_runtime.fields import fields_of
+from aim_runtime.supervisor import launch as launching
+from aim_runtime.supervisor import supervisor as supervising
+from aim_runtime.supervisor.frames import WINDOW_BYTES
+from aim_runtime.supervisor.launch import Launch
+from aim_runtime.supervisor.remote import RemoteEngine
+from fake_engine import FakeChatBody, words
+
+ASK = {"messages": [{"role": "user", "content": "one two three"}], "max_tokens": 20}
+
+
+@pytest.fixture(autouse=True)
+def _odd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "CHILD", "odd_child")
+
+
+def engine_of(options: Json | None = None, *, stall_timeout_s: float = 30, start_timeout_s: float = 60, **more: Any):
+    spec = EngineSpec("odd", Path("/nowhere"), "m", max_concurrency=8, options=options or {})
+    return RemoteEngine(Launch(spec, **more), start_timeout_s=start_timeout_s, stall_timeout_s=stall_timeout_s)
+
+
+@asynccontextmanager
+async def loaded(options: Json | None = None, **more: Any) -> AsyncIterator[RemoteEngine]:
+    engine = engine_of(options, **more)
+    try:
+        await engine.load()
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def ask(engine: RemoteEngine, operation: str, body: Json, context: RequestContext | None = None) -> Json:
+    answer = await engine.operations[operation](body, context or RequestContext("r"))
+    assert isinstance(answer, dict)
+    return answer
+
+
+async def stream(engine: RemoteEngine, operation: str, body: Json, context: RequestContext | None = None) -> Stream:
+    answer = await engine.operations[operation](body, context or RequestContext("r"))
+    assert not isinstance(answer, dict)
+    return answer
+
+
+async def pid(engine: RemoteEngine) -> int:
+    number = (await ask(engine, "odd/pid", {}))["pid"]
+    assert isinstance(number, int)
+    return number
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+# --- the protocol goes through ----------------------------------------------------------------------------------------
+
+
+async def test_it_is_what_the_engine_in_the_process_is() -> None:
+    async with loaded() as engine:
+        assert (engine.name, engine.version, engine.max_model_len, engine.adapters) == ("fake", "1.2.3", 1000, ())
+        assert {"chat/completions", "completions", "tokenize", "odd/pid"} <= set(engine.operations)
+        assert engine.requests["chat/completions"] == fields_of(FakeChatBody)
+        assert engine.healthy()
+        assert (engine.state, engine.restarts) == ("ready", 0)
+        assert engine.load_seconds is not None
+        stats = engine.stats()
+        assert (stats.running, stats.waiting, stats.state, stats.restarts) == (0, 0, "ready", 0)
+        await until(lambda: engine.stats().slots_total == 8)
+
+
+async def test_answers_streams_usage_and_the_context_go_through() -> None:
+    async with loaded() as engine:
+        context = RequestContext("r1", {"x-a": "b"})
+        answer = await ask(engine, "chat/completions", ASK, context)
+        assert answer["choices"][0]["message"]["content"] == "".join(words(20))
+        assert (context.usage.prompt_tokens, context.usage.completion_tokens) == (3, 20)
+        context = RequestContext("r2")
+        chunks = [chunk async for chunk in await stream(engine, "chat/completions", {**ASK, "stream": True}, context)]
+        assert len(chunks) == 22  # the role, 20 tokens, the reason
+        assert (context.usage.prompt_tokens, context.usage.completion_tokens) == (3, 20)
+        echoed = await ask(
+            engine, "fake/echo", {"a": [1, 2.5, None, "ü", {"b": True}]}, RequestContext("r3", {"x": "y"})
+        )
+        assert echoed == {"body": {"a": [1, 2.5, None, "ü", {"b": True}]}, "request_id": "r3", "headers": {"x": "y"}}
+        context = RequestContext("r4", priority=7, timeout_s=1.5)
+        assert await ask(engine, "odd/usage", {}, context) == {"priority": 7, "timeout_s": 1.5}
+        assert (context.usage.prompt_tokens, context.usage.cached_tokens, context.ignored) == (3, 1, ["bogus"])
+
+
+TREE = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ServingError)]
+
+
+async def test_every_error_arrives_as_it_was_raised() -> None:
+    async with loaded() as engine:
+        assert len(TREE) >= 9
+        for kind in TREE:
+            for retry_after_s in (None, 7.5):
+                with pytest.raises(ServingError) as caught:
+                    await ask(engine, "odd/fail", {"kind": kind.__name__, "retry_after_s": retry_after_s})
+                told = caught.value
+                sent = kind("said so", param="p", code="c", retry_after_s=retry_after_s)
+                assert type(told) is kind
+                assert (told.status, told.body(), told.headers()) == (sent.status, sent.body(), sent.headers())
+        with pytest.raises(BadRequest) as caught:
+            await ask(engine, "odd/fail", {"kind": "Teapot"})
+        assert (caught.value.status, caught.value.type, caught.value.headers()) == (
+            418,
+            "teapot_error",
+            {"x-tea": "green"},
+        )
+
+
+async def test_what_breaks_in_the_process_is_an_internal_error_and_its_trace_is_in_our_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "aim.engine")
+    async with loaded() as engine:
+        answer = await stream(engine, "chat/completions", {**ASK, "stream": True, "fake": {"fail_after": 2}})
+        with pytest.raises(ServingError, match="internal error") as caught:
+            _ = [chunk async for chunk in answer]
+        assert caught.value.status == 500
+        await until(lambda: "model m: ZeroDivisionError: unforeseen" in caplog.text)
+        with pytest.raises(ServingError, match="cannot be passed on"):
+            await ask(engine, "odd/unsendable", {})
+        assert (await ask(engine, "chat/completions", ASK))["choices"]
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, "\ud800"])
+async def test_a_body_that_cannot_be_sent_is_a_bad_request(value: Any) -> None:
+    async with loaded() as engine:
+        with pytest.raises(BadRequest, match="cannot be passed on"):
+            await ask(engine, "fake/echo", {"a": value})
+        assert engine.stats().waiting == 0
+
+
+async def test_who_leaves_is_aborted() -> None:
+    async with loaded({"token_s": 0.01}) as engine:
+        whole = asyncio.create_task(
+            ask(engine, "chat/completions", {**ASK, "max_tokens": 999}, RequestContext("whole"))
+        )
+        answer = await stream(
+            engine, "chat/completions", {**ASK, "max_tokens": 999, "stream": True}, RequestContext("s")
+        )
+        await answer.__anext__()
+        await until(lambda: engine.stats().running == 2)
+        unread = await stream(engine, "chat/completions", {**ASK, "stream": True}, RequestContext("unread"))
+        whole.cancel()
+        await answer.aclose()
+        await unread.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await answer.__anext__()
+        aborted: list[str] = []
+        while {"whole", "s"} - set(aborted):
+            aborted = (await ask(engine, "fake/state", {}))["aborted"]
+        assert engine.stats().running + engine.stats().waiting == 0
+
+
+async def test_a_slow_reader_waits_alone_and_loses_nothing() -> None:
+    async with loaded() as engine:
+        size, count = WINDOW_BYTES // 8, 100
+        async with aclosing(await stream(engine, "odd/large", {"size": size, "count": count})) as slow:
+            first = await slow.__anext__()
+            await asyncio.sleep(0.2)
+            sent = len((await ask(engine, "fake/state", {}))["seen"])
+            assert sent <= 12  # a window, what its reader took, and one
+            assert len([c async for c in await stream(engine, "odd/large", {"size": size, "count": 50})]) == 50
+            rest = [chunk async for chunk in slow]
+        assert [int(chunk[:8]) for chunk in (first, *rest)] == list(range(count))
+
+
+async def test_nothing_is_lost_or_doubled_and_memory_is_flat() -> None:
+    async with loaded() as engine:
+        child, own = psutil.Process(await pid(engine)), psutil.Process()
+
+        async def one(number: int) -> None:
+            body = {**ASK, "max_tokens": 8 + number % 9, "stream": True}
+            chunks = [chunk async for chunk in await stream(engine, "completions", {**body, "prompt": "x"})]
+            assert len(chunks) == 8 + number % 9 + 1
+            tokens = b"".join(chunks).count(b'"text":"') - 1
+            assert tokens == 8 + number % 9
+
+        async def many(count: int) -> tuple[int, int]:
+            for first in range(0, count, 50):
+                await asyncio.gather(*(one(number) for number in range(first, first + 50)))
+            return own.memory_info().rss, child.memory_info().rss
+
+        before = await many(600)
+        after = await many(2000)
+        for was, became in zip(before, after, strict=True):
+            assert became < was + 4 * 2**20
+        assert not engine._supervisor.link().calls
+
+
+# --- how it is launched -----------------------------------------------------------------------------------------------
+
+
+async def test_a_launch_sets_the_environment_the_cpus_and_the_memory() -> None:
+    cpu = min(os.sched_getaffinity(0))
+    env = {"ROCR_VISIBLE_DEVICES": "3"}
+    async with loaded(env=env, cpus=frozenset({cpu}), memory_bytes=600 * 2**20) as engine:
+        told = await ask(engine, "odd/pid", {})
+        assert told["cpus"] == [cpu]
+        assert os.getsid(told["pid"]) == told["pid"]
+        assert not {"kserve", "fastapi", "uvicorn", "starlette"} & set(told["modules"])
+        assert await ask(engine, "odd/environment", {"names": [*env, "PYTHONSAFEPATH"]}) == {
+            **env,
+            "PYTHONSAFEPATH": "1",
+        }
+        with pytest.raises(ServingError):  # MemoryError
+            await ask(engine, "odd/blocks", {"bytes": 2**30})
+        assert await ask(engine, "odd/blocks", {"bytes": 2**20}) == {"bytes": 2**20}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"load_error": "x.gguf: bad magic"}, "x.gguf: bad magic"),
+        ({"load_exit": 3}, "the engine's process ended with exit 3: .*cannot go on: the moon is full"),
+        ({"bogus": 1}, "bogus: not a setting of the odd engine"),
+    ],
+)
+async def test_a_first_start_that_fails_says_why(options: Json, says: str) -> None:
+    engine = engine_of(options)
+    with pytest.raises(ModelLoadError, match=says):
+        await engine.load()
+    assert engine.state == "failed"
+    assert not engine.healthy()
+    await engine.close()
+
+
+async def test_a_start_takes_no_longer_than_it_may() -> None:
+    engine = engine_of({"load_s": 600}, start_timeout_s=2)
+    with pytest.raises(ModelLoadError, match=r"not loaded it in 2 s \(--start_timeout\)"):
+        await engine.load()
+    await engine.close()
+
+
+async def test_an_interpreter_that_is_not_there_is_named() -> None:
+    with pytest.raises(ModelLoadError, match="/nowhere/python"):
+        await engine_of(python="/nowhere/python").load()
+
+
+async def test_closed_while_loading_or_before_it_leaves_nothing() -> None:
+    engine = engine_of({"load_s": 600})
+    engine.spawn()
+    process = psutil.Process().children()[-1]
+    await engine.close()
+    assert not process.is_running()
+    engine = engine_of({"load_s": 600})
+    loading = asyncio.create_task(engine.load())
+    await asyncio.sleep(0.5)
+    loading.cancel()
+    await asyncio.gather(loading, return_exceptions=True)
+    await engine.close()
+    assert engine._supervisor._child is None
+    assert not any("odd_child" in " ".join(child.cmdline()) for child in psutil.Process().children())
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+FAULTS: dict[str, tuple[Json, str]] = {
+    "kill": ({}, "was killed by SIGKILL"),
+    "exit": ({"code": 3}, "ended with exit 3: .*ValueError: out of luck"),
+    "stall": ({}, "has not moved for 1 s"),
+    "hang": ({}, "nor given a sign of life"),
+    "garbage": ({"hex": "00000004c1c1c1c1"}, "cannot be understood"),
+    "garbage-length": ({"hex": "ffffffff"}, "cannot be understood"),
+    "hush": ({}, "said that its engine is dead"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_whoever_waits_is_told_and_it_goes_on(fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    body, says = FAULTS[fault]
+    async with loaded({"token_s": 0.01}, stall_timeout_s=1) as engine:
+        first = await pid(engine)
+        answer = await stream(engine, "chat/completions", {**ASK, "max_tokens": 900, "stream": True})
+        await answer.__anext__()
+        with contextlib.nullcontext() if fault == "hush" else pytest.raises(Unavailable, match=says) as caught:
+            await ask(engine, f"odd/{fault.partition('-')[0]}", body)
+        if fault != "hush":
+            assert caught.value.status == 503
+            assert caught.value.retry_after_s
+            assert caught.value.code == "engine_restarting"
+        with pytest.raises(Unavailable, match=says):
+            _ = [chunk async for chunk in answer]
+        if engine.state == "restarting":
+            assert not engine.healthy()
+            with pytest.raises(Unavailable, match=says):
+                await ask(engine, "chat/completions", ASK)
+            assert engine.stats().last_words
+        await until(engine.healthy)
+        assert (engine.restarts, engine.stats().restarts) == (1, 1)
+        assert await pid(engine) != first
+        assert not psutil.pid_exists(first)
+        assert (await ask(engine, "chat/completions", ASK))["choices"]
+        assert "1 requests were told so" in caplog.text or "2 requests were told so" in caplog.text
+
+
+async def test_a_start_that_fails_later_is_tried_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "_AGAIN_S", (0.0, 0.05))
+    fail_while = tmp_path / "once"
+    async with loaded({"fail_while": str(fail_while)}) as engine:
+        fail_while.touch()
+        with pytest.raises(Unavailable):
+            await ask(engine, "odd/kill", {})
+        await until(engine.healthy)
+        assert engine.restarts == 2
+        assert (await ask(engine, "chat/completions", ASK))["choices"]
+
+
+async def test_what_the_process_started_ends_with_it() -> None:
+    async with loaded() as engine:
+        grandchild = (await ask(engine, "odd/spawn", {}))["pid"]
+        with pytest.raises(Unavailable):
+            await ask(engine, "odd/kill", {})
+        await until(lambda: not psutil.pid_exists(grandchild) or _is_zombie(grandchild))
+
+
+def _is_zombie(number: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(number).status() == psutil.STATUS_ZOMBIE
+    return True
+
+
+async def test_a_process_that_floods_its_output_is_read_and_cut_short(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "aim.engine")
+    async with loaded() as engine:
+        flood = asyncio.create_task(ask(engine, "odd/flood", {"lines": 200_000}))
+        while not flood.done():
+            assert (await ask(engine, "chat/completions", ASK))["choices"]
+        assert (await flood)["lines"] == 200_000
+        assert (engine.restarts, engine.healthy()) == (0, True)
+    assert "lines left out" in caplog.text
+    assert len([record for record in caplog.records if "xxxx" in record.getMessage()]) <= 2000
+
+
+@pytest.mark.parametrize("odd", ["never_closes", "hang"])
+async def test_a_process_that_does_not_end_is_ended(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "CLOSE_S", 0.3)
+    async with loaded({"never_closes": odd == "never_closes"}) as engine:
+        number = await pid(engine)
+        if odd == "hang":
+            asked = asyncio.create_task(ask(engine, "odd/hang", {}))
+            await asyncio.sleep(0.2)
+            await engine.drain(0.1)
+            with pytest.raises(Unavailable, match="shutting down"):
+                await asked
+    assert not psutil.pid_exists(number)
+
+
+async def test_drained_requests_finish_and_a_dead_parent_takes_the_process_along() -> None:
+    async with loaded({"token_s": 0.01}) as engine:
+        asked = asyncio.create_task(ask(engine, "chat/completions", ASK))
+        await asyncio.sleep(0.05)
+        await engine.drain(20)
+        assert (await asked)["choices"]
+    code = (
+        "import asyncio, pathlib\n"
+        "from aim_runtime.engines.base import EngineSpec, RequestContext\n"
+        "from aim_runtime.supervisor import launch\n"
+        "from aim_runtime.supervisor.remote import RemoteEngine\n"
+        "launch.CHILD = 'odd_child'\n"
+        "async def run():\n"
+        "    engine = RemoteEngine(launch.Launch(EngineSpec('odd', pathlib.Path('/x'), 'm')))\n"
+        "    await engine.load()\n"
+        "    print((await engine.operations['odd/pid']({}, RequestContext('r')))['pid'], flush=True)\n"
+        "    asyncio.ensure_future(engine.operations['odd/hang']({}, RequestContext('r')))\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(run())\n"
+    )
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    assert parent.stdout is not None
+    child = int(await parent.stdout.readline())
+    await asyncio.sleep(0.2)
+    parent.send_signal(signal.SIGKILL)
+    await parent.wait()
+    await until(lambda: not psutil.pid_exists(child) or _is_zombie(child))
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+async def test_adapters_are_loaded_in_the_process_and_again_in_the_next(tmp_path: Path) -> None:
+    engine = engine_of()
+    assert not hasattr(engine, "load_adapter")
+    try:
+        await engine.load()
+        await engine.load_adapter("a", tmp_path)
+        await engine.load_adapter("b", tmp_path)
+        await engine.unload_adapter("b")
+        assert engine.adapters == ("a",)
+        with pytest.raises(NotFound, match="no such adapter"):
+            await engine.load_adapter("c", tmp_path / "c")
+        with pytest.raises(Unavailable):
+            await ask(engine, "odd/kill", {})
+        await until(engine.healthy)
+        assert engine.adapters == ("a",)
+    finally:
+        await engine.close()
