@@ -25,10 +25,11 @@ def find_node(root: Path | None, amd_smi: Sequence[Path], emulated: Path | None)
 
 
 class NamedDevice(NamedTuple):
-    """What `fit` sizes on: a mode of a GPU, or (mode None) any device of that many bytes."""
+    """What `fit` sizes on: a mode of a GPU, or (mode None) any device of that many bytes; cores: of a CPU set."""
 
     mode: PartitionMode | None
     memory_bytes: int
+    cores: int | None = None
 
 
 def device(
@@ -64,6 +65,9 @@ def device(
 
 def _device_of(card: Card, deployment: Deployment) -> NamedDevice:
     """The card's smallest device: by its mode, or where that is not wholly readable by what it reports."""
+    if card.is_cpu:
+        least = min(card.partitions, key=lambda part: part.memory_mib or 0)
+        return NamedDevice(None, least.memory_bytes or 0, least.compute_units or 0)
     sizes = [part.memory_bytes for part in card.partitions if part.memory_bytes]
     if card.accelerator and card.partitionable and card.mode_label is None and sizes:
         return NamedDevice(None, min(sizes))

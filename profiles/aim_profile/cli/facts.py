@@ -11,7 +11,8 @@ from aim_profile.gpus.catalog import Accelerator, Deployment, PartitionMode, by_
 from aim_profile.models.load import ModelFacts, by_id, known_ids, load_model
 from aim_profile.nodes.read import Card, Node, export_node
 from aim_profile.serving.profile import Metric
-from aim_profile.sizing.alternatives import size_on, size_on_bytes
+from aim_profile.sizing import llama_cpp
+from aim_profile.sizing.alternatives import size_on, size_on_bytes, size_on_cpus
 from aim_profile.sizing.fit import STEP_TOKENS, DoesNotFit, Fit, Option, default_context, make_request, weight_bytes
 from aim_profile.sizing.kv_cache import kv_bytes_per_token
 from aim_profile.units import MIB, gib
@@ -235,8 +236,8 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _card_row(card: Card) -> tuple[str, ...]:
     return (
         str(card.index),
-        card.bdf or "unknown",
-        card.pci_id or "unknown",
+        card.bdf or ("-" if card.is_cpu else "unknown"),
+        card.pci_id or ("-" if card.is_cpu else "unknown"),
         card.product,
         card.mode_text,
         card.alloc_mode or "-",
@@ -285,9 +286,15 @@ def fit(
     """Whether a model fits that device. asked: the other fields of sizing.Request."""
     model = load_model(model_reference)
     asked["max_num_batched_tokens"] = STEP_TOKENS[metric]
+    if on.cores is not None and model.gguf:
+        asked |= {"engine": "llama_cpp", "max_num_batched_tokens": llama_cpp.STEP_TOKENS}
     request = make_request(context=context or default_context(model), **asked)
     mode = on.mode
-    if mode is None:
+    if on.cores is not None:
+        sized = size_on_cpus(model, on.memory_bytes, request)
+        cores = f"{on.cores or 'unknown'} core{'s' if on.cores != 1 else ''}"
+        where = f"a CPU set of {cores} and {on.memory_bytes // MIB} MiB"
+    elif mode is None:
         sized, where = size_on_bytes(model, on.memory_bytes, request), f"a device of {on.memory_bytes // MIB} MiB"
     else:
         sized = size_on(model, mode, by_name(mode.accelerator), request)
@@ -308,6 +315,12 @@ def fit(
     return FITS if sized.fits and not unsupported else DOES_NOT_FIT
 
 
+_OVERHEADS = {
+    "vllm": "2 % of the weights, 2.3 GiB of runtime",
+    "llama_cpp": "llama.cpp: the process and a step's buffers",
+}
+
+
 def _fit_blocks(sized: Fit | DoesNotFit, where: str) -> tuple[Facts | Table | str, ...]:
     verdict = (
         f"fits, {sized.headroom_gib} GiB to spare"
@@ -326,7 +339,7 @@ def _fit_blocks(sized: Fit | DoesNotFit, where: str) -> tuple[Facts | Table | st
             ),
             ("weights", f"{sized.weights_gib} GiB"),
             ("KV cache", f"{sized.kv_gib} GiB ({sized.kv_bytes_per_token} bytes a token, {sized.kv_dtype})"),
-            ("overhead", f"{sized.overhead_gib} GiB (2 % of the weights, 2.3 GiB of runtime, adapters)"),
+            ("overhead", f"{sized.overhead_gib} GiB ({_OVERHEADS[sized.engine]}, adapters)"),
             ("budget", f"{sized.budget_gib} GiB ({sized.utilization:.0%} of the device)"),
             ("max concurrency", f"{sized.max_concurrency} of {sized.context} tokens"),
             ("max context", f"{sized.max_context} tokens at {sized.concurrency}"),

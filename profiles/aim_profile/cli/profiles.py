@@ -11,7 +11,7 @@ from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aim_profile.errors import AimProfileError, PartitionError
+from aim_profile.errors import AimProfileError, NodeError, PartitionError
 from aim_profile.files.read import check as check_options
 from aim_profile.gpus.catalog import Accelerator, Deployment, PartitionMode, by_name
 from aim_profile.models.facts import ModelFacts, Precision
@@ -152,6 +152,13 @@ def _list_row(profile: Profile) -> tuple[str, ...]:
 def devices_of(node: Node, card: int | None) -> Devices:
     """The devices of a node: those of one card, or all whole cards of one kind. Raises NodeError if not known."""
     chosen = card_of(node, card)
+    if chosen.is_cpu:
+        raise NodeError(
+            "no AMD GPU here, and profiles are for GPUs",
+            field="node",
+            value=chosen.product,
+            remedy="give --gpu, --root or --node; `aim-profile fit` sizes a model on these CPUs",
+        )
     mode = mode_of(chosen, "bare-metal" if node.deployment == "unknown" else node.deployment)
     alike = [other for other in node.cards if other.product == chosen.product and other.mode_label == chosen.mode_label]
     whole = mode.partitions == 1 and card is None

@@ -12,10 +12,10 @@ _SIGNS: dict[Kind, tuple[str, ...]] = {
     "workloads file": ("workloads",),
     "fleet file": ("nodes",),
     "profile": ("engine_args", "aim_id", "variant_id", "profile_version"),
-    "emulation file": ("node", "gpu"),
+    "emulation file": ("node", "gpu", "partitions"),
 }
 
-_SAID: dict[Kind, str] = {"emulation file": "version: 1 and node: … or gpu: …"}
+_SAID: dict[Kind, str] = {"emulation file": "version: 1 and node: …, gpu: … or kind: cpu"}
 _ARTICLED: dict[Kind, str] = {"emulation file": "an emulation file"}
 
 

@@ -12,6 +12,7 @@ from aim_profile.errors import AimProfileError, NodeError
 from aim_profile.files.read import Parsed, check, check_kind, located, parsed, read_parsed
 from aim_profile.gpus.catalog import Deployment, by_name
 
+from .emulated_cpu import cpu_node_of
 from .facts import Card, Node, Partition
 
 _VERSION: Literal[1] = 1
@@ -54,6 +55,7 @@ def load_emulated(file: Path) -> Node:
         partition: CPX/NPS4
         deployment: bare-metal
 
+    A machine without a GPU says `kind: cpu` instead (emulated_cpu.py).
     Raises NodeError naming the file, the field and the remedy.
     """
     return node_of(read_parsed(file, NodeError))
@@ -70,6 +72,8 @@ def node_of(file: Parsed) -> Node:
     check_kind(raw, "emulation file", named, NodeError)
     if "node" in raw:
         return check(_Exported, raw, named, NodeError, text).node
+    if "kind" in raw or "partitions" in raw:
+        return cpu_node_of(file)
     short = check(_Short, raw, named, NodeError, text)
     try:
         return emulate(short.gpu, short.cards, short.partition, short.deployment, short.name)

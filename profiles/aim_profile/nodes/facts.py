@@ -5,9 +5,10 @@ These types are what every backend produces, what `-o json` prints and what an e
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from aim_profile.gpus.catalog import (
     Accelerator,
@@ -28,10 +29,22 @@ Backend = Literal["kfd", "sysfs", "sysfs+kfd", "amdsmi", "amd-smi", "emulated", 
 CPU = "cpu"
 #: Its only mode, in the place of `CPX/NPS4`.
 CPU_MODE = "CPU"
+#: Linux is built for at most so many (NR_CPUS of CONFIG_MAXSMP).
+MOST_CPUS = 8192
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def checked_cpus(cpus: tuple[int, ...]) -> tuple[int, ...]:
+    """The ids in order. Raises ValueError for one that is no CPU, or is there twice."""
+    if wrong := [cpu for cpu in cpus if not 0 <= cpu < MOST_CPUS]:
+        raise ValueError(f"{wrong[0]} is no CPU: ids go from 0 to {MOST_CPUS - 1}")
+    ordered = sorted(cpus)
+    if (twice := next((cpu for cpu, after in pairwise(ordered) if cpu == after), None)) is not None:
+        raise ValueError(f"CPU {twice} is there twice: name each once")
+    return tuple(ordered)
 
 
 class Partition(_Frozen):
@@ -50,6 +63,11 @@ class Partition(_Frozen):
     render_minor: int | None = Field(default=None, ge=0)
     kfd_node: int | None = Field(default=None, ge=0)
     cpus: tuple[int, ...] = ()
+
+    @field_validator("cpus")
+    @classmethod
+    def _each_cpu_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return checked_cpus(value)
 
     @model_serializer(mode="wrap")
     def _without_empty_cpus(self, as_usual: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What is here: the node's cards and partitions, read and never changed.
 
 Backends, first that finds cards wins: sysfs and KFD (no root, no library) → the amdsmi library →
-`amd-smi --json` → an emulation file. Saved amd-smi output fills what sysfs and KFD leave open.
+`amd-smi --json` → an emulation file. Saved amd-smi output fills what sysfs and KFD leave open. A machine without an
+AMD GPU has one card that stands for its processors, from /proc.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from aim_profile.gpus.catalog import Deployment, Unknown, by_pci_id
 
 from .amdsmi import ask_amdsmi, read_amd_smi_files
 from .cards import card_from_kfd, card_from_sysfs, merge_cards
+from .cpu import read_cpu
 from .emulated import emulate, export_node, load_emulated
 from .facts import Backend, Card, DriverCaps, Node, Partition
 from .kfd import KfdNode, Topology, read_topology
@@ -44,8 +46,9 @@ def read_node(root: Path | None = None, amd_smi_files: Sequence[Path] = ()) -> N
 
     A recorded tree is a mirror of / or /sys, a folder that holds KFD's `nodes/`, or one of `<bdf>/`
     directories. amd_smi_files: saved `amd-smi ... --json` output, alone or to complete the tree.
-    Raises NodeError naming the file and what is wrong; a machine without an AMD GPU is a Node without
-    cards. Nothing is written and no setting changes.
+    Raises NodeError naming the file and what is wrong. A machine without an AMD GPU is a Node whose one
+    card is its processors (Card.is_cpu), without cards where /proc is not there to say what they are.
+    Nothing is written and no setting changes.
     """
     said: list[str] = []
     saved = read_amd_smi_files(amd_smi_files, said) if amd_smi_files else ()
@@ -55,7 +58,14 @@ def read_node(root: Path | None = None, amd_smi_files: Sequence[Path] = ()) -> N
     if root is None and not node.cards:
         backend, found = ask_amdsmi(said)
         node = _node(_LIVE, found, backend, node.notes) if found else node
-    return node.model_copy(update={"cards": merge_cards(node.cards, saved), "notes": (*node.notes, *said)})
+    node = node.model_copy(update={"cards": merge_cards(node.cards, saved), "notes": (*node.notes, *said)})
+    return node if node.cards else _with_cpu(node, root or _LIVE)
+
+
+def _with_cpu(node: Node, root: Path) -> Node:
+    """The node without a GPU: its processors, where /proc is there to say what they are."""
+    card = read_cpu(root)
+    return node if card is None else node.model_copy(update={"cards": (card,), "backend": "proc"})
 
 
 def _from_tree(root: Path) -> Node:

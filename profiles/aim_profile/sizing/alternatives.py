@@ -59,7 +59,17 @@ def size_on_bytes(model: ModelFacts, device_memory_bytes: int, request: Request)
 
 
 def size_on_cpus(model: ModelFacts, memory_bytes: int, request: Request) -> Fit | DoesNotFit:
-    """The same for a set of CPUs with that much memory; the alternatives ask less of it, or say how much would do."""
+    """The same for a set of CPUs with that much memory; the alternatives ask less of it, or say how much would do.
+
+    Raises SizingError for tensor parallelism too: a model runs on one set.
+    """
+    if request.tp > 1:
+        raise SizingError(
+            f"tensor parallel {request.tp}: a model runs on one CPU set",
+            field="tp",
+            value=request.tp,
+            remedy="ask for tensor parallel 1, or give the set more cores and memory",
+        )
     answer = fit(model, memory_bytes, request)
     if isinstance(answer, Fit):
         return answer

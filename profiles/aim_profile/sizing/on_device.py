@@ -53,13 +53,6 @@ def size_on_device(
         max_num_batched_tokens=llama_cpp.STEP_TOKENS if engine == "llama_cpp" else STEP_TOKENS[metric],
     )
     if device.kind == "cpu":
-        if tp > 1:
-            raise SizingError(
-                f"tensor parallel {tp}: a model runs on one CPU set",
-                field="tp",
-                value=tp,
-                remedy="ask for tensor parallel 1, or give the set more cores and memory",
-            )
         return size_on_cpus(model, share, request)
     if device.mode is None:
         return size_on_bytes(model, share, request)
