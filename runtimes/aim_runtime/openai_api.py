@@ -197,7 +197,7 @@ def _card(model: RuntimeModel, name: str) -> Json:
     if name in model.aliases:
         card["root"] = model.name  # vLLM's field for the model that answers
     elif name != model.name:
-        card["parent"] = model.name  # vLLM's field for an adapter
+        card["root"] = card["parent"] = model.name  # vLLM's fields for an adapter
     if model.refusal() is None:
         card["max_model_len"] = model.runs_on.max_model_len
     return card

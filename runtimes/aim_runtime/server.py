@@ -8,6 +8,7 @@ from functools import partial
 
 from aim_kserve.errors import StartupError
 from aim_kserve.server import Server, log_to_stderr
+from aim_runtime.admin_api import adapter_routes
 from aim_runtime.choose import create_engine
 from aim_runtime.engines.base import Engine
 from aim_runtime.models.directory import Models
@@ -46,8 +47,9 @@ def serve(settings: RuntimeSettings, engine: Engine) -> int:
 
 def serve_models(settings: RuntimeSettings, models: Models) -> int:
     """Serve until a signal: listen, load behind, answer, drain; returns the exit code."""
+    routes = model_routes(models)
+    if settings.runtime_adapters:
+        routes += adapter_routes(lambda: models.served, audit=models.audit, directory=settings.adapter_dir)
     operations = partial(Operations, models=models, max_body_bytes=int(settings.max_body_mib * 1024**2))
-    server = Server(
-        settings, model_routes(models), [operations], registry=Registry(models), repository=Repository(models)
-    )
+    server = Server(settings, routes, [operations], registry=Registry(models), repository=Repository(models))
     return server.run(models)

@@ -38,6 +38,13 @@ class _Shared(DeviceSettings):
         False, description="refuse unknown fields of a request body (400) instead of ignoring them with a header"
     )
 
+    runtime_adapters: bool = Field(
+        False, description="serve POST /v1/load_lora_adapter and unload_lora_adapter, to whoever reaches this port"
+    )
+    adapter_dir: Path | None = Field(
+        None, description="adapters loaded at run time must lie below it; default: anywhere"
+    )
+
     @field_validator("engine")
     @classmethod
     def _is_an_engine(cls, name: str) -> str:

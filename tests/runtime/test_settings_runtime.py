@@ -140,9 +140,15 @@ def test_what_is_left_empty_belongs_to_no_engine() -> None:
     ("argv", "factory", "expected"),
     [
         (
-            ["--engine", "llama_cpp", "--max_model_len", "512", "--max_concurrency", "3", "--threads", "2"],
+            [
+                *("--engine", "llama_cpp", "--max_model_len", "512", "--max_concurrency", "3", "--threads", "2"),
+                *("--adapters", "a=/x,b=/y"),
+            ],
             "aim_runtime.engines.llama_cpp.engine.LlamaCppEngine",
-            {"max_model_len": 512, "slots": 3, "threads": 2, "max_waiting": 256, "stall_timeout_s": 60},
+            {
+                **{"max_model_len": 512, "slots": 3, "threads": 2, "max_waiting": 256, "stall_timeout_s": 60},
+                "adapters": {"a": Path("/x"), "b": Path("/y")},
+            },
         ),
         (
             [

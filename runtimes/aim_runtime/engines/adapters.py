@@ -4,10 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Annotated
+
+import orjson
+from pydantic import BeforeValidator
 
 from aim_kserve.errors import BadRequest, NotFound
 
 NAME_CHARACTERS = 256
+
+
+def _named_paths(value: object) -> object:
+    """``a=/path,b=/path`` or a JSON object as a mapping."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("{"):
+        try:
+            return orjson.loads(text)
+        except ValueError as error:
+            raise ValueError(f"not a JSON object: {error}") from None
+    pairs = [[part.strip() for part in item.partition("=")] for item in text.split(",") if item.strip()]
+    if bad := ["".join(pair) for pair in pairs if not (pair[0] and pair[2])]:
+        raise ValueError(f"{bad[0]!r} is no name=path: give a=/path/of/a,b=/path/of/b")
+    if len({name for name, _, _ in pairs}) < len(pairs):
+        raise ValueError("a name stands twice: give each adapter a name of its own")
+    return {name: path for name, _, path in pairs}
+
+
+#: A setting: adapter name → where it lies. Text is ``name=path,…`` or a JSON object.
+AdapterPaths = Annotated[dict[str, Path], BeforeValidator(_named_paths)]
+#: What an engine's settings say of it.
+ADAPTERS_SETTING = "LoRA adapters to load with the model: name=path,… or a JSON object"
 
 
 def check_name(name: str, served: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from aim_runtime.fields import Fields
 
@@ -130,7 +130,7 @@ class Engine(Protocol):
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """Further names for ``body["model"]``: LoRA adapters loaded with the model. Stable after ``load``."""
+        """Further names for ``body["model"]``: the LoRA adapters that are loaded now (see TakesAdapters)."""
         ...
 
     @property
@@ -156,5 +156,28 @@ class Engine(Protocol):
 
         Raises:
             ShutdownError: a thread of the engine does not come back; what it uses has not been freed.
+        """
+        ...
+
+
+@runtime_checkable
+class TakesAdapters(Protocol):
+    """What an engine may have besides: adapters that come and go while it serves. Once begun, either is done even if
+    the caller leaves."""
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        """Serve the LoRA adapter at ``path`` as ``name``. One that has the name is replaced: its requests finish with
+        it, and no cached token of it is used again.
+
+        Raises:
+            BadRequest: names what is wrong with the name or the adapter; nothing has changed.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """No request gets it from now on. Returns when those that have it are done, and its memory is free.
+
+        Raises:
+            NotFound: it is not loaded.
         """
         ...

@@ -104,7 +104,7 @@ class Models:
     ) -> None:
         self._metrics = metrics
         self._admit = admit
-        self._audit = audit
+        self._audit = self.audit = audit
         self._eviction = eviction
         self._strict_fields = strict_fields
         self._cooldown_s = cooldown_s

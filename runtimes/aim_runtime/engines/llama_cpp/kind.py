@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from aim_runtime.engines.adapters import ADAPTERS_SETTING, AdapterPaths
 from aim_runtime.engines.base import Engine, EngineSpec
 from aim_runtime.engines.kind import EngineKind, EngineSettings
 
@@ -16,6 +17,7 @@ class LlamaCppSettings(EngineSettings):
         60, gt=0, description="seconds without a step, while there is work, that make the engine unhealthy"
     )
     threads: int | None = Field(None, ge=1, description="compute threads; default: the CPUs we may use")
+    adapters: AdapterPaths = Field(default_factory=dict, description=ADAPTERS_SETTING)
 
 
 def create(spec: EngineSpec, settings: LlamaCppSettings) -> Engine:
@@ -29,6 +31,7 @@ def create(spec: EngineSpec, settings: LlamaCppSettings) -> Engine:
         threads=settings.threads,
         max_waiting=settings.max_waiting,
         stall_timeout_s=settings.stall_timeout,
+        adapters=settings.adapters,
     )
 
 

@@ -1,0 +1,173 @@
+"""Loading and unloading LoRA adapters while serving: vLLM's own two routes, for every engine that takes adapters.
+
+They are admin actions: served with ``--runtime_adapters`` only, and told to ``audit``. Who may reach them is the
+cluster's business (docs/adapters.md).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from aim_kserve.errors import BadRequest, NotFound, ServingError
+from aim_kserve.http import ClientDisconnected, check_media, parse_object, read_body
+from aim_runtime.engines.adapters import not_loaded
+from aim_runtime.engines.base import TakesAdapters
+from aim_runtime.model import RuntimeModel
+
+logger = logging.getLogger("aim.server")
+
+MAX_BODY_BYTES = 1 << 20
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class Audit(Protocol):
+    """Where admin actions are recorded: what was done, to what, and how it ended."""
+
+    def __call__(self, action: str, **fields: Any) -> None: ...
+
+
+class LoadAdapter(BaseModel):
+    """vLLM's fields, and ``base_model_name`` where several models are served."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    lora_name: str
+    lora_path: str
+    load_inplace: bool = False
+    base_model_name: str | None = None
+
+
+class UnloadAdapter(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    lora_name: str
+    lora_int_id: int | None = None  # vLLM takes it and does nothing with it
+
+
+def adapter_routes(
+    served: Callable[[], Sequence[RuntimeModel]], *, audit: Audit, directory: Path | None = None
+) -> list[BaseRoute]:
+    """The two routes.
+
+    Args:
+        served: the models that are served now.
+        audit: told of every action, refused ones too.
+        directory: adapters must lie below it; None: anywhere.
+    """
+    admin = _Adapters(served, audit, directory)
+    return [
+        Route("/v1/load_lora_adapter", admin.load, methods=["POST"]),
+        Route("/v1/unload_lora_adapter", admin.unload, methods=["POST"]),
+    ]
+
+
+class _Adapters:
+    def __init__(self, served: Callable[[], Sequence[RuntimeModel]], audit: Audit, directory: Path | None) -> None:
+        self._served = served
+        self._audit = audit
+        self._directory = directory
+
+    async def load(self, request: Request) -> Response:
+        body = await _read(LoadAdapter, request)
+        fields = {"adapter": body.lora_name, "path": body.lora_path, "base": body.base_model_name}
+        await self._audited("load_adapter", fields, lambda: self._load(body))
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    async def unload(self, request: Request) -> Response:
+        body = await _read(UnloadAdapter, request)
+        await self._audited("unload_adapter", {"adapter": body.lora_name}, lambda: self._unload(body))
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    async def _audited(self, action: str, fields: dict[str, Any], work: Callable[[], Awaitable[str]]) -> None:
+        try:
+            model = await work()
+        except BaseException as error:
+            reason = error.message if isinstance(error, ServingError) else repr(error)
+            self._audit(action, **fields, outcome="refused", reason=reason)
+            raise
+        self._audit(action, **fields, outcome="ok", model=model)
+
+    async def _load(self, body: LoadAdapter) -> str:
+        model = self._base(body.base_model_name)
+        self._check_free(body, model)
+        await _taking(model).load_adapter(body.lora_name, self._inside(body.lora_path))
+        return str(model.name)
+
+    async def _unload(self, body: UnloadAdapter) -> str:
+        model = next((model for model in self._served() if body.lora_name in model.runs_on.adapters), None)
+        if model is None:
+            raise not_loaded(body.lora_name, [name for model in self._served() for name in model.runs_on.adapters])
+        await _taking(model).unload_adapter(body.lora_name)
+        return str(model.name)
+
+    def _base(self, name: str | None) -> RuntimeModel:
+        """The model that an adapter is loaded for.
+
+        Raises:
+            BadRequest: several are served, and none is named.
+            NotFound: no such model.
+            Unavailable: it is not ready.
+        """
+        served = self._served()
+        names = ", ".join(str(model.name) for model in served) or "none"
+        if name is None and len(served) != 1:
+            raise BadRequest(f"base_model_name: missing; the models served are: {names}", param="base_model_name")
+        model = served[0] if name is None else next((model for model in served if model.name == name), None)
+        if model is None:
+            raise NotFound(f"base_model_name: {name!r} is not served; served are: {names}", param="base_model_name")
+        refusal = model.refusal()
+        if refusal is not None:
+            raise refusal
+        return model
+
+    def _check_free(self, body: LoadAdapter, base: RuntimeModel) -> None:
+        owner = next((model for model in self._served() if body.lora_name in model.names), None)
+        if owner is None or (body.load_inplace and owner is base and body.lora_name in base.runs_on.adapters):
+            return
+        how = "" if owner is not base else ", or set load_inplace to replace it"
+        raise BadRequest(
+            f"lora_name: {body.lora_name!r} is taken (model {owner.name}): choose another name, unload it first{how}",
+            param="lora_name",
+            code="adapter_name_taken",
+        )
+
+    def _inside(self, text: str) -> Path:
+        path = Path(text)
+        if "\0" in text or not path.is_absolute():
+            raise BadRequest(f"lora_path: {text[:200]!r} is no absolute path", param="lora_path")
+        if self._directory is not None and not path.resolve().is_relative_to(self._directory.resolve()):
+            raise BadRequest(
+                f"lora_path: {text[:200]!r} is not below {self._directory}, where this server's adapters lie",
+                param="lora_path",
+            )
+        return path
+
+
+def _taking(model: RuntimeModel) -> TakesAdapters:
+    engine = model.runs_on
+    if not isinstance(engine, TakesAdapters):
+        raise BadRequest(f"model {model.name}: the {engine.name} engine takes no adapters at run time")
+    return engine
+
+
+async def _read(kind: type[Body], request: Request) -> Body:
+    try:
+        data = await read_body(request.receive, MAX_BODY_BYTES)
+    except ClientDisconnected:
+        raise BadRequest("the client left before its request was read") from None
+    check_media(request.scope["headers"], data)
+    try:
+        return kind.model_validate(parse_object(data))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        param = ".".join(str(part) for part in problem["loc"])
+        known = ", ".join(kind.model_fields)
+        raise BadRequest(f"{param}: {problem['msg']} (fields: {known})", param=param) from None
