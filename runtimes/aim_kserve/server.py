@@ -45,6 +45,8 @@ from aim_kserve.settings import ServerSettings
 logger = logging.getLogger("aim.server")
 
 ENDING_S = 3.0  # to cut off what is left, tell its clients, and wait for threads
+#: Loggers that tell of every request what the access log tells.
+NOISY = ("kserve", "uvicorn", "httpx")
 LATE_S = 10.0  # freeing a large model takes seconds, and so does ending an engine's processes
 
 
@@ -279,5 +281,5 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
-    for noisy in ("kserve", "uvicorn", "httpx"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)

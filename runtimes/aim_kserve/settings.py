@@ -46,7 +46,7 @@ KNOWN_ANNOTATIONS = frozenset(
     }
 )
 #: ``AIM_`` variables that are not settings of a process: AIM's own images and our Makefile set them.
-FOREIGN_ENV = frozenset({"AIM_EMBEDDED_MODEL"})
+FOREIGN_ENV = frozenset({"AIM_BASE_IMAGE_REF", "AIM_EMBEDDED_MODEL"})
 #: Kubernetes' service links: a Service called ``aim-x`` puts ``AIM_X_SERVICE_HOST``, ``AIM_X_PORT=tcp://…`` … into
 #: every pod of its namespace (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
 _SERVICE_LINK = re.compile(r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?")

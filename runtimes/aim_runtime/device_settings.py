@@ -42,8 +42,20 @@ def _none_if_empty(value: object) -> object:
 
 
 def _or_auto(value: object) -> object:
-    """AIM's ``MI300X``; nothing and ``auto`` are not asked for."""
-    return None if _lower(value) is None else value
+    """As it is written; nothing, ``auto`` and AIM's ``NONE`` are not asked for."""
+    return None if _lower(value) in (None, "none") else value
+
+
+def _level(value: object) -> object:
+    return value.strip().upper() or None if isinstance(value, str) else value
+
+
+def _is_said(value: object) -> object:
+    """Nothing is the default, as AIM reads its variables."""
+    return True if isinstance(value, str) and not value.strip() else value
+
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
 def _annotated(name: str) -> dict[str, Any]:
@@ -69,7 +81,7 @@ class DeviceSettings(ServerSettings):
         description="partition of the card to use; in a pod the device plugin chooses",
         json_schema_extra=_annotated("partition-id"),
     )
-    partition_count: Annotated[int | None, BeforeValidator(_none_if_empty)] = Field(
+    partition_count: Annotated[int | None, BeforeValidator(_or_auto)] = Field(
         None,
         ge=1,
         le=64,
@@ -107,13 +119,31 @@ class DeviceSettings(ServerSettings):
         description="what the model is called where it was published, as in org/model: profiles are selected by it",
         json_schema_extra={"env": ["AIM_ID"]},
     )
-    allow_general_profile_fallback: bool = Field(True, description="--profiles: also select general profiles")
+    allow_general_profile_fallback: Annotated[bool, BeforeValidator(_is_said)] = Field(
+        True, description="--profiles: also select general profiles"
+    )
     unsized: Literal["refuse", "start"] = Field(
         "refuse", description="what to do with a model on GPUs of which too little is known to size it"
     )
     gpu_model: Annotated[str | None, BeforeValidator(_or_auto)] = Field(
         None, description="GPU that must be here, as in MI300X; default: any of the catalogue"
     )
+    cache_path: Annotated[Path | None, BeforeValidator(_none_if_empty)] = Field(
+        None, description="where models lie by their id, as AIM's download-to-cache puts them: --model_id is looked for"
+    )
+    custom_model_name: Annotated[str | None, BeforeValidator(_none_if_empty)] = Field(
+        None, description="--cache_path: the model's directory below it, where it is not its id"
+    )
+    http_port: int = Field(
+        8080, ge=0, le=65535, description="HTTP port; 0 picks a free one", json_schema_extra={"env": ["AIM_PORT"]}
+    )
+    log_level: Annotated[LogLevel | None, BeforeValidator(_level)] = Field(
+        None, description="of the runtime's own log; default: INFO"
+    )
+    log_level_root: Annotated[LogLevel | None, BeforeValidator(_level)] = Field(
+        None, description="of every other logger in the process; default: INFO, WARNING for KServe and uvicorn"
+    )
+    debug: bool = Field(False, description="as --log_level=DEBUG")
     binding: Literal["auto", "pod", "bare-metal"] = Field(
         "auto",
         description="pod: the device plugin has chosen, use what is here; bare-metal: choose by card and partition; "

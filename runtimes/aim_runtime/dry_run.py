@@ -8,13 +8,13 @@ from typing import Any
 from aim_kserve.errors import StartupError
 from aim_runtime.assignment import Assignment, Refused
 from aim_runtime.settings import RuntimeSettings
-from aim_runtime.start import described, prepare, refuse
+from aim_runtime.start import described, located, prepare, refuse
 
 
 def dry_run(settings: RuntimeSettings) -> int:
     """Print the assignment; exit code 0, or 1 with why there is none."""
     try:
-        assignment = prepare(settings)
+        assignment = prepare(located(settings))
     except StartupError as error:
         if settings.output == "json":
             _print(json.dumps({"refused": _reason(error)}, indent=2))

@@ -7,7 +7,7 @@ import os
 from functools import partial
 
 from aim_kserve.errors import StartupError
-from aim_kserve.server import Server, log_to_stderr
+from aim_kserve.server import NOISY, Server, log_to_stderr
 from aim_runtime.admin_api import adapter_routes
 from aim_runtime.choose import create_engine
 from aim_runtime.engines.base import Engine
@@ -16,7 +16,7 @@ from aim_runtime.models.entry import Launch, ModelEntry
 from aim_runtime.models.registry import Registry, Repository
 from aim_runtime.openai_api import Operations, model_routes
 from aim_runtime.settings import RuntimeSettings
-from aim_runtime.start import described, prepare, refuse
+from aim_runtime.start import described, located, prepare, refuse
 
 logger = logging.getLogger("aim.server")
 
@@ -28,7 +28,9 @@ def run(settings: RuntimeSettings) -> int:
     What does not fit, or is not as the settings say, is refused before anything is loaded.
     """
     log_to_stderr()
+    set_levels(settings)
     try:
+        settings = located(settings)
         assignment = prepare(settings)
         for line in described(assignment):
             logger.info("%s", line)
@@ -37,6 +39,16 @@ def run(settings: RuntimeSettings) -> int:
     except StartupError as error:
         return refuse(settings, error)
     return serve(settings, engine)
+
+
+def set_levels(settings: RuntimeSettings) -> None:
+    """Our own loggers and everybody else's, where the settings say so."""
+    level = settings.log_level or ("DEBUG" if settings.debug else None)
+    if level:
+        logging.getLogger("aim").setLevel(level)
+    if settings.log_level_root:
+        for name in (None, *NOISY):
+            logging.getLogger(name).setLevel(settings.log_level_root)
 
 
 def serve(settings: RuntimeSettings, engine: Engine) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from aim_runtime.assignment import Assignment, Refused, assign, check_filters, g
 from aim_runtime.choose import engine_of
 from aim_runtime.settings import RuntimeSettings
 
+#: Where AIM's images look for models (aim-build@2be2cf8, src/aim_runtime/config.py).
+AIM_CACHE = Path("/workspace/model-cache")
+_SERVED_NAME = re.compile(r"[^/\s]+(/[^/\s]+)*")
 #: Kubernetes keeps so much of a container's last words (https://kubernetes.io/docs/tasks/debug/debug-application/
 #: determine-reason-pod-failure/).
 TERMINATION_LOG_BYTES = 4096
@@ -56,6 +60,46 @@ def _beside(environment: Mapping[str, str], assignment: Assignment) -> Assignmen
     basis = assignment.evidence.model_copy(update={"notes": (*assignment.evidence.notes, *sorted(notes))})
     env = {name: value for name, value in assignment.env.items() if name not in kept}
     return assignment.model_copy(update={"env": env, "evidence": basis})
+
+
+def located(settings: RuntimeSettings) -> RuntimeSettings:
+    """The settings with the directory and the name that ``--model_id`` stands for, where they are not said.
+
+    AIM's layouts: ``CACHE/org/model``, else the Hugging Face hub's own below ``CACHE/hub``. Nothing is downloaded.
+
+    Raises:
+        Refused: the model is in neither.
+    """
+    said, name = settings.model_fields_set, settings.model_id
+    update: dict[str, object] = {}
+    if name is None:
+        return settings
+    if "model_name" not in said and _SERVED_NAME.fullmatch(name):
+        update["model_name"] = name
+    if "model_dir" not in said and not settings.model_dir.exists():
+        update["model_dir"] = _directory_of(name, settings)
+    return settings.model_copy(update=update)
+
+
+def _directory_of(name: str, settings: RuntimeSettings) -> Path:
+    if Path(name).is_absolute() and Path(name).is_dir():
+        return Path(name)
+    cache = settings.cache_path or AIM_CACHE
+    direct = cache / (settings.custom_model_name or name)
+    if direct.is_dir():
+        return direct
+    # https://huggingface.co/docs/huggingface_hub/guides/manage-cache: refs/main names the snapshot that is current.
+    hub = cache / "hub" / f"models--{name.replace('/', '--')}"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        snapshot = hub / "snapshots" / (hub / "refs" / "main").read_text(encoding="utf-8").strip()
+        if snapshot.is_dir():
+            return snapshot
+    raise Refused(
+        f"model {name}: neither {direct} nor {hub} is here, and {settings.model_dir} is not either",
+        field="model-id",
+        value=name,
+        remedy="nothing is downloaded at start: give a storageUri, --model_dir, or --cache_path that holds it",
+    )
 
 
 def here(settings: RuntimeSettings) -> Node:
