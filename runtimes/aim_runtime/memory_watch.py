@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter
+from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -70,9 +70,6 @@ class MemoryWatch:
         self._clock = clock
         self._lock = threading.Lock()
         self._watched: dict[Pool, _Watched] = {}
-        self._refusals = Counter(
-            "aim_memory_refusals", "Requests refused because memory is full", LABELS, registry=registry
-        )
         registry.register(_MemoryGauges(self))
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -88,8 +85,6 @@ class MemoryWatch:
         """The pool is nobody's any more; unknown ones are ignored."""
         with self._lock:
             self._watched.pop(pool, None)
-        pool_labels = dict(zip(LABELS, pool.labels, strict=True))
-        self._refusals.remove_by_labels(pool_labels)
 
     def gate(self, pools: Iterable[Pool]) -> Gate:
         """Who asks before it admits a request: full where one of ``pools`` is, or one that all share."""
@@ -105,15 +100,12 @@ class MemoryWatch:
                 return pool, watched.use
         return None
 
-    def count_refusal(self, pool: Pool) -> None:
-        self._refusals.labels(*pool.labels).inc()
-
-    def uses(self) -> list[tuple[Pool, Use]]:
+    def known(self) -> list[tuple[Pool, Use, Level]]:
         """What was read last and is not stale."""
         oldest = self._clock() - STALE_S
         with self._lock:
             watched = list(self._watched.values())
-        return [(item.pool, item.use) for item in watched if item.use is not None and item.read_at >= oldest]
+        return [(item.pool, item.use, item.level) for item in watched if item.use and item.read_at >= oldest]
 
     def read(self) -> None:
         """One pass over all pools. Blocks as long as the kernel does."""
@@ -188,12 +180,11 @@ class Gate:
         self._pools = pools
 
     def refusal(self) -> Unavailable | None:
-        """Why no request may come in now; None if one may. Each refusal is counted."""
+        """Why no request may come in now; None if one may."""
         full = self._watch.full(self._pools)
         if full is None:
             return None
         pool, use = full
-        self._watch.count_refusal(pool)
         return Unavailable(
             f"memory of {pool.name} is full: {use.text} used, and no request is admitted until less than "
             f"{_bound(pool, use)} is: ask again, or another replica",
@@ -209,6 +200,7 @@ class _MemoryGauges(Collector):
         ("aim_memory_used_bytes", "Memory in use, by scope: card (all its partitions), partition, cgroup, machine"),
         ("aim_memory_total_bytes", "Memory that there is"),
         ("aim_memory_limit_bytes", "Use from which on new requests are refused"),
+        ("aim_memory_admission_stopped", "1 while new requests are refused because of it"),
     )
 
     def __init__(self, watch: MemoryWatch) -> None:
@@ -220,8 +212,7 @@ class _MemoryGauges(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         rows = [
-            (pool.labels, (use.used, use.total, None if pool.stop_at is None else pool.stop_at * use.total))
-            for pool, use in self._watch.uses()
+            (pool.labels, (use.used, use.total, *_limits(pool, use, level))) for pool, use, level in self._watch.known()
         ]
         for index, (name, text) in enumerate(self._FAMILIES):
             family = GaugeMetricFamily(name, text, labels=LABELS)
@@ -231,3 +222,7 @@ class _MemoryGauges(Collector):
                     family.add_metric(labels, value)
             if family.samples:
                 yield family
+
+
+def _limits(pool: Pool, use: Use, level: Level) -> tuple[float, int] | tuple[None, None]:
+    return (None, None) if pool.stop_at is None else (pool.stop_at * use.total, int(level is Level.FULL))

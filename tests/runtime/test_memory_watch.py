@@ -90,6 +90,8 @@ def test_a_card_is_told_of_at_90_percent_and_admits_nothing_at_its_limit(
     assert "until less than 186.24 GiB is" in stopped
     refusal = mine.refusal()
     assert refusal is not None
+    full = registry.get_sample_value("aim_memory_admission_stopped", {"scope": "card", "card": "0", "partition": ""})
+    assert full == 1
     assert (refusal.status, refusal.code, refusal.headers()) == (503, "memory_full", {"retry-after": "5"})
     assert "card 0 (0000:05:00.0, all of its partitions) is full: 189.12 of 192.00 GiB" in refusal.message
     assert at(0.975) == []
@@ -103,13 +105,12 @@ def test_a_card_is_told_of_at_90_percent_and_admits_nothing_at_its_limit(
     assert registry.get_sample_value("aim_memory_used_bytes", labels) == int(0.96 * 192 * GIB)
     assert registry.get_sample_value("aim_memory_total_bytes", labels) == 192 * GIB
     assert registry.get_sample_value("aim_memory_limit_bytes", labels) == 0.98 * 192 * GIB
-    assert registry.get_sample_value("aim_memory_refusals_total", labels) == 2
+    assert registry.get_sample_value("aim_memory_admission_stopped", labels) == 0
     assert at(0.5) == [
         "INFO memory of card 0 (0000:05:00.0, all of its partitions): 96.00 of 192.00 GiB used (50%): below 89 % again"
     ]
     watch.discard(pools[0])
     assert registry.get_sample_value("aim_memory_used_bytes", labels) is None
-    assert registry.get_sample_value("aim_memory_refusals_total", labels) is None
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_cards_without_memory_files_have_unknown_use(node: Path, watch: MemoryWa
     pools = card_pools(read_node(node), node)
     (node / CARDS[0] / "mem_info_vram_used").unlink()
     watch.add(pools[0])
-    assert watch.uses() == []
+    assert watch.known() == []
     assert watch.gate([pools[0]]).refusal() is None
 
 

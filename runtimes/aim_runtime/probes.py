@@ -1,0 +1,77 @@
+"""``/healthz`` and ``/readyz`` in Kubernetes' own forms (https://kubernetes.io/docs/reference/using-api/health-checks/).
+
+``/healthz``: is this process worth keeping. ``/readyz``: does every model that should answer do so; ``/readyz/NAME``: one.
+``?verbose`` lists the models with the reason of each that is not ready; ``?exclude=NAME`` leaves one out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from aim_kserve.errors import Unavailable
+
+#: Served name → why it is not ready, None if it is.
+Refusals = Callable[[], Mapping[str, Unavailable | None]]
+
+
+class Probed(Protocol):
+    """What is asked of the server as a whole."""
+
+    def alive(self) -> bool: ...
+
+    def refusal(self) -> Unavailable | None: ...
+
+
+def probe_routes(server: Probed, refusals: Refusals) -> list[BaseRoute]:
+    """For the router; ``refusals`` is asked at every probe."""
+    probes = _Probes(server, refusals)
+    return [
+        Route("/healthz", probes.live, methods=["GET"]),
+        Route("/readyz", probes.ready, methods=["GET"]),
+        Route("/readyz/{name:path}", probes.ready_one, methods=["GET"]),
+    ]
+
+
+class _Probes:
+    def __init__(self, server: Probed, refusals: Refusals) -> None:
+        self._server = server
+        self._refusals = refusals
+
+    async def live(self, _: Request) -> Response:
+        """503 only where nothing but a new process helps: a model that loads is no reason to end this one."""
+        if self._server.alive():
+            return PlainTextResponse("ok")
+        return PlainTextResponse("healthz check failed: every engine is dead or stands still", 503)
+
+    async def ready(self, request: Request) -> Response:
+        excluded = set(request.query_params.getlist("exclude"))
+        checks = {name: refusal for name, refusal in self._refusals().items() if name not in excluded}
+        failed = next(filter(None, checks.values()), None) if checks or excluded else self._server.refusal()
+        if "verbose" in request.query_params:
+            return _verbose(checks, failed)
+        return PlainTextResponse("ok") if failed is None else _refused(failed)
+
+    async def ready_one(self, request: Request) -> Response:
+        name, refusals = request.path_params["name"], self._refusals()
+        if name not in refusals:
+            return PlainTextResponse(f"no model {name!r} is served here; there are: {', '.join(refusals) or 'none'}", 404)
+        refusal = refusals[name]
+        return PlainTextResponse("ok") if refusal is None else _refused(refusal)
+
+
+def _refused(refusal: Unavailable) -> Response:
+    return PlainTextResponse(refusal.message, 503, refusal.headers())
+
+
+def _verbose(checks: Mapping[str, Unavailable | None], failed: Unavailable | None) -> Response:
+    lines = [f"[-]{name} failed: {why.message}" if why else f"[+]{name} ok" for name, why in checks.items()]
+    if failed is None:
+        return PlainTextResponse("\n".join([*lines, "readyz check passed"]))
+    if not checks:
+        lines = [failed.message]
+    return PlainTextResponse("\n".join([*lines, "readyz check failed"]), 503, failed.headers())
