@@ -103,8 +103,11 @@ def open_log(headers: list[tuple[bytes, bytes]]) -> RequestLog:
     return log
 
 
+_PROBES = frozenset({"/", "/metrics", "/health", "/healthz", "/ping", "/readyz"})
+
+
 def _is_probe(path: str) -> bool:
-    return path in ("/", "/metrics", "/health", "/ping") or path.startswith("/v2/health/") or path.endswith("/ready")
+    return path in _PROBES or path.startswith(("/v2/health/", "/readyz/")) or path.endswith("/ready")
 
 
 def log_of(scope: Scope) -> RequestLog:
@@ -138,7 +141,8 @@ def write_all(line: bytes) -> None:
 class AccessLog:
     """ASGI middleware: opens a RequestLog, answers ``x-request-id``, writes the line when the response ends.
 
-    Probes (``/``, ``/metrics``, ``/health``, ``/ping``, ``/v2/health/…``, ``…/ready``) that succeed are not logged.
+    Probes (``/``, ``/metrics``, ``/health``, ``/healthz``, ``/readyz``, ``/ping``, ``/v2/health/…``, ``…/ready``) that
+    succeed are not logged.
     """
 
     def __init__(self, app: ASGIApp, *, enabled: bool = True, write: Callable[[bytes], None] = write_line) -> None:

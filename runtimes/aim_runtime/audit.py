@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
@@ -22,12 +22,6 @@ from aim_kserve.errors import StartupError
 logger = logging.getLogger("aim.audit")
 
 _MODE = 0o640
-
-
-class AuditTrail(Protocol):
-    """What an action is told to."""
-
-    def __call__(self, action: str, *, model: str, outcome: str, **fields: Any) -> None: ...
 
 
 class Audit:
@@ -65,13 +59,13 @@ class Audit:
             ) from error
         return cls(lambda line: _append(file, line), registry)
 
-    def __call__(self, action: str, *, model: str, outcome: str, **fields: Any) -> None:
+    def __call__(self, action: str, **fields: Any) -> None:
         log = log_if_any()
         entry = {
             "ts": time.time(),
             "audit": action,
-            "model": model,
-            "outcome": outcome,
+            "model": None,
+            "outcome": None,
             "reason": None,
             "seconds": None,
             "client": log and log.client,

@@ -86,9 +86,13 @@ class MemoryWatch:
         with self._lock:
             self._watched.pop(pool, None)
 
-    def gate(self, pools: Iterable[Pool]) -> Gate:
-        """Who asks before it admits a request: full where one of ``pools`` is, or one that all share."""
-        return Gate(self, frozenset(pools))
+    def gate(self, pools: Iterable[Pool], own: Pool | None = None) -> Gate:
+        """Who asks before it admits a request: full where one of ``pools`` is, or one that all share, or ``own``, which
+        is added, and goes when the gate is closed."""
+        if own is None:
+            return Gate(self, frozenset(pools))
+        self.add(own)
+        return Gate(self, frozenset((*pools, own)), own)
 
     def full(self, pools: frozenset[Pool]) -> tuple[Pool, Use] | None:
         """The pool that refuses requests, of ``pools`` and of those that all share."""
@@ -175,9 +179,10 @@ def _bound(pool: Pool, use: Use) -> str:
 class Gate:
     """Asked before a request is admitted to one model. A look at a few values: no reading."""
 
-    def __init__(self, watch: MemoryWatch, pools: frozenset[Pool]) -> None:
+    def __init__(self, watch: MemoryWatch, pools: frozenset[Pool], own: Pool | None = None) -> None:
         self._watch = watch
         self._pools = pools
+        self._own = own
 
     def refusal(self) -> Unavailable | None:
         """Why no request may come in now; None if one may."""
@@ -191,6 +196,11 @@ class Gate:
             code="memory_full",
             retry_after_s=RETRY_S,
         )
+
+    def close(self) -> None:
+        """The model has left."""
+        if self._own is not None:
+            self._watch.discard(self._own)
 
 
 class _MemoryGauges(Collector):

@@ -20,6 +20,7 @@ from aim_runtime.engines.base import Engine, Json, ModelLoadError, Operation, Re
 from aim_runtime.fields import header_of, ignored_fields
 from aim_runtime.in_flight import InFlight
 from aim_runtime.kserve_api import INPUTS, OUTPUTS, Answer, Question, read_v1, read_v2, write_v1, write_v2
+from aim_runtime.memory_watch import Gate
 from aim_runtime.metrics import Meter, Metrics, RequestMetrics
 
 logger = logging.getLogger("aim.server")
@@ -49,6 +50,7 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         engine: not loaded yet; ``load_async`` does.
         metrics: where requests are counted.
         aliases: further names for it; an engine knows the first name only.
+        gate: asked before a request is admitted; full memory refuses it.
         strict_fields: refuse unknown fields of a body instead of ignoring them.
     """
 
@@ -59,12 +61,14 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         metrics: Metrics,
         *,
         aliases: Sequence[str] = (),
+        gate: Gate | None = None,
         strict_fields: bool = False,
     ) -> None:
         super().__init__(name)
         self._strict_fields = strict_fields
         self.runs_on = engine  # `engine` is KServe's: a flag
         self.metrics = metrics
+        self._gate = gate
         self.aliases = tuple(aliases)
         self.created = int(time.time())
         self.state = State.LOADING
@@ -94,7 +98,9 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
     def refusal(self) -> Unavailable | None:
         """Why no request can be served now; None if one can."""
         if self.state is State.READY:
-            return None if self.runs_on.healthy() else self._engine_trouble()
+            if not self.runs_on.healthy():
+                return self._engine_trouble()
+            return None if self._gate is None else self._gate.refusal()
         if self.state is State.LOADING:
             return Unavailable(f"model {self.name} is still loading: ask again", retry_after_s=LOADING_RETRY_S)
         if self.state is State.FAILED:
@@ -129,6 +135,8 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         """Free everything; a second call does nothing."""
         if not self._closed:
             self._closed = True
+            if self._gate is not None:
+                self._gate.close()
             await self.runs_on.close()
 
     # --- requests -----------------------------------------------------------------------------------------------
@@ -153,7 +161,7 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
     async def _call(
         self, operation: str, body: Json, context: RequestContext, metrics: Metrics, refusal: Unavailable | None
     ) -> Json | Stream:
-        meter = Meter(self._counts(body, metrics), operation, context.usage)
+        meter = Meter(self._counts(body, metrics), operation, context.usage, body)
         self.last_used_s = time.monotonic()
         with self.in_flight:
             try:

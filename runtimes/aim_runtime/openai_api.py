@@ -31,6 +31,7 @@ from aim_runtime.engines.base import Json, RequestContext
 from aim_runtime.fields import header_of
 from aim_runtime.model import RuntimeModel
 from aim_runtime.models.directory import Models
+from aim_runtime.probes import probe_routes
 
 logger = logging.getLogger("aim.server")
 
@@ -67,6 +68,7 @@ def model_routes(models: Models) -> list[BaseRoute]:
         Route("/ping", state.health, methods=["GET", "POST"]),
         Route("/version", state.version, methods=["GET"]),
         Route("/load", state.load, methods=["GET"]),
+        *probe_routes(models, lambda: {model.name: model.refusal() for model in models.served}),
         *(Route(f"{prefix}/models", cards.all, methods=["GET"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/models/{{name:path}}", cards.one, methods=["GET"]) for prefix in PREFIXES),
     ]

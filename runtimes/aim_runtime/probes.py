@@ -1,6 +1,7 @@
 """``/healthz`` and ``/readyz`` in Kubernetes' own forms (https://kubernetes.io/docs/reference/using-api/health-checks/).
 
-``/healthz``: is this process worth keeping. ``/readyz``: does every model that should answer do so; ``/readyz/NAME``: one.
+``/healthz``: is this process worth keeping. ``/readyz``: does every model that should answer do so; ``/readyz/NAME``:
+does this one.
 ``?verbose`` lists the models with the reason of each that is not ready; ``?exclude=NAME`` leaves one out.
 """
 
@@ -59,7 +60,9 @@ class _Probes:
     async def ready_one(self, request: Request) -> Response:
         name, refusals = request.path_params["name"], self._refusals()
         if name not in refusals:
-            return PlainTextResponse(f"no model {name!r} is served here; there are: {', '.join(refusals) or 'none'}", 404)
+            return PlainTextResponse(
+                f"no model {name!r} is served here; there are: {', '.join(refusals) or 'none'}", 404
+            )
         refusal = refusals[name]
         return PlainTextResponse("ok") if refusal is None else _refused(refusal)
 

@@ -9,7 +9,9 @@ from functools import partial
 from aim_kserve.errors import StartupError
 from aim_kserve.server import NOISY, Server, log_to_stderr
 from aim_runtime.admin_api import adapter_routes
+from aim_runtime.assignment import Assignment
 from aim_runtime.choose import create_engine
+from aim_runtime.engine_gauges import Device
 from aim_runtime.engines.base import Engine
 from aim_runtime.models.directory import Models
 from aim_runtime.models.entry import Launch, ModelEntry
@@ -17,6 +19,7 @@ from aim_runtime.models.registry import Registry, Repository
 from aim_runtime.openai_api import Operations, model_routes
 from aim_runtime.settings import RuntimeSettings
 from aim_runtime.start import described, located, prepare, refuse
+from aim_runtime.telemetry import Telemetry
 
 logger = logging.getLogger("aim.server")
 
@@ -38,7 +41,7 @@ def run(settings: RuntimeSettings) -> int:
         engine = create_engine(settings, assignment)
     except StartupError as error:
         return refuse(settings, error)
-    return serve(settings, engine)
+    return serve(settings, engine, _launch(engine, assignment))
 
 
 def set_levels(settings: RuntimeSettings) -> None:
@@ -51,10 +54,24 @@ def set_levels(settings: RuntimeSettings) -> None:
             logging.getLogger(name).setLevel(settings.log_level_root)
 
 
-def serve(settings: RuntimeSettings, engine: Engine) -> int:
-    """Serve one engine, which is not loaded yet, as the only model."""
-    entry = ModelEntry(settings.model_name, (Launch(lambda: engine),))
-    return serve_models(settings, Models([entry], strict_fields=settings.strict_fields))
+def _launch(engine: Engine, assignment: Assignment) -> Launch:
+    mode = (assignment.evidence.mode or "").split("/")
+    compute, memory = mode if len(mode) == 2 else ("", "")
+    devices = tuple(Device(str(each.card), str(each.partition), compute, memory) for each in assignment.devices)
+    return Launch(lambda: engine, devices=devices, memory_bytes=assignment.memory_bytes)
+
+
+def serve(settings: RuntimeSettings, engine: Engine, launch: Launch | None = None) -> int:
+    """Serve one engine, which is not loaded yet, as the only model; ``launch`` says on what."""
+    entry = ModelEntry(settings.model_name, (launch or Launch(lambda: engine),))
+    try:
+        telemetry = Telemetry(settings)
+    except StartupError as error:
+        return refuse(settings, error)
+    with telemetry:
+        models = Models([entry], strict_fields=settings.strict_fields, audit=telemetry.audit, gate=telemetry.gate)
+        telemetry.show(models.states)
+        return serve_models(settings, models)
 
 
 def serve_models(settings: RuntimeSettings, models: Models) -> int:

@@ -37,6 +37,15 @@ class _Shared(DeviceSettings):
     strict_fields: bool = Field(
         False, description="refuse unknown fields of a request body (400) instead of ignoring them with a header"
     )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="collector that gets spans of requests by OTLP/HTTP, http://HOST:4318; "
+        "default: what OTEL_EXPORTER_OTLP_ENDPOINT says, else none",
+    )
+    audit_log: Path | None = Field(
+        None, description="file for the lines that say who loaded and unloaded what; default: stdout"
+    )
 
     runtime_adapters: bool = Field(
         False, description="serve POST /v1/load_lora_adapter and unload_lora_adapter, to whoever reaches this port"

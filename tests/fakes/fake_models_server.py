@@ -20,6 +20,7 @@ from aim_runtime.models.entry import Launch, ModelEntry
 from aim_runtime.models.eviction import DoesNotFit
 from aim_runtime.server import serve_models
 from aim_runtime.settings import RuntimeSettings
+from aim_runtime.telemetry import Telemetry
 from fake_engine import FakeEngine
 
 
@@ -51,8 +52,13 @@ def main() -> None:
     options = orjson.loads(sys.argv[1])
     entries = [entry(name, given) for name, given in options.pop("models").items()]
     budget = options.pop("budget", len(entries))
-    models = Models(entries, admit=room_for(budget, lambda: models), **options)
-    sys.exit(serve_models(settings, models))
+    with Telemetry(settings) as telemetry:
+        models = Models(
+            entries, admit=room_for(budget, lambda: models), audit=telemetry.audit, gate=telemetry.gate, **options
+        )
+        telemetry.show(models.states)
+        code = serve_models(settings, models)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

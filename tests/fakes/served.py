@@ -102,6 +102,13 @@ class Served:
         return _text(self._err)
 
     def access_lines(self) -> list[dict[str, Any]]:
+        return [line for line in self._lines() if "audit" not in line]
+
+    def audit_lines(self) -> list[dict[str, Any]]:
+        """Of the admin actions, beside the access log."""
+        return [line for line in self._lines() if "audit" in line]
+
+    def _lines(self) -> list[dict[str, Any]]:
         return [orjson.loads(line) for line in _text(self._out).splitlines()]
 
     def __enter__(self) -> Self:

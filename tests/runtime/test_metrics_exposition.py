@@ -88,6 +88,12 @@ def test_names(fake: Served) -> None:
         "aim_requests_waiting": "gauge",
         "aim_engine_slots": "gauge",
         "aim_kv_cache_usage_ratio": "gauge",
+        "aim_model_state": "gauge",
+        "aim_audit_lost_lines_total": "counter",
+        "aim_memory_used_bytes": "gauge",
+        "aim_memory_total_bytes": "gauge",
+        "aim_memory_limit_bytes": "gauge",
+        "aim_memory_admission_stopped": "gauge",
     }
 
 

@@ -17,7 +17,9 @@ from typing import Any, Literal, Protocol
 from aim_kserve.errors import BadRequest, NotFound, ServingError, ShutdownError, StartupError, Unavailable
 from aim_kserve.kserve import Model
 from aim_kserve.server import settle_heap
+from aim_runtime.engine_gauges import Device
 from aim_runtime.engines.base import Engine, Json
+from aim_runtime.memory_watch import Gate
 from aim_runtime.metrics import Metrics
 from aim_runtime.model import NamedModel, RuntimeModel, State, check_model_name, unknown_model
 from aim_runtime.models.entry import RANK, ModelEntry
@@ -82,6 +84,7 @@ class Models:
         metrics: makes a model's metrics, by its served name and engine.
         admit: asked before a load; see :class:`Admit`.
         audit: told every load and unload.
+        gate: makes what a model asks before it admits a request, by its engine, devices and memory.
         eviction: ``idle``: idle models of a lower priority make way for one that does not fit.
         strict_fields: refuse unknown fields of bodies.
         cooldown_s, drain_s: seconds; see the constants.
@@ -94,9 +97,10 @@ class Models:
         self,
         entries: Sequence[ModelEntry],
         *,
-        metrics: Callable[[str, Engine], Metrics] = Metrics,
+        metrics: Callable[..., Metrics] = Metrics,
         admit: Admit = _admit_all,
         audit: Audit = _to_the_log,
+        gate: Callable[[Engine, Sequence[Device], int | None], Gate] | None = None,
         eviction: Eviction = "never",
         strict_fields: bool = False,
         cooldown_s: float = COOLDOWN_S,
@@ -105,6 +109,7 @@ class Models:
         self._metrics = metrics
         self._admit = admit
         self._audit = self.audit = audit
+        self._gate = gate
         self._eviction = eviction
         self._strict_fields = strict_fields
         self._cooldown_s = cooldown_s
@@ -297,11 +302,13 @@ class Models:
         logger.info("model %s: ready", held.entry.name)
 
     def _new_model(self, entry: ModelEntry) -> RuntimeModel:
-        engine = entry.launches[0].create()
+        launch = entry.launches[0]
+        engine = launch.create()
         return RuntimeModel(
             entry.name,
             engine,
-            self._metrics(entry.name, engine),
+            self._metrics(entry.name, engine, devices=launch.devices),
+            gate=self._gate and self._gate(engine, launch.devices, launch.memory_bytes),
             aliases=entry.aliases,
             strict_fields=self._strict_fields,
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from aim_runtime.engine_gauges import Device
 from aim_runtime.engines.base import Engine
 
 Priority = Literal["low", "medium", "high"]
@@ -17,10 +18,13 @@ class Launch:
     """How one replica is made: ``create`` gives a new engine, not loaded yet, each time it is called.
 
     ``place``: where it will run, for people: ``card 0 partition 3``; empty where there is one place only.
+    ``devices``: the same for metrics. ``memory_bytes``: what its processes may hold of a CPU partition.
     """
 
     create: Callable[[], Engine]
     place: str = ""
+    devices: tuple[Device, ...] = ()
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
