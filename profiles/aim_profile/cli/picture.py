@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from aim_profile.nodes.facts import CPU
 from aim_profile.plans.plan import CardPlan, Placement, Plan
 from aim_profile.sizing.fit import DEFAULT_UTILIZATION
 
@@ -59,7 +60,7 @@ def _spans(placement: Placement) -> bool:
 
 def _daring(plan: Plan) -> bool:
     used = {(placement.node, card) for placement in plan.placements for card in placement.cards}
-    return any(card.tier != "validated" for card in plan.cards if (card.node, card.card) in used)
+    return any(card.tier != "validated" and card.gpu != CPU for card in plan.cards if (card.node, card.card) in used)
 
 
 def _node(name: str, cards: list[CardPlan], held: Held) -> NodeBox:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
@@ -24,37 +25,24 @@ DEPLOYMENTS: tuple[Deployment, ...] = get_args(Deployment)
 TIERS: tuple[Tier, ...] = get_args(Tier)
 
 
-class PartitionMode(BaseModel):
-    """One compute and memory combination of one accelerator under one deployment.
+class DeviceMode(BaseModel, ABC):
+    """How one card is cut into equal devices, as the planner sees it.
 
-    partitions: devices per card; cus: compute units per device; memory_mib: what the smallest device
-    reports under CAPPING, the driver's default (memory partition ÷ the partitions sharing it).
+    partitions: devices per card; cus: compute units per device; memory_mib: what the smallest device reports.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     accelerator: str
-    compute: Compute
-    memory: Memory
-    deployment: Deployment
     partitions: int
-    xcds: int
     cus: int
     memory_mib: int
     tier: Tier
-    source: str
-    confidence: Confidence
-    note: str = ""
 
     @property
+    @abstractmethod
     def label(self) -> str:
-        """`CPX/NPS4`, as people and AMD's tables write it."""
-        return f"{self.compute}/{self.memory}"
-
-    @property
-    def resource_label(self) -> str:
-        """`cpx_nps4`, as the device plugin (`amd.com/cpx_nps4`) and the node labeller write it."""
-        return f"{self.compute}_{self.memory}".lower()
+        """The mode as people write it."""
 
     def unproven(self, devices: int) -> bool:
         """Whether one model over that many devices of one card rests on nobody's proof.
@@ -72,6 +60,32 @@ class PartitionMode(BaseModel):
     def memory_bytes(self) -> int:
         """Bytes the smallest device of this mode reports."""
         return self.memory_mib * MIB
+
+
+class PartitionMode(DeviceMode):
+    """One compute and memory combination of one accelerator under one deployment.
+
+    memory_mib is what the smallest device reports under CAPPING, the driver's default (memory partition ÷ the
+    partitions sharing it).
+    """
+
+    compute: Compute
+    memory: Memory
+    deployment: Deployment
+    xcds: int
+    source: str
+    confidence: Confidence
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        """`CPX/NPS4`, as people and AMD's tables write it."""
+        return f"{self.compute}/{self.memory}"
+
+    @property
+    def resource_label(self) -> str:
+        """`cpx_nps4`, as the device plugin (`amd.com/cpx_nps4`) and the node labeller write it."""
+        return f"{self.compute}_{self.memory}".lower()
 
 
 def can_switch(deployment: Deployment | Literal["unknown"]) -> bool:

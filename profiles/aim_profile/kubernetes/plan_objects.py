@@ -13,6 +13,7 @@ from typing import NamedTuple, get_args
 from aim_profile.gpus.catalog import PartitionMode, by_name
 from aim_profile.models.facts import Precision
 from aim_profile.models.load import load_model
+from aim_profile.nodes.facts import CPU, CPU_MODE
 from aim_profile.plans import dcm
 from aim_profile.plans.plan import CardPlan, Placement, Plan
 from aim_profile.plans.workload import Workload, Workloads
@@ -62,6 +63,9 @@ def services_of(
             skipped[placement.workload] = f"{placement.workload}: {what} is no InferenceService"
             continue
         gpu = _card(cards, placement).gpu
+        if gpu == CPU:
+            skipped[placement.workload] = f"{placement.workload}: on the CPU sets of {placement.node}, not on a GPU"
+            continue
         groups.setdefault(_Group(placement.workload, gpu, placement.mode, placement.tp), []).append(placement)
     kinds = Counter(group.workload for group in groups)
     services = []
@@ -126,7 +130,7 @@ def _is_service(placement: Placement) -> bool:
 def _refuse_shared(plan: Plan) -> None:
     holders: dict[tuple[str, int, int], list[Placement]] = {}
     for placement in plan.placements:
-        for card, partition in placement.devices:
+        for card, partition in placement.devices if placement.mode != CPU_MODE else ():
             holders.setdefault((placement.node, card, partition), []).append(placement)
     for (node, card, partition), sharing in holders.items():
         if len(sharing) > 1 and any(_is_service(placement) for placement in sharing):

@@ -7,9 +7,10 @@ from typing import Literal
 
 from aim_profile.errors import NodeError
 from aim_profile.gpus.catalog import Compute, Deployment, Memory, PartitionMode
+from aim_profile.gpus.modes import DeviceMode
 from aim_profile.units import MIB
 
-from .facts import AllocMode, Card, Node, Partition
+from .facts import CPU, CPU_MODE, AllocMode, Card, Node, Partition
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,26 @@ class Device:
         """`card 0 partition 3 (MI300X CPX/NPS4)`."""
         mode = self.mode.label if self.mode else "CPU set" if self.kind == "cpu" else "unknown mode"
         return f"card {self.card} partition {self.partition} ({self.product} {mode})"
+
+
+class CpuMode(DeviceMode):
+    """The only mode of a node without a GPU: it is cut into CPU sets as somebody said, and nothing switches that."""
+
+    @property
+    def label(self) -> str:
+        """`CPU`."""
+        return CPU_MODE
+
+
+def cpu_mode(card: Card) -> CpuMode:
+    """That of a card of processors, sized by its smallest set."""
+    return CpuMode(
+        accelerator=CPU,
+        partitions=len(card.partitions),
+        cus=min((part.compute_units or 0 for part in card.partitions), default=0),
+        memory_mib=min((part.memory_mib or 0 for part in card.partitions), default=0),
+        tier="driver-legal",
+    )
 
 
 def devices_of(node: Node) -> tuple[Device, ...]:

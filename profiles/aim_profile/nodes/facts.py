@@ -143,6 +143,13 @@ class Card(_Frozen):
         return f"{self.compute_partition}/{self.memory_partition}"
 
     @property
+    def planned_as(self) -> str | None:
+        """Its mode as a plan names it: a card that cannot be partitioned is SPX/NPS1, processors are CPU."""
+        if self.is_cpu:
+            return CPU_MODE
+        return self.mode_label or ("SPX/NPS1" if self.partitionable is False else None)
+
+    @property
     def mode_text(self) -> str:
         """The mode for people, as far as it is known: `CPX/NPS?` where only KFD was read."""
         if self.partitionable is False:

@@ -21,17 +21,17 @@ from aim_profile.files.kinds import looks_like
 from aim_profile.files.read import Parsed, check_as, located, parsed, read_parsed
 from aim_profile.gpus.catalog import (
     TIERS,
-    Accelerator,
     Compute,
     Deployment,
     Memory,
-    PartitionMode,
     Tier,
     by_name,
     can_switch,
 )
+from aim_profile.gpus.modes import DeviceMode
+from aim_profile.nodes.devices import cpu_mode
 from aim_profile.nodes.emulated import load_emulated, node_of
-from aim_profile.nodes.facts import Card, Node
+from aim_profile.nodes.facts import CPU, Card, Node
 
 from .workload import Whole
 
@@ -60,11 +60,11 @@ class FleetCard:
 
     index: int
     current: str | None
-    modes: tuple[PartitionMode, ...]
+    modes: tuple[DeviceMode, ...]
     hive: int = 0
     device_mib: int | None = None
 
-    def allowed(self, tier: Tier, switchable: bool = True) -> tuple[PartitionMode, ...]:
+    def allowed(self, tier: Tier, switchable: bool = True) -> tuple[DeviceMode, ...]:
         """Its modes at that tier or better, sized by what its devices report where that is known.
 
         Not switchable: the mode it is in, whatever its tier.
@@ -76,11 +76,11 @@ class FleetCard:
         )
         return tuple(self._measured(mode) for mode in kept)
 
-    def mode(self, label: str | None) -> PartitionMode | None:
+    def mode(self, label: str | None) -> DeviceMode | None:
         """Its mode of that label, sized by what its devices report where that is known; None where it has none."""
         return next((self._measured(mode) for mode in self.modes if mode.label == label), None)
 
-    def _measured(self, mode: PartitionMode) -> PartitionMode:
+    def _measured(self, mode: DeviceMode) -> DeviceMode:
         if mode.label != self.current or self.device_mib is None or self.device_mib >= mode.memory_mib:
             return mode
         return mode.model_copy(update={"memory_mib": self.device_mib})
@@ -88,7 +88,10 @@ class FleetCard:
 
 @dataclass(frozen=True)
 class FleetNode:
-    """One machine with cards of one product. deployment sr-iov, unknown: its modes are used as found."""
+    """One machine with cards of one product. deployment sr-iov, unknown: its modes are used as found.
+
+    gpu `cpu`: it has none, and its CPU sets are its devices.
+    """
 
     name: str
     gpu: str
@@ -97,14 +100,14 @@ class FleetNode:
     labels: tuple[tuple[str, str], ...] = ()
 
     @property
-    def accelerator(self) -> Accelerator:
-        """The catalogue's entry."""
-        return by_name(self.gpu)
+    def is_cpu(self) -> bool:
+        """Whether it has no GPU."""
+        return self.gpu == CPU
 
     @property
     def switchable(self) -> bool:
         """Whether its modes may be changed: not by an SR-IOV guest, nor where it is unknown if a hypervisor lets it."""
-        return can_switch(self.deployment)
+        return not self.is_cpu and can_switch(self.deployment)
 
 
 class SetAside(NamedTuple):
@@ -271,7 +274,9 @@ def _from_node(node: Node, entry: NodeEntry) -> FleetNode:
 
 
 def _from_card(card: Card, deployment: Deployment | Literal["unknown"]) -> FleetCard:
-    current = card.mode_label or ("SPX/NPS1" if card.partitionable is False else None)
+    if card.is_cpu:
+        return FleetCard(card.index, card.planned_as, (cpu_mode(card),))
+    current = card.planned_as
     reported = [part.memory_mib for part in card.partitions if part.memory_mib and part.memory_source == "measured"]
     modes = card.modes("bare-metal" if deployment == "unknown" else deployment, "unsupported")
     # Without a hive id nothing says that cards are apart; AMD's 8-card boards are one hive.

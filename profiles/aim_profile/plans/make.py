@@ -9,7 +9,7 @@ from aim_profile.plans.search.bins import Bin, Held
 from aim_profile.plans.search.bound import cards_bound
 from aim_profile.plans.search.heuristic import solve
 from aim_profile.plans.search.intake import make_problem
-from aim_profile.plans.search.problem import Job, Option, Problem
+from aim_profile.plans.search.problem import DeviceKind, Job, Option, Problem
 from aim_profile.plans.search.state import State
 from aim_profile.units import GIB, gib
 
@@ -190,7 +190,7 @@ class _Writer:
         notes = []
         if self.fleet.set_aside:
             notes.append(f"set aside: {_some([f'{name}: {reason}' for name, reason in self.fleet.set_aside], '; ')}")
-        unknown = [node.name for node in self.fleet.nodes if node.deployment == "unknown"]
+        unknown = [node.name for node in self.fleet.nodes if node.deployment == "unknown" and not node.is_cpu]
         if unknown:
             notes.append(
                 f"deployment unknown, modes used as found: {_some(unknown)}; say deployment: in the fleet file"
@@ -246,14 +246,19 @@ def _same_place(one: Placement, other: Placement) -> bool:
     return (one.node, one.devices, one.mode) == (other.node, other.devices, other.mode)
 
 
+def _what_it_takes(option: Option, kind: DeviceKind) -> str:
+    if kind.is_cpu:
+        return "a CPU set"
+    if kind.whole:
+        return "a whole card" if option.devices == 1 else f"{option.devices} whole cards of one hive"
+    return f"{option.devices} of the card's {kind.partitions} partitions"
+
+
 def _reason(job: Job, option: Option, bin_: Bin, held: Held, state: State) -> str:
     """Why here, in one line: what it takes, why so many, and what bound it to this place."""
     kind, workload = bin_.kind, job.workload
     size = f"{kind.device_bytes / GIB:.1f} GiB"
-    if kind.whole:
-        what = "a whole card" if option.devices == 1 else f"{option.devices} whole cards of one hive"
-    else:
-        what = f"{option.devices} of the card's {kind.partitions} partitions"
+    what = _what_it_takes(option, kind)
     parts = [f"{what} ({size} each)" if option.devices > 1 else f"{what} ({size})"]
     if option.devices > 1:
         given = workload.tp is not None

@@ -27,6 +27,7 @@ from aim_profile.files.place import MisplacedError
 from aim_profile.files.read import Parsed, check_as, parsed, read_parsed
 from aim_profile.files.write import dump
 from aim_profile.gpus.catalog import Compute, Deployment, Memory, Tier, by_name, can_switch, parse_partition
+from aim_profile.nodes.facts import CPU, CPU_MODE
 from aim_profile.sizing.fit import CONTEXT_CEILING_TOKENS
 
 from .workload import Kind, Priority, Slo
@@ -79,17 +80,17 @@ class CardPlan(_Frozen):
     @property
     def switchable(self) -> bool:
         """Whether its node can put it into another mode."""
-        return can_switch(self.deployment) and by_name(self.gpu).partitionable
+        return self.gpu != CPU and can_switch(self.deployment) and by_name(self.gpu).partitionable
 
     @property
     def compute(self) -> Compute | None:
         """Compute mode as planned."""
-        return None if self.mode is None else parse_partition(self.mode)[0]
+        return None if self.mode in (None, CPU_MODE) else parse_partition(str(self.mode))[0]
 
     @property
     def memory(self) -> Memory | None:
         """Memory mode as planned."""
-        return None if self.mode is None else parse_partition(self.mode)[1]
+        return None if self.mode in (None, CPU_MODE) else parse_partition(str(self.mode))[1]
 
     @property
     def changes_memory(self) -> bool:
@@ -137,8 +138,8 @@ class Placement(_Frozen):
 
     @property
     def resource(self) -> str:
-        """The device plugin's resource name under the mixed strategy: `amd.com/cpx_nps4`."""
-        return "amd.com/" + self.mode.lower().replace("/", "_")
+        """The device plugin's resource name under the mixed strategy: `amd.com/cpx_nps4`; `cpu` for a CPU set."""
+        return "cpu" if self.mode == CPU_MODE else "amd.com/" + self.mode.lower().replace("/", "_")
 
     @property
     def devices(self) -> tuple[tuple[int, int], ...]:

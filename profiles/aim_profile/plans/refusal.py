@@ -9,14 +9,21 @@ from math import ceil
 from typing import Literal
 
 from aim_profile.errors import SizingError
-from aim_profile.gpus.catalog import TIERS, by_name
+from aim_profile.gpus.catalog import TIERS, PartitionMode, by_name
 from aim_profile.models.load import load_model
-from aim_profile.plans.search.jobs import cards_taken, device_counts, most_whole_cards, need_bytes, request_of
-from aim_profile.plans.search.problem import Job, Problem, Selector
+from aim_profile.plans.search.jobs import (
+    cards_taken,
+    device_counts,
+    engine_of,
+    most_whole_cards,
+    need_bytes,
+    request_of,
+)
+from aim_profile.plans.search.problem import DeviceKind, Job, Problem, Selector
 from aim_profile.plans.search.state import State
-from aim_profile.sizing.alternatives import size_on
+from aim_profile.sizing.alternatives import size_on, size_on_cpus
 from aim_profile.sizing.fit import DEFAULT_UTILIZATION, DoesNotFit, budget_bytes
-from aim_profile.units import GIB, parse_memory
+from aim_profile.units import GIB, MIB, parse_memory
 
 from .fleet import Fleet
 from .plan import Placement, Unplaced
@@ -97,7 +104,7 @@ def _too_large(workload: Workload, problem: Problem, fleet: Fleet) -> tuple[Caus
     most = most_whole_cards(fleet)
     for kind in kinds:
         for devices in device_counts(workload, kind, most[kind.gpu]):
-            short = _shortfall(workload, devices, kind.device_bytes)
+            short = _shortfall(workload, devices, kind)
             if short is not None and (closest is None or short < closest[0]):
                 closest = (short, f"{devices} x {kind.gpu} {kind.mode.label}")
     if closest is None:
@@ -130,12 +137,12 @@ def _unusable(fleet: Fleet, wanted: Selector) -> tuple[str, str]:
     )
 
 
-def _shortfall(workload: Workload, devices: int, device_bytes: int) -> int | None:
+def _shortfall(workload: Workload, devices: int, kind: DeviceKind) -> int | None:
     """Bytes missing on each of that many devices; None where it cannot be split so."""
-    need = need_bytes(workload, devices, None if workload.model is None else load_model(workload.model))
+    need = need_bytes(workload, devices, None if workload.model is None else load_model(workload.model), kind.is_cpu)
     if need is None:
         return None
-    budget = budget_bytes(device_bytes, DEFAULT_UTILIZATION)
+    budget = budget_bytes(kind.device_bytes, DEFAULT_UTILIZATION)
     if workload.memory_limit is not None:
         limit = parse_memory(workload.memory_limit)
         return max(need - limit, limit - budget)
@@ -146,11 +153,14 @@ def _alternatives(workload: Workload, problem: Problem) -> tuple[str, ...]:
     """The nearest requests and devices that would fit, sized."""
     if workload.model is None or workload.memory is not None:
         return ("a device with more memory, or a smaller memory:",)
-    largest = max(problem.kinds, key=lambda kind: kind.device_bytes)
+    largest = max(problem.kinds, key=lambda kind: (not kind.is_cpu, kind.device_bytes))
+    model, devices = load_model(workload.model), workload.tp or 1
     try:
-        answer = size_on(
-            load_model(workload.model), largest.mode, by_name(largest.gpu), request_of(workload, workload.tp or 1)
-        )
+        if isinstance(largest.mode, PartitionMode):
+            answer = size_on(model, largest.mode, by_name(largest.gpu), request_of(workload, devices))
+        else:
+            request = request_of(workload, devices, engine_of(model, on_cpu=True))
+            answer = size_on_cpus(model, largest.device_bytes, request)
     except SizingError:
         return ()
     if isinstance(answer, DoesNotFit):
@@ -194,8 +204,12 @@ def _no_room(
     kind = problem.kinds[kind_number]
     cards = ceil(missing * cards_taken(option, kind) - 1e-9)
     devices = f"{option.devices} devices" if option.devices > 1 else "one device"
-    reason = f"every device that holds it is taken: a replica takes {devices} of {kind.gpu} {kind.mode.label}"
-    remedies = [f"add {cards} {kind.gpu} card{'s' if cards > 1 else ''} in {kind.mode.label}"]
+    where = "of the CPU sets" if kind.is_cpu else f"of {kind.gpu} {kind.mode.label}"
+    reason = f"every device that holds it is taken: a replica takes {devices} {where}"
+    added = f"{cards} {kind.gpu} card{'s' if cards > 1 else ''} in {kind.mode.label}"
+    if kind.is_cpu:
+        added = f"{missing} CPU set{'s' if missing > 1 else ''} of {ceil(kind.device_bytes / MIB)} MiB"
+    remedies = [f"add {added}"]
     below: Counter[str] = Counter()
     for (number, level, priority), count in standing.items():
         if number in job.options and level > job.own_level:

@@ -51,7 +51,7 @@ def _cards(
     by_card = [_kinds_of(card, node, kinds, options.tier, selected) for card in node.cards]
     labels = tuple(label for label in by_card[0] if all(label in found for found in by_card))
     current = {card.current for card in node.cards}
-    memories = {label.split("/")[1] for label in current if label}
+    memories = {label.partition("/")[2] for label in current if label}
     usable = len(memories) == 1 and (options.allow_mixed_compute or len(current) == 1)
     cards = tuple(
         PlanCard(card.index, card.hive, card.current, found, found.get(card.current or "", -1) if usable else -1)

@@ -12,30 +12,36 @@ from aim_profile.models.load import load_model
 from aim_profile.plans.fleet import Fleet
 from aim_profile.plans.plan import PRIORITIES, Placement
 from aim_profile.plans.workload import Workload, WorkloadError, Workloads
-from aim_profile.sizing.fit import DEFAULT_UTILIZATION, STEP_TOKENS, Request, budget_bytes, demand
+from aim_profile.sizing.fit import DEFAULT_UTILIZATION, STEP_TOKENS, Engine, Request, budget_bytes, demand
 from aim_profile.units import parse_memory
 
 from .problem import DeviceKind, Job, Option, PlanNode, least_share, selector
 
 
-def need_bytes(workload: Workload, devices: int, facts: ModelFacts | None) -> int | None:
+def need_bytes(workload: Workload, devices: int, facts: ModelFacts | None, on_cpu: bool = False) -> int | None:
     """Bytes a replica over that many devices needs on each; None where the model cannot be split so.
 
-    Raises SizingError for unknown facts or an impossible request.
+    on_cpu: the devices are CPU sets. Raises SizingError for unknown facts or an impossible request.
     """
     if workload.memory is not None or facts is None:
         return parse_memory(workload.memory or "")
     try:
-        return demand(facts, request_of(workload, devices)).total
+        return demand(facts, request_of(workload, devices, engine_of(facts, on_cpu))).total
     except SizingError as problem:
         if problem.field == "tp" and devices > 1 and workload.tp is None:
             return None
         raise
 
 
-def request_of(workload: Workload, devices: int) -> Request:
+def engine_of(facts: ModelFacts, on_cpu: bool) -> Engine:
+    """Whose overhead counts: llama.cpp's for a GGUF file on CPUs."""
+    return "llama_cpp" if on_cpu and facts.gguf else "vllm"
+
+
+def request_of(workload: Workload, devices: int, engine: Engine = "vllm") -> Request:
     """What is asked of the model, over that many devices."""
     return Request(
+        engine=engine,
         precision=workload.precision,
         context=workload.context,
         concurrency=workload.concurrency,
@@ -57,7 +63,9 @@ def most_whole_cards(fleet: Fleet) -> dict[str, int]:
 
 
 def device_counts(workload: Workload, kind: DeviceKind, most_cards: int) -> tuple[int, ...]:
-    """Devices a replica may span: siblings that divide a card evenly, or 1, 2, 4 … whole cards."""
+    """Devices a replica may span: siblings that divide a card evenly, or 1, 2, 4 … whole cards; one CPU set."""
+    if kind.is_cpu:
+        return (1,) if workload.tp in (None, 1) else ()
     if workload.tp is not None:
         most = most_cards if kind.whole else kind.partitions
         latency_over_siblings = workload.slo == "latency" and not kind.whole and workload.tp > 1
@@ -93,6 +101,8 @@ class Jobs:
         self._nodes = {node.name: node for node in nodes}
         self._set_aside = dict(fleet.set_aside)
         self._most_cards = most_whole_cards(fleet)
+        self._only_cpus = all(node.is_cpu for node in fleet.nodes)
+        self._cpu_nodes = {node.name for node in fleet.nodes if node.is_cpu}
         self._sizes: dict[tuple[object, ...], dict[int, Option]] = {}
         self._shapes: dict[object, int] = {}
         self._splits: dict[tuple[int, str | None], tuple[dict[int, Option], dict[int, Option]]] = {}
@@ -141,6 +151,7 @@ class Jobs:
                 bool(asked.pinned and asked.pinned.partition is not None),
             ),
             selector(workload),
+            self._pinned_to_cpus(workload),
         )
         if key not in self._sizes:
             try:
@@ -156,7 +167,7 @@ class Jobs:
 
     def _size(self, workload: Workload) -> dict[int, Option]:
         wanted = selector(workload)
-        needs: dict[int, int | None] = {}
+        needs: dict[tuple[int, bool], int | None] = {}
         found: dict[int, Option] = {}
         for kind in self._kinds:
             if wanted in kind.selected and self._computes(workload, kind):
@@ -187,7 +198,7 @@ class Jobs:
         cards = self._nodes[node].cards if node in self._nodes else ()
         return {kind for card in cards for kind in (*card.kinds.values(), card.as_found)}
 
-    def _option(self, workload: Workload, kind: DeviceKind, needs: dict[int, int | None]) -> Option | None:
+    def _option(self, workload: Workload, kind: DeviceKind, needs: dict[tuple[int, bool], int | None]) -> Option | None:
         """The fewest devices of that kind that hold a replica, None where no number does."""
         budget = budget_bytes(kind.device_bytes, DEFAULT_UTILIZATION)
         if workload.memory_limit is not None:
@@ -196,9 +207,10 @@ class Jobs:
                 return None
             budget = limit
         for devices in device_counts(workload, kind, self._most_cards[kind.gpu]):
-            if devices not in needs:
-                needs[devices] = need_bytes(workload, devices, self._facts(workload))
-            need = needs[devices]
+            key = (devices, kind.is_cpu)
+            if key not in needs:
+                needs[key] = need_bytes(workload, devices, self._facts(workload), kind.is_cpu)
+            need = needs[key]
             if need is not None and need <= budget:
                 return Option(devices, need, budget)
         return None
@@ -212,12 +224,23 @@ class Jobs:
         return self._models[reference]
 
     def _computes(self, workload: Workload, kind: DeviceKind) -> bool:
-        """fp8 needs matrix units that know it; every other format is computed in 16 bit where it must be."""
+        """fp8 needs matrix units that know it; every other format is computed in 16 bit where it must be.
+
+        CPUs are slow: beside GPUs they get GGUF files, and what is pinned to them.
+        """
+        if kind.is_cpu:
+            return self._only_cpus or self._is_gguf(workload) or self._pinned_to_cpus(workload)
         if workload.model is None:
             return True
         precision = workload.precision or self._model(workload.model).native_precision
         formats = catalog()[kind.gpu].matrix_formats
         return precision != "fp8" or any(name.startswith("fp8") for name in formats)
+
+    def _is_gguf(self, workload: Workload) -> bool:
+        return workload.model is not None and self._model(workload.model).gguf
+
+    def _pinned_to_cpus(self, workload: Workload) -> bool:
+        return workload.pinned is not None and workload.pinned.node in self._cpu_nodes
 
     def _pin(self, workload: Workload) -> tuple[int, int | None, int | None] | None:
         pin = workload.pinned

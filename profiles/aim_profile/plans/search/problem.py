@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from aim_profile.gpus.catalog import PartitionMode
+from aim_profile.gpus.modes import DeviceMode
+from aim_profile.nodes.facts import CPU
 from aim_profile.plans.plan import PRIORITIES
 from aim_profile.plans.workload import Workload
 
@@ -25,12 +26,13 @@ Selector = tuple[tuple[str, str], ...]
 class DeviceKind(NamedTuple):
     """Devices that are alike: one mode of one accelerator with one size, on nodes that the same selectors choose.
 
-    partitions: devices per card; selected: the node selectors (sorted label pairs) that choose these nodes.
+    gpu: `cpu` for the CPU sets of nodes without one. partitions: devices per card; selected: the node selectors (sorted
+    label pairs) that choose these nodes.
     """
 
     number: int
     gpu: str
-    mode: PartitionMode
+    mode: DeviceMode
     partitions: int
     device_bytes: int
     selected: frozenset[Selector]
@@ -39,6 +41,11 @@ class DeviceKind(NamedTuple):
     def whole(self) -> bool:
         """Whether a device is a whole card."""
         return self.partitions == 1
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether a device is a CPU set: one model runs on one."""
+        return self.gpu == CPU
 
 
 class Option(NamedTuple):
