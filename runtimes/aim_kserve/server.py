@@ -45,8 +45,6 @@ from aim_kserve.settings import ServerSettings
 logger = logging.getLogger("aim.server")
 
 ENDING_S = 3.0  # to cut off what is left, tell its clients, and wait for threads
-#: Loggers that tell of every request what the access log tells.
-NOISY = ("kserve", "uvicorn", "httpx")
 LATE_S = 10.0  # freeing a large model takes seconds, and so does ending an engine's processes
 
 
@@ -274,12 +272,3 @@ def bind(host: str, port: int, flag: str) -> socket.socket:
         listener.close()
         raise StartupError(f"cannot listen on {host}:{port} ({error.strerror}): choose another {flag}") from error
     return listener
-
-
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """Plain lines on stderr for what the process does; requests go to the JSON access log on stdout."""
-    logging.basicConfig(
-        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
-    for noisy in NOISY:
-        logging.getLogger(noisy).setLevel(logging.WARNING)

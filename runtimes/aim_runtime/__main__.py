@@ -22,7 +22,7 @@ def main() -> None:
         from aim_runtime.dry_run import dry_run
 
         sys.exit(dry_run(settings))
-    from aim_runtime.server import run  # imports KServe: settings are checked before that second is spent
+    from aim_runtime.server import run
 
     sys.exit(run(settings))
 

@@ -109,7 +109,8 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
 
     def _engine_trouble(self) -> Unavailable:
         if _is_restarting(self.runs_on):
-            what = "is being started again: ask again"
+            words = self.runs_on.stats().last_words
+            what = f"is being started again{f', its process {words}' if words else ''}: ask again"
         else:
             stalled_s = self.runs_on.stats().stalled_s
             moves = not stalled_s or stalled_s < 1

@@ -1,25 +1,25 @@
-"""The main path: settings → node → profile → sizing → assignment → engine → server."""
+"""The main path: settings → node → profile → sizing → assignment → engine → server.
+
+What imports KServe (a second) is imported by the functions that need it: by then, the engine's process loads already.
+"""
 
 from __future__ import annotations
 
 import logging
-import os
 from functools import partial
+from typing import TYPE_CHECKING
 
 from aim_kserve.errors import StartupError
-from aim_kserve.server import NOISY, Server, log_to_stderr
-from aim_runtime.admin_api import adapter_routes
+from aim_kserve.log import NOISY, log_to_stderr
 from aim_runtime.assignment import Assignment
-from aim_runtime.choose import create_engine
-from aim_runtime.engine_gauges import Device
 from aim_runtime.engines.base import Engine
-from aim_runtime.models.directory import Models
-from aim_runtime.models.entry import Launch, ModelEntry
-from aim_runtime.models.registry import Registry, Repository
-from aim_runtime.openai_api import Operations, model_routes
 from aim_runtime.settings import RuntimeSettings
 from aim_runtime.start import described, located, prepare, refuse
-from aim_runtime.telemetry import Telemetry
+from aim_runtime.supervisor.create import start_engine
+
+if TYPE_CHECKING:
+    from aim_runtime.models.directory import Models
+    from aim_runtime.models.entry import Launch
 
 logger = logging.getLogger("aim.server")
 
@@ -37,8 +37,7 @@ def run(settings: RuntimeSettings) -> int:
         assignment = prepare(settings)
         for line in described(assignment):
             logger.info("%s", line)
-        os.environ.update(assignment.env)
-        engine = create_engine(settings, assignment)
+        engine = start_engine(settings, assignment)
     except StartupError as error:
         return refuse(settings, error)
     return serve(settings, engine, _launch(engine, assignment))
@@ -55,6 +54,9 @@ def set_levels(settings: RuntimeSettings) -> None:
 
 
 def _launch(engine: Engine, assignment: Assignment) -> Launch:
+    from aim_runtime.engine_gauges import Device
+    from aim_runtime.models.entry import Launch
+
     mode = (assignment.evidence.mode or "").split("/")
     compute, memory = mode if len(mode) == 2 else ("", "")
     devices = tuple(Device(str(each.card), str(each.partition), compute, memory) for each in assignment.devices)
@@ -63,6 +65,10 @@ def _launch(engine: Engine, assignment: Assignment) -> Launch:
 
 def serve(settings: RuntimeSettings, engine: Engine, launch: Launch | None = None) -> int:
     """Serve one engine, which is not loaded yet, as the only model; ``launch`` says on what."""
+    from aim_runtime.models.directory import Models
+    from aim_runtime.models.entry import Launch, ModelEntry
+    from aim_runtime.telemetry import Telemetry
+
     entry = ModelEntry(settings.model_name, (launch or Launch(lambda: engine),))
     try:
         telemetry = Telemetry(settings)
@@ -76,6 +82,11 @@ def serve(settings: RuntimeSettings, engine: Engine, launch: Launch | None = Non
 
 def serve_models(settings: RuntimeSettings, models: Models) -> int:
     """Serve until a signal: listen, load behind, answer, drain; returns the exit code."""
+    from aim_kserve.server import Server
+    from aim_runtime.admin_api import adapter_routes
+    from aim_runtime.models.registry import Registry, Repository
+    from aim_runtime.openai_api import Operations, model_routes
+
     routes = model_routes(models)
     if settings.runtime_adapters:
         routes += adapter_routes(lambda: models.served, audit=models.audit, directory=settings.adapter_dir)

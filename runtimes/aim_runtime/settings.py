@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
@@ -47,6 +47,14 @@ class _Shared(DeviceSettings):
         None, description="file for the lines that say who loaded and unloaded what; default: stdout"
     )
 
+    supervise: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="run the engine in a process of its own, watched and started again (always) or in the server's "
+        "(never); auto: always, except vllm, which computes in processes of its own anyway",
+    )
+    start_timeout: float = Field(
+        1800, gt=0, description="seconds an engine in a process of its own may take to load its model"
+    )
     runtime_adapters: bool = Field(
         False, description="serve POST /v1/load_lora_adapter and unload_lora_adapter, to whoever reaches this port"
     )

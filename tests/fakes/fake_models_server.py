@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from aim_kserve.server import log_to_stderr
+from aim_kserve.log import log_to_stderr
 from aim_runtime.model import State
 from aim_runtime.models.directory import Models
 from aim_runtime.models.entry import Launch, ModelEntry

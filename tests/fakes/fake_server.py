@@ -6,7 +6,7 @@ import sys
 
 import orjson
 
-from aim_kserve.server import log_to_stderr
+from aim_kserve.log import log_to_stderr
 from aim_runtime.server import serve
 from aim_runtime.settings import RuntimeSettings
 from fake_engine import FakeEngine

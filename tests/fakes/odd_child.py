@@ -140,6 +140,7 @@ class OddEngine(FakeEngine):
     async def _usage(self, _: Json, context: RequestContext) -> Json:
         usage = context.usage
         usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens = 3, 2, 1
+        usage.queue_s, usage.prefill_s = 0.5, 0.25
         context.ignored.append("bogus")
         return {"priority": context.priority, "timeout_s": context.timeout_s}
 

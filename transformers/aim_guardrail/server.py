@@ -19,7 +19,8 @@ def run(settings: GuardrailSettings, policy: Policy) -> int:
     from aim_guardrail.proxy import Proxy
     from aim_guardrail.transformer import GuardrailModel
     from aim_guardrail.upstream import Upstream
-    from aim_kserve.server import Server, log_to_stderr
+    from aim_kserve.log import log_to_stderr
+    from aim_kserve.server import Server
 
     log_to_stderr()
     metrics = Metrics()

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from aim_runtime.engines.base import Engine, EngineSpec, ModelLoadError
-from aim_runtime.engines.kind import EngineKind
+from aim_runtime.engines.kind import EngineKind, EngineSettings
 
 GROUP = "aim_runtime.engines"
 #: Ours are found without any installed metadata, and in the order in which ``auto`` asks them.
@@ -56,6 +56,16 @@ def create(spec: EngineSpec) -> Engine:
     Raises:
         ModelLoadError: no such engine, an option it does not have or does not take, or its library is missing.
     """
+    chosen, settings = check(spec)
+    return chosen.create(replace(spec, options=settings.model_dump()), settings)
+
+
+def check(spec: EngineSpec) -> tuple[EngineKind, EngineSettings]:
+    """Whether :func:`create` could be tried, nothing imported: the engine and its own settings.
+
+    Raises:
+        ModelLoadError: as :func:`create`.
+    """
     chosen = kind(spec.engine)
     try:
         settings = chosen.settings.model_validate(dict(spec.options))
@@ -63,7 +73,7 @@ def create(spec: EngineSpec) -> Engine:
         raise ModelLoadError(_wrong_option(spec.engine, chosen, error)) from None
     if chosen.module is not None and importlib.util.find_spec(chosen.module) is None:
         raise ModelLoadError(f"the {spec.engine} engine is not installed in this environment: {chosen.remedy}")
-    return chosen.create(replace(spec, options=settings.model_dump()), settings)
+    return chosen, settings
 
 
 def serving(model: Path) -> list[str]:

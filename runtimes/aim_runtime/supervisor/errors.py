@@ -5,14 +5,14 @@ from __future__ import annotations
 from aim_kserve import errors
 from aim_kserve.errors import ServingError
 
-from .frames import Failed, Tokens
+from .frames import Failed, Spent
 
 _KINDS: dict[str, type[ServingError]] = {
     name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, ServingError)
 }
 
 
-def to_frame(call: int, error: ServingError, tokens: Tokens) -> Failed:
+def to_frame(call: int, error: ServingError, spent: Spent) -> Failed:
     """``error`` in words: by the nearest of its classes that both sides know."""
     kind = next(base.__name__ for base in type(error).__mro__ if _KINDS.get(base.__name__) is base)
     return Failed(
@@ -25,7 +25,7 @@ def to_frame(call: int, error: ServingError, tokens: Tokens) -> Failed:
         error.code,
         error.retry_after_s,
         error.headers(),
-        tokens,
+        spent,
     )
 
 

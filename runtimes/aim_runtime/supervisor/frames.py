@@ -82,8 +82,9 @@ class Close(Message, tag=7):
 
 # --- from the engine's process ----------------------------------------------------------------------------------------
 
-#: Prompt, completion and cached tokens so far.
-Tokens = tuple[int, int, int]
+#: A request's Usage so far, its fields in their order.
+Spent = tuple[int, int, int, float | None, float | None]
+NOTHING: Spent = (0, 0, 0, None, None)
 
 
 class Loaded(Message, tag=20):
@@ -114,7 +115,7 @@ class Answer(Message, tag=23):
 
     call: int
     body: dict[str, Any]
-    tokens: Tokens
+    spent: Spent
     ignored: list[str]
 
 
@@ -128,7 +129,7 @@ class Opened(Message, tag=24):
 class Chunks(Message, tag=25):
     call: int
     chunks: list[bytes]
-    tokens: Tokens
+    spent: Spent
 
 
 class Ended(Message, tag=26):
@@ -150,7 +151,7 @@ class Failed(Message, tag=27):
     code: str | None
     retry_after_s: float | None
     headers: dict[str, str]
-    tokens: Tokens
+    spent: Spent
 
 
 ToEngine = Start | Ask | Abort | Credit | LoadAdapter | UnloadAdapter | Close

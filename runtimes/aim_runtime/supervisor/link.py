@@ -28,6 +28,7 @@ from .frames import (
     LoadFailed,
     Opened,
     Reader,
+    Spent,
     encode,
 )
 
@@ -210,7 +211,7 @@ class Link(asyncio.Protocol):
         if call is None:  # its client has left
             return
         if kind is Chunks:
-            _count(call.context.usage, message.tokens)
+            _count(call.context.usage, message.spent)
             call.add(message.chunks)
         elif kind is Opened:
             call.answer(message)
@@ -220,11 +221,11 @@ class Link(asyncio.Protocol):
     def _finish(self, call: Call, message: Answer | Ended | Failed) -> None:
         del self.calls[call.number]
         if isinstance(message, Failed):
-            _count(call.context.usage, message.tokens)
+            _count(call.context.usage, message.spent)
             call.end(from_frame(message))
             return
         if isinstance(message, Answer):
-            _count(call.context.usage, message.tokens)
+            _count(call.context.usage, message.spent)
         call.answer(message)
         call.end()
 
@@ -267,5 +268,5 @@ class Stream(AsyncGenerator[bytes, None]):
         self._link.abandon(self._call)
 
 
-def _count(usage: Usage, tokens: tuple[int, int, int]) -> None:
-    usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens = tokens
+def _count(usage: Usage, spent: Spent) -> None:
+    usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.queue_s, usage.prefill_s = spent

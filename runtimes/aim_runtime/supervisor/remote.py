@@ -80,6 +80,11 @@ class RemoteEngine:
         return self._supervisor.state
 
     @property
+    def restarting(self) -> bool:
+        """Its process has ended and another one loads the model: nobody need do anything."""
+        return self.state == "restarting"
+
+    @property
     def restarts(self) -> int:
         """Processes started after the first."""
         return self._supervisor.restarts

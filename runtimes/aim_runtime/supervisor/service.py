@@ -15,6 +15,7 @@ from aim_runtime.engines.base import Engine, RequestContext, Stream, Usage
 
 from .errors import to_frame
 from .frames import (
+    NOTHING,
     WINDOW_BYTES,
     Abort,
     Answer,
@@ -28,8 +29,8 @@ from .frames import (
     LoadAdapter,
     Opened,
     Reader,
+    Spent,
     ToEngine,
-    Tokens,
     UnloadAdapter,
     encode,
 )
@@ -128,19 +129,19 @@ class Service(asyncio.Protocol):
         try:
             await work
         except ServingError as error:
-            self.send(to_frame(call, error, self._tokens(call)))
+            self.send(to_frame(call, error, self._spent(call)))
         except Exception:
             # The edge of one request: the others go on, the parent's client is told where the cause is.
             logger.exception("request %d failed", call)
             unknown = ServingError("internal error: the server's log has the cause, by x-request-id")
-            self.send(to_frame(call, unknown, self._tokens(call)))
+            self.send(to_frame(call, unknown, self._spent(call)))
         finally:
             self._tasks.pop(call, None)
             self._streams.pop(call, None)
 
-    def _tokens(self, call: int) -> Tokens:
+    def _spent(self, call: int) -> Spent:
         stream = self._streams.get(call)
-        return _tokens_of(stream.usage) if stream is not None else (0, 0, 0)
+        return _spent_of(stream.usage) if stream is not None else NOTHING
 
     async def _answer(self, ask: Ask) -> None:
         assert self._engine is not None  # nobody asks before it is loaded
@@ -148,7 +149,7 @@ class Service(asyncio.Protocol):
         stream = self._streams[ask.call] = _Outgoing(ask.call, context.usage)
         answer = await self._engine.operations[ask.operation](ask.body, context)
         if isinstance(answer, dict):
-            self.send(Answer(ask.call, answer, _tokens_of(context.usage), context.ignored))
+            self.send(Answer(ask.call, answer, _spent_of(context.usage), context.ignored))
             return
         self.send(Opened(ask.call, context.ignored))
         await self._pump(answer, stream)
@@ -202,7 +203,7 @@ class Service(asyncio.Protocol):
             except ServingError:
                 logger.error("an answer cannot be passed on: %s", error)
                 refusal = ServingError("the engine's answer cannot be passed on", code="answer_unsendable")
-                frame = encode([to_frame(message.call, refusal, (0, 0, 0))])
+                frame = encode([to_frame(message.call, refusal, NOTHING)])
             self._transport.write(frame)
 
     def _beat(self) -> Beat:
@@ -218,8 +219,8 @@ class Service(asyncio.Protocol):
 
 def _chunks_of(stream: _Outgoing) -> Chunks:
     chunks, stream.chunks = stream.chunks, []
-    return Chunks(stream.call, chunks, _tokens_of(stream.usage))
+    return Chunks(stream.call, chunks, _spent_of(stream.usage))
 
 
-def _tokens_of(usage: Usage) -> Tokens:
-    return usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens
+def _spent_of(usage: Usage) -> Spent:
+    return usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.queue_s, usage.prefill_s
