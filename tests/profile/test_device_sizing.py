@@ -79,6 +79,8 @@ def test_a_memory_limit_bounds_the_budget_and_may_not_exceed_the_device():
     ) as refused:
         size_on_device(by_id(LLAMA_8B), device, memory_limit_bytes=40 * GIB)
     assert refused.value.field == "memory_limit"
+    with pytest.raises(SizingError, match="memory limit of 0 bytes; say how much"):
+        size_on_device(by_id(LLAMA_8B), device, memory_limit_bytes=0)
 
 
 def test_a_gguf_on_a_cpu_set_counts_what_llama_cpp_takes(embedded_model: Path):

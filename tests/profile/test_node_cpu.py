@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from aim_profile.cli.app import app
 from aim_profile.errors import NodeError
 from aim_profile.nodes.cpu import cpu_list, read_cpu
-from aim_profile.nodes.devices import devices_of
+from aim_profile.nodes.devices import devices_of, refuse_larger
 from aim_profile.nodes.emulated import export_node, load_emulated, parse_emulated
 from aim_profile.nodes.facts import Node, Partition
 from aim_profile.nodes.read import emulate, read_node
@@ -172,10 +172,11 @@ def test_a_cgroup_above_the_namespace_stays_inside_the_mount(tmp_path: Path):
         ("proc/meminfo", "MemTotal: 0 kB\n", "less than 1 MiB of memory, by MemTotal"),
         ("proc/meminfo", "MemTotal: 9 kB\n" + "x" * 5_000_000, "too large"),
         ("proc/meminfo", "\0" * 99, "not plain text"),
-        ("proc/self/status", "Cpus_allowed_list:\t3-1\n", "'3-1' is not a CPU or a range"),
+        ("proc/self/status", "Cpus_allowed_list:\t3-1\n", "'3-1' is not the next CPU or range"),
         ("proc/self/status", "Cpus_allowed_list:\t0-999999\n", "below 8192"),
-        ("proc/self/status", "Cpus_allowed_list:\t\n", "is not a CPU or a range"),
-        ("sys/devices/system/cpu/online", "a,b", "is not a CPU or a range"),
+        ("proc/self/status", "Cpus_allowed_list:\t0-8191" + ",0-8191" * 99_999, "'0-8191' is not the next CPU"),
+        ("proc/self/status", "Cpus_allowed_list:\t\n", "is not the next CPU"),
+        ("sys/devices/system/cpu/online", "a,b", "is not the next CPU"),
         ("sys/fs/cgroup/memory.max", "lots", "'lots' is not a whole number"),
         ("sys/fs/cgroup/memory.max", "0", "less than 1 MiB of memory, by cgroup memory.max"),
         ("sys/fs/cgroup/memory.max", "-1", "is not a whole number"),
@@ -204,6 +205,12 @@ def test_a_cpu_list_gives_back_the_ids_it_was_written_from(ids: set[int]):
 def test_any_text_is_cpus_or_one_error(text: str):
     with contextlib.suppress(NodeError):
         assert cpu_list(text, "list")
+
+
+def test_a_cgroup_of_a_name_that_no_folder_can_have_is_no_crash(tmp_path: Path):
+    machine(tmp_path, proc__self__cgroup=f"0::/{'x' * 5000}/y\n")
+    write(tmp_path, **{"sys__fs__cgroup__cgroup.controllers": "", "sys__fs__cgroup__memory.max": str(2**30)})
+    assert the_device(read_node(tmp_path)).memory_mib == 1024
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -270,6 +277,7 @@ HEAD = "version: 1\nkind: cpu\n"
         ("partitions: [{cpus: [0], memory: 0GiB}]", "less than a byte"),
         ("partitions: [{cpus: [0], memory: 1KiB}]", "less than 1 MiB"),
         ("partitions: [{cpus: [0], memory: -1GiB}]", "is not a memory size"),
+        ("partitions: [{cpus: [0], memory: 999999TiB}]", "more than 1 PiB"),
         ("partitions: [{cpus: [0]}]", "partitions[0].memory: Field required"),
         ("partitions: [{cpu: [0], memory: 1GiB}]", "unknown key; did you mean cpus?"),
         ("partitions: []", "partitions: "),
@@ -307,6 +315,21 @@ def test_a_cpu_node_survives_its_export(tmp_path: Path):
         assert load_emulated(file) == node
 
 
+def test_a_set_larger_than_the_machine_is_refused(tmp_path: Path):
+    here = read_node(machine(tmp_path, available_mib=2048))
+    refuse_larger(parse_emulated(HEAD + "cores: 2\nmemory: 2GiB\npartitions: 4\nshare_cpus: true\n"), here)
+    refuse_larger(emulate("MI300X", 1), here)
+    refuse_larger(parse_emulated(HEAD + "partitions: [{cpus: [77], memory: 9GiB}]\n"), Node())
+    with pytest.raises(
+        NodeError, match=r"card 0 partition 1 .*CPU 4 is none that this process may use; name some of 0, 1"
+    ):
+        refuse_larger(
+            parse_emulated(HEAD + "partitions: [{cpus: [3], memory: 1GiB}, {cpus: [4], memory: 1GiB}]\n"), here
+        )
+    with pytest.raises(NodeError, match="take 4096 MiB of memory, 2048 more than the 2048 MiB"):
+        refuse_larger(parse_emulated(HEAD + "cores: 2\nmemory: 4GiB\npartitions: 2\n"), here)
+
+
 def test_an_exported_cpu_set_is_checked_too():
     text = "version: 1\nnode: {cards: [{index: 0, product: cpu, partitions: [{index: 0, cpus: [1, 1]}]}]}\n"
     with pytest.raises(NodeError, match=r"CPU 1 is there twice"):
@@ -339,6 +362,17 @@ def test_fit_sizes_a_gguf_on_a_cpu_set(tmp_path: Path, embedded_model: Path):
     assert (code, "does not fit, short by" in output, "MiB of memory" in output) == (1, True, True)
     code, output = run("fit", embedded_model, "--node", file, "--tp", 2)
     assert (code, "a model runs on one CPU set" in output) == (2, True)
+
+
+def test_a_card_without_a_cpu_set_is_one_line(tmp_path: Path, embedded_model: Path):
+    file = tmp_path / "node.yaml"
+    file.write_text("version: 1\nnode: {name: n, cards: [{index: 0, product: cpu}]}\n")
+    assert run("node", "--node", file)[0] == 0
+    code, output = run("fit", embedded_model, "--node", file)
+    assert (code, "card 0 has no CPU set" in output) == (2, True)
+    (tmp_path / "w.yaml").write_text(f"version: 1\nworkloads: [{{name: a, model: {embedded_model}}}]\n")
+    code, output = run("plan", file, tmp_path / "w.yaml")
+    assert (code, "0 of 1 replicas placed" in output) == (1, True)
 
 
 def test_select_says_that_profiles_are_for_gpus(tmp_path: Path):

@@ -15,7 +15,7 @@ from aim_profile.nodes.read import emulate
 from aim_profile.plans.compare import plan_assert
 from aim_profile.plans.fleet import fleet_of
 from aim_profile.plans.make import make_plan
-from aim_profile.plans.plan import Plan, PlanOptions, dump_plan, parse_plan
+from aim_profile.plans.plan import Plan, PlanError, PlanOptions, dump_plan, parse_plan
 from aim_profile.plans.steps import plan_steps
 from aim_profile.plans.workload import Workload, WorkloadError, workloads_of
 from aim_profile.units import MIB
@@ -140,6 +140,14 @@ def test_sets_of_different_sizes_are_planned_by_the_smallest(embedded_model: Pat
     plan = planned([node], workload("a", embedded_model))
     assert plan.cards[0].device_memory_mib * MIB == 300 * MIB
     assert plan.unplaced
+
+
+@pytest.mark.parametrize(("gpu", "mode"), [("cpu", "CPX/NPS4"), ("MI300X", "CPU")])
+def test_a_plan_that_mixes_up_the_modes_is_refused(embedded_model: Path, gpu: str, mode: str):
+    text = dump_plan(planned([cpu_node()], workload("a", embedded_model)))
+    wrong = text.replace("gpu: cpu", f"gpu: {gpu}").replace("mode: CPU", f"mode: {mode}")
+    with pytest.raises(PlanError, match=r"plan:\d+: cards\[0\].*: mode .* is none of"):
+        parse_plan(wrong)
 
 
 def test_the_verbs_plan_assert_steps_and_render(tmp_path: Path, embedded_model: Path):

@@ -65,6 +65,8 @@ def device(
 
 def _device_of(card: Card, deployment: Deployment) -> NamedDevice:
     """The card's smallest device: by its mode, or where that is not wholly readable by what it reports."""
+    if card.is_cpu and not card.partitions:
+        raise NodeError(f"card {card.index} has no CPU set", field="partitions", remedy="name its partitions")
     if card.is_cpu:
         least = min(card.partitions, key=lambda part: part.memory_mib or 0)
         return NamedDevice(None, least.memory_bytes or 0, least.compute_units or 0)

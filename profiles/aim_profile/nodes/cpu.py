@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from os.path import isdir
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -58,15 +59,15 @@ def read_cpu(root: Path) -> Card | None:
 
 
 def cpu_list(text: str, named: Path | str) -> tuple[int, ...]:
-    """`0-3,8` (cpuset(7), "List format") as ids in order. Raises NodeError naming `named`."""
-    found: set[int] = set()
+    """`0-3,8` (cpuset(7), "List format", in the kernel's ascending order) as ids. Raises NodeError naming `named`."""
+    found: list[int] = []
     for part in text.split(","):
         ends = re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part)
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, -1)
-        if not first <= last < MOST_CPUS:
-            raise _bad(named, f"{part.strip()[:40]!r} is not a CPU or a range of CPUs below {MOST_CPUS}")
-        found.update(range(first, last + 1))
-    return tuple(sorted(found))
+        if not first <= last < MOST_CPUS or (found and first <= found[-1]):
+            raise _bad(named, f"{part.strip()[:40]!r} is not the next CPU or range of CPUs below {MOST_CPUS}")
+        found.extend(range(first, last + 1))
+    return tuple(found)
 
 
 def _memory(root: Path) -> list[_Bound] | None:
@@ -156,7 +157,8 @@ def _folders(root: Path, groups: dict[str, PurePosixPath], controller: str) -> I
     parts = [] if ".." in path.parts else [part for part in path.parts if part != "/"]
     for depth in range(min(len(parts), 64), -1, -1):
         folder = mount.joinpath(*parts[:depth])
-        if folder.is_dir():
+        # A name no folder can have is none, where Path would raise.
+        if isdir(folder):
             yield folder
 
 
@@ -177,9 +179,8 @@ def _cpus(root: Path) -> tuple[int, ...]:
         sets.append(cpu_list(online, online_file))
     if not sets:
         listed = re.findall(r"^processor\s*:\s*([0-9]{1,6})\s*$", _text(root / "proc/cpuinfo") or "", re.MULTILINE)
-        sets = [cpu_list(",".join(listed), root / "proc/cpuinfo")] if listed else []
-    common = set(sets[0]).intersection(*sets[1:]) if sets else set()
-    return tuple(sorted(common))
+        return tuple(sorted({cpu for number in listed if (cpu := int(number)) < MOST_CPUS}))
+    return tuple(sorted(set(sets[0]).intersection(*sets[1:])))
 
 
 def _whole(file: Path, text: str) -> int:

@@ -74,6 +74,32 @@ def devices_of(node: Node) -> tuple[Device, ...]:
     return tuple(_device(card, part, deployment) for card in node.cards for part in card.partitions)
 
 
+def refuse_larger(node: Node, machine: Node) -> None:
+    """Raises NodeError where the CPU sets of `node` are more than `machine`, as it was read, can give them.
+
+    Sets may share cores; their memory adds up. Nothing is refused where `machine` does not say what it has.
+    """
+    there = [device for device in devices_of(machine) if device.kind == "cpu"]
+    wanted = [device for device in devices_of(node) if device.kind == "cpu"]
+    cpus = {cpu for device in there for cpu in device.cpus}
+    for device in wanted:
+        if cpus and (missing := [cpu for cpu in device.cpus if cpu not in cpus]):
+            raise NodeError(
+                f"{device.label}: CPU {missing[0]} is none that this process may use",
+                field="cpus",
+                value=device.cpus,
+                remedy=f"name some of {', '.join(map(str, sorted(cpus)[:16]))}{', …' * (len(cpus) > 16)}",
+            )
+    need, have = (sum(device.memory_mib or 0 for device in devices) for devices in (wanted, there))
+    if have and need > have:
+        raise NodeError(
+            f"the CPU sets take {need} MiB of memory, {need - have} more than the {have} MiB that may be used here",
+            field="memory",
+            value=need,
+            remedy="give them less, or free some",
+        )
+
+
 def _device(card: Card, part: Partition, deployment: Deployment) -> Device:
     try:
         mode = None if card.is_cpu else mode_of(card, deployment)

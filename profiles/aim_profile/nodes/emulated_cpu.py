@@ -30,6 +30,7 @@ from aim_profile.units import MIB, parse_memory
 from .facts import CPU, MOST_CPUS, Card, Node, Partition, checked_cpus
 
 _MOST_PARTITIONS = 256
+_MOST_MIB = 2**30
 _Whole = Annotated[int, Field(strict=True)]
 
 
@@ -43,8 +44,8 @@ def _mib(text: str) -> int:
         found = parse_memory(text) // MIB
     except AimProfileError as problem:
         raise ValueError(str(problem)) from problem
-    if not found:
-        raise ValueError(f"{text!r} is less than 1 MiB")
+    if not 1 <= found <= _MOST_MIB:
+        raise ValueError(f"{text!r} is {'more than 1 PiB' if found else 'less than 1 MiB'}")
     return found
 
 

@@ -77,6 +77,12 @@ class CardPlan(_Frozen):
     partitions: int = Field(default=0, ge=0)
     device_memory_mib: int = Field(default=0, ge=0)
 
+    @model_validator(mode="after")
+    def _cpus_have_their_own_mode(self) -> Self:
+        if self.mode is not None and (self.gpu == CPU) != (self.mode == CPU_MODE):
+            raise ValueError(f"mode {self.mode} is none of {self.gpu}: {CPU_MODE} is that of {CPU}, and its only one")
+        return self
+
     @property
     def switchable(self) -> bool:
         """Whether its node can put it into another mode."""

@@ -78,6 +78,10 @@ def _share_bytes(device: Device) -> int:
 def _utilization(device: Device, share: int, limit: int | None) -> float:
     if limit is None:
         return DEFAULT_UTILIZATION
+    if limit < 1:
+        raise SizingError(
+            f"memory limit of {limit} bytes", field="memory_limit", value=limit, remedy="say how much, or leave it out"
+        )
     if limit > share:
         raise SizingError(
             f"memory limit of {gib(limit)} GiB: {device.label} has {gib(share)} GiB, {gib(limit - share)} GiB less",
