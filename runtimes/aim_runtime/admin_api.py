@@ -106,6 +106,7 @@ class _Adapters:
         if model is None:
             raise not_loaded(body.lora_name, [name for model in self._served() for name in model.runs_on.adapters])
         await _taking(model).unload_adapter(body.lora_name)
+        model.metrics.remove_adapter(body.lora_name)
         return str(model.name)
 
     def _base(self, name: str | None) -> RuntimeModel:

@@ -54,7 +54,7 @@ class Telemetry:
         if memory_bytes is None:
             return self.memory.gate(pools)
         own = process_pool(
-            lambda: getattr(engine, "pid", None) or os.getpid(),
+            lambda: getattr(engine, "pid", os.getpid()),
             memory_bytes,
             name=f"the {engine.name} engine's partition",
             card=devices[0].card if devices else "",

@@ -110,6 +110,7 @@ async def test_answers_streams_usage_and_the_context_go_through() -> None:
         context = RequestContext("r4", priority=7, timeout_s=1.5)
         assert await ask(engine, "odd/usage", {}, context) == {"priority": 7, "timeout_s": 1.5}
         assert (context.usage, context.ignored) == (Usage(3, 2, 1, 0.5, 0.25), ["bogus"])
+        assert engine.pid == await pid(engine)
 
 
 TREE = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ServingError)]

@@ -84,6 +84,28 @@ def test_a_stream_and_a_whole_answer_are_traced_and_successful_probes_are_not_lo
     assert not [path for path, line in logged.items() if "ready" in path and line["status"] < 400]
 
 
+@pytest.mark.model
+def test_the_embedded_engine_tells_queue_prefill_and_decode_apart(embedded_model: Path, receiver: OtlpReceiver) -> None:
+    before = len(receiver.spans)
+    flags = ["--model_name", "smollm2", "--model_dir", str(embedded_model.parent), "--threads", "1"]
+    flags += ["--max_model_len", "512", "--max_concurrency", "2", "--otlp_endpoint", receiver.url]
+    with Served(["-m", "aim_runtime", *flags]) as server:
+        for stream in (False, True):
+            body = {"prompt": "Once upon a time", "max_tokens": 4, "stream": stream, "ignore_eos": True}
+            assert httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).status_code == 200
+        server.terminate()
+        assert server.exit_code() == 0
+    spans = receiver.spans[before:]
+    roots = [span for span in spans if span.name == "text_completion smollm2"]
+    assert [root.attributes["gen_ai.request.stream"] for root in roots] == [False, True]
+    for root in roots:
+        inside = [span for span in spans if span.parent_id == root.span_id]
+        assert [span.name for span in inside] == ["queue", "prefill", "decode"]
+        queue, prefill, decode = inside
+        assert root.start_ns == queue.start_ns <= queue.end_ns == prefill.start_ns < prefill.end_ns == decode.start_ns
+        assert decode.start_ns < decode.end_ns <= root.end_ns
+
+
 def test_who_loads_and_unloads_is_in_the_trail_and_states_are_shown(tmp_path: Path) -> None:
     audit_log = tmp_path / "audit.jsonl"
     with Served.fake_models("--audit_log", str(audit_log), models={"one": {}, "two": {}}) as served:

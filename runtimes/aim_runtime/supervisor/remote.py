@@ -85,6 +85,11 @@ class RemoteEngine:
         return self.state == "restarting"
 
     @property
+    def pid(self) -> int | None:
+        """Of the process; None while there is none."""
+        return self._supervisor.pid
+
+    @property
     def restarts(self) -> int:
         """Processes started after the first."""
         return self._supervisor.restarts

@@ -149,6 +149,11 @@ class Supervisor:
         except OSError as error:
             raise ModelLoadError(f"the engine's process cannot be started ({self._launch.python}): {error}") from error
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs now; None while there is none."""
+        return None if self._child is None else self._child.process.pid
+
     async def start(self) -> None:
         """Until the model is loaded.
 
