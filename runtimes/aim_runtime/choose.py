@@ -44,20 +44,24 @@ def spec_of(settings: RuntimeSettings, assignment: Assignment | None = None) -> 
     Raises:
         StartupError: no model of a known format, or a setting belongs to another engine.
     """
-    engine = assignment.engine if assignment else engine_of(settings)
-    options = settings.engine_options(engine)
-    context, concurrency = settings.max_model_len, settings.max_concurrency
-    if assignment and engine == "vllm" and assignment.devices:
-        flags = assignment.engine_args
-        context, concurrency, tensor_parallel = (whole_number(flags, name) for name in _OWN)
-        options["tensor_parallel_size"] = tensor_parallel
+    if assignment is None:
+        engine = engine_of(settings)
+        given = settings.max_model_len, settings.max_concurrency
+        return EngineSpec(engine, settings.model_dir, settings.model_name, *given, settings.engine_options(engine))
+    flags, options = assignment.engine_args, settings.engine_options(assignment.engine)
+    context = whole_number(flags, "max-model-len")
+    if assignment.engine == "vllm":
+        concurrency = whole_number(flags, "max-num-seqs")
+        options["tensor_parallel_size"] = whole_number(flags, "tensor-parallel-size")
         options["engine_args"] = {name: value for name, value in flags.items() if name not in _OWN}
-    model_dir = assignment.model_dir if assignment else settings.model_dir
-    return EngineSpec(engine, model_dir, settings.model_name, context, concurrency, options)
+    else:
+        concurrency = whole_number(flags, "max-concurrency")
+        options |= {name.replace("-", "_"): value for name, value in flags.items() if name not in _OWN}
+    return EngineSpec(assignment.engine, assignment.model_dir, assignment.model, context, concurrency, options)
 
 
-#: The flags that vLLM's engine has arguments of its own for.
-_OWN = ("max-model-len", "max-num-seqs", "tensor-parallel-size")
+#: The flags that an engine has arguments of its own for.
+_OWN = ("max-model-len", "max-num-seqs", "max-concurrency", "tensor-parallel-size")
 
 
 def detect(model_dir: Path) -> str:

@@ -14,7 +14,7 @@ from aim_kserve.log import NOISY, log_to_stderr
 from aim_runtime.assignment import Assignment
 from aim_runtime.engines.base import Engine
 from aim_runtime.settings import RuntimeSettings
-from aim_runtime.start import described, located, prepare, refuse
+from aim_runtime.start import check_machine, described, located, prepare, refuse
 from aim_runtime.supervisor.create import start_engine
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def run(settings: RuntimeSettings) -> int:
     try:
         settings = located(settings)
         assignment = prepare(settings)
+        check_machine(settings)
         for line in described(assignment):
             logger.info("%s", line)
         engine = start_engine(settings, assignment)

@@ -13,12 +13,14 @@ from aim_kserve.errors import StartupError
 from aim_profile.errors import AimProfileError
 from aim_profile.models.facts import ModelFacts
 from aim_profile.models.load import load_model
+from aim_profile.nodes.cpu import read_cpu
+from aim_profile.nodes.devices import refuse_larger
 from aim_profile.nodes.facts import Node
 from aim_profile.nodes.read import load_emulated, read_node
 from aim_profile.serving.files import read_file
 from aim_profile.serving.profile import Profile, ProfileId, parse_id
 from aim_profile.serving.selection import Candidate, stored_profiles
-from aim_runtime.assignment import Assignment, Refused, assign, check_filters, gpus
+from aim_runtime.assignment import ON_GPUS, Assignment, Case, Refused, assign, check_filters, gpus
 from aim_runtime.choose import engine_of
 from aim_runtime.settings import RuntimeSettings
 
@@ -38,15 +40,14 @@ def prepare(settings: RuntimeSettings, environment: Mapping[str, str] = os.envir
     """
     engine = engine_of(settings)
     try:
-        node = here(settings)
+        node = processors(here(settings), engine, settings)
         in_pod = is_pod(settings, environment)
-        on_gpus = bool(gpus(node)) and engine == "vllm"
+        on_gpus = bool(gpus(node)) and engine in ON_GPUS
         notes = check_filters(environment, in_pod=in_pod) if on_gpus else ()
-        model = facts_of(settings, needed=on_gpus and settings.unsized == "refuse")
+        model = facts_of(settings)
         settings, given = with_profile(settings, model)
-        stored = _stored(settings, model)
-        found = assign(settings, engine, node, model, given, stored=stored, in_pod=in_pod, notes=notes)
-        return _beside(environment, found)
+        case = Case(settings, engine, node, model, given, _stored(settings, model), in_pod)
+        return _beside(environment, assign(case, notes))
     except AimProfileError as error:
         raise Refused.because(error) from None
 
@@ -107,6 +108,28 @@ def here(settings: RuntimeSettings) -> Node:
     return read_node() if settings.node is None else load_emulated(settings.node)
 
 
+def check_machine(settings: RuntimeSettings) -> None:
+    """``--node`` may describe less than this machine, so that a model gets a part of it; not another machine.
+
+    Raises:
+        Refused: it has GPUs, or CPU sets that are not here.
+    """
+    if settings.node is None:
+        return
+    try:
+        node = load_emulated(settings.node)
+        if gpus(node):
+            raise Refused(
+                f"--node {settings.node} describes GPUs: they are only bound where they are read",
+                field="node",
+                value=str(settings.node),
+                remedy="leave it out to serve, or ask with --dry_run",
+            )
+        refuse_larger(node, read_node())
+    except AimProfileError as error:
+        raise Refused.because(error) from None
+
+
 def is_pod(settings: RuntimeSettings, environment: Mapping[str, str]) -> bool:
     """Whether a device plugin has chosen the devices: the kubelet sets the variable in every container."""
     if settings.binding != "auto":
@@ -114,28 +137,33 @@ def is_pod(settings: RuntimeSettings, environment: Mapping[str, str]) -> bool:
     return settings.node is None and bool(environment.get("KUBERNETES_SERVICE_HOST"))
 
 
-def facts_of(settings: RuntimeSettings, *, needed: bool) -> ModelFacts | None:
-    """What is known of the model's files; None where they tell too little (the engine may know better).
+def processors(node: Node, engine: str, settings: RuntimeSettings) -> Node:
+    """The node with this machine's processors in the place of its GPUs, for an engine that computes on them."""
+    if engine in ON_GPUS or not gpus(node) or settings.node is not None:
+        return node
+    card = read_cpu(Path("/"))
+    return node.model_copy(update={"cards": () if card is None else (card,), "backend": "proc"})
 
-    Raises:
-        ModelError: they cannot be read, and are ``needed``.
-    """
+
+def facts_of(settings: RuntimeSettings) -> ModelFacts:
+    """What is known of the model's files; where they cannot be read, their size, and why (the engine may know more)."""
     place = settings.model_dir
-    if place.is_dir() and not (place / "config.json").is_file():
-        files = sorted(place.glob("*.gguf"))
-        if len(files) != 1:
-            return None
-        place = files[0]
     try:
         model = load_model(place)
-    except AimProfileError:
-        if needed:
-            raise
-        return None
+    except AimProfileError as error:
+        files = [place] if place.is_file() else [*place.glob("*.gguf"), *place.glob("*.safetensors")]
+        model = ModelFacts(
+            id=str(place),
+            architecture="unknown",
+            file_bytes=sum(file.stat().st_size for file in files),
+            source=str(place),
+            confidence="unverified",
+            missing=(str(error),),
+        )
     return model if settings.model_id is None else model.model_copy(update={"id": settings.model_id})
 
 
-def with_profile(settings: RuntimeSettings, model: ModelFacts | None) -> tuple[RuntimeSettings, Profile | None]:
+def with_profile(settings: RuntimeSettings, model: ModelFacts) -> tuple[RuntimeSettings, Profile | None]:
     """The settings with what ``--profile`` says, and the profile where it is a file's.
 
     An id says mode, precision, device count and metric; the rest is derived for this very model.
@@ -179,19 +207,18 @@ def _narrowed(settings: RuntimeSettings, said: str, parts: ProfileId) -> Runtime
     return settings.model_copy(update=wanted)
 
 
-def _stored(settings: RuntimeSettings, model: ModelFacts | None) -> Sequence[Candidate]:
+def _stored(settings: RuntimeSettings, model: ModelFacts) -> Sequence[Candidate]:
     if settings.profiles is None:
         return ()
-    found = stored_profiles(settings.profiles, model.id if model else "")
+    found = stored_profiles(settings.profiles, model.id)
     return [item for item in found if settings.allow_general_profile_fallback or item.origin != "general"]
 
 
 def described(assignment: Assignment) -> Iterator[str]:
     """An assignment in lines for people."""
+    what = [word for word in (assignment.evidence.gpu, assignment.evidence.mode) if word]
     on = ", ".join(f"card {device.card} partition {device.partition}" for device in assignment.devices)
-    yield f"model {assignment.model}: {assignment.engine} on {on or 'the CPU'}" + (
-        f" ({assignment.evidence.mode})" if assignment.evidence.mode else ""
-    )
+    yield f"model {assignment.model}: {assignment.engine} on {on or 'this machine'} ({' '.join(what)})"
     if assignment.profile:
         yield f"profile: {assignment.profile}"
     if fit := assignment.fit:

@@ -81,7 +81,7 @@ def test_every_mode_of_every_gpu_gets_its_arguments(mode: PartitionMode, tiny: P
     (device,) = found.devices
     assert (device.card, device.partition) == (0, 0)
     assert (device.memory_mib, device.compute_units) == (mode.memory_mib, mode.cus)
-    assert found.evidence.mode == f"{mode.accelerator} {mode.label}"
+    assert (found.evidence.gpu, found.evidence.mode) == (mode.accelerator, mode.label)
     assert found.evidence.tier == mode.tier
     flags = found.engine_args
     assert (flags["tensor-parallel-size"], flags["max-model-len"], flags["gpu-memory-utilization"]) == (1, 4096, 0.9)

@@ -147,6 +147,7 @@ def test_what_is_left_empty_belongs_to_no_engine() -> None:
             "aim_runtime.engines.llama_cpp.engine.LlamaCppEngine",
             {
                 **{"max_model_len": 512, "slots": 3, "threads": 2, "max_waiting": 256, "stall_timeout_s": 60},
+                **{"kv_cache_memory_bytes": 512 * 2**20},
                 "adapters": {"a": Path("/x"), "b": Path("/y")},
             },
         ),

@@ -2,8 +2,19 @@
 
 from .arguments import whole_number
 from .devices import gpus
-from .facts import Assignment, Basis, Device, Refused
-from .make import assign
+from .facts import Assignment, Basis, Case, Device, Refused
+from .make import ON_GPUS, assign
 from .visibility import check_filters
 
-__all__ = ["Assignment", "Basis", "Device", "Refused", "assign", "check_filters", "gpus", "whole_number"]
+__all__ = [
+    "ON_GPUS",
+    "Assignment",
+    "Basis",
+    "Case",
+    "Device",
+    "Refused",
+    "assign",
+    "check_filters",
+    "gpus",
+    "whole_number",
+]

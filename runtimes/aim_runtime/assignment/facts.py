@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from aim_kserve.errors import StartupError
 from aim_profile.errors import AimProfileError
+from aim_profile.models.facts import ModelFacts
+from aim_profile.nodes.facts import Node
+from aim_profile.serving.profile import Profile
+from aim_profile.serving.selection import Candidate
+from aim_profile.sizing.fit import Sizing
+from aim_runtime.settings import RuntimeSettings
 
 
 class _Frozen(BaseModel):
@@ -32,10 +38,15 @@ class Device(_Frozen):
 
 
 class Basis(_Frozen):
-    """What the figures rest on. tier: what AMD says of the mode; measured: somebody ran this profile and kept figures;
-    unproven: it spans partitions by tensor parallelism and nobody measured it (vllm#20125)."""
+    """What the figures rest on.
+
+    gpu: its name in the catalogue; mode: `CPX/NPS4`, or `CPU`; tier: what AMD says of the mode; measured: somebody ran
+    this profile and kept figures; unproven: it spans partitions by tensor parallelism and nobody measured it
+    (vllm#20125).
+    """
 
     node: str
+    gpu: str | None = None
     mode: str | None = None
     tier: str | None = None
     measured: bool = False
@@ -64,6 +75,29 @@ class Assignment(_Frozen):
     evidence: Basis
 
 
+class Case(NamedTuple):
+    """What is asked for and what is here. given: the profile that somebody named; stored: those to select from where
+    none is named; taken: (card, partition) that others have."""
+
+    settings: RuntimeSettings
+    engine: str
+    node: Node
+    model: ModelFacts
+    given: Profile | None = None
+    stored: Sequence[Candidate] = ()
+    in_pod: bool = False
+    taken: frozenset[tuple[int, int]] = frozenset()
+
+
+#: What aim_profile calls a part of a request, and which setting asks for it.
+_SETTINGS = {
+    "context": "max-model-len",
+    "concurrency": "max-concurrency",
+    "tp": "partition-count",
+    "memory_limit": "memory-limit",
+}
+
+
 class Refused(StartupError):
     """This model is not started here. One line: field, value and remedy; by how much it misses, and what would fit.
 
@@ -87,8 +121,9 @@ class Refused(StartupError):
 
     @classmethod
     def because(cls, error: AimProfileError) -> Refused:
-        """The same, of what aim_profile said."""
-        return cls(error.problem, field=error.field, value=error.value, remedy=error.remedy)
+        """The same, of what aim_profile said, by the name of the setting that asks for it."""
+        field = _SETTINGS.get(error.field, error.field)
+        return cls(error.problem, field=field, value=error.value, remedy=error.remedy)
 
     def as_json(self) -> dict[str, Any]:
         """For ``--dry_run -o json``."""
@@ -101,3 +136,25 @@ class Refused(StartupError):
             "shortfall_gib": self.shortfall_gib,
             "would_fit": list(self.would_fit),
         }
+
+
+_MOST_OPTIONS = 3
+
+
+def does_not_fit(model: ModelFacts, reason: str, sized: Sizing, shortfall_gib: float | None = None) -> Refused:
+    """The refusal of a model that is too large, with the nearest options of `sized`. shortfall_gib: `sized`'s."""
+    options = tuple(option.description for option in sized.alternatives)
+    would = f"what would fit: {'; '.join(options[:_MOST_OPTIONS])}" if options else "see `aim-profile fit`"
+    return Refused(
+        f"{model.id} does not fit: {reason}",
+        field="model",
+        value=model.id,
+        remedy=would,
+        shortfall_gib=sized.shortfall_gib if shortfall_gib is None else shortfall_gib,
+        would_fit=options,
+    )
+
+
+def notes_of(notes: Iterable[str]) -> tuple[str, ...]:
+    """Each note that says something, once."""
+    return tuple(dict.fromkeys(note for note in notes if note))

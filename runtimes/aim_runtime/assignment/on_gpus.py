@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 from aim_profile.errors import AimProfileError
 from aim_profile.gpus.catalog import by_name
 from aim_profile.models.facts import ModelFacts, Precision
-from aim_profile.nodes.facts import Node
 from aim_profile.serving.check import sizing_request
 from aim_profile.serving.derive import Refusal, Wanted, derive
 from aim_profile.serving.engine_args import DeviceShare, share_of
 from aim_profile.serving.profile import Profile, devices_side_by_side, to_model_precision
-from aim_profile.serving.selection import Candidate, Devices, Wish, select, wrong_device
+from aim_profile.serving.selection import Devices, Wish, select, wrong_device
 from aim_profile.sizing.alternatives import size_on
 from aim_profile.sizing.fit import DoesNotFit, Fit, Request, default_context, fit, make_request
 from aim_runtime.settings import RuntimeSettings
 
 from .arguments import SIZED_BY, Flags, agreed, check_parallelism, fraction, named, of_profile, whole_number
-from .devices import Kind, Taken, check_count, check_limit, kinds_of, side_by_side
-from .facts import Assignment, Basis, Refused
+from .devices import Kind, check_count, check_limit, kinds_of, side_by_side
+from .facts import Assignment, Basis, Case, Refused, does_not_fit, notes_of
 from .visibility import visible
-
-#: How a model's need is called by aim_profile, and by the setting that asks for it.
-_SETTINGS = {"context": "max-model-len", "concurrency": "max-concurrency", "tp": "partition-count"}
-_MOST_OPTIONS = 3
-
-
-class Case(NamedTuple):
-    """What is asked for and what is here. model None: its facts could not be read; given: the profile that somebody
-    named; stored: those to select from where none is named; taken: (card, partition) that others have."""
-
-    settings: RuntimeSettings
-    engine: str
-    node: Node
-    model: ModelFacts | None
-    given: Profile | None = None
-    stored: Sequence[Candidate] = ()
-    in_pod: bool = False
-    taken: Taken = frozenset()
 
 
 def assign_gpus(case: Case) -> Assignment:
@@ -59,7 +39,7 @@ def assign_gpus(case: Case) -> Assignment:
         except Refused as miss:
             misses.append(miss)
         except AimProfileError as error:
-            misses.append(_named(error))
+            misses.append(Refused.because(error))
     if unproven:
         return unproven[0]
     raise min(misses, key=lambda miss: float("inf") if miss.shortfall_gib is None else miss.shortfall_gib)
@@ -72,7 +52,7 @@ def _on(kind: Kind, case: Case) -> Assignment:
     check_limit(kind, settings)
     check_count(kind, settings, in_pod=case.in_pod)
     asked = agreed(settings, user)
-    if case.model is None or not case.model.sizable:
+    if not case.model.sizable:
         return _unsized(kind, case, {**user, **asked})
     profile = _profile(kind, case, case.model, asked)
     own, notes = of_profile(profile.engine_args)
@@ -84,14 +64,14 @@ def _on(kind: Kind, case: Case) -> Assignment:
         update={
             "fit": answer.model_dump(mode="json", exclude={"alternatives"}),
             "profile": profile.reference,
-            "evidence": built.evidence.model_copy(update={"notes": _notes(notes)}),
+            "evidence": built.evidence.model_copy(update={"notes": notes_of(notes)}),
         }
     )
 
 
 def _unsized(kind: Kind, case: Case, flags: Flags) -> Assignment:
     """Raises Refused, unless the settings say to start all the same."""
-    why = case.model.status if case.model else f"{case.settings.model_dir} tells nothing to size it by"
+    why = case.model.status
     if case.settings.unsized == "refuse":
         raise Refused(
             f"whether the model fits {kind.label} cannot be said: {why}",
@@ -118,11 +98,12 @@ def _assigned(kind: Kind, case: Case, flags: Flags, variables: Mapping[str, str]
         env={**variables, **visible(case.node, devices, in_pod=case.in_pod)},
         evidence=Basis(
             node=case.node.backend,
-            mode=kind.label,
+            gpu=kind.mode.accelerator,
+            mode=kind.mode.label,
             tier=kind.mode.tier,
             measured=measured,
             unproven=kind.mode.unproven(tensor_parallel) and not measured,
-            notes=_notes((*kind.notes, note, left)),
+            notes=notes_of((*kind.notes, note, left)),
         ),
     )
 
@@ -171,7 +152,13 @@ def _derived(kind: Kind, settings: RuntimeSettings, model: ModelFacts, asked: Ma
         concurrency=wanted.concurrency or 1,
         utilization=_share(kind, settings).utilization,
     )
-    raise _does_not_fit(kind, model, request, found.reason, found.shortfall_gib)
+    if found.shortfall_gib is None:
+        raise Refused(f"{model.id}: {found.reason}", field="model", value=model.id, remedy="see `aim-profile fit`")
+    raise does_not_fit(model, found.reason, _with_options(kind, model, request), found.shortfall_gib)
+
+
+def _with_options(kind: Kind, model: ModelFacts, request: Request) -> Fit | DoesNotFit:
+    return size_on(model, kind.mode, by_name(kind.mode.accelerator), request, kind.mode.memory_bytes)
 
 
 def _as_the_files_are(profile: Profile, model: ModelFacts) -> Profile:
@@ -256,32 +243,5 @@ def _fit(
     if isinstance(answer, DoesNotFit):
         where = f"{answer.precision} at {request.context} tokens on {request.tp} of {kind.label}"
         reason = f"{where}: short by {answer.shortfall_gib} GiB a device"
-        raise _does_not_fit(kind, model, request, reason, answer.shortfall_gib)
+        raise does_not_fit(model, reason, _with_options(kind, model, request))
     return answer
-
-
-def _does_not_fit(kind: Kind, model: ModelFacts, request: Request, reason: str, shortfall_gib: float | None) -> Refused:
-    options: tuple[str, ...] = ()
-    if shortfall_gib is not None:
-        sized = size_on(model, kind.mode, by_name(kind.mode.accelerator), request)
-        options = tuple(option.description for option in sized.alternatives)
-    would = f"what would fit: {'; '.join(options[:_MOST_OPTIONS])}" if options else "see `aim-profile fit`"
-    return Refused(
-        f"{model.id} does not fit: {reason}",
-        field="model",
-        value=model.id,
-        remedy=would,
-        shortfall_gib=shortfall_gib,
-        would_fit=options,
-    )
-
-
-def _named(error: AimProfileError) -> Refused:
-    """What aim_profile refuses, by the name of the setting that asks for it."""
-    refused = Refused.because(error)
-    refused.field = _SETTINGS.get(error.field, error.field)
-    return refused
-
-
-def _notes(notes: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(note for note in notes if note))

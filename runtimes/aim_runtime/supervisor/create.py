@@ -28,12 +28,16 @@ def start_engine(settings: RuntimeSettings, assignment: Assignment | None = None
     """
     spec = spec_of(settings, assignment)
     env = assignment.env if assignment is not None else {}
+    cpus = frozenset(assignment.cpus or ()) if assignment is not None else frozenset()
     if not supervised(settings, spec.engine):
         os.environ.update(env)
+        if cpus:
+            os.sched_setaffinity(0, cpus)  # its own processes inherit it
         return create_engine(settings, assignment)
     try:
         registry.check(spec)
-        engine = remote_engine(settings, Launch(spec, env=env))
+        memory_bytes = assignment.memory_bytes if assignment is not None else None
+        engine = remote_engine(settings, Launch(spec, env=env, cpus=cpus or None, memory_bytes=memory_bytes))
         engine.spawn()
         return engine
     except ModelLoadError as error:

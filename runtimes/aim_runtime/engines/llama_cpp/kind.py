@@ -17,6 +17,9 @@ class LlamaCppSettings(EngineSettings):
         60, gt=0, description="seconds without a step, while there is work, that make the engine unhealthy"
     )
     threads: int | None = Field(None, ge=1, description="compute threads; default: the CPUs we may use")
+    kv_cache_memory_bytes: int = Field(
+        512 * 2**20, ge=1, description="room for the cache that all requests share; never less than one sequence needs"
+    )
     adapters: AdapterPaths = Field(default_factory=dict, description=ADAPTERS_SETTING)
 
 
@@ -31,6 +34,7 @@ def create(spec: EngineSpec, settings: LlamaCppSettings) -> Engine:
         threads=settings.threads,
         max_waiting=settings.max_waiting,
         stall_timeout_s=settings.stall_timeout,
+        kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
         adapters=settings.adapters,
     )
 
