@@ -29,7 +29,7 @@ def infer(client: triton.InferenceServerClient, call: dict[str, Any]) -> dict[st
 
 def ask(client: triton.InferenceServerClient, name: str, arguments: list[str]) -> Any:
     answer = getattr(client, name)(*arguments)
-    return answer if isinstance(answer, bool) else MessageToDict(answer)
+    return answer if answer is None or isinstance(answer, bool) else MessageToDict(answer)
 
 
 def main() -> None:
