@@ -10,7 +10,7 @@ from contextlib import aclosing
 from copy import copy
 from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from aim_kserve.access import current_log
 from aim_kserve.errors import BadRequest, NotFound, ServingError, StartupError, Unavailable
@@ -20,7 +20,6 @@ from aim_runtime.engines.base import Engine, Json, ModelLoadError, Operation, Re
 from aim_runtime.fields import header_of, ignored_fields
 from aim_runtime.in_flight import InFlight
 from aim_runtime.kserve_api import INPUTS, OUTPUTS, Answer, Question, read_v1, read_v2, write_v1, write_v2
-from aim_runtime.memory_watch import Gate
 from aim_runtime.metrics import Meter, Metrics, RequestMetrics
 
 logger = logging.getLogger("aim.server")
@@ -38,6 +37,18 @@ class State(StrEnum):
     UNLOADING = "unloading"
     FAILED = "failed"  #: could not be loaded
     EVICTED = "evicted"  #: unloaded to make room for another
+
+
+class Admission(Protocol):
+    """Asked before a request is admitted."""
+
+    def refusal(self) -> Unavailable | None:
+        """Why none may come in now; None if one may."""
+        ...
+
+    def close(self) -> None:
+        """The model has left."""
+        ...
 
 
 class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
@@ -61,7 +72,7 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         metrics: Metrics,
         *,
         aliases: Sequence[str] = (),
-        gate: Gate | None = None,
+        gate: Admission | None = None,
         strict_fields: bool = False,
     ) -> None:
         super().__init__(name)
@@ -108,13 +119,14 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         return Unavailable(f"model {self.name} is shutting down: ask again, another replica will answer")
 
     def _engine_trouble(self) -> Unavailable:
-        if _is_restarting(self.runs_on):
-            words = self.runs_on.stats().last_words
-            what = f"is being started again{f', its process {words}' if words else ''}: ask again"
+        stats = self.runs_on.stats()
+        if stats.state == "restarting":
+            why = f", its process {stats.last_words}" if stats.last_words else ""
+            what = f"is being started again{why}: ask again"
+        elif stats.stalled_s and stats.stalled_s >= 1:
+            what = f"has not moved for {stats.stalled_s:.0f} s"
         else:
-            stalled_s = self.runs_on.stats().stalled_s
-            moves = not stalled_s or stalled_s < 1
-            what = "has died: its log has the cause" if moves else f"has not moved for {stalled_s:.0f} s"
+            what = "has died: its log has the cause"
         return Unavailable(f"the {self.runs_on.name} engine of model {self.name} {what}", retry_after_s=LOADING_RETRY_S)
 
     def load(self) -> bool:
@@ -335,8 +347,8 @@ def check_model_name(asked: object) -> None:
 
 
 def _is_restarting(engine: Engine) -> bool:
-    """Whether somebody is starting the engine again; only one in a process of its own says so."""
-    return bool(getattr(engine, "restarting", False))
+    """Whether somebody is starting the engine again: only one in a process of its own is."""
+    return engine.stats().state == "restarting"
 
 
 def _status_of(error: BaseException) -> int:

@@ -53,6 +53,11 @@ def chat(server: Served, model: str, **fields: Any) -> httpx.Response:
     return httpx.post(server.url + CHAT, json={"model": model, "messages": ASK, **fields}, timeout=30)
 
 
+def metrics_of(server: Served, model: str) -> set[str]:
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return {line.partition("{")[0] for line in lines if f'model_name="{model}"' in line and line.startswith("aim_")}
+
+
 def test_index_tells_states_and_reasons(served: Served) -> None:
     assert index(served) == {
         "a": ("READY", ""),
@@ -66,11 +71,11 @@ def test_load_and_unload(served: Served) -> None:
         assert post(served, "load", "b") == (200, {"name": "b", "load": True})
     assert index(served)["b"] == ("READY", "")
     assert chat(served, "b").json()["model"] == chat(served, "second").json()["model"] == "b"
-    assert 'model_name="b"' in httpx.get(f"{served.url}/metrics").text
+    assert "aim_requests_total" in metrics_of(served, "b")
     for _ in range(2):
         assert post(served, "unload", "b") == (200, {"name": "b", "unload": True})
     assert index(served)["b"] == ("UNAVAILABLE", "unloaded")
-    assert 'model_name="b"' not in httpx.get(f"{served.url}/metrics").text
+    assert metrics_of(served, "b") == {"aim_model_state"}
     assert chat(served, "b").status_code == httpx.get(f"{served.url}/v2/models/second/ready").status_code == 404
     assert httpx.get(f"{served.url}/v2/health/ready").status_code == 200  # nobody waits for who was told to leave
 

@@ -1,29 +1,25 @@
 """The directory of models: the only thing that routes, protocols, probes and the repository API ask.
 
-A name is known from the start and served between a load and an unload. Loads and unloads of one name come one after
-the other; those of different names do not wait for each other, except that one load at a time is admitted, so that two
-cannot be promised the same memory. Every change is an admin action and is told to ``audit``.
+A name is known from the start and served between a load and an unload.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from aim_kserve.errors import BadRequest, NotFound, ServingError, ShutdownError, StartupError, Unavailable
 from aim_kserve.kserve import Model
-from aim_kserve.server import settle_heap
-from aim_runtime.engine_gauges import Device
-from aim_runtime.engines.base import Engine, Json
-from aim_runtime.memory_watch import Gate
-from aim_runtime.metrics import Metrics
+from aim_runtime.engines.base import Json
 from aim_runtime.model import NamedModel, RuntimeModel, State, check_model_name, unknown_model
-from aim_runtime.models.entry import RANK, ModelEntry
-from aim_runtime.models.eviction import DoesNotFit, Loaded, evictable, room
+from aim_runtime.models.entry import RANK, Launch, ModelEntry
+from aim_runtime.models.eviction import DoesNotFit
+from aim_runtime.models.held import Held, MakeGate
+from aim_runtime.models.loader import Admit, Eviction, Loader, Trail, does_not_fit
 
 logger = logging.getLogger("aim.server")
 
@@ -31,23 +27,6 @@ logger = logging.getLogger("aim.server")
 DRAIN_S = 300.0
 #: So long a model must have been loaded and unused before it makes way for another.
 COOLDOWN_S = 60.0
-SERVED = frozenset({State.LOADING, State.READY, State.UNLOADING, State.FAILED})
-
-Eviction = Literal["never", "idle"]
-
-
-class Admit(Protocol):
-    def __call__(self, entry: ModelEntry, *, without: Collection[str] = ()) -> None:
-        """Asked before anything of ``entry`` is started. ``without``: as if those models had left.
-
-        Raises:
-            DoesNotFit: one line with the shortfall.
-        """
-        ...
-
-
-class Audit(Protocol):
-    def __call__(self, action: str, **fields: Any) -> None: ...
 
 
 def _admit_all(entry: ModelEntry, *, without: Collection[str] = ()) -> None:
@@ -55,25 +34,7 @@ def _admit_all(entry: ModelEntry, *, without: Collection[str] = ()) -> None:
 
 
 def _to_the_log(action: str, **fields: Any) -> None:
-    logger.info("%s %s", action, " ".join(f"{name}={value}" for name, value in fields.items()))
-
-
-@dataclass(eq=False)
-class _Held:
-    """What the directory knows of one name. ``model`` is None while it is not served; ``reason``: why it is not."""
-
-    entry: ModelEntry
-    model: RuntimeModel | None = None
-    reason: str = ""
-    evicted: bool = False
-    loaded_s: float = 0.0
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def state(self) -> State:
-        if self.model is not None:
-            return self.model.state
-        return State.EVICTED if self.evicted else State.UNAVAILABLE
+    logger.info("%s: %s", action, " ".join(f"{name}={value}" for name, value in fields.items()))
 
 
 class Models:
@@ -81,47 +42,49 @@ class Models:
 
     Args:
         entries: every model that may be served; those ``at_start`` are loaded by :meth:`load_async`.
-        metrics: makes a model's metrics, by its served name and engine.
         admit: asked before a load; see :class:`Admit`.
         audit: told every load and unload.
-        gate: makes what a model asks before it admits a request, by its engine, devices and memory.
+        gate: makes what a replica asks before it admits a request, by its engine, devices and memory.
         eviction: ``idle``: idle models of a lower priority make way for one that does not fit.
         strict_fields: refuse unknown fields of bodies.
         cooldown_s, drain_s: seconds; see the constants.
+        registry: where ``/metrics`` looks; tests give their own.
 
     Raises:
         ValueError: no entry, or one name twice.
+        StartupError: an engine that is to be loaded at the start cannot be made.
     """
 
     def __init__(
         self,
         entries: Sequence[ModelEntry],
         *,
-        metrics: Callable[..., Metrics] = Metrics,
         admit: Admit = _admit_all,
-        audit: Audit = _to_the_log,
-        gate: Callable[[Engine, Sequence[Device], int | None], Gate] | None = None,
+        audit: Trail = _to_the_log,
+        gate: MakeGate | None = None,
         eviction: Eviction = "never",
         strict_fields: bool = False,
         cooldown_s: float = COOLDOWN_S,
         drain_s: float = DRAIN_S,
+        registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        self._metrics = metrics
-        self._admit = admit
-        self._audit = self.audit = audit
-        self._gate = gate
-        self._eviction = eviction
-        self._strict_fields = strict_fields
-        self._cooldown_s = cooldown_s
-        self._drain_s = drain_s
-        self._admitting = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.audit = audit
         self._ending = False
-        self._held = {entry.name: _Held(entry) for entry in entries}
+        self._held = {entry.name: Held(entry, gate) for entry in entries}
         self._by_name = _unique_names(self._held.values())
+        self._loader = Loader(
+            self._held,
+            admit=admit,
+            audit=audit,
+            eviction=eviction,
+            cooldown_s=cooldown_s,
+            drain_s=drain_s,
+            registry=registry,
+            strict_fields=strict_fields,
+        )
         for held in self._held.values():
             if held.entry.at_start:
-                held.model = self._new_model(held.entry)
+                held.create(registry, strict_fields=strict_fields)
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -163,7 +126,7 @@ class Models:
             raise self._not_loaded(held)
         return held.model
 
-    def _not_loaded(self, held: _Held) -> ServingError:
+    def _not_loaded(self, held: Held) -> ServingError:
         why = f" ({held.reason})" if held.reason else ""
         how = f"POST /v2/repository/models/{held.entry.name}/load loads it"
         if held.evicted:
@@ -219,7 +182,7 @@ class Models:
 
     def reasons(self) -> dict[str, str]:
         """Name → why it is not ready, empty where it is."""
-        return {name: _reason(held) for name, held in self._held.items()}
+        return {name: held.trouble for name, held in self._held.items()}
 
     # --- loading ------------------------------------------------------------------------------------------------
 
@@ -234,9 +197,9 @@ class Models:
         """
         held = self._known(name)
         try:
-            await self._to_its_end(self._load(held))
+            await self._loader.to_its_end(self._loader.load(held))
         except DoesNotFit as error:
-            raise ServingError(f"model {name}: {error}", status=409, code="does_not_fit") from error
+            raise does_not_fit(name, error) from error
         except StartupError as error:
             raise BadRequest(str(error), code="model_load_failed") from error
 
@@ -253,9 +216,38 @@ class Models:
             raise NotImplementedError(
                 f"model {name} lives as long as this process: scale or delete its InferenceService"
             )
-        await self._to_its_end(self._unload_in_turn(held))
+        await self._loader.to_its_end(self._loader.unload(held))
 
-    def _known(self, name: str) -> _Held:
+    async def migrate(self, name: str, to: Launch, leaving: str | None = None) -> None:
+        """Load a replica at another place, send requests there, and free the old one once its own are done.
+
+        Args:
+            to: the new replica.
+            leaving: the place of the one that goes; None: the only one.
+
+        Raises:
+            NotFound: no such model, or no replica there.
+            BadRequest: several replicas and none named; or the new one cannot be loaded: nothing has changed.
+            Unavailable: the model does not serve.
+            ServingError: 409, it does not fit beside the old one: nothing has changed.
+        """
+        await self._loader.to_its_end(self._loader.migrate(self._known(name), to, leaving))
+
+    async def add_replica(self, name: str, to: Launch) -> None:
+        """Load one more. Raises as :meth:`migrate`."""
+        await self._loader.to_its_end(self._loader.add_replica(self._known(name), to))
+
+    async def remove_replica(self, name: str, leaving: str) -> None:
+        """Send it no more requests and free it once its own are done.
+
+        Raises:
+            NotFound: no such model, or no replica at that place.
+            BadRequest: it is the last one.
+            Unavailable: the model does not serve.
+        """
+        await self._loader.to_its_end(self._loader.remove_replica(self._known(name), leaving))
+
+    def _known(self, name: str) -> Held:
         if self._ending:
             raise Unavailable("the server is shutting down")
         held = self._held.get(name)
@@ -264,109 +256,6 @@ class Models:
                 f"model {name!r} does not exist; this server knows: {', '.join(self._held)}", code="model_not_found"
             )
         return held
-
-    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
-
-    async def _load(self, held: _Held) -> None:
-        async with held.turn:
-            model = held.model
-            if model is not None and model.state is State.READY and (model.refusal() is None or model.alive()):
-                return  # or being started again by who watches it
-            started_s = time.monotonic()
-            try:
-                await self._load_now(held)
-            except BaseException as error:
-                self._audit("load", model=held.entry.name, outcome="refused", reason=str(error) or repr(error))
-                raise
-            self._audit("load", model=held.entry.name, outcome="ok", seconds=round(time.monotonic() - started_s, 3))
-
-    async def _load_now(self, held: _Held) -> None:
-        if held.model is not None and held.model.state is not State.LOADING:  # it failed, or died
-            await self._unload(held, "loaded again")
-        async with self._admitting:
-            await self._make_room(held.entry)
-            held.model = held.model or self._new_model(held.entry)
-        logger.info("model %s: loading", held.entry.name)
-        try:
-            await held.model.load_async()
-        except Exception as error:
-            await _failed(held.model, str(error) or repr(error))
-            raise
-        held.loaded_s = time.monotonic()
-        held.reason, held.evicted = "", False
-        settle_heap()
-        logger.info("model %s: ready", held.entry.name)
-
-    def _new_model(self, entry: ModelEntry) -> RuntimeModel:
-        launch = entry.launches[0]
-        engine = launch.create()
-        return RuntimeModel(
-            entry.name,
-            engine,
-            self._metrics(entry.name, engine, devices=launch.devices),
-            gate=self._gate and self._gate(engine, launch.devices, launch.memory_bytes),
-            aliases=entry.aliases,
-            strict_fields=self._strict_fields,
-        )
-
-    async def _make_room(self, entry: ModelEntry) -> None:
-        """Raises DoesNotFit: nothing has been unloaded then."""
-        for name in room(lambda without: self._admit(entry, without=without), self._candidates(entry)):
-            logger.info("model %s makes room for %s", name, entry.name)
-            await self._evict(self._held[name], entry.name)
-
-    def _candidates(self, entry: ModelEntry) -> list[str]:
-        if self._eviction == "never":
-            return []
-        loaded = [
-            Loaded(
-                held.entry.name,
-                RANK[held.entry.priority],
-                held.model.in_flight.count,
-                held.model.last_used_s,
-                held.loaded_s,
-            )
-            for held in self._held.values()
-            if held.model is not None and held.model.state is State.READY and not held.turn.locked()
-        ]
-        return evictable(loaded, RANK[entry.priority], time.monotonic(), self._cooldown_s)
-
-    async def _evict(self, held: _Held, for_model: str) -> None:
-        if held.turn.locked():  # waiting for it could be waiting for each other
-            raise DoesNotFit(f"{held.entry.name}, which would make room, is being loaded or unloaded: ask again")
-        async with held.turn:
-            await self._unload(held, f"unloaded to make room for {for_model}")
-            held.evicted = True
-            self._audit("evict", model=held.entry.name, outcome="ok", made_room_for=for_model)
-
-    async def _unload_in_turn(self, held: _Held) -> None:
-        async with held.turn:
-            try:
-                await self._unload(held, "unloaded")
-            except ServingError as error:
-                self._audit("unload", model=held.entry.name, outcome="failed", reason=error.message)
-                raise
-            held.evicted = False
-            self._audit("unload", model=held.entry.name, outcome="ok")
-
-    async def _unload(self, held: _Held, reason: str) -> None:
-        model = held.model
-        if model is None:
-            return
-        model.start_draining()
-        await model.drain(self._drain_s)
-        try:
-            await model.close()
-        except ShutdownError as error:
-            model.state, model.failure = State.FAILED, f"it does not end: {error}"
-            raise ServingError(f"model {model.name}: {error}; its memory is not free", code="does_not_end") from error
-        model.metrics.remove()
-        held.model, held.reason = None, reason
-        settle_heap(left=True)
 
     # --- the process's life -------------------------------------------------------------------------------------
 
@@ -379,27 +268,13 @@ class Models:
         first = sorted(
             (held for held in self._held.values() if held.entry.at_start), key=lambda held: -RANK[held.entry.priority]
         )
-        results = await asyncio.gather(*map(self._load_at_start, first), return_exceptions=True)
+        results = await asyncio.gather(*map(self._loader.load_at_start, first), return_exceptions=True)
         failures = [result for result in results if isinstance(result, BaseException)]
         for failure in failures:
             if not isinstance(failure, StartupError):
                 raise failure
         if failures and len(failures) == len(first):
             raise StartupError("\n".join(map(str, failures)))
-
-    async def _load_at_start(self, held: _Held) -> None:
-        try:
-            await self._load(held)
-        except DoesNotFit as error:
-            failure = StartupError(f"model {held.entry.name}: {error}")
-        except StartupError as error:
-            failure = error
-        else:
-            return
-        if held.model is not None:
-            await _failed(held.model, str(failure))
-        logger.error("%s", failure)
-        raise failure
 
     def start_draining(self) -> None:
         self._ending = True
@@ -411,42 +286,21 @@ class Models:
 
     async def close(self) -> None:
         """Raises ShutdownError, one line, where a part of a model does not end; all have been asked to."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        results = await asyncio.gather(*(model.close() for model in self.served), return_exceptions=True)
-        failures = [
-            f"model {model.name}: {result}" if isinstance(result, ShutdownError) else result
-            for model, result in zip(self.served, results, strict=True)
-            if result is not None
-        ]
-        for failure in failures:
-            if isinstance(failure, BaseException):
-                raise failure
-        if failures:
-            raise ShutdownError("; ".join(map(str, failures)))
+        await self._loader.stop()
+        served = self.served
+        results = await asyncio.gather(*(model.close() for model in served), return_exceptions=True)
+        stuck = []
+        for model, result in zip(served, results, strict=True):
+            if isinstance(result, ShutdownError):
+                stuck.append(f"model {model.name}: {result}")
+            elif result is not None:
+                raise result
+        if stuck:
+            raise ShutdownError("; ".join(stuck))
 
 
-async def _failed(model: RuntimeModel, reason: str) -> None:
-    """It keeps its name, to say why; what it holds is freed."""
-    model.state, model.failure = State.FAILED, model.failure or reason
-    try:
-        await model.close()
-    except ShutdownError as error:
-        logger.error("model %s: %s", model.name, error)
-
-
-def _reason(held: _Held) -> str:
-    if held.model is None:
-        return held.reason or "not loaded"
-    if held.model.state is State.FAILED:
-        return held.model.failure
-    refusal = held.model.refusal()
-    return refusal.message if refusal else ""
-
-
-def _unique_names(held: Iterable[_Held]) -> dict[str, _Held]:
-    by_name: dict[str, _Held] = {}
+def _unique_names(held: Iterable[Held]) -> dict[str, Held]:
+    by_name: dict[str, Held] = {}
     for one in held:
         for name in (one.entry.name, *one.entry.aliases):
             if name in by_name:

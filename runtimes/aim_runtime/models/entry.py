@@ -17,8 +17,9 @@ RANK: Mapping[str, int] = {"low": 0, "medium": 1, "high": 2}
 class Launch:
     """How one replica is made: ``create`` gives a new engine, not loaded yet, each time it is called.
 
-    ``place``: where it will run, for people: ``card 0 partition 3``; empty where there is one place only.
-    ``devices``: the same for metrics. ``memory_bytes``: what its processes may hold of a CPU partition.
+    ``place``: where it will run, for people and for the label ``replica``: ``card 0 partition 3``; unique among a
+    model's replicas, empty where there is one place only. ``devices``: the same for ``aim_model_device_info``.
+    ``memory_bytes``: what its processes may hold of a CPU partition.
     """
 
     create: Callable[[], Engine]

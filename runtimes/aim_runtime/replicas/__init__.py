@@ -1,0 +1,1 @@
+"""One name on several devices."""
