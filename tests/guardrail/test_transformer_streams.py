@@ -21,8 +21,8 @@ from aim_guardrail.pipeline import Guard
 from aim_guardrail.policy import parse_policy, shipped_policy
 from aim_guardrail.proxy import _Exchange
 from aim_guardrail.screen import Screening
-from aim_guardrail.sse import Event, EventReader
 from aim_kserve.errors import UpstreamFailed
+from aim_kserve.sse import Event, EventReader
 from fake_predictor import FakePredictor
 from guarded import ask, events, eventually, guardrail, metric, orders, said
 

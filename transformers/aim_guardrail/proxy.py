@@ -20,7 +20,6 @@ from aim_guardrail.openai_stream import StreamScreen
 from aim_guardrail.pipeline import INLINE_CHARS
 from aim_guardrail.policy import Direction
 from aim_guardrail.screen import NOT_TEXT, Json, Screening, Timed
-from aim_guardrail.sse import Event, EventReader, EventTooLarge
 from aim_guardrail.transformer import GuardrailModel
 from aim_guardrail.upstream import Answer, sent_on
 from aim_guardrail.v2 import check_binary
@@ -40,6 +39,7 @@ from aim_kserve.http import (
     send_json,
     sse,
 )
+from aim_kserve.sse import Event, EventReader, EventTooLarge
 
 logger = logging.getLogger("aim.server")
 

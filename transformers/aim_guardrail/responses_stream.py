@@ -8,9 +8,9 @@ import orjson
 
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.screen import NOT_TEXT, Json, Screening, drop_shadows
-from aim_guardrail.sse import Event
 from aim_guardrail.stream_text import UNSUPPORTED, StreamText
 from aim_kserve.errors import ServingError, UpstreamFailed
+from aim_kserve.sse import Event
 
 #: https://platform.openai.com/docs/api-reference/responses-streaming
 _TERMINAL = frozenset(["response.completed", "response.failed", "response.incomplete"])
