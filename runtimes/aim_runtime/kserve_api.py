@@ -22,7 +22,7 @@ from aim_kserve.errors import BadRequest
 from aim_kserve.http import parse_object
 from aim_kserve.kserve import InferInput, InferOutput, InferRequest, InferResponse
 from aim_runtime.engines.base import Json
-from aim_runtime.fields import Fields, nearest, shown, takes
+from aim_runtime.fields import Fields, Kinds, nearest, shown, takes
 
 INPUTS: list[Json] = [{"name": "prompt", "datatype": "BYTES", "shape": [-1]}]
 OUTPUTS: list[Json] = [
@@ -56,6 +56,21 @@ _LOWEST_PRIORITY = 2**31 - 1
 _COMPLETIONS, _CHAT = "completions", "chat/completions"
 
 Requests = Mapping[str, Fields | None]
+
+#: What OpenAI's and vLLM's fields take, for an engine that does not know its own: gRPC's parameters are strings.
+_USUAL: Fields = {
+    **dict.fromkeys(
+        ("frequency_penalty", "min_p", "presence_penalty", "repetition_penalty", "temperature", "top_p"),
+        Kinds(frozenset({"number"})),
+    ),
+    **dict.fromkeys(
+        ("max_completion_tokens", "max_tokens", "min_tokens", "seed", "top_k"), Kinds(frozenset({"integer"}))
+    ),
+    **dict.fromkeys(("ignore_eos", "skip_special_tokens"), Kinds(frozenset({"boolean"}))),
+    **dict.fromkeys(("logit_bias", "response_format", "structured_outputs"), Kinds(frozenset({"object"}))),
+    "stop": Kinds(frozenset({"string"}), (Kinds(frozenset({"string"})),)),
+    "stop_token_ids": Kinds(arrays=(Kinds(frozenset({"integer"})),)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +123,7 @@ def read_v1(payload: Any, requests: Requests) -> list[Question]:
         raise BadRequest("instances: must be a non-empty list of prompts", param="instances")
     _check_count(len(instances), "instances")
     shared = payload.get("parameters") or {}
-    _check(shared, "parameters", parameters(requests, _COMPLETIONS) | parameters(requests, _CHAT))
+    _check(shared, "parameters", parameters(requests, _COMPLETIONS, _CHAT))
     return [_instance(instance, shared, f"instances[{index}]", requests) for index, instance in enumerate(instances)]
 
 
@@ -126,7 +141,8 @@ def _instance(instance: Any, shared: Json, where: str, requests: Requests) -> Qu
     allowed = parameters(requests, operation)
     _check(shared, f"{where}: parameters", allowed)
     _check({name: value for name, value in own.items() if name not in ("messages", "prompt")}, where, allowed)
-    body = {name: value for name, value in {**shared, **own}.items() if name in given or name in allowed}
+    everything = {**shared, **own}
+    body = {name: value for name, value in everything.items() if allowed is None or name in given or name in allowed}
     return Question(operation, body, where, plain=isinstance(instance, str))
 
 
@@ -152,9 +168,10 @@ def read_v2(request: InferRequest, requests: Requests) -> list[Question]:
     _check(dict.fromkeys(getattr(request, "unknown_fields", ())), "the body", _V2_FIELDS)
     _check_tensors(request)
     given = request.parameters or {}
-    _check(given, "parameters", parameters(requests, _COMPLETIONS) | _NOT_OURS | {_PRIORITY, _TIMEOUT})
+    _check(given, "parameters", parameters(requests, _COMPLETIONS), beside=_NOT_OURS | {_PRIORITY, _TIMEOUT})
+    fields = requests.get(_COMPLETIONS, {})
     shared = {
-        name: _meant(requests.get(_COMPLETIONS), name, value, scalars=bool(request.from_grpc))
+        name: _meant(_USUAL if fields is None else fields, name, value, scalars=bool(request.from_grpc))
         for name, value in given.items()
         if name not in _NOT_OURS and name not in (_PRIORITY, _TIMEOUT)
     }
@@ -287,17 +304,27 @@ def _check_count(count: int, param: str) -> None:
         raise BadRequest(f"{param}: {count} prompts in one request; {MAX_QUESTIONS} are the most", param=param)
 
 
-def parameters(requests: Requests, operation: str) -> frozenset[str]:
-    """What may stand in ``parameters`` for an operation; for one that the engine lacks (it will be told so), all."""
-    known = [requests[operation]] if operation in requests else list(requests.values())
+def parameters(requests: Requests, *operations: str) -> frozenset[str] | None:
+    """What may stand in ``parameters`` for one of these operations; for one that the engine lacks (it will be told so),
+    what may for any. None: everything, as the engine does not know its fields."""
+    asked = [requests[name] for name in operations if name in requests]
+    known = asked if len(asked) == len(operations) else list(requests.values())
+    if None in known:
+        return None
     names = {name for fields in known for name in fields or ()}
     return frozenset(names - OPENAI_ONLY)
 
 
-def _check(given: Any, where: str, known: frozenset[str]) -> None:
+def _check(
+    given: Any, where: str, known: frozenset[str] | None, *, beside: frozenset[str] | set[str] = frozenset()
+) -> None:
     if not isinstance(given, Mapping):
         raise BadRequest(f"{where}: must be an object, not {_kind(given)}", param=where)
-    unknown = next((name for name in given if name not in known), None)
+    if known is None:
+        known, unknown = frozenset(), next((name for name in given if name in OPENAI_ONLY), None)
+    else:
+        known |= beside
+        unknown = next((name for name in given if name not in known), None)
     if unknown is None:
         return
     near = nearest(unknown, known)
