@@ -216,7 +216,7 @@ def _short(field: FieldInfo) -> tuple[str, ...]:
 
 def _help(name: str, field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
-    default = "required; " if field.is_required() else "" if value in (None, "", [], {}) else f"default: {value}; "
+    default = "required; " if field.is_required() else "" if value in (None, "", [], {}, ()) else f"default: {value}; "
     annotation = annotation_of(field)
     also = f"; annotation {ANNOTATION_PREFIX}{annotation}" if annotation else ""
     variables = ", ".join(variables_of(name, field))

@@ -6,8 +6,9 @@ library, nor anything else that takes long.
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +40,26 @@ def _engine_args(value: object) -> object:
 
 #: The flags of the engine's own command line: words, or flag → value. Text is a JSON object or a command line.
 EngineArgs = Annotated[list[str] | dict[str, Any], BeforeValidator(_engine_args)]
+
+
+def command_line(engine_args: Sequence[str] | Mapping[str, object]) -> list[str]:
+    """Flags as an argument list. In a mapping True is ``--flag``, False ``--no-flag``, None nothing at all, a list
+    several values, and a mapping JSON (which is how the flags of vLLM and SGLang take one)."""
+    if not isinstance(engine_args, Mapping):
+        return list(engine_args)
+    return [word for flag, value in engine_args.items() for word in _flag(flag.lstrip("-").replace("_", "-"), value)]
+
+
+def _flag(flag: str, value: object) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, Mapping):
+        return [f"--{flag}", json.dumps(value)]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [f"--{flag}", *(str(item) for item in value)]
+    return [f"--{flag}={value}"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ GROUP = "aim_runtime.engines"
 BUILT_IN = {
     "llama_cpp": "aim_runtime.engines.llama_cpp.kind:KIND",
     "vllm": "aim_runtime.engines.vllm.kind:KIND",
+    "sglang": "aim_runtime.engines.sglang.kind:KIND",
+    "openai_server": "aim_runtime.engines.openai_server.kind:KIND",
 }
 
 

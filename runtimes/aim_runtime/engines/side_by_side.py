@@ -42,6 +42,9 @@ def side_by_side(kinds: Mapping[str, EngineKind], *, taken: type[BaseModel]) -> 
         for name, info in own.items():
             owners[name] = (*owners.get(name, ()), engine)
             fields.setdefault(name, (info.rebuild_annotation(), _in_group(info, f"{engine} engine")))
+    for name, (_, info) in fields.items():
+        if owners[name][1:]:
+            info.description = f"{info.description} (of {', '.join(owners[name][1:])}, too)"
     return SideBySide(fields, owners, clashes)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
-import json
 import logging
 import multiprocessing
 import os
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 import psutil
 
 from aim_runtime.engines.base import EngineStats, ModelLoadError, Operation
+from aim_runtime.engines.kind import command_line
 from aim_runtime.fields import Fields
 
 from .output import ChildOutput, is_second_hand, one_line
@@ -192,26 +192,6 @@ class VllmEngine:
             self._log_task.cancel()
         if built is not None:
             await built.close()
-
-
-def command_line(engine_args: Sequence[str] | Mapping[str, object]) -> list[str]:
-    """Flags as an argument list. In a mapping True is ``--flag``, False ``--no-flag``, None nothing at all, a list
-    several values, and a mapping JSON (which is how vLLM's flags take one)."""
-    if not isinstance(engine_args, Mapping):
-        return list(engine_args)
-    return [word for flag, value in engine_args.items() for word in _flag(flag.lstrip("-").replace("_", "-"), value)]
-
-
-def _flag(flag: str, value: object) -> list[str]:
-    if value is None:
-        return []
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    if isinstance(value, Mapping):
-        return [f"--{flag}", json.dumps(value)]
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [f"--{flag}", *(str(item) for item in value)]
-    return [f"--{flag}={value}"]
 
 
 def check_model_dir(model_dir: Path, flags: Sequence[str] = ()) -> None:

@@ -1,0 +1,1 @@
+"""SGLang: its own server as a child process, spoken to by HTTP."""
