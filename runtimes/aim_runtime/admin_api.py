@@ -6,10 +6,11 @@ cluster's business (docs/adapters.md).
 
 from __future__ import annotations
 
-import logging
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
@@ -18,20 +19,13 @@ from starlette.routing import BaseRoute, Route
 
 from aim_kserve.errors import BadRequest, NotFound, ServingError
 from aim_kserve.http import ClientDisconnected, check_media, parse_object, read_body
+from aim_runtime.audit import AuditTrail
 from aim_runtime.engines.adapters import not_loaded
 from aim_runtime.engines.base import TakesAdapters
 from aim_runtime.model import RuntimeModel
 
-logger = logging.getLogger("aim.server")
-
 MAX_BODY_BYTES = 1 << 20
 Body = TypeVar("Body", bound=BaseModel)
-
-
-class Audit(Protocol):
-    """Where admin actions are recorded: what was done, to what, and how it ended."""
-
-    def __call__(self, action: str, **fields: Any) -> None: ...
 
 
 class LoadAdapter(BaseModel):
@@ -53,7 +47,7 @@ class UnloadAdapter(BaseModel):
 
 
 def adapter_routes(
-    served: Callable[[], Sequence[RuntimeModel]], *, audit: Audit, directory: Path | None = None
+    served: Callable[[], Sequence[RuntimeModel]], *, audit: AuditTrail, directory: Path | None = None
 ) -> list[BaseRoute]:
     """The two routes.
 
@@ -70,44 +64,59 @@ def adapter_routes(
 
 
 class _Adapters:
-    def __init__(self, served: Callable[[], Sequence[RuntimeModel]], audit: Audit, directory: Path | None) -> None:
+    def __init__(self, served: Callable[[], Sequence[RuntimeModel]], audit: AuditTrail, directory: Path | None) -> None:
         self._served = served
         self._audit = audit
         self._directory = directory
 
     async def load(self, request: Request) -> Response:
         body = await _read(LoadAdapter, request)
-        fields = {"adapter": body.lora_name, "path": body.lora_path, "base": body.base_model_name}
-        await self._audited("load_adapter", fields, lambda: self._load(body))
+        fields = {"adapter": body.lora_name, "path": body.lora_path}
+        await self._audited("load_adapter", body.base_model_name, fields, lambda: self._load(body))
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     async def unload(self, request: Request) -> Response:
         body = await _read(UnloadAdapter, request)
-        await self._audited("unload_adapter", {"adapter": body.lora_name}, lambda: self._unload(body))
+        owner = self._owner(body.lora_name)
+        base = None if owner is None else str(owner.name)
+        await self._audited("unload_adapter", base, {"adapter": body.lora_name}, lambda: self._unload(body.lora_name))
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
-    async def _audited(self, action: str, fields: dict[str, Any], work: Callable[[], Awaitable[str]]) -> None:
+    async def _audited(
+        self, action: str, base: str | None, fields: dict[str, Any], work: Callable[[], Awaitable[None]]
+    ) -> None:
+        names = [str(model.name) for model in self._served()]
+        model = base or (names[0] if len(names) == 1 else "")
+        began_s = time.monotonic()
+        outcome, reason = "failed", None
         try:
-            model = await work()
-        except BaseException as error:
-            reason = error.message if isinstance(error, ServingError) else repr(error)
-            self._audit(action, **fields, outcome="refused", reason=reason)
+            await work()
+            outcome = "ok"
+        except ServingError as error:
+            outcome, reason = "refused" if error.status < 500 else "failed", error.message
             raise
-        self._audit(action, **fields, outcome="ok", model=model)
+        except asyncio.CancelledError:
+            reason = "the client left before the end; it is carried out"
+            raise
+        finally:
+            seconds = round(time.monotonic() - began_s, 3)
+            self._audit(action, model=model, outcome=outcome, reason=reason, seconds=seconds, **fields)
 
-    async def _load(self, body: LoadAdapter) -> str:
+    async def _load(self, body: LoadAdapter) -> None:
         model = self._base(body.base_model_name)
         self._check_free(body, model)
         await _taking(model).load_adapter(body.lora_name, self._inside(body.lora_path))
-        return str(model.name)
 
-    async def _unload(self, body: UnloadAdapter) -> str:
-        model = next((model for model in self._served() if body.lora_name in model.runs_on.adapters), None)
+    async def _unload(self, name: str) -> None:
+        model = self._owner(name)
         if model is None:
-            raise not_loaded(body.lora_name, [name for model in self._served() for name in model.runs_on.adapters])
-        await _taking(model).unload_adapter(body.lora_name)
-        model.metrics.remove_adapter(body.lora_name)
-        return str(model.name)
+            raise not_loaded(name, [name for model in self._served() for name in model.runs_on.adapters])
+        await _taking(model).unload_adapter(name)
+        model.metrics.remove_adapter(name)
+
+    def _owner(self, adapter: str) -> RuntimeModel | None:
+        """The model that it is loaded for."""
+        return next((model for model in self._served() if adapter in model.runs_on.adapters), None)
 
     def _base(self, name: str | None) -> RuntimeModel:
         """The model that an adapter is loaded for.

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import openai
 import pytest
 from pydantic import TypeAdapter, ValidationError
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
+from aim_runtime.admin_api import adapter_routes
 from aim_runtime.engines.adapters import AdapterPaths
 from lora_files import weights, write_gguf
 from served import Served
@@ -103,6 +107,24 @@ def test_an_adapter_comes_and_goes_as_a_model(serving: Served, adapters: dict[st
     after = answer(serving, "b")
     assert (after.status_code, after.json()["error"]["code"]) == (404, "model_not_found")
     assert list(cards(serving)) == ["smollm2", "a"]
+
+
+def test_every_action_is_told_to_the_audit_trail() -> None:
+    told: list[dict[str, Any]] = []
+    engine = SimpleNamespace(name="fake", adapters=())
+    models = [SimpleNamespace(name="m", names=("m",), runs_on=engine, refusal=lambda: None)]
+    routes = adapter_routes(
+        lambda: models,  # type: ignore[arg-type, return-value]
+        audit=lambda action, **fields: told.append({"action": action, **fields}),
+    )
+    client = TestClient(Starlette(routes=routes), raise_server_exceptions=False)
+    client.post("/v1/load_lora_adapter", json={"lora_name": "m", "lora_path": "/x"})
+    client.post("/v1/unload_lora_adapter", json={"lora_name": "x"})
+    assert [(line["action"], line["model"], line["adapter"], line["outcome"]) for line in told] == [
+        ("load_adapter", "m", "m", "refused"),
+        ("unload_adapter", "m", "x", "refused"),
+    ]
+    assert "'x' is not loaded" in told[1]["reason"]
 
 
 @pytest.mark.model
