@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
@@ -19,13 +19,18 @@ from starlette.routing import BaseRoute, Route
 
 from aim_kserve.errors import BadRequest, NotFound, ServingError
 from aim_kserve.http import ClientDisconnected, check_media, parse_object, read_body
-from aim_runtime.audit import AuditTrail
 from aim_runtime.engines.adapters import not_loaded
 from aim_runtime.engines.base import TakesAdapters
 from aim_runtime.model import RuntimeModel
 
 MAX_BODY_BYTES = 1 << 20
 Body = TypeVar("Body", bound=BaseModel)
+
+
+class Audit(Protocol):
+    """Where admin actions are told (``aim_runtime.audit``)."""
+
+    def __call__(self, action: str, *, model: str, outcome: str, **fields: Any) -> None: ...
 
 
 class LoadAdapter(BaseModel):
@@ -47,7 +52,7 @@ class UnloadAdapter(BaseModel):
 
 
 def adapter_routes(
-    served: Callable[[], Sequence[RuntimeModel]], *, audit: AuditTrail, directory: Path | None = None
+    served: Callable[[], Sequence[RuntimeModel]], *, audit: Audit, directory: Path | None = None
 ) -> list[BaseRoute]:
     """The two routes.
 
@@ -64,7 +69,7 @@ def adapter_routes(
 
 
 class _Adapters:
-    def __init__(self, served: Callable[[], Sequence[RuntimeModel]], audit: AuditTrail, directory: Path | None) -> None:
+    def __init__(self, served: Callable[[], Sequence[RuntimeModel]], audit: Audit, directory: Path | None) -> None:
         self._served = served
         self._audit = audit
         self._directory = directory

@@ -161,9 +161,14 @@ def test_what_is_left_empty_belongs_to_no_engine() -> None:
                 "4",
                 "--engine_args",
                 "--dtype half",
+                "--adapters",
+                '{"a": "/x"}',
             ],
             "aim_runtime.engines.vllm.engine.VllmEngine",
-            {"max_model_len": None, "max_num_seqs": 3, "tensor_parallel_size": 4, "engine_args": ["--dtype", "half"]},
+            {
+                **{"max_model_len": None, "max_num_seqs": 3, "tensor_parallel_size": 4},
+                **{"engine_args": ["--dtype", "half"], "adapters": {"a": Path("/x")}},
+            },
         ),
     ],
 )

@@ -42,7 +42,7 @@ def read_tensors(directory: Path) -> list[Tensor]:
 
     Raises ModelError for a missing shard, a truncated file or a header that is not one.
     """
-    return [tensor for file in _weight_files(directory) for tensor in _read_header(file)]
+    return [tensor for file in _weight_files(directory) for tensor in read_header(file)]
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -84,7 +84,8 @@ def _is_file_name(name: object) -> bool:
     return isinstance(name, str) and "\0" not in name and Path(name).name == name
 
 
-def _read_header(file: Path) -> Iterator[Tensor]:
+def read_header(file: Path) -> Iterator[Tensor]:
+    """The tensors of one file. Raises ModelError, as :func:`read_tensors`."""
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:

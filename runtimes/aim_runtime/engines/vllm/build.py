@@ -82,6 +82,10 @@ class LiveStats:
         return max(self._kv_cache_usage.values(), default=None)
 
 
+#: What tells whether an adapter was applied; a user's own class takes its place.
+WORKER_EXTENSION = "aim_runtime.engines.vllm.worker.AdapterModules"
+
+
 def _nothing(timeout: float | None = None) -> None: ...
 
 
@@ -96,6 +100,11 @@ class Built:
     @property
     def max_model_len(self) -> int:
         return int(self.llm.model_config.max_model_len)
+
+    @property
+    def asks_workers(self) -> bool:
+        """Whether the workers have what ``worker.py`` adds to them."""
+        return bool(self.args.worker_extension_cls == WORKER_EXTENSION)
 
     @property
     def schedules_by_priority(self) -> bool:
@@ -186,8 +195,7 @@ def parse(ours: Mapping[str, Any], flags: Sequence[str]) -> Namespace:
         if given(name) and getattr(args, name) != value:
             _refuse(f"{_spelled(name)} {getattr(args, name)} contradicts the runtime's own setting {value}")
         setattr(args, name, value)
-    if current_platform.is_cpu() and args.dtype == "auto":
-        args.dtype = "float32"  # without AVX-512 bfloat16 falls back to slow paths
+    _complete(args)
     if args.tool_parser_plugin:
         ToolParserManager.import_tool_parser(args.tool_parser_plugin)
     if args.reasoning_parser_plugin:
@@ -197,6 +205,14 @@ def parse(ours: Mapping[str, Any], flags: Sequence[str]) -> Namespace:
     except (TypeError, ValueError) as error:
         _refuse(one_line(error))
     return args
+
+
+def _complete(args: Namespace) -> None:
+    """Our defaults where vLLM's are not what anybody wants."""
+    if current_platform.is_cpu() and args.dtype == "auto":
+        args.dtype = "float32"  # without AVX-512 bfloat16 falls back to slow paths
+    if args.enable_lora and not args.worker_extension_cls:
+        args.worker_extension_cls = WORKER_EXTENSION
 
 
 def _spelled(name: str) -> str:

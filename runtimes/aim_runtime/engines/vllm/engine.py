@@ -15,11 +15,13 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
+from aim_kserve.errors import ServingError, Unavailable
 from aim_runtime.engines.base import EngineStats, ModelLoadError, Operation
 from aim_runtime.engines.kind import command_line
 from aim_runtime.fields import Fields
@@ -27,6 +29,7 @@ from aim_runtime.fields import Fields
 from .output import ChildOutput, is_second_hand, one_line
 
 if TYPE_CHECKING:
+    from .adapters import Adapters
     from .build import Built
 
 logger = logging.getLogger("aim.engine.vllm")
@@ -63,6 +66,7 @@ class VllmEngine:
         engine_args: vLLM's own flags, as a command line (``["--dtype", "bfloat16"]``) or as a mapping of flag to
             value (``{"dtype": "bfloat16", "enforce-eager": True}``). A flag that vLLM does not know, that belongs
             to vLLM's own HTTP server, or that contradicts the arguments above is an error of :meth:`load`.
+        adapters: LoRA adapters (PEFT directories) to load with the model: name → directory.
     """
 
     name = "vllm"
@@ -76,6 +80,7 @@ class VllmEngine:
         max_num_seqs: int | None = None,
         tensor_parallel_size: int | None = None,
         engine_args: Sequence[str] | Mapping[str, object] = (),
+        adapters: Mapping[str, Path] | None = None,
     ) -> None:
         self.model_dir = Path(model_dir)
         self._flags = command_line(engine_args)
@@ -85,12 +90,15 @@ class VllmEngine:
             "max_model_len": max_model_len,
             "max_num_seqs": max_num_seqs,
             "tensor_parallel_size": tensor_parallel_size,
+            "enable_lora": True if adapters else None,
         }
+        self._served_name = served_model_name
+        self._adapters_at_start = dict(adapters or {})
         self._ours = {name: value for name, value in ours.items() if value is not None}
         self._built: Built | None = None
         self._operations: Mapping[str, Operation] = {}
         self._requests: Mapping[str, Fields | None] = {}
-        self._adapters: tuple[str, ...] = ()
+        self._adapters: Adapters | None = None
         self._log_task: asyncio.Task[None] | None = None
 
     @property
@@ -107,7 +115,7 @@ class VllmEngine:
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        return self._adapters
+        return self._adapters.names if self._adapters is not None else ()
 
     @property
     def max_model_len(self) -> int:
@@ -126,13 +134,40 @@ class VllmEngine:
         try:
             from . import serving
 
-            self._operations, self._requests, self._adapters = await serving.attach(built)
+            attached = await serving.attach(built, self._served_name, self.model_dir)
+            self._operations, self._requests, self._adapters = attached
+            for name, path in self._adapters_at_start.items():
+                await self._adapters.load(name, Path(path))
+        except ServingError as error:
+            await self._give_up(built)
+            raise ModelLoadError(error.message) from error
         except BaseException:
-            await built.close()
+            await self._give_up(built)
             raise
         self._built = built
         if built.log_interval_s:
             self._log_task = asyncio.create_task(log_regularly(built))
+
+    async def _give_up(self, built: Built) -> None:
+        """What has been built goes again."""
+        adapters, self._adapters, self._operations = self._adapters, None, {}
+        if adapters is not None:
+            adapters.close()
+        await built.close()
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        """As ``engines.base.TakesAdapters``: a PEFT directory."""
+        await self._adapters_of_model.load(name, path)
+
+    async def unload_adapter(self, name: str) -> None:
+        """As ``engines.base.TakesAdapters``."""
+        await self._adapters_of_model.unload(name)
+
+    @property
+    def _adapters_of_model(self) -> Adapters:
+        if self._adapters is None:
+            raise Unavailable("the model is not loaded")
+        return self._adapters
 
     async def _construct(self) -> Built:
         earlier = set(multiprocessing.active_children())
@@ -169,7 +204,10 @@ class VllmEngine:
         return self._built is not None and not self._built.llm.errored
 
     def stats(self) -> EngineStats:
-        return self._built.stats() if self._built is not None else EngineStats(0, 0, 0)
+        if self._built is None:
+            return EngineStats(0, 0, 0)
+        stats = self._built.stats()
+        return replace(stats, waiting=stats.waiting + self._waiting)
 
     async def drain(self, timeout_s: float) -> None:
         """As the protocol says. vLLM's own ``wait_for_requests_to_drain`` looks at data-parallel ranks only."""
@@ -180,10 +218,15 @@ class VllmEngine:
             await asyncio.sleep(DRAIN_POLL_S)
         if self._unfinished():
             logger.warning("aborting %d requests that did not finish in %g s", self._unfinished(), timeout_s)
+            self._adapters_of_model.end_waiting()
             await self._built.abort_all()
 
     def _unfinished(self) -> int:
-        return self._built.unfinished() if self._built is not None and self.healthy() else 0
+        return self._built.unfinished() + self._waiting if self._built is not None and self.healthy() else 0
+
+    @property
+    def _waiting(self) -> int:
+        return self._adapters.waiting if self._adapters is not None else 0
 
     async def close(self) -> None:
         """Stop vLLM and its processes; returns when they are gone."""
@@ -191,7 +234,7 @@ class VllmEngine:
         if self._log_task is not None:
             self._log_task.cancel()
         if built is not None:
-            await built.close()
+            await self._give_up(built)
 
 
 def check_model_dir(model_dir: Path, flags: Sequence[str] = ()) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from aim_runtime.engines.adapters import ADAPTERS_SETTING, AdapterPaths
 from aim_runtime.engines.base import Engine, EngineSpec
 from aim_runtime.engines.kind import EngineArgs, EngineKind, EngineSettings
 
@@ -15,6 +16,7 @@ class VllmSettings(EngineSettings):
     engine_args: EngineArgs = Field(
         default_factory=list, description="the engine's own flags, as a command line or a JSON object"
     )
+    adapters: AdapterPaths = Field(default_factory=dict, description=ADAPTERS_SETTING)
 
 
 def create(spec: EngineSpec, settings: VllmSettings) -> Engine:
@@ -27,6 +29,7 @@ def create(spec: EngineSpec, settings: VllmSettings) -> Engine:
         max_num_seqs=spec.max_concurrency,
         tensor_parallel_size=settings.tensor_parallel_size,
         engine_args=settings.engine_args,
+        adapters=settings.adapters,
     )
 
 

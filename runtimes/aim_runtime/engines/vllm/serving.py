@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
@@ -27,6 +28,7 @@ from aim_kserve.errors import BadRequest
 from aim_runtime.engines.base import Json, Operation, RequestContext, Stream, Usage
 from aim_runtime.fields import Fields, fields_of
 
+from .adapters import Adapters, Lease
 from .build import Built
 from .errors import REFUSALS, from_event, from_exception, from_response, raise_if_cancelled
 
@@ -59,9 +61,14 @@ ROUTES: dict[str, tuple[Any, str, str]] = {
     "detokenize": (DetokenizeRequest, "serving_tokenization", "create_detokenize"),
 }
 
+#: Operations that compute nothing, and so need no adapter.
+TOKENS = frozenset({"tokenize", "detokenize"})
+
 DONE = "data: [DONE]\n\n"
 ERROR = 'data: {"error"'
 PRIORITY_HEADER = "x-vllm-priority"
+
+NO_LEASE = Lease(None, None)
 
 Handler = Callable[[Any, "RawRequest"], Awaitable[Any]]
 
@@ -71,23 +78,29 @@ class Attached(NamedTuple):
 
     operations: Mapping[str, Operation]
     requests: Mapping[str, Fields | None]
-    adapters: tuple[str, ...]
+    adapters: Adapters
 
 
-async def attach(built: Built) -> Attached:
-    """Create vLLM's serving objects on the running loop."""
+async def attach(built: Built, served: str, model_dir: Path) -> Attached:
+    """Create vLLM's serving objects on the running loop.
+
+    Raises:
+        BadRequest: an adapter that vLLM has loaded by itself is not applied.
+    """
     tasks = await built.llm.get_supported_tasks()
     await built.llm.reset_mm_cache()  # drops the dummy inputs of the memory profile, as vLLM's server does
     state = State()
     await init_app_state(built.llm, state, built.args, tasks)
     found = {path: (kind, getattr(state, holder, None), method) for path, (kind, holder, method) in ROUTES.items()}
+    adapters = Adapters(built, state.openai_serving_models, served, model_dir)
+    await adapters.check_loaded()
     operations: dict[str, Operation] = {
-        path: Endpoint(TypeAdapter(kind), getattr(serving, method), built)
+        path: Endpoint(TypeAdapter(kind), getattr(serving, method), built, None if path in TOKENS else adapters)
         for path, (kind, serving, method) in found.items()
         if serving is not None
     }
     requests = {path: fields_of(kind) for path, (kind, _, _) in ROUTES.items() if path in operations}
-    return Attached(operations, requests, tuple(state.openai_serving_models.lora_requests))
+    return Attached(operations, requests, adapters)
 
 
 class Headers(dict[str, str]):
@@ -110,15 +123,27 @@ class RawRequest:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One operation (see ``engines.base.Operation``)."""
+    """One operation (see ``engines.base.Operation``). ``adapters`` None: it needs none."""
 
     body: TypeAdapter[Any]
     handler: Handler
     built: Built
+    adapters: Adapters | None = None
 
     async def __call__(self, body: Json, ctx: RequestContext) -> Json | Stream:
         """Raises ServingError for everything that is wrong with the request, also if vLLM finds out only when the
         engine takes it in: a stream is handed out after its first chunk."""
+        lease = await self.adapters.lease(body.get("model")) if self.adapters is not None else NO_LEASE
+        streams = False
+        try:
+            answer = await self._answer(body, ctx, lease)
+            streams = not isinstance(answer, dict)
+            return answer
+        finally:
+            if not streams:
+                lease.end()
+
+    async def _answer(self, body: Json, ctx: RequestContext, lease: Lease) -> Json | Stream:
         raw = RawRequest(ctx)
         try:
             request = self.body.validate_python(body)
@@ -130,7 +155,7 @@ class Endpoint:
             raise_if_cancelled()
             raise from_response(answer)
         if isinstance(answer, AsyncGenerator):
-            stream = chunks(answer, raw, ctx.usage, self.built)
+            stream = chunks(answer, raw, ctx.usage, self.built, lease)
             await anext(stream)
             return stream
         return whole(answer, raw, ctx.usage)
@@ -171,11 +196,13 @@ def refuse_ignored(request: Any) -> None:
         raise BadRequest(f"{name}: no field of response_format; a schema goes in json_schema.schema", param=name)
 
 
-async def chunks(events: AsyncGenerator[Any, None], raw: RawRequest, usage: Usage, built: Built) -> Stream:
+async def chunks(
+    events: AsyncGenerator[Any, None], raw: RawRequest, usage: Usage, built: Built, lease: Lease = NO_LEASE
+) -> Stream:
     """vLLM's events as the protocol's chunks.
 
     The first item is empty and taken before the stream is handed out: by then vLLM's first event is here (or its
-    refusal), and from then on ``aclose`` runs the ``finally`` below, which aborts the request.
+    refusal), and from then on ``aclose`` runs the ``finally`` below, which aborts the request and ends ``lease``.
     """
     encode = named_event(usage)
     sequences: list[Any] = []
@@ -194,7 +221,10 @@ async def chunks(events: AsyncGenerator[Any, None], raw: RawRequest, usage: Usag
     except REFUSALS as error:
         raise from_exception(error) from error
     finally:
-        await events.aclose()
+        try:
+            await events.aclose()
+        finally:
+            lease.end()
         take_metadata(raw, usage)
         if not usage.prompt_tokens:
             take_sequences(sequences, usage)
