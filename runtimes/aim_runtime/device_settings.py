@@ -152,6 +152,9 @@ class DeviceSettings(ServerSettings):
     node: Path | None = Field(
         None, description="emulation file to read instead of this machine (aim-profile node export)"
     )
+    node_name: Annotated[str | None, BeforeValidator(_none_if_empty)] = Field(
+        None, description="this node's name in a plan; default: its host name. In a pod: spec.nodeName"
+    )
     dry_run: bool = Field(False, description="print what would be started, and start nothing")
     output: Literal["text", "json"] = Field(
         "text", description="form of --dry_run: text or json", json_schema_extra={"short": "-o"}

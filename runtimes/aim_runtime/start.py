@@ -17,10 +17,11 @@ from aim_profile.nodes.cpu import read_cpu
 from aim_profile.nodes.devices import refuse_larger
 from aim_profile.nodes.facts import Node
 from aim_profile.nodes.read import load_emulated, read_node
+from aim_profile.plans.plan import load_plan
 from aim_profile.serving.files import read_file
 from aim_profile.serving.profile import Profile, ProfileId, parse_id
 from aim_profile.serving.selection import Candidate, stored_profiles
-from aim_runtime.assignment import ON_GPUS, Assignment, Case, Refused, assign, check_filters, gpus
+from aim_runtime.assignment import ON_GPUS, Assignment, Case, Refused, assignments, check_filters, gpus, narrowed
 from aim_runtime.choose import engine_of
 from aim_runtime.settings import RuntimeSettings
 
@@ -38,18 +39,39 @@ def prepare(settings: RuntimeSettings, environment: Mapping[str, str] = os.envir
     Raises:
         StartupError: nothing to serve; a Refused says what does not fit or is not as the settings say.
     """
-    engine = engine_of(settings)
+    (found,) = prepare_all([settings], None, environment)
+    return found
+
+
+def prepare_all(
+    models: Sequence[RuntimeSettings], placement: Path | None, environment: Mapping[str, str] = os.environ
+) -> list[Assignment]:
+    """What the engines for several models are started with: an assignment per replica. Each of ``models`` is the
+    settings of one, with its own name, directory and engine; ``placement``: the planner's file, where there is one.
+
+    Raises:
+        StartupError: as above; or a plan of another node, of other models, or of modes that the node is not in.
+    """
     try:
-        node = processors(here(settings), engine, settings)
-        in_pod = is_pod(settings, environment)
-        on_gpus = bool(gpus(node)) and engine in ON_GPUS
+        node = here(models[0])
+        cases = {settings.model_name: _case(settings, node, environment) for settings in models}
+        in_pod = is_pod(models[0], environment)
+        on_gpus = any(gpus(case.node) and case.engine in ON_GPUS for case in cases.values())
         notes = check_filters(environment, in_pod=in_pod) if on_gpus else ()
-        model = facts_of(settings)
-        settings, given = with_profile(settings, model)
-        case = Case(settings, engine, node, model, given, _stored(settings, model), in_pod)
-        return _beside(environment, assign(case, notes))
+        plan = None if placement is None else load_plan(placement)
+        found = assignments(cases, plan, node, node_name=models[0].node_name, notes=notes)
+        return [_beside(environment, each) for each in found]
     except AimProfileError as error:
         raise Refused.because(error) from None
+
+
+def _case(settings: RuntimeSettings, node: Node, environment: Mapping[str, str]) -> Case:
+    engine = engine_of(settings)
+    model = facts_of(settings)
+    settings, given = with_profile(settings, model)
+    stored = _stored(settings, model)
+    in_pod = is_pod(settings, environment)
+    return Case(settings, engine, processors(node, engine, settings), model, given, stored, in_pod)
 
 
 def _beside(environment: Mapping[str, str], assignment: Assignment) -> Assignment:
@@ -194,17 +216,7 @@ def _narrowed(settings: RuntimeSettings, said: str, parts: ProfileId) -> Runtime
         "metric": parts.metric,
         "partition_count": parts.gpu_count,
     }
-    for name, value in wanted.items():
-        before = getattr(settings, name)
-        if before not in (None, value):
-            field = name.replace("_", "-")
-            raise Refused(
-                f"profile {said} says {field} {value}, the settings say {before}",
-                field=field,
-                value=before,
-                remedy="set one of them",
-            )
-    return settings.model_copy(update=wanted)
+    return narrowed(settings, f"profile {said}", wanted)
 
 
 def _stored(settings: RuntimeSettings, model: ModelFacts) -> Sequence[Candidate]:

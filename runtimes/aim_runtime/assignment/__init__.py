@@ -2,8 +2,9 @@
 
 from .arguments import whole_number
 from .devices import gpus
-from .facts import Assignment, Basis, Case, Device, Refused
+from .facts import Assignment, Basis, Case, Device, Refused, narrowed
 from .make import ON_GPUS, assign
+from .placement import assignments
 from .visibility import check_filters
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "Device",
     "Refused",
     "assign",
+    "assignments",
     "check_filters",
     "gpus",
+    "narrowed",
     "whole_number",
 ]

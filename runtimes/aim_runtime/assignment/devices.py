@@ -11,9 +11,7 @@ from aim_profile.nodes.facts import AllocMode, Card, Node
 from aim_profile.units import GIB
 from aim_runtime.settings import RuntimeSettings
 
-from .facts import Device, Refused
-
-Taken = frozenset[tuple[int, int]]
+from .facts import Case, Device, Refused
 
 
 class Kind(NamedTuple):
@@ -33,15 +31,16 @@ class Kind(NamedTuple):
         return f"{self.mode.accelerator} {self.mode.label}"
 
 
-def kinds_of(node: Node, settings: RuntimeSettings, *, in_pod: bool, taken: Taken = frozenset()) -> list[Kind]:
+def kinds_of(case: Case) -> list[Kind]:
     """The devices that the settings allow, by kind; never empty.
 
     Raises:
         Refused: none, or in a pod another one than asked for: wrong GPU, wrong mode, a part of a card where a whole one
             is asked for, or a mixture.
     """
-    cards = _of_that_model(_known(_that_card(gpus(node), settings, in_pod)), settings)
-    kinds = _grouped(_in_mode(cards, settings, in_pod), node, settings, taken)
+    settings, in_pod = case.settings, case.in_pod
+    cards = _of_that_model(_known(_that_card(gpus(case.node), settings, in_pod)), settings)
+    kinds = _grouped(_in_mode(cards, settings, in_pod), case)
     kinds = [kind for kind in kinds if _shared_as_asked(kind, settings)] or _refuse_sharing(kinds, settings)
     if in_pod and len(kinds) > 1:
         raise Refused(
@@ -165,12 +164,12 @@ def _mode(card: Card, accelerator: Accelerator, settings: RuntimeSettings) -> tu
     return label, (f"card {card.index} shows {card.mode_text} here: {label} is taken for it, not read",)
 
 
-def _grouped(placed: Iterable[_Placed], node: Node, settings: RuntimeSettings, taken: Taken) -> list[Kind]:
+def _grouped(placed: Iterable[_Placed], case: Case) -> list[Kind]:
     groups: dict[tuple[str, str, AllocMode], list[_Placed]] = {}
     for place in placed:
         key = (place.accelerator.name, place.label, place.card.alloc_mode or "CAPPING")
         groups.setdefault(key, []).append(place)
-    kinds = [_kind(places, node, alloc_mode, taken) for (_, _, alloc_mode), places in groups.items()]
+    kinds = [_kind(places, alloc_mode, case) for (_, _, alloc_mode), places in groups.items()]
     found = [kind for kind in kinds if kind.devices]
     if not found:
         raise Refused(
@@ -181,11 +180,11 @@ def _grouped(placed: Iterable[_Placed], node: Node, settings: RuntimeSettings, t
     return found
 
 
-def _kind(places: list[_Placed], node: Node, alloc_mode: AllocMode, taken: Taken) -> Kind:
+def _kind(places: list[_Placed], alloc_mode: AllocMode, case: Case) -> Kind:
     first = places[0]
-    deployment: Deployment = "bare-metal" if node.deployment == "unknown" else node.deployment
+    deployment: Deployment = "bare-metal" if case.node.deployment == "unknown" else case.node.deployment
     mode = first.accelerator.mode(first.label, deployment)
-    devices = tuple(device for place in places for device in devices_of(place.card) if device.at not in taken)
+    devices = tuple(device for place in places for device in devices_of(place.card) if case.may_have(device.at))
     sizes = [device.memory_mib for device in devices if device.memory_mib]
     if sizes and alloc_mode == "CAPPING":  # under ALL a device reports what its siblings have, too
         mode = mode.model_copy(update={"memory_mib": min(sizes)})
@@ -278,10 +277,13 @@ def _too_few(kind: Kind, count: int, first: int | None) -> Refused:
     )
 
 
-def check_count(kind: Kind, settings: RuntimeSettings, *, in_pod: bool) -> None:
-    """In a pod partition-count is what was requested: more or fewer devices are a mistake. Raises Refused."""
-    wanted, here = settings.partition_count, len(kind.devices)
-    if in_pod and wanted is not None and wanted != here:
+def check_count(kind: Kind, case: Case) -> None:
+    """In a pod of one model partition-count is what was requested: more or fewer devices are a mistake.
+
+    Raises Refused.
+    """
+    wanted, here = case.settings.partition_count, len(kind.devices)
+    if case.in_pod and case.bound is None and wanted is not None and wanted != here:
         raise Refused(
             f"partition-count {wanted}: {here} {'device is' if here == 1 else 'devices are'} here ({kind.label})",
             field="partition-count",

@@ -22,6 +22,10 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+#: (card, partition) of a device.
+At = tuple[int, int]
+
+
 class Device(_Frozen):
     """One device as the engine will see it. memory_mib: what it reports; None: not readable here."""
 
@@ -32,7 +36,7 @@ class Device(_Frozen):
     render_minor: int | None = None
 
     @property
-    def at(self) -> tuple[int, int]:
+    def at(self) -> At:
         """(card, partition)."""
         return (self.card, self.partition)
 
@@ -64,6 +68,7 @@ class Assignment(_Frozen):
 
     engine: str
     model: str
+    replica: int = 0
     model_dir: Path
     devices: tuple[Device, ...] = ()
     engine_args: Mapping[str, JsonValue] = Field(default_factory=dict)
@@ -76,8 +81,11 @@ class Assignment(_Frozen):
 
 
 class Case(NamedTuple):
-    """What is asked for and what is here. given: the profile that somebody named; stored: those to select from where
-    none is named; taken: (card, partition) that others have."""
+    """What is asked for and what is here.
+
+    given: the profile that somebody named; stored: those to select from where none is named; taken: the devices that
+    others have; bound: the only ones it may have, None: any.
+    """
 
     settings: RuntimeSettings
     engine: str
@@ -86,7 +94,31 @@ class Case(NamedTuple):
     given: Profile | None = None
     stored: Sequence[Candidate] = ()
     in_pod: bool = False
-    taken: frozenset[tuple[int, int]] = frozenset()
+    taken: frozenset[At] = frozenset()
+    bound: frozenset[At] | None = None
+
+    def may_have(self, at: At) -> bool:
+        """Whether that device is free for it."""
+        return at not in self.taken and (self.bound is None or at in self.bound)
+
+
+def narrowed(settings: RuntimeSettings, who: str, said: Mapping[str, object]) -> RuntimeSettings:
+    """The settings with what `who` says, by the fields' names.
+
+    Raises:
+        Refused: they say something else.
+    """
+    for name, value in said.items():
+        before = getattr(settings, name)
+        if before not in (None, value):
+            field = name.replace("_", "-")
+            raise Refused(
+                f"{who} says {field} {value}, the settings say {before}",
+                field=field,
+                value=before,
+                remedy="set one of them",
+            )
+    return settings.model_copy(update=dict(said))
 
 
 #: What aim_profile calls a part of a request, and which setting asks for it.
@@ -124,6 +156,12 @@ class Refused(StartupError):
         """The same, of what aim_profile said, by the name of the setting that asks for it."""
         field = _SETTINGS.get(error.field, error.field)
         return cls(error.problem, field=field, value=error.value, remedy=error.remedy)
+
+    def of(self, who: str) -> Refused:
+        """The same, of one of several."""
+        more = {"shortfall_gib": self.shortfall_gib, "would_fit": self.would_fit}
+        said = f"{who}: {self.problem}"
+        return Refused(said, field=self.field, value=self.value, remedy=self.remedy, **more)  # type: ignore[arg-type]
 
     def as_json(self) -> dict[str, Any]:
         """For ``--dry_run -o json``."""

@@ -82,7 +82,7 @@ def _device(case: Case) -> nodes.Device | None:
     """None where the machine's processors were not read."""
     wanted = case.settings.partition_id
     here = [device for device in nodes.devices_of(case.node) if device.kind == "cpu"]
-    free = [device for device in here if (device.card, device.partition) not in case.taken]
+    free = [device for device in here if case.may_have((device.card, device.partition))]
     found = next((device for device in free if wanted in (None, device.partition)), None)
     if found is not None or not (here or wanted):
         return found

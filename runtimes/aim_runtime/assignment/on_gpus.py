@@ -30,7 +30,7 @@ def assign_gpus(case: Case) -> Assignment:
     """
     unproven: list[Assignment] = []
     misses: list[Refused] = []
-    for kind in kinds_of(case.node, case.settings, in_pod=case.in_pod, taken=case.taken):
+    for kind in kinds_of(case):
         try:
             found = _on(kind, case)
             if not found.evidence.unproven:
@@ -50,7 +50,7 @@ def _on(kind: Kind, case: Case) -> Assignment:
     user = named(settings.engine_options("vllm").get("engine_args", ()))
     check_parallelism(user)
     check_limit(kind, settings)
-    check_count(kind, settings, in_pod=case.in_pod)
+    check_count(kind, case)
     asked = agreed(settings, user)
     if not case.model.sizable:
         return _unsized(kind, case, {**user, **asked})
@@ -88,7 +88,11 @@ def _assigned(kind: Kind, case: Case, flags: Flags, variables: Mapping[str, str]
     tensor_parallel = whole_number(flags, "tensor-parallel-size") or 1
     devices, note = side_by_side(kind, tensor_parallel, case.settings, in_pod=case.in_pod)
     idle = len(kind.devices) - len(devices)
-    left = f"{idle} of the {len(kind.devices)} devices here stay unused" if case.in_pod and idle else ""
+    left = (
+        f"{idle} of the {len(kind.devices)} devices here stay unused"
+        if case.in_pod and idle and case.bound is None
+        else ""
+    )
     return Assignment(
         engine=case.engine,
         model=case.settings.model_name,

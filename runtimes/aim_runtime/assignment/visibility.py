@@ -1,10 +1,10 @@
 """How a child is shown its own devices and no others.
 
-In a pod nothing is set: the device plugin mounts the pod's devices, KFD hides the others, and a second filter leaves a
-container with none, or with its neighbour's. Elsewhere ``ROCR_VISIBLE_DEVICES`` alone is set: it filters at the lowest
-level (HSA), where every partition is an agent of its own; ``HIP_`` and ``CUDA_VISIBLE_DEVICES`` number what is left
-once more, and vLLM refuses to start where those two disagree. By index, not by UUID: a UUID is made of the card's
-unique id, which all its partitions share.
+In a pod whose devices are all one engine's nothing is set: the device plugin mounts them, KFD hides the others, and a
+second filter leaves a container with none, or with its neighbour's. Elsewhere, and where several engines share a pod's
+devices, ``ROCR_VISIBLE_DEVICES`` alone is set: it filters at the lowest level (HSA), where every partition is an agent
+of its own; ``HIP_`` and ``CUDA_VISIBLE_DEVICES`` number what is left once more, and vLLM refuses to start where those
+two disagree. By index, not by UUID: a UUID is made of the card's unique id, which all its partitions share.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ FILTERS = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"
 def visible(node: Node, devices: Sequence[Device], *, in_pod: bool) -> dict[str, str]:
     """The environment that shows a child these devices, numbered as HSA numbers its agents: in KFD's order, or in the
     node's where KFD was not read."""
-    if in_pod or not devices:
-        return {}
     parts = [(part.kfd_node, card.index, part.index) for card in gpus(node) for part in card.partitions]
+    if not devices or (in_pod and len(devices) == len(parts)):
+        return {}
     if all(kfd is not None for kfd, _, _ in parts):
         parts.sort()
     number = {(card, partition): place for place, (_, card, partition) in enumerate(parts)}
