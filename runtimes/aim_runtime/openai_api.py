@@ -31,6 +31,7 @@ from aim_runtime.engines.base import Json, RequestContext
 from aim_runtime.fields import header_of
 from aim_runtime.model import RuntimeModel
 from aim_runtime.models.directory import Models
+from aim_runtime.models.variants import VARIANT_HEADER, Split, no_variant
 from aim_runtime.probes import probe_routes
 
 logger = logging.getLogger("aim.server")
@@ -115,24 +116,27 @@ class Operations:
     async def _answer(self, operation: str, body: Json, scope: Scope, receive: Receive, send: Send) -> None:
         context = RequestContext(log_of(scope).unique_id, Headers(raw=scope["headers"]))
         async with cancelled_on_disconnect(receive):
-            answer = await self.models.find(body).call(operation, body, context)
-            send = _with_ignored(send, context.ignored) if context.ignored else send
+            route = self.models.route(body, context)
+            answer = await route.call(operation, body, context)
+            if context.ignored or route.variant:
+                send = _with_headers(send, context.ignored, route.variant)
             if isinstance(answer, dict):
                 await send_json(send, answer)
             else:
                 await pump_events(send, answer)
 
 
-def _with_ignored(send: Send, names: list[str]) -> Send:
-    """``send`` with the header that tells which fields of the body were ignored."""
-    header = (b"x-ignored-fields", header_of(names).encode())
+def _with_headers(send: Send, ignored: list[str], variant: str) -> Send:
+    """``send`` with the headers that tell which fields of the body were ignored, and which variant answers."""
+    told = {b"x-ignored-fields": header_of(ignored).encode(), VARIANT_HEADER.encode(): variant.encode()}
+    headers = [(name, value) for name, value in told.items() if value]
 
-    async def send_with_header(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], header]
+            message["headers"] = [*message["headers"], *headers]
         await send(message)
 
-    return send_with_header
+    return send_with_headers
 
 
 def _operation(scope: Scope) -> str | None:
@@ -183,15 +187,34 @@ class ModelCards:
     async def all(self, _: Request) -> Response:
         served = self.models.served
         cards = [_card(model, name) for model in served for name in model.names]
+        cards += [_split_card(split, name) for split in self.models.splits for name in _names(split)]
         return JSONResponse({"object": "list", "data": cards, "models": [model.name for model in served]})
 
     async def one(self, request: Request) -> Response:
         asked = request.path_params["name"]
+        split = self.models.split(asked)
+        if split is not None:
+            if not split.ready:
+                raise no_variant(split)
+            return JSONResponse({**_split_card(split, asked), "name": asked, "ready": True})
         model = self.models.get(asked)
         refusal = model.refusal()
         if refusal is not None:
             raise refusal
         return JSONResponse({**_card(model, asked), "name": asked, "ready": True})
+
+
+def _names(split: Split) -> tuple[str, ...]:
+    return (split.name, *split.entry.aliases)
+
+
+def _split_card(split: Split, name: str) -> Json:
+    created = min((model.created for model in split.models), default=0)
+    card: Json = {"id": name, "object": "model", "created": created, "owned_by": "aim-runtime"}
+    if name != split.name:
+        card["root"] = split.name
+    lengths = [model.runs_on.max_model_len for model in split.models if model.refusal() is None]
+    return {**card, "variants": split.card()} | ({"max_model_len": min(lengths)} if lengths else {})
 
 
 def _card(model: RuntimeModel, name: str) -> Json:

@@ -1,7 +1,7 @@
 """The real runtime server over several fake engines: ``python fake_models_server.py '{"models": {…}}' <flags>``.
 
-``models``: name → ``{"engine": FakeEngine's options, "replicas": 2, ModelEntry's fields}``; ``budget``: how many models
-fit at once; the other keys are Models' own.
+``models``: name → ``{"engine": FakeEngine's options, "replicas": 2, ModelEntry's fields}``; ``variants``: name → its
+weights; ``budget``: how many models fit at once; the other keys are Models' own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import orjson
 from aim_kserve.log import log_to_stderr
 from aim_runtime.model import State
 from aim_runtime.models.directory import Models
-from aim_runtime.models.entry import Launch, ModelEntry
+from aim_runtime.models.entry import Launch, ModelEntry, VariantEntry
 from aim_runtime.models.eviction import DoesNotFit
 from aim_runtime.server import serve_models
 from aim_runtime.settings import RuntimeSettings
@@ -51,10 +51,16 @@ def main() -> None:
     log_to_stderr()
     options = orjson.loads(sys.argv[1])
     entries = [entry(name, given) for name, given in options.pop("models").items()]
+    variants = [VariantEntry(name, weights) for name, weights in options.pop("variants", {}).items()]
     budget = options.pop("budget", len(entries))
     with Telemetry(settings) as telemetry:
         models = Models(
-            entries, admit=room_for(budget, lambda: models), audit=telemetry.audit, gate=telemetry.gate, **options
+            entries,
+            variants,
+            admit=room_for(budget, lambda: models),
+            audit=telemetry.audit,
+            gate=telemetry.gate,
+            **options,
         )
         telemetry.show(models.states)
         code = serve_models(settings, models)

@@ -283,7 +283,7 @@ async def serving(made: Made, *places: str, **options: Any) -> AsyncIterator[Mod
 
 async def complete(models: Models, stream: bool, tokens: int) -> str:
     asked = {"model": "m", "prompt": f"p{next(_numbers)}", "max_tokens": tokens, "stream": stream}
-    answer = await models.find(asked).call("completions", asked, context())
+    answer = await models.route(asked, context()).call("completions", asked, context())
     if isinstance(answer, dict):
         return str(answer["choices"][0]["text"])
     chunks = [orjson.loads(chunk) async for chunk in answer]
@@ -303,12 +303,12 @@ async def test_migration_under_load_loses_no_request() -> None:
                 assert answers[-1] == "".join(words(5 + index % 30))
 
         clients = [asyncio.ensure_future(client(index)) for index in range(240)]
-        await until(lambda: models.find({}).in_flight.count == 240)
+        await until(lambda: models.get("m").in_flight.count == 240)
         for place in ("card 1", "card 0", "card 1"):
-            old = next(iter(models.find({}).runs_on.replicas)).engine  # type: ignore[attr-defined]
+            old = next(iter(models.get("m").runs_on.replicas)).engine  # type: ignore[attr-defined]
             await models.migrate("m", made.at(place))
             assert old.closed  # which asserts that nothing was in flight there
-            assert [replica.place for replica in models.find({}).runs_on.replicas] == [place]  # type: ignore[attr-defined]
+            assert [replica.place for replica in models.get("m").runs_on.replicas] == [place]  # type: ignore[attr-defined]
             answered = len(answers) + 100
             await until(lambda: len(answers) >= answered)  # noqa: B023  done before the next one
         moving = False
@@ -342,7 +342,7 @@ async def test_a_migration_that_fails_changes_nothing() -> None:
         with pytest.raises(NotFound, match="knows: m"):
             await models.migrate("other", made.at("card 1"))
         assert await complete(models, False, 3) == "".join(words(3))
-        assert [replica.place for replica in models.find({}).runs_on.replicas] == ["card 0"]  # type: ignore[attr-defined]
+        assert [replica.place for replica in models.get("m").runs_on.replicas] == ["card 0"]  # type: ignore[attr-defined]
     moves = [one for one in told if one["action"] == "migrate"]
     assert Counter(one["outcome"] for one in moves) == {"refused": 3}
     assert moves[0]["target"] == "small"

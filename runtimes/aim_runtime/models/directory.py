@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from aim_kserve.errors import BadRequest, NotFound, ServingError, ShutdownError, StartupError, Unavailable
 from aim_kserve.kserve import Model
-from aim_runtime.engines.base import Json
+from aim_runtime.engines.base import Json, RequestContext
 from aim_runtime.model import NamedModel, RuntimeModel, State, check_model_name, unknown_model
-from aim_runtime.models.entry import RANK, Launch, ModelEntry
+from aim_runtime.models.entry import RANK, Launch, ModelEntry, VariantEntry
 from aim_runtime.models.eviction import DoesNotFit
 from aim_runtime.models.held import Held, MakeGate
 from aim_runtime.models.loader import Admit, Eviction, Loader, Trail, does_not_fit
+from aim_runtime.models.variants import Route, Split, SplitModel, no_variant, sticky_key
 
 logger = logging.getLogger("aim.server")
 
@@ -42,6 +44,7 @@ class Models:
 
     Args:
         entries: every model that may be served; those ``at_start`` are loaded by :meth:`load_async`.
+        variants: names whose requests are shared out among ``entries``.
         admit: asked before a load; see :class:`Admit`.
         audit: told every load and unload.
         gate: makes what a replica asks before it admits a request, by its engine, devices and memory.
@@ -51,13 +54,14 @@ class Models:
         registry: where ``/metrics`` looks; tests give their own.
 
     Raises:
-        ValueError: no entry, or one name twice.
+        ValueError: no entry, one name twice, or a variant that is no entry or has no weight.
         StartupError: an engine that is to be loaded at the start cannot be made.
     """
 
     def __init__(
         self,
         entries: Sequence[ModelEntry],
+        variants: Sequence[VariantEntry] = (),
         *,
         admit: Admit = _admit_all,
         audit: Trail = _to_the_log,
@@ -71,7 +75,11 @@ class Models:
         self.audit = audit
         self._ending = False
         self._held = {entry.name: Held(entry, gate) for entry in entries}
-        self._by_name = _unique_names(self._held.values())
+        self._splits = {entry.name: Split(entry, _variants(entry, self._held)) for entry in variants}
+        self._by_name: dict[str, Held | Split] = {}
+        names: list[Held | Split] = [*self._held.values(), *self._splits.values()]
+        for one in names:
+            self._take_names(one)
         self._loader = Loader(
             self._held,
             admit=admit,
@@ -86,20 +94,26 @@ class Models:
             if held.entry.at_start:
                 held.create(registry, strict_fields=strict_fields)
 
+    def _take_names(self, one: Held | Split) -> None:
+        for name in (one.name, *one.entry.aliases):
+            other = self._by_name.setdefault(name, one)
+            if other is not one:
+                raise ValueError(f"{name!r} names both {other.name} and {one.name}")
+
     # --- asking -------------------------------------------------------------------------------------------------
 
-    def find(self, body: Json) -> RuntimeModel:
+    def route(self, body: Json, context: RequestContext) -> Route:
         """The model that ``body["model"]`` means; the only served one where the body names none.
 
         Raises:
             NotFound: no such model, or it is not loaded.
             BadRequest: it names none, and several are served.
-            Unavailable: it has been unloaded to make room.
+            Unavailable: it has been unloaded to make room, or no variant of it is ready.
         """
         asked = body.get("model")
         served = self.served
         if len(served) == 1 and not (isinstance(asked, str) and asked in self._by_name):
-            return served[0]  # which refuses what it is not
+            return Route(served[0])  # which refuses what it is not
         if asked is None:
             raise BadRequest(
                 f"model: missing, and this server has {len(served)} models: give one of {', '.join(self.names)}",
@@ -107,7 +121,23 @@ class Models:
                 code="model_missing",
             )
         check_model_name(asked)
-        return self.get(asked)
+        split = self.split(asked)
+        if split is None:
+            return Route(self.get(asked))
+        route = split.route(sticky_key(body, context))
+        if route is None:
+            raise no_variant(split)
+        return route
+
+    def split(self, name: str) -> Split | None:
+        """The name with variants; None where it is not one."""
+        found = self._by_name.get(name)
+        return found if isinstance(found, Split) else None
+
+    @property
+    def splits(self) -> list[Split]:
+        """The names with variants."""
+        return list(self._splits.values())
 
     def get(self, name: str) -> RuntimeModel:
         """The served model of that name, alias or adapter.
@@ -117,14 +147,14 @@ class Models:
             Unavailable: it has been unloaded to make room.
         """
         held = self._by_name.get(name)
-        if held is None:
-            model = next((model for model in self.served if name in model.runs_on.adapters), None)
-            if model is None:
-                raise unknown_model(name, self.names)
-            return model
-        if held.model is None:
-            raise self._not_loaded(held)
-        return held.model
+        if isinstance(held, Held):
+            if held.model is None:
+                raise self._not_loaded(held)
+            return held.model
+        model = next((model for model in self.served if name in model.runs_on.adapters), None)
+        if model is None:
+            raise unknown_model(name, self.names)
+        return model
 
     def _not_loaded(self, held: Held) -> ServingError:
         why = f" ({held.reason})" if held.reason else ""
@@ -146,7 +176,8 @@ class Models:
     @property
     def names(self) -> tuple[str, ...]:
         """What ``body["model"]`` may say now."""
-        return tuple(name for model in self.served for name in model.names)
+        models = (name for model in self.served for name in model.names)
+        return (*models, *(name for split in self.splits for name in (split.name, *split.entry.aliases)))
 
     def has_operation(self, operation: str) -> bool:
         """Whether any served model has it."""
@@ -165,14 +196,13 @@ class Models:
 
     def by_name(self) -> dict[str, Model]:
         """Every name that KServe's routes serve → its model."""
-        return {
-            name: model if name == model.name else NamedModel(name, model)
-            for model in self.served
-            for name in model.names
-        }
+        return {name: self.kserve_model(name) for name in self.names}
 
     def kserve_model(self, name: str) -> Model:
         """The same for one name. Raises as :meth:`get`."""
+        split = self.split(name)
+        if split is not None:
+            return SplitModel(name, split)
         model = self.get(name)
         return model if name == model.name else NamedModel(name, model)
 
@@ -252,6 +282,9 @@ class Models:
             raise Unavailable("the server is shutting down")
         held = self._held.get(name)
         if held is None:
+            if name in self._splits:
+                variants = ", ".join(self._splits[name].entry.weights)
+                raise BadRequest(f"model {name} has variants: load or unload one of those: {variants}")
             raise NotFound(
                 f"model {name!r} does not exist; this server knows: {', '.join(self._held)}", code="model_not_found"
             )
@@ -299,13 +332,13 @@ class Models:
             raise ShutdownError("; ".join(stuck))
 
 
-def _unique_names(held: Iterable[Held]) -> dict[str, Held]:
-    by_name: dict[str, Held] = {}
-    for one in held:
-        for name in (one.entry.name, *one.entry.aliases):
-            if name in by_name:
-                raise ValueError(f"{name!r} names both {by_name[name].entry.name} and {one.entry.name}")
-            by_name[name] = one
-    if not by_name:
-        raise ValueError("no model to serve")
-    return by_name
+def _variants(entry: VariantEntry, held: Mapping[str, Held]) -> dict[str, Held]:
+    """Raises ValueError: one is no entry, or has no weight."""
+    if not entry.weights:
+        raise ValueError(f"{entry.name}: give at least one variant")
+    for name, weight in entry.weights.items():
+        if name not in held:
+            raise ValueError(f"{entry.name}: no model is named {name!r}; there are: {', '.join(held)}")
+        if not 0 < weight < math.inf:
+            raise ValueError(f"{entry.name}: the weight of {name} must be a number > 0 (got {weight})")
+    return {name: held[name] for name in entry.weights}

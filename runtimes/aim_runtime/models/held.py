@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from aim_kserve.errors import BadRequest, NotFound, ServingError, ShutdownError, StartupError, Unavailable
 from aim_runtime.engine_gauges import Device, Watched
@@ -38,6 +38,8 @@ class Held:
     loaded_s: float = 0.0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _watched: dict[Replica, Watched] = field(default_factory=dict)
+    _counted_as: dict[str, Metrics] = field(default_factory=dict)
+    _registry: CollectorRegistry = REGISTRY
 
     @property
     def name(self) -> str:
@@ -85,6 +87,7 @@ class Held:
 
     def create(self, registry: CollectorRegistry, *, strict_fields: bool) -> RuntimeModel:
         """Its engines, not loaded yet, under its name. Raises StartupError: one cannot be made."""
+        self._registry = registry
         try:
             engine = Replicas([self._replica(launch) for launch in self.entry.launches])
         except ModelLoadError as error:
@@ -101,6 +104,15 @@ class Held:
         )
         self.watch()
         return self.model
+
+    def counted_as(self, name: str) -> Metrics:
+        """The metrics of requests to another name, whose variant it is."""
+        found = self._counted_as.get(name)
+        if found is None:
+            assert self.replicas is not None
+            found = Metrics(name, self.replicas, self._registry, variant=self.name, gauges=False)
+            self._counted_as[name] = found
+        return found
 
     def _replica(self, launch: Launch) -> Replica:
         engine = launch.create()
@@ -168,7 +180,9 @@ class Held:
         except ShutdownError as error:
             model.state, model.failure = State.FAILED, f"it does not end: {error}"
             raise self._does_not_end(error) from error
-        model.metrics.remove()
+        for metrics in (model.metrics, *self._counted_as.values()):
+            metrics.remove()
+        self._counted_as.clear()
         self._watched.clear()
         self.model, self.replicas, self.reason = None, None, reason
 
