@@ -34,10 +34,10 @@ LOCAL = $(BIN)/python -m aim_runtime.local --model_name $(MODEL_NAME) --model_di
 	--http_port $(HTTP_PORT) --grpc_port $(GRPC_PORT) \
 	--runtime_http_port $(RUNTIME_HTTP_PORT) --runtime_grpc_port $(RUNTIME_GRPC_PORT) $(if $(POLICY),--policy $(POLICY))
 
-.PHONY: help run demo test coverage check format bench vllm model system-deps lock clean distclean
+.PHONY: help run demo test coverage check format bench bench-isolation vllm model system-deps lock clean distclean
 
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo "  settable: HTTP_PORT=$(HTTP_PORT) GRPC_PORT=$(GRPC_PORT) RUNTIME_HTTP_PORT=$(RUNTIME_HTTP_PORT)"
 	@echo "            RUNTIME_GRPC_PORT=$(RUNTIME_GRPC_PORT) HOST=$(HOST) MODEL_NAME=$(MODEL_NAME) MODEL_DIR=$(MODEL_DIR) POLICY=FILE"
 
@@ -69,6 +69,9 @@ format: $(BIN)/.dev ## let ruff format and fix what it can
 
 bench: $(BIN)/.dev $(MODEL) ## our layers beside their peers, in one run: tables here, JSON in bench/
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
+
+bench-isolation: $(BIN)/.dev $(MODEL) ## a model's CPU per token and wall time alone and beside a busy neighbour on other CPUs or devices
+	$(BIN)/python bench/run.py isolation $(BENCH_ARGS)
 
 vllm: $(VLLM_BIN)/.installed $(HF_MODEL) ## the vLLM lane on CPU (3.3 GB): a second environment and the model as safetensors
 

@@ -1,6 +1,6 @@
 """All benchmarks in one go: each script prints its table and writes ``bench/<name>.json``.
 
-``make bench`` runs them all but false_positives; ``make bench BENCH_ARGS="hop engine --quick"`` runs some, shorter.
+``make bench`` runs them all but those named below; ``make bench BENCH_ARGS="hop engine --quick"`` runs some, shorter.
 Each compares with a peer in the same run, because machines differ and are noisy: quote the ratios.
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 #: In reading order: from the request's way in to the planner.
 NAMES = ("start", "hop", "detectors", "server", "engine", "vllm_server", "planner")
-#: Only when named: minutes, and for a person to judge.
-NAMED_ONLY = ("false_positives",)
+#: Only when named: minutes, and for a person to judge; a machine of several devices with nobody else on it.
+NAMED_ONLY = ("false_positives", "isolation")
 
 
 def main() -> int:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from aim_runtime.audit import Audit
 from aim_runtime.engine_gauges import Device
 from aim_runtime.engines.base import Usage
+from aim_runtime.memory_watch import MemoryWatch
 from aim_runtime.metrics import NO_TOKEN, Meter, Metrics, families
 from fake_engine import FakeEngine
 from served import Served
@@ -248,3 +253,33 @@ def test_engines_behind_one_name_are_told_apart_by_replica() -> None:
     assert promtool_says(generate_latest(registry).decode()) in ((0, "", ""), None)
     metrics.unwatch(first)
     assert [labels["replica"] for labels, _ in samples_of(registry)["aim_engine_slots"]] == ["1"]
+
+
+DOCS = Path(__file__).parents[2] / "docs/metrics.md"
+
+
+def test_the_page_names_every_family_and_no_other() -> None:
+    registry = CollectorRegistry()
+    families(registry)
+    MemoryWatch(registry)
+    Audit(lambda _: None, registry)
+    ours = {name for name in registry._names_to_collectors if name.startswith("aim_")}
+    spans = {"aim_trace_spans_lost_total"}  # test_tracing.py sees it
+    known = {name for name in ours if not name.endswith(("_created", "_bucket", "_sum", "_count"))} | spans
+    named = set(re.findall(r"`(aim_\w+)`", DOCS.read_text()))
+    assert {name.removesuffix("_total") for name in named} == {name.removesuffix("_total") for name in known}
+    assert named <= known
+
+
+@pytest.mark.system
+def test_the_pages_queries_are_promql(tmp_path: Path) -> None:
+    queries = re.findall(r"```promql\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert len(queries) == 5
+    rules = [{"record": f"documented:query{index}", "expr": query} for index, query in enumerate(queries)]
+    file = tmp_path / "rules.json"  # JSON is YAML
+    file.write_text(json.dumps({"groups": [{"name": "page", "rules": rules}]}))
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is missing: make system-deps")
+    check = subprocess.run([promtool, "check", "rules", str(file)], capture_output=True, text=True, check=False)
+    assert check.returncode == 0, check.stdout + check.stderr
