@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from aim_kserve.errors import BadRequest, NotFound
 from aim_runtime.engines.base import Json, ModelLoadError
+from aim_runtime.engines.llama_cpp.batch_plan import BatchPlan
 from aim_runtime.engines.llama_cpp.engine import LlamaCppEngine
 from aim_runtime.engines.llama_cpp.sequence import Generation, Sequence
 from aim_runtime.engines.llama_cpp.slots import Slot
@@ -331,3 +332,12 @@ async def test_whoever_is_always_there_is_served_once_a_round(steps: list[set[st
         assert turn.groups == len(digests)
         waited = 0 if served == {"b"} else waited + 1
         assert waited <= 3
+
+
+async def test_a_step_takes_the_shorter_the_more_take_turns():
+    """So that a token of one group does not wait for whole prompts of all others."""
+    plan = BatchPlan(room=512)
+    plan.learn(100, elapsed_s=0.1)  # 1 ms a token: 250 tokens in a step
+    prompt = Sequence(Generation(np.zeros(400, np.int32), max_tokens=1), 0, print)
+    counts = [sum(entry.count for entry in plan.entries([Slot(0, sequence=prompt)], groups)) for groups in (1, 2, 5)]
+    assert counts == [250, 125, 50]
