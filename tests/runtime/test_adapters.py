@@ -13,8 +13,10 @@ import openai
 import pytest
 from pydantic import TypeAdapter, ValidationError
 from starlette.applications import Starlette
+from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
+from aim_kserve.errors import ServingError
 from aim_runtime.admin_api import adapter_routes
 from aim_runtime.engines.adapters import AdapterPaths
 from lora_files import weights, write_gguf
@@ -125,6 +127,38 @@ def test_every_action_is_told_to_the_audit_trail() -> None:
         ("unload_adapter", "m", "x", "refused"),
     ]
     assert "'x' is not loaded" in told[1]["reason"]
+
+
+def test_of_several_models_one_must_be_named(tmp_path: Path) -> None:
+    taken: list[tuple[str, str, Path]] = []
+
+    class Takes:
+        adapters = ("one",)
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def load_adapter(self, name: str, path: Path) -> None:
+            taken.append((self.name, name, path))
+
+        async def unload_adapter(self, name: str) -> None: ...
+
+    models = [SimpleNamespace(name=n, names=(n, "one"), runs_on=Takes(n), refusal=lambda: None) for n in ("m", "n")]
+    app = Starlette(
+        routes=adapter_routes(lambda: models, audit=lambda action, **_: None),  # type: ignore[arg-type, return-value]
+        exception_handlers={ServingError: lambda _, error: JSONResponse(error.body(), error.status)},
+    )
+    client = TestClient(app)
+
+    def load(**fields: object) -> httpx.Response:
+        return client.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "/x", **fields})
+
+    refused = load().json()["error"]
+    assert refused["message"] == "base_model_name: missing; the models served are: m, n"
+    assert load(base_model_name="n").status_code == 200
+    assert taken == [("n", "x", Path("/x"))]
+    other = load(base_model_name="n", lora_name="m", load_inplace=True)  # another model's name
+    assert other.json()["error"]["code"] == "adapter_name_taken"
 
 
 @pytest.mark.model

@@ -15,12 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aim_kserve.errors import BadRequest, NotFound
-from aim_runtime.engines.base import Json, ModelLoadError
+from aim_runtime.engines.base import Engine, EngineSpec, Json, ModelLoadError
 from aim_runtime.engines.llama_cpp.batch_plan import BatchPlan
 from aim_runtime.engines.llama_cpp.engine import LlamaCppEngine
 from aim_runtime.engines.llama_cpp.sequence import Generation, Sequence
 from aim_runtime.engines.llama_cpp.slots import Slot
 from aim_runtime.engines.llama_cpp.turns import Turns
+from aim_runtime.supervisor.launch import Launch
+from aim_runtime.supervisor.remote import RemoteEngine
 from llama_engine import ask, loaded, same_but_for_ties, stream
 from lora_files import Arrays, weights, write_gguf, write_peft
 
@@ -46,7 +48,7 @@ def completion(model: str | None, prompt: str = PROMPT, tokens: int = 12, **fiel
     return body if model is None else {**body, "model": model}
 
 
-async def choice(engine: LlamaCppEngine, model: str | None, **fields: object) -> Json:
+async def choice(engine: Engine, model: str | None, **fields: object) -> Json:
     found: Json = (await ask(engine, "completions", completion(model, **fields)))["choices"][0]
     return found
 
@@ -341,3 +343,26 @@ async def test_a_step_takes_the_shorter_the_more_take_turns():
     prompt = Sequence(Generation(np.zeros(400, np.int32), max_tokens=1), 0, print)
     counts = [sum(entry.count for entry in plan.entries([Slot(0, sequence=prompt)], groups)) for groups in (1, 2, 5)]
     assert counts == [250, 125, 50]
+
+
+# --- in a process of its own ------------------------------------------------------------------------------------------
+
+
+async def test_a_supervised_engine_has_them_too(embedded_model: Path, files: dict[str, Path], tmp_path: Path):
+    options = {"threads": 1, "adapters": {"a": str(files["a"])}}
+    spec = EngineSpec("llama_cpp", embedded_model, "smollm2", max_model_len=512, max_concurrency=4, options=options)
+    engine = RemoteEngine(Launch(spec))
+    try:
+        await engine.load()
+        await engine.load_adapter("b", files["b"])
+        assert engine.adapters == ("a", "b")
+        texts = [(await choice(engine, model))["text"] for model in ("smollm2", "a", "b")]
+        assert len(set(texts)) == 3
+        with pytest.raises(BadRequest, match="there is no such file") as refusal:
+            await engine.load_adapter("c", tmp_path / "c.gguf")
+        assert refusal.value.param == "lora_path"
+        await engine.unload_adapter("a")
+        with pytest.raises(NotFound, match="model 'a' does not exist"):
+            await choice(engine, "a")
+    finally:
+        await engine.close()

@@ -67,11 +67,14 @@ class Copy:
 
 
 class Copies:
-    """Where the copies lie: a temporary directory of ours, away with :meth:`close`."""
+    """Where the copies lie: a temporary directory of ours, there from the first one to :meth:`close`."""
 
     def __init__(self, base: BaseModel) -> None:
         self._base = base
-        self._directory = Path(tempfile.mkdtemp(prefix="aim-adapters-"))
+
+    @cached_property
+    def _directory(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix="aim-adapters-"))
 
     def take(self, name: str, source: Path) -> Copy:
         """Copy and check; reads the whole adapter. Equal content is one copy.
@@ -104,7 +107,8 @@ class Copies:
         shutil.rmtree(copy.path, ignore_errors=True)
 
     def close(self) -> None:
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if "_directory" in vars(self):
+            shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def _copy(source: Path, target: Path, most_bytes: int) -> str:
