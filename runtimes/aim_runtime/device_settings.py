@@ -152,6 +152,12 @@ class DeviceSettings(ServerSettings):
     node: Path | None = Field(
         None, description="emulation file to read instead of this machine (aim-profile node export)"
     )
+    warm_up: bool = Field(True, description="one short request through the engine before it is ready")
+    self_check: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="refuse readiness where a known sentence is not likely or a greedy text is none; "
+        "auto: with tensor parallelism over partitions that nobody measured",
+    )
     node_name: Annotated[str | None, BeforeValidator(_none_if_empty)] = Field(
         None, description="this node's name in a plan; default: its host name. In a pod: spec.nodeName"
     )

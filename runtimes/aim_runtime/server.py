@@ -13,6 +13,7 @@ from aim_kserve.errors import StartupError
 from aim_kserve.log import NOISY, log_to_stderr
 from aim_runtime.assignment import Assignment
 from aim_runtime.engines.base import Engine
+from aim_runtime.self_check import Prove, proof
 from aim_runtime.settings import RuntimeSettings
 from aim_runtime.start import check_machine, described, located, prepare, refuse
 from aim_runtime.supervisor.create import start_engine
@@ -41,7 +42,7 @@ def run(settings: RuntimeSettings) -> int:
         engine = start_engine(settings, assignment)
     except StartupError as error:
         return refuse(settings, error)
-    return serve(settings, engine, _launch(engine, assignment))
+    return serve(settings, engine, _launch(settings, engine, assignment))
 
 
 def set_levels(settings: RuntimeSettings) -> None:
@@ -54,14 +55,23 @@ def set_levels(settings: RuntimeSettings) -> None:
             logging.getLogger(name).setLevel(settings.log_level_root)
 
 
-def _launch(engine: Engine, assignment: Assignment) -> Launch:
+def _launch(settings: RuntimeSettings, engine: Engine, assignment: Assignment) -> Launch:
     from aim_runtime.engine_gauges import Device
     from aim_runtime.models.entry import Launch
 
     mode = (assignment.evidence.mode or "").split("/")
     compute, memory = mode if len(mode) == 2 else ("", "")
     devices = tuple(Device(str(each.card), str(each.partition), compute, memory) for each in assignment.devices)
-    return Launch(lambda: engine, devices=devices, memory_bytes=assignment.memory_bytes)
+    return Launch(
+        lambda: engine, devices=devices, memory_bytes=assignment.memory_bytes, prove=prove_of(settings, assignment)
+    )
+
+
+def prove_of(settings: RuntimeSettings, assignment: Assignment) -> Prove | None:
+    """What the engine of that assignment must show before it is ready, as the settings say."""
+    always = settings.self_check == "always"
+    check = always or (settings.self_check == "auto" and assignment.evidence.unproven)
+    return proof(assignment.model, warm=settings.warm_up, check=check, needed=always)
 
 
 def serve(settings: RuntimeSettings, engine: Engine, launch: Launch | None = None) -> int:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from aim_runtime.engine_gauges import Device
 from aim_runtime.engines.base import Engine
+from aim_runtime.self_check import Prove
 
 Priority = Literal["low", "medium", "high"]
 RANK: Mapping[str, int] = {"low": 0, "medium": 1, "high": 2}
@@ -19,13 +20,15 @@ class Launch:
 
     ``place``: where it will run, for people and for the label ``replica``: ``card 0 partition 3``; unique among a
     model's replicas, empty where there is one place only. ``devices``: the same for ``aim_model_device_info``.
-    ``memory_bytes``: what its processes may hold of a CPU partition.
+    ``memory_bytes``: what its processes may hold of a CPU partition. ``prove``: what a loaded engine must show before
+    it gets requests (``self_check.proof``).
     """
 
     create: Callable[[], Engine]
     place: str = ""
     devices: tuple[Device, ...] = ()
     memory_bytes: int | None = None
+    prove: Prove | None = None
 
 
 @dataclass(frozen=True, slots=True)

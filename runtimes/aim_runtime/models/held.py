@@ -117,7 +117,7 @@ class Held:
     def _replica(self, launch: Launch) -> Replica:
         engine = launch.create()
         gate = self.gate and self.gate(engine, launch.devices, launch.memory_bytes)
-        return Replica(engine, launch.place, gate)
+        return Replica(engine, launch.place, gate, launch.prove)
 
     def watch(self) -> None:
         """Show the gauges of the replicas there are, and of no other."""

@@ -30,18 +30,27 @@ from aim_runtime.fields import Fields
 from aim_runtime.in_flight import InFlight
 from aim_runtime.memory_watch import Gate
 from aim_runtime.replicas.choice import Choice, prefix_of
+from aim_runtime.self_check import Prove
 
 logger = logging.getLogger("aim.server")
 
 
 class Replica:
-    """One engine, where it runs (``place``, for people), its memory's ``gate``, and how many requests it has."""
+    """One engine, where it runs (``place``, for people), its memory's ``gate``, and how many requests it has.
+    ``prove``: what it must show once loaded."""
 
-    def __init__(self, engine: Engine, place: str = "", gate: Gate | None = None) -> None:
+    def __init__(self, engine: Engine, place: str = "", gate: Gate | None = None, prove: Prove | None = None) -> None:
         self.engine = engine
         self.place = place
         self.gate = gate
+        self._prove = prove
         self.in_flight = InFlight()
+
+    async def load(self) -> None:
+        """Raises ModelLoadError: it cannot be loaded, or does not show what it must."""
+        await self.engine.load()
+        if self._prove is not None:
+            await self._prove(self.engine)
 
     def full(self) -> Unavailable | None:
         """Why its memory admits no request now; None if it does."""
@@ -183,7 +192,7 @@ class Replicas:
             ModelLoadError: none can be loaded.
         """
         replicas = list(self._replicas)
-        results = await asyncio.gather(*(replica.engine.load() for replica in replicas), return_exceptions=True)
+        results = await asyncio.gather(*(replica.load() for replica in replicas), return_exceptions=True)
         failures = [(replica, result) for replica, result in zip(replicas, results, strict=True) if result is not None]
         unforeseen = next((error for _, error in failures if not isinstance(error, ModelLoadError)), None)
         if unforeseen is not None or len(failures) == len(replicas):
@@ -201,7 +210,7 @@ class Replicas:
         """
         async with self._changing:
             try:
-                await replica.engine.load()
+                await replica.load()
                 for name, path in self._adapters.items():
                     await _taking(replica.engine).load_adapter(name, path)
             except BaseException:
