@@ -100,8 +100,8 @@ async def self_check(engine: Engine, model: str) -> Plausible:
     text = str(_choice(written).get("text", ""))
     if problem := _implausible(perplexity, certainty, text):
         raise ModelLoadError(
-            f"self-check: {problem}: its answers would be garbage; serve the model on one device, or leave the check out "
-            "with --self_check=never"
+            f"self-check: {problem}: its answers would be garbage; serve the model on one device "
+            "(--self_check=never leaves the check out)"
         )
     return Plausible(perplexity, certainty, text)
 
