@@ -51,13 +51,13 @@ class _Reading(NamedTuple):
 
     @classmethod
     def of(cls, engine: Engine) -> _Reading:
-        """What only supervised engines have is asked for by name: the protocol is the same for all."""
+        """``load_seconds`` has an engine in a process of its own only."""
         stats = engine.stats()
         return cls(
             *(stats.running, stats.waiting, stats.slots_total, stats.kv_cache_usage, stats.stalled_s),
             load_s=getattr(engine, "load_seconds", None),
-            restarts=getattr(engine, "restarts", None),
-            state=getattr(engine, "state", None),
+            restarts=stats.restarts,
+            state=stats.state,
         )
 
     def beside(self, other: _Reading) -> _Reading:

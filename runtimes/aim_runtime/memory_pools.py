@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from aim_profile.nodes.cpu import memory_limit_file
 from aim_profile.nodes.facts import Node
 from aim_profile.nodes.sysfs import vram_use
 from aim_profile.units import GIB
@@ -21,8 +22,6 @@ Scope = Literal["card", "partition", "cgroup", "machine"]
 _MOST_BYTES = 4096
 _MOST_PROCESSES = 256
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-#: cgroup v1 says "no limit" as the largest multiple of a page.
-_NO_LIMIT_BYTES = 2**60
 _PCI_FOLDERS = ("bus/pci/drivers/amdgpu", "bus/pci/devices", "module/amdgpu/drivers/pci:amdgpu")
 
 
@@ -147,49 +146,32 @@ def _resident_bytes(process: Path) -> int:
 # --- what all share -------------------------------------------------------------------------------------------------
 
 
-def cgroup_pool(root: Path = Path("/sys/fs/cgroup"), proc: Path = Path("/proc")) -> Pool | None:
-    """The container's memory, None where it has no limit of its own.
+def cgroup_pool(root: Path = Path("/")) -> Pool | None:
+    """The container's memory, or that of the cgroup above it with the least limit; None where there is no limit.
 
     Use is the kubelet's working set, ``current - inactive_file``: the kernel drops inactive file pages before it kills.
     https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/
+
+    Raises:
+        NodeError: a file does not hold what the kernel writes.
     """
-    limits = [(limit, folder, v2) for folder, v2 in _cgroup_folders(root, proc) if (limit := _limit(folder, v2))]
-    if not limits:
+    limit = memory_limit_file(root)
+    return None if limit is None else Pool("this container", "cgroup", lambda: _working_set(limit), shared=True)
+
+
+def _working_set(limit: Path) -> Use | None:
+    v2 = limit.name == "memory.max"
+    current = _text(limit.with_name("memory.current" if v2 else "memory.usage_in_bytes"))
+    total = _text(limit)
+    if not current or not total or not total.isdecimal():
         return None
-    _, folder, v2 = min(limits, key=lambda item: item[0])
-    return Pool("this container", "cgroup", lambda: _working_set(folder, v2), shared=True)
+    idle = _value_of(limit.with_name("memory.stat"), "inactive_file" if v2 else "total_inactive_file") or 0
+    return Use(max(0, int(current) - idle), int(total))
 
 
-def _cgroup_folders(root: Path, proc: Path) -> Iterator[tuple[Path, bool]]:
-    """Our memory cgroup and those above it, and whether they are v2's. Within a cgroup namespace ours is the root."""
-    for line in (_text(proc / "self/cgroup") or "").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        base = root / controllers
-        ours = base / path.lstrip("/")
-        for folder in (ours, *ours.parents):
-            if folder.is_relative_to(base):
-                yield folder, not controllers
-
-
-def _limit(folder: Path, v2: bool) -> int | None:
-    text = _text(folder / ("memory.max" if v2 else "memory.limit_in_bytes"))
-    return int(text) if text and text.isdecimal() and int(text) < _NO_LIMIT_BYTES else None
-
-
-def _working_set(folder: Path, v2: bool) -> Use | None:
-    current = _text(folder / ("memory.current" if v2 else "memory.usage_in_bytes"))
-    limit = _limit(folder, v2)
-    if not current or not limit:
-        return None
-    idle = _value_of(folder / "memory.stat", "inactive_file" if v2 else "total_inactive_file") or 0
-    return Use(max(0, int(current) - idle), limit)
-
-
-def machine_pool(proc: Path = Path("/proc")) -> Pool:
+def machine_pool(root: Path = Path("/")) -> Pool:
     """The machine's memory: what is not available without swapping."""
-    return Pool("this machine", "machine", lambda: _machine(proc / "meminfo"), shared=True)
+    return Pool("this machine", "machine", lambda: _machine(root / "proc/meminfo"), shared=True)
 
 
 def _machine(meminfo: Path) -> Use | None:

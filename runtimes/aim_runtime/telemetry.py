@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from aim_kserve.errors import StartupError
+from aim_profile.errors import NodeError
 from aim_profile.nodes.read import read_node
 from aim_runtime import spans
 from aim_runtime.audit import Audit
@@ -33,7 +34,8 @@ class Telemetry:
         registry: where ``/metrics`` looks.
 
     Raises:
-        StartupError: the trail's file cannot be written, or spans are asked for without OpenTelemetry.
+        StartupError: the trail's file cannot be written, spans are asked for without OpenTelemetry, or the container's
+            memory limit is no number.
     """
 
     def __init__(self, settings: RuntimeSettings, registry: CollectorRegistry = REGISTRY) -> None:
@@ -41,9 +43,12 @@ class Telemetry:
         self._families = families(registry)
         self.audit = Audit.to(settings.audit_log, registry)
         self.memory = MemoryWatch(registry)
-        for pool in (cgroup_pool(), machine_pool()):
-            if pool is not None:
-                self.memory.add(pool)
+        try:
+            shared = (cgroup_pool(), machine_pool())
+        except NodeError as error:
+            raise StartupError(str(error)) from error
+        for pool in filter(None, shared):
+            self.memory.add(pool)
         url = spans.endpoint(settings.otlp_endpoint)
         self._tracer = None if url is None else _tracer(url, registry)
 

@@ -213,32 +213,40 @@ def write(folder: Path, **files: str) -> Path:
 
 
 def test_cgroup_v2_the_tightest_limit_counts_and_dropped_pages_do_not(tmp_path: Path) -> None:
-    root, proc = tmp_path / "cgroup", tmp_path / "proc"
-    write(proc / "self", cgroup="0::/kubepods/pod1/main")
+    root = write(tmp_path / "sys/fs/cgroup", cgroup__controllers="memory")
+    write(tmp_path / "proc/self", cgroup="0::/kubepods/pod1/main")
     stat = "anon 10\nfile 20\ninactive_file 1000\nactive_file 7"
     write(root / "kubepods", memory__max="max", memory__current="9", memory__stat=stat)
     write(root / "kubepods/pod1", memory__max="8000", memory__current="5000", memory__stat=stat)
     write(root / "kubepods/pod1/main", memory__max="9000", memory__current="4000", memory__stat=stat)
-    pool = cgroup_pool(root, proc)
+    pool = cgroup_pool(tmp_path)
     assert pool is not None
     assert pool.shared
     assert pool.read() == Use(4000, 8000)
+    (root / "kubepods/pod1/memory.max").write_text("max\n")  # raised while we run
+    assert pool.read() is None
 
 
 def test_cgroup_v2_in_a_namespace_of_its_own(tmp_path: Path) -> None:
     write(tmp_path / "proc/self", cgroup="0::/")
-    write(tmp_path / "cgroup", memory__max="100", memory__current="60", memory__stat="inactive_file 70")
-    pool = cgroup_pool(tmp_path / "cgroup", tmp_path / "proc")
+    files = {
+        "cgroup__controllers": "",
+        "memory__max": "100",
+        "memory__current": "60",
+        "memory__stat": "inactive_file 70",
+    }
+    write(tmp_path / "sys/fs/cgroup", **files)
+    pool = cgroup_pool(tmp_path)
     assert pool is not None
     assert pool.read() == Use(0, 100)
 
 
 def test_cgroup_v1(tmp_path: Path) -> None:
     write(tmp_path / "proc/self", cgroup="5:devices:/\n4:memory:/docker/abc\n0::/")
-    folder = tmp_path / "cgroup/memory"  # a container sees its own group as the root, by another path than its name
+    folder = tmp_path / "sys/fs/cgroup/memory"  # a container sees its own group as the root, by another path
     stat = "inactive_file 1\ntotal_inactive_file 100"
     write(folder, memory__limit_in_bytes="1000", memory__usage_in_bytes="950", memory__stat=stat)
-    pool = cgroup_pool(tmp_path / "cgroup", tmp_path / "proc")
+    pool = cgroup_pool(tmp_path)
     assert pool is not None
     assert pool.read() == Use(850, 1000)
 
@@ -246,9 +254,11 @@ def test_cgroup_v1(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", ["max", str(2**63 - 4096)])
 def test_no_limit_no_pool(tmp_path: Path, limit: str) -> None:
     write(tmp_path / "proc/self", cgroup="4:memory:/\n0::/")
-    write(tmp_path / "cgroup", memory__max=limit)
-    write(tmp_path / "cgroup/memory", memory__limit_in_bytes=limit)
-    assert cgroup_pool(tmp_path / "cgroup", tmp_path / "proc") is None
+    if limit == "max":
+        write(tmp_path / "sys/fs/cgroup", cgroup__controllers="memory", memory__max=limit)
+    else:
+        write(tmp_path / "sys/fs/cgroup/memory", memory__limit_in_bytes=limit)
+    assert cgroup_pool(tmp_path) is None
 
 
 def test_this_machine() -> None:

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aim_runtime.audit import Audit
 from aim_runtime.engine_gauges import Device
-from aim_runtime.engines.base import Usage
+from aim_runtime.engines.base import EngineStats, State, Usage
 from aim_runtime.memory_watch import MemoryWatch
 from aim_runtime.metrics import NO_TOKEN, Meter, Metrics, families
 from fake_engine import FakeEngine
@@ -167,8 +167,11 @@ class Supervised(FakeEngine):
     """What an engine in a child process says besides."""
 
     restarts: int = 2
-    state: str = "ready"
+    state: State = "ready"
     load_seconds: float | None = 1.5
+
+    def stats(self) -> EngineStats:
+        return replace(super().stats(), state=self.state, restarts=self.restarts)
 
 
 def test_several_models_share_the_families_and_leave_nothing_behind() -> None:

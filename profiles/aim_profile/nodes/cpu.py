@@ -58,6 +58,13 @@ def read_cpu(root: Path) -> Card | None:
     return Card(index=0, product=CPU, partitionable=False, partitions=(device,), notes=tuple(notes))
 
 
+def memory_limit_file(root: Path) -> Path | None:
+    """The file that holds the least memory limit of our cgroups: `memory.max`, or version 1's
+    `memory.limit_in_bytes`; its folder says what is in use. None: no limit. Raises NodeError naming the file."""
+    least = min(_memory_limits(root), key=lambda bound: bound.amount, default=None)
+    return None if least is None else least.file
+
+
 def cpu_list(text: str, named: Path | str) -> tuple[int, ...]:
     """`0-3,8` (cpuset(7), "List format", in the kernel's ascending order) as ids. Raises NodeError naming `named`."""
     found: list[int] = []
