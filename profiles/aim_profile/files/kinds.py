@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["fleet file", "workloads file", "plan", "emulation file", "profile"]
+Kind = Literal["fleet file", "workloads file", "models file", "plan", "emulation file", "profile"]
 
 #: Looked for in this order: a plan has `cards` too.
 _SIGNS: dict[Kind, tuple[str, ...]] = {
     "plan": ("placements", "totals"),
     "workloads file": ("workloads",),
+    "models file": ("models",),
     "fleet file": ("nodes",),
     "profile": ("engine_args", "aim_id", "variant_id", "profile_version"),
     "emulation file": ("node", "gpu", "partitions"),

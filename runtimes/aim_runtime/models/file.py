@@ -1,0 +1,183 @@
+"""The file of ``--models``: which models are served, under which names, and how.
+
+version: 1
+models:
+- {name: chat, path: /models/llama, priority: high, replicas: 2, aliases: [gpt-4o]}
+- {name: draft, path: /models/smollm2.gguf, engine: llama_cpp, max_model_len: 4096, options: {threads: 2}}
+- {name: tuned, path: /models/tuned, engine: vllm, python: /opt/vllm/bin/python, load: on_demand}
+- {name: assistant, variants: {chat: 90, tuned: 10}}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from aim_profile.errors import AimProfileError
+from aim_profile.files.place import MisplacedError, did_you_mean
+from aim_profile.files.read import check_as, located, parsed, read_text
+from aim_runtime.models.entry import Priority, VariantEntry
+from aim_runtime.settings import ENGINES, RuntimeSettings
+
+Name = Annotated[str, StringConstraints(pattern=r"^[^/\s]+(/[^/\s]+)*$", max_length=256)]
+Whole = Annotated[int, Field(strict=True, ge=1)]
+#: What only a model has, and a name with variants has not.
+_OF_A_MODEL = ("path", "uri", "engine", "python", "profile", "max_model_len", "max_concurrency", "options")
+
+
+class ModelsFileError(AimProfileError):
+    """A models file that cannot be used. ``field`` is the path of the key: ``models[3].engine``."""
+
+
+class ListedModel(BaseModel):
+    """One served name: a model (``path``, ``uri``, or on another server), or a name whose requests other models share
+    (``variants``).
+
+    engine: as ``--engine``. python: the interpreter whose environment has the engine; ours by default. profile: as
+    ``--profile``. load: ``on_demand`` is known and loaded when the repository API is asked to. options: the engine's
+    own settings by the names of their flags. variants: served name → weight.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: Name
+    path: Path | None = None
+    uri: str | None = None
+    engine: str | None = None
+    python: Path | None = None
+    profile: str | None = None
+    aliases: tuple[Name, ...] = ()
+    priority: Priority = "medium"
+    replicas: Annotated[Whole, Field(le=1024)] = 1
+    max_model_len: Whole | None = None
+    max_concurrency: Whole | None = None
+    load: Literal["at_start", "on_demand"] = "at_start"
+    options: Mapping[str, Any] = Field(default_factory=dict)
+    variants: Mapping[Name, Annotated[float, Field(gt=0, lt=math.inf)]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Self:
+        if self.variants:
+            given = next((name for name in _OF_A_MODEL if name in self.model_fields_set), None)
+            if given is not None:
+                raise MisplacedError((given,), "a name with variants is no model of its own: leave it out")
+            return self
+        elsewhere = "server_url" in self.options
+        if (self.path is not None) + (self.uri is not None) + elsewhere != 1:
+            raise ValueError("give path, or uri, or variants, or options.server_url: one of them")
+        self._check_uri()
+        return self
+
+    def _check_uri(self) -> None:
+        if self.uri is not None:
+            parts = urlsplit(self.uri)
+            if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path:
+                remedy = "nothing is downloaded at start: give file:///DIRECTORY, or the path it is mounted at"
+                raise MisplacedError(("uri",), f"{self.uri!r} is not on this machine; {remedy}")
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the model lies; None where another server has it."""
+        return self.path if self.uri is None else Path(unquote(urlsplit(self.uri).path))
+
+
+class ModelsFile(BaseModel):
+    """All of them. Names and aliases are unique; variants name models of the same file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1]
+    models: tuple[ListedModel, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        places: dict[str, int] = {}
+        for at, model in enumerate(self.models):
+            for name in (model.name, *model.aliases):
+                first = places.setdefault(name, at)
+                if first != at or (model.name, *model.aliases).count(name) > 1:
+                    key = "name" if name == model.name else "aliases"
+                    raise MisplacedError(("models", at, key), f"{name!r} names models[{first}] too: names are unique")
+        return self
+
+    @model_validator(mode="after")
+    def _variants_are_models(self) -> Self:
+        served = [model.name for model in self.models if not model.variants]
+        if not served:
+            raise MisplacedError(("models",), "all of them are names with variants: list the models, too")
+        for at, model in enumerate(self.models):
+            for name in model.variants:
+                if name not in served:
+                    problem = f"no model is named {name!r}; {did_you_mean(name, served)}"
+                    raise MisplacedError(("models", at, "variants", name), problem)
+        return self
+
+    @property
+    def served(self) -> list[ListedModel]:
+        """The models themselves."""
+        return [model for model in self.models if not model.variants]
+
+    @property
+    def variants(self) -> list[VariantEntry]:
+        """The names with variants."""
+        return [VariantEntry(model.name, model.variants, model.aliases) for model in self.models if model.variants]
+
+
+def load_models(file: Path, base: RuntimeSettings) -> tuple[ModelsFile, list[RuntimeSettings]]:
+    """The file, and the settings of each of its ``served`` models: ``base``, but for what the file says of it.
+
+    Raises:
+        ModelsFileError: ``file:LINE: models[1].options.thraeds: …``.
+    """
+    return parse_models(read_text(file, ModelsFileError), base, str(file))
+
+
+def parse_models(text: str, base: RuntimeSettings, named: str) -> tuple[ModelsFile, list[RuntimeSettings]]:
+    """The same from text; ``named`` stands in errors for the file."""
+    source = parsed(text, named, ModelsFileError)
+    listed = check_as(ModelsFile, source, ModelsFileError, "models file")
+    settings = []
+    for at, model in enumerate(listed.models):
+        if not model.variants:
+            try:
+                settings.append(settings_of(base, model))
+            except MisplacedError as problem:
+                place = ("models", at, *problem.place)
+                where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)[1:]
+                line = located(named, source.text, place)
+                raise ModelsFileError(f"{line}: {where}: {problem}", field=where) from problem
+    return listed, settings
+
+
+def settings_of(base: RuntimeSettings, model: ListedModel) -> RuntimeSettings:
+    """``base`` as this model's own settings.
+
+    Raises:
+        MisplacedError: an option that no engine has, or that this engine does not take.
+    """
+    for name in model.options:
+        if name not in ENGINES.fields:
+            raise MisplacedError(("options", name), f"unknown option; {did_you_mean(name, ENGINES.fields)}")
+    others = {*ENGINES.fields, "model_id", "custom_model_name"}  # of the one model that flags name
+    shared = {name: getattr(base, name) for name in base.model_fields_set if name not in others}
+    own = {
+        "engine": model.engine,
+        "profile": model.profile,
+        "max_model_len": model.max_model_len,
+        "max_concurrency": model.max_concurrency,
+        "model_dir": model.directory,
+    }
+    own = {name: value for name, value in own.items() if value is not None}
+    said = {**shared, **own, "model_name": model.name, **model.options}
+    try:
+        return RuntimeSettings.model_validate(said)
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "engine"
+        place = ("options", name) if name in model.options else (name,)
+        raise MisplacedError(place, first["msg"].removeprefix("Value error, ")) from problem
