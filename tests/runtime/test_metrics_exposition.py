@@ -286,3 +286,15 @@ def test_the_pages_queries_are_promql(tmp_path: Path) -> None:
         pytest.skip("promtool is missing: make system-deps")
     check = subprocess.run([promtool, "check", "rules", str(file)], capture_output=True, text=True, check=False)
     assert check.returncode == 0, check.stdout + check.stderr
+
+
+@pytest.mark.model
+def test_an_engine_in_a_process_of_its_own_tells_how_it_is(real: Served) -> None:
+    labels = {"model_name": "smollm2", "engine": "llama_cpp", "variant": "", "replica": ""}
+    samples = scrape(real)
+    assert samples["aim_engine_restarts_total", frozenset(labels.items())] == 0
+    assert samples["aim_model_load_seconds", frozenset(labels.items())] > 0
+    assert samples["aim_engine_state", frozenset({**labels, "state": "ready"}.items())] == 1
+    assert samples["aim_model_state", frozenset({"model_name": "smollm2", "state": "ready"}.items())] == 1
+    assert samples["aim_memory_used_bytes", frozenset({"scope": "machine", "card": "", "partition": ""}.items())] > 0
+    assert promtool_says(exposition(real)) in ((0, "", ""), None)
