@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.model
 FAKES = Path(__file__).parents[1] / "fakes"
 ASK: Any = [{"role": "user", "content": "Name three fruits."}]
 GREEDY = {"max_tokens": 8, "temperature": 0}
+ClientOf = Callable[[Served], openai.OpenAI]
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,12 @@ def child(embedded_model: Path) -> Iterator[Served]:
         yield server
 
 
-def client_of(server: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+@pytest.fixture
+def client_of() -> Iterator[ClientOf]:
+    with contextlib.ExitStack() as clients:
+        yield lambda server: clients.enter_context(
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        )
 
 
 def streamed(client: openai.OpenAI, model: str) -> tuple[str, openai.types.CompletionUsage | None]:
@@ -56,7 +62,7 @@ def streamed(client: openai.OpenAI, model: str) -> tuple[str, openai.types.Compl
     return text, chunks[-1].usage
 
 
-def test_the_answers_are_the_servers(real: Served, front: Served) -> None:
+def test_the_answers_are_the_servers(real: Served, front: Served, client_of: ClientOf) -> None:
     theirs, ours = client_of(real), client_of(front)
     expected = theirs.chat.completions.create(model="smollm2", messages=ASK, **GREEDY)
     got = ours.chat.completions.create(model="ours", messages=ASK, **GREEDY)
@@ -69,7 +75,7 @@ def test_the_answers_are_the_servers(real: Served, front: Served) -> None:
     assert usage.completion_tokens == expected.usage.completion_tokens
 
 
-def test_refusals_are_the_servers(front: Served) -> None:
+def test_refusals_are_the_servers(front: Served, client_of: ClientOf) -> None:
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as refused:
             client_of(front).chat.completions.create(model="ours", messages=ASK, temperature=-1, stream=stream)
@@ -79,7 +85,7 @@ def test_refusals_are_the_servers(front: Served) -> None:
     assert "x-ignored-fields" not in answer.headers  # who does not know the fields cannot say what is ignored
 
 
-def test_v1_and_v2_go_through_it(front: Served, real: Served) -> None:
+def test_v1_and_v2_go_through_it(front: Served, real: Served, client_of: ClientOf) -> None:
     prompt = "Once upon a time"
     expected = client_of(real).completions.create(model="smollm2", prompt=prompt, **GREEDY).choices[0].text
     asked = {"instances": [prompt], "parameters": {**GREEDY, "min_p": 0.0}}
@@ -94,7 +100,7 @@ def test_v1_and_v2_go_through_it(front: Served, real: Served) -> None:
         assert answer.as_numpy("text").tolist() == [expected.encode()]
 
 
-async def test_grpcs_texts_become_what_the_fields_take(front: Served, real: Served) -> None:
+async def test_grpcs_texts_become_what_the_fields_take(front: Served, real: Served, client_of: ClientOf) -> None:
     """KServe's gRPC client cannot send a float."""
     prompt = "Once upon a time"
     expected = client_of(real).completions.create(model="smollm2", prompt=prompt, **GREEDY).choices[0].text
@@ -109,14 +115,14 @@ async def test_grpcs_texts_become_what_the_fields_take(front: Served, real: Serv
     assert [item.decode() if isinstance(item, bytes) else item for item in texts.as_numpy().tolist()] == [expected]
 
 
-def test_the_models_state_is_the_servers(front: Served) -> None:
+def test_the_models_state_is_the_servers(front: Served, client_of: ClientOf) -> None:
     card = client_of(front).models.retrieve("ours").model_dump()
     assert card["max_model_len"] == 1024
     usage = [line for line in httpx.get(f"{front.url}/metrics").text.splitlines() if line.startswith("aim_kv_cache")]
     assert usage
 
 
-def test_llama_server_as_a_child(child: Served) -> None:
+def test_llama_server_as_a_child(child: Served, client_of: ClientOf) -> None:
     client = client_of(child)
     texts = {streamed(client, "ours")[0] for _ in range(3)}
     assert len(texts) == 1

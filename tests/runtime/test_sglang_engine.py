@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import httpx
 import openai
+import orjson
 import psutil
 import pytest
 
@@ -148,8 +150,13 @@ def served(double: None, tmp_path: Path) -> Iterator[Served]:
         yield served
 
 
-def test_stock_clients_speak_to_it(served: Served) -> None:
-    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+@pytest.fixture
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_stock_clients_speak_to_it(served: Served, client: openai.OpenAI) -> None:
     ask: Any = [{"role": "user", "content": "a b c"}]
     answer = client.chat.completions.create(model="m", messages=ask, max_tokens=3)
     assert answer.choices[0].message.content == " word0 word1 word2"
@@ -180,3 +187,20 @@ def test_it_dies_with_the_runtime(served: Served) -> None:
     while any(process.is_running() and process.status() != "zombie" for process in descendants):
         assert time.monotonic() < deadline, "a process outlived the runtime"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("flag", ["--partition_count=2", "--memory_limit=8GiB", "--compute_partition=CPX", "--card=1"])
+def test_devices_that_nobody_would_see_to_are_refused(tmp_path: Path, flag: str) -> None:
+    command = [sys.executable, "-m", "aim_runtime", "--engine", "sglang", "--model_dir", str(tmp_path), flag]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "this runtime neither sizes the sglang engine nor gives it devices; leave it out" in done.stderr
+
+
+def test_a_dry_run_says_what_is_known(tmp_path: Path) -> None:
+    flags = ["--engine", "sglang", "--model_dir", str(tmp_path), "--max_model_len", "4096", "--dry_run", "-o", "json"]
+    done = subprocess.run([sys.executable, "-m", "aim_runtime", *flags], capture_output=True, check=True, timeout=60)
+    said = orjson.loads(done.stdout)
+    assert (said["engine"], said["devices"], said["fit"]) == ("sglang", [], {})
+    assert said["engine_args"] == {"max-model-len": 4096}
+    assert "not sized: the memory of sglang is its own to know" in said["evidence"]["notes"]

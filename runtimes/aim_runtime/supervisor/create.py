@@ -48,8 +48,13 @@ def supervised(settings: RuntimeSettings, engine: str) -> bool:
     """Whether a single model on ``engine`` gets a process of its own. Several models always do: each may need another
     environment, other devices, another interpreter."""
     if settings.supervise == "auto":
-        return engine not in _SPLIT_BY_THEMSELVES
+        return engine not in _SPLIT_BY_THEMSELVES and not _is_elsewhere(settings, engine)
     return settings.supervise == "always"
+
+
+def _is_elsewhere(settings: RuntimeSettings, engine: str) -> bool:
+    """Somebody else's server that is there already: no process of ours could be started again for it."""
+    return bool(settings.engine_options(engine).get("server_url"))
 
 
 def remote_engine(settings: RuntimeSettings, launch: Launch) -> RemoteEngine:
