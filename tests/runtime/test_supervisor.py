@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aim_kserve import errors
 from aim_kserve.errors import BadRequest, NotFound, ServingError, Unavailable
@@ -24,7 +26,7 @@ from aim_runtime.engines.base import EngineSpec, Json, ModelLoadError, RequestCo
 from aim_runtime.fields import fields_of
 from aim_runtime.supervisor import launch as launching
 from aim_runtime.supervisor import supervisor as supervising
-from aim_runtime.supervisor.frames import WINDOW_BYTES
+from aim_runtime.supervisor.frames import NOTHING, WINDOW_BYTES, Chunks, Ended, FromEngine, Reader, encode
 from aim_runtime.supervisor.launch import Launch
 from aim_runtime.supervisor.remote import RemoteEngine
 from fake_engine import FakeChatBody, words
@@ -75,6 +77,34 @@ async def until(condition: Callable[[], Any], timeout_s: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.lists(st.binary(max_size=300), max_size=4), max_size=5), st.lists(st.integers(1, 400), max_size=20))
+def test_messages_arrive_whole_however_the_bytes_are_cut(frames: list[list[bytes]], cuts: list[int]) -> None:
+    sent = [[Chunks(number, chunks, NOTHING)] for number, chunks in enumerate(frames)]
+    data = b"".join(bytes(encode(messages)) for messages in sent)
+    reader, read, at = Reader(FromEngine), [], 0
+    for cut in (*cuts, len(data)):
+        read += reader.feed(data[at : at + cut])
+        at += cut
+    assert read == [message for messages in sent for message in messages]
+
+
+def test_a_large_frame_in_many_pieces_is_copied_once() -> None:
+    data = bytes(encode([Chunks(1, [bytes(2**24)], NOTHING)]))
+    reader = Reader(FromEngine)
+    pieces = [data[at : at + 2**16] for at in range(0, len(data), 2**16)]
+    buffers = set()
+    for piece in pieces[:-1]:
+        assert reader.feed(piece) == []
+        buffers.add(id(reader._rest))
+    assert len(buffers) == 1  # it grew in place
+    (message,) = reader.feed(pieces[-1])
+    assert len(message.chunks[0]) == 2**24
+    assert reader.feed(bytes(encode([Ended(2)]))) == [Ended(2)]
 
 
 # --- the protocol goes through ----------------------------------------------------------------------------------------

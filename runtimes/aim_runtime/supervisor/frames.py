@@ -7,7 +7,6 @@ wake-up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -195,12 +194,13 @@ class Reader:
         self._decoder = msgspec.msgpack.Decoder(list[kind], dec_hook=lambda kind, text: kind(text))  # a Path
         self._rest = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[Any]:
-        """Raises Garbage. A frame that comes in one piece is not copied."""
+    def feed(self, data: bytes) -> list[Any]:
+        """Raises Garbage. A frame that comes in one piece, as nearly all do, is not copied."""
         buffer: bytes | bytearray = data
         if self._rest:
             self._rest += data
             buffer = self._rest
+        messages: list[Any] = []
         at, end = 0, len(buffer)
         with memoryview(buffer) as view:
             while end - at >= _HEAD:
@@ -209,12 +209,17 @@ class Reader:
                     raise Garbage(f"a frame of {size} bytes, {FRAME_BYTES_AT_MOST} are the most")
                 if end - at - _HEAD < size:
                     break
-                yield from self._messages(view[at + _HEAD : at + _HEAD + size])
+                messages += self._messages(view[at + _HEAD : at + _HEAD + size])
                 at += _HEAD + size
-        self._rest = bytearray(buffer[at:])
+        if buffer is self._rest:
+            del self._rest[:at]  # nothing is copied while a large frame comes in pieces
+        elif at < end:
+            self._rest = bytearray(data[at:])
+        return messages
 
-    def _messages(self, frame: memoryview) -> Any:
+    def _messages(self, frame: memoryview) -> list[Any]:
         try:
-            return self._decoder.decode(frame)
+            messages: list[Any] = self._decoder.decode(frame)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Garbage(f"a frame that is no list of messages: {error}") from error
+        return messages
