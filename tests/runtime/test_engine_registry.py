@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from aim_runtime.engines import registry
 from aim_runtime.engines.base import EngineSpec, ModelLoadError
+from served import Served
 
 KIND = """
 from pathlib import Path
@@ -38,12 +40,15 @@ def install(site: Path, distribution: str, engine: str, source: str, module: str
     (info / "entry_points.txt").write_text(f"[aim_runtime.engines]\n{engine} = {module}:KIND\n")
 
 
-def python(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def environment(site: Path) -> dict[str, str]:
     """With ``site`` among the places of installed distributions."""
     paths = [str(site), os.environ.get("PYTHONPATH", ""), *sys.path]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def python(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=env)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment(site))
 
 
 def run(site: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -68,6 +73,18 @@ def test_an_installed_engine_is_chosen_by_name_and_by_its_model(tmp_path: Path) 
     (tmp_path / "model" / "weights.other").touch()
     by_model = python(tmp_path, "-c", CREATE, "--model_dir", str(tmp_path / "model"))
     assert by_model.stdout == "other 3 []\n", by_model.stderr
+
+
+def test_an_installed_engine_serves(tmp_path: Path) -> None:
+    """In a process of its own, as ours do."""
+    install(tmp_path, "other", "other", KIND.format(default=3, suffix=".other"))
+    (tmp_path / "weights.other").touch()
+    with Served(
+        ["-m", "aim_runtime", "--model_dir", str(tmp_path), "--words", "7"], env=environment(tmp_path)
+    ) as served:
+        answer = httpx.post(f"{served.url}/v1/completions", json={"prompt": "x", "max_tokens": 2}).json()
+        assert answer["choices"][0]["text"] == "the quick"
+        assert httpx.get(f"{served.url}/version").json()["engine"] == "other"
 
 
 def test_an_installed_engines_settings_are_flags_in_a_group_of_their_own(tmp_path: Path) -> None:

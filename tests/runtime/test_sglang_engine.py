@@ -178,6 +178,28 @@ def test_stock_clients_speak_to_it(served: Served, client: openai.OpenAI) -> Non
     assert version == {"version": "0.5.23", "engine": "sglang"}
 
 
+def test_a_server_that_dies_is_started_again(served: Served, client: openai.OpenAI) -> None:
+    server = next(
+        process
+        for process in psutil.Process(served.process.pid).children(recursive=True)
+        if "sglang.launch_server" in process.cmdline()[1:3]
+    )
+    server.kill()
+    deadline = time.monotonic() + 60
+    refused = 0
+    while time.monotonic() < deadline:
+        try:
+            client.completions.create(model="m", prompt="a", max_tokens=1)
+        except openai.InternalServerError as error:
+            assert error.status_code == 503  # noqa: PT017  any other status would be a lie
+            refused += 1
+        else:
+            if refused:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"it did not come back: {refused} requests were refused")
+
+
 def test_it_dies_with_the_runtime(served: Served) -> None:
     descendants = psutil.Process(served.process.pid).children(recursive=True)
     assert len(descendants) >= 3
