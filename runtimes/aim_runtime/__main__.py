@@ -12,6 +12,10 @@ from aim_runtime.settings import RuntimeSettings
 def main() -> None:
     """Entry point of ``aim-runtime``. Exit codes: 0 stopped, 1 cannot serve, 2 wrong settings."""
     end_while_starting()
+    if sys.argv[1:2] == ["compare"]:
+        from aim_runtime.compare import main as compare
+
+        sys.exit(compare(sys.argv[2:]))
     try:
         settings = RuntimeSettings.load(
             sys.argv[1:], prog="aim-runtime", description="Serve one model over KServe V1, V2 (REST, gRPC) and OpenAI."
