@@ -65,6 +65,7 @@ class OddEngine(FakeEngine):
     async def load_adapter(self, name: str, path: Path) -> None:
         if not path.exists():  # noqa: ASYNC240
             raise errors.NotFound(f"{path}: no such adapter", param="lora_path")
+        await asyncio.sleep(0.05)
         self.adapters = (*self.adapters, name)
 
     async def unload_adapter(self, name: str) -> None:

@@ -450,9 +450,13 @@ async def test_adapters_are_loaded_in_the_process_and_again_in_the_next(tmp_path
         assert engine.adapters == ("a",)
         with pytest.raises(NotFound, match="no such adapter"):
             await engine.load_adapter("c", tmp_path / "c")
+        left = asyncio.create_task(engine.load_adapter("d", tmp_path))
+        await asyncio.sleep(0.01)
+        left.cancel()
+        await until(lambda: engine.adapters == ("a", "d"))
         with pytest.raises(Unavailable):
             await ask(engine, "odd/kill", {})
         await until(engine.healthy)
-        assert engine.adapters == ("a",)
+        assert engine.adapters == ("a", "d")
     finally:
         await engine.close()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from aim_kserve.errors import ServingError, Unavailable
 from aim_runtime.engines.base import EngineStats, Json, Operation, RequestContext, State, Stream
@@ -51,6 +52,7 @@ class RemoteEngine:
         self._operations: Mapping[str, Operation] = {}
         self._adapters: tuple[str, ...] = ()
         self._added: dict[str, Path] = {}  # adapters loaded at run time, which a new process does not know
+        self._changing: set[asyncio.Task[None]] = set()
         self._closing = False
 
     # --- what it is ---------------------------------------------------------------------------------------------------
@@ -78,11 +80,6 @@ class RemoteEngine:
     @property
     def state(self) -> State:
         return self._supervisor.state
-
-    @property
-    def restarting(self) -> bool:
-        """Its process has ended and another one loads the model: nobody need do anything."""
-        return self.state == "restarting"
 
     @property
     def pid(self) -> int | None:
@@ -173,12 +170,25 @@ class RemoteEngine:
         return await self._supervisor.link().ask(operation, body, context)
 
     async def _load_adapter(self, name: str, path: Path) -> None:
-        self._adapters = await self._supervisor.link().change_adapters(partial(_loading, name=name, path=path))
-        self._added[name] = path
+        async def load() -> None:
+            self._adapters = await self._supervisor.link().change_adapters(partial(_loading, name=name, path=path))
+            self._added[name] = path
+
+        await self._to_its_end(load())
 
     async def _unload_adapter(self, name: str) -> None:
-        self._adapters = await self._supervisor.link().change_adapters(partial(UnloadAdapter, name=name))
-        self._added.pop(name, None)
+        async def unload() -> None:
+            self._adapters = await self._supervisor.link().change_adapters(partial(UnloadAdapter, name=name))
+            self._added.pop(name, None)
+
+        await self._to_its_end(unload())
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Even if the caller leaves: the engine does it all the same."""
+        task = asyncio.create_task(work)
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
+        await asyncio.shield(task)
 
 
 def _loading(call: int, *, name: str, path: Path) -> LoadAdapter:

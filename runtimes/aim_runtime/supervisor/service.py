@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from aim_kserve.errors import ServingError
-from aim_runtime.engines.base import Engine, RequestContext, Stream, Usage
+from aim_runtime.engines.base import Engine, RequestContext, Stream, TakesAdapters, Usage
 
 from .errors import to_frame
 from .frames import (
@@ -78,7 +78,7 @@ class Service(asyncio.Protocol):
 
     @property
     def takes_adapters(self) -> bool:
-        return callable(getattr(self._engine, "load_adapter", None))
+        return isinstance(self._engine, TakesAdapters)
 
     # --- in -----------------------------------------------------------------------------------------------------------
 
