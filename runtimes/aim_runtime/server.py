@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aim_kserve.errors import StartupError
 from aim_kserve.log import NOISY, log_to_stderr
-from aim_runtime.assignment import Assignment
+from aim_profile.errors import AimProfileError
+from aim_runtime.assignment import Assignment, Refused
 from aim_runtime.engines.base import Engine
 from aim_runtime.self_check import Prove, proof
 from aim_runtime.settings import RuntimeSettings
@@ -33,6 +35,8 @@ def run(settings: RuntimeSettings) -> int:
     """
     log_to_stderr()
     set_levels(settings)
+    if settings.models is not None:
+        return run_several(settings, settings.models)
     try:
         settings = located(settings)
         assignment = prepare(settings)
@@ -43,6 +47,40 @@ def run(settings: RuntimeSettings) -> int:
     except StartupError as error:
         return refuse(settings, error)
     return serve(settings, engine, _launch(settings, engine, assignment))
+
+
+def run_several(settings: RuntimeSettings, file: Path) -> int:
+    """The same for the models of a file, on the devices that a plan gives them or the first that hold each."""
+    from aim_runtime.models.directory import Models, admit_all
+    from aim_runtime.models.file import load_models
+    from aim_runtime.models.placed import assigned, entries_of, one_at_a_time
+    from aim_runtime.telemetry import Telemetry
+
+    try:
+        listed, own = load_models(file, settings)
+        assignments = assigned(listed, own, settings.placement)
+        check_machine(settings)
+        for assignment in assignments:
+            for line in described(assignment):
+                logger.info("%s", line)
+        entries = entries_of(listed, own, assignments, prove_of)
+        telemetry = Telemetry(settings)
+        models = Models(
+            entries,
+            listed.variants,
+            admit=one_at_a_time(assignments, lambda: models.states()) if settings.placement is None else admit_all,
+            audit=telemetry.audit,
+            gate=telemetry.gate,
+            eviction=settings.eviction,
+            strict_fields=settings.strict_fields,
+        )
+    except AimProfileError as error:
+        return refuse(settings, Refused.because(error))
+    except StartupError as error:
+        return refuse(settings, error)
+    with telemetry:
+        telemetry.show(models.states)
+        return serve_models(settings, models)
 
 
 def set_levels(settings: RuntimeSettings) -> None:
@@ -56,12 +94,10 @@ def set_levels(settings: RuntimeSettings) -> None:
 
 
 def _launch(settings: RuntimeSettings, engine: Engine, assignment: Assignment) -> Launch:
-    from aim_runtime.engine_gauges import Device
     from aim_runtime.models.entry import Launch
+    from aim_runtime.models.placed import devices_of
 
-    mode = (assignment.evidence.mode or "").split("/")
-    compute, memory = mode if len(mode) == 2 else ("", "")
-    devices = tuple(Device(str(each.card), str(each.partition), compute, memory) for each in assignment.devices)
+    devices = devices_of(assignment)
     return Launch(
         lambda: engine, devices=devices, memory_bytes=assignment.memory_bytes, prove=prove_of(settings, assignment)
     )

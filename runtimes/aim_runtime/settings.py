@@ -17,6 +17,17 @@ class _Shared(DeviceSettings):
     """Settings of ``python -m aim_runtime``: these, and those of every engine (``aim_runtime.engines``)."""
 
     model_dir: Path = Field(Path("/mnt/models"), description="directory (or .gguf file) the model is loaded from")
+    models: Path | None = Field(
+        None, description="file that lists several models to serve (docs/models.md); then --model_dir is not looked at"
+    )
+    placement: Path | None = Field(
+        None, description="--models: plan (aim-profile plan) that says which model gets which devices"
+    )
+    eviction: Literal["never", "idle"] = Field(
+        "never",
+        description="--models: idle: a model that is loaded at run time and does not fit takes the place of idle ones "
+        "of a lower priority",
+    )
     engine: str = Field(
         "auto",
         description=f"auto, {', '.join(registry.BUILT_IN)} or an installed one; "
@@ -71,6 +82,13 @@ class _Shared(DeviceSettings):
             except ModelLoadError as error:
                 raise ValueError(str(error)) from None
         return name
+
+    @model_validator(mode="after")
+    def _belong_to_several_models(self) -> RuntimeSettings:
+        for name in ("placement", "eviction"):
+            if self.models is None and getattr(self, name) not in (None, "never"):
+                raise ValueError(f"--{name} is for several models: list them in a file (--models)")
+        return self
 
     @model_validator(mode="after")
     def _belongs_to_the_engine(self) -> RuntimeSettings:

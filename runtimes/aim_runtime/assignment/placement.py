@@ -49,8 +49,11 @@ def assignments(
 
 def _in_turn(cases: Mapping[str, Case], notes: Sequence[str]) -> Iterator[Assignment]:
     taken: frozenset[At] = frozenset()
-    for case in cases.values():
-        found = assign(case._replace(taken=case.taken | taken), notes)
+    for name, case in cases.items():
+        try:
+            found = assign(case._replace(taken=case.taken | taken), notes)
+        except Refused as refused:
+            raise refused if len(cases) == 1 else refused.of(f"model {name}") from None
         taken |= {device.at for device in found.devices}
         yield found
 

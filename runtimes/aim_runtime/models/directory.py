@@ -31,8 +31,8 @@ DRAIN_S = 300.0
 COOLDOWN_S = 60.0
 
 
-def _admit_all(entry: ModelEntry, *, without: Collection[str] = ()) -> None:
-    return None
+def admit_all(entry: ModelEntry, *, without: Collection[str] = ()) -> None:
+    """Every model has been sized and has its place."""
 
 
 def _to_the_log(action: str, **fields: Any) -> None:
@@ -63,7 +63,7 @@ class Models:
         entries: Sequence[ModelEntry],
         variants: Sequence[VariantEntry] = (),
         *,
-        admit: Admit = _admit_all,
+        admit: Admit = admit_all,
         audit: Trail = _to_the_log,
         gate: MakeGate | None = None,
         eviction: Eviction = "never",

@@ -163,7 +163,8 @@ def settings_of(base: RuntimeSettings, model: ListedModel) -> RuntimeSettings:
     for name in model.options:
         if name not in ENGINES.fields:
             raise MisplacedError(("options", name), f"unknown option; {did_you_mean(name, ENGINES.fields)}")
-    others = {*ENGINES.fields, "model_id", "custom_model_name"}  # of the one model that flags name
+    # Of the one model that flags name; of the server.
+    others = {*ENGINES.fields, "model_id", "custom_model_name", "models", "placement", "eviction"}
     shared = {name: getattr(base, name) for name in base.model_fields_set if name not in others}
     own = {
         "engine": model.engine,
