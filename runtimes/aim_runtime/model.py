@@ -104,7 +104,7 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
 
     def alive(self) -> bool:
         """False once a loaded engine has died or stands still, and nobody starts it again."""
-        return self.state is not State.READY or self.runs_on.healthy() or _is_restarting(self.runs_on)
+        return self.state is not State.READY or self.runs_on.healthy() or _may_come_back(self.runs_on)
 
     def refusal(self) -> Unavailable | None:
         """Why no request can be served now; None if one can."""
@@ -123,6 +123,8 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         if stats.state == "restarting":
             why = f", its process {stats.last_words}" if stats.last_words else ""
             what = f"is being started again{why}: ask again"
+        elif stats.state == "unreachable":
+            what = "cannot be reached: ask again"
         elif stats.stalled_s and stats.stalled_s >= 1:
             what = f"has not moved for {stats.stalled_s:.0f} s"
         else:
@@ -346,9 +348,9 @@ def check_model_name(asked: object) -> None:
         raise BadRequest(f"model: must be a string (got {asked!r})", param="model")
 
 
-def _is_restarting(engine: Engine) -> bool:
-    """Whether somebody is starting the engine again: only one in a process of its own is."""
-    return engine.stats().state == "restarting"
+def _may_come_back(engine: Engine) -> bool:
+    """Whether an engine that is down needs no new process of ours: its own is being started again, or is elsewhere."""
+    return engine.stats().state in ("restarting", "unreachable")
 
 
 def _status_of(error: BaseException) -> int:

@@ -472,8 +472,10 @@ async def test_health_follows_the_server(server: RawServer) -> None:
         await until(engine, False)
         server.extra["/health"] = http(b"")
         await until(engine, True)
+        assert engine.stats().state == "ready"
         await server.__aexit__()
         await until(engine, False)
+        assert engine.stats().state == "unreachable"
 
 
 METRICS = {

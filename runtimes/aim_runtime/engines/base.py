@@ -62,7 +62,8 @@ Operation = Callable[[Json, RequestContext], Awaitable["Json | Stream"]]
 
 
 #: ``restarting``: its process has ended, or was ended, and another one loads the model. ``failed``: it never loaded.
-State = Literal["loading", "ready", "restarting", "failed"]
+#: ``unreachable``: it is a server elsewhere that does not answer and may come back.
+State = Literal["loading", "ready", "restarting", "unreachable", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class EngineStats:
     slots_total: int
     kv_cache_usage: float | None = None  # 0..1; None where the engine cannot tell
     stalled_s: float | None = None  # seconds without progress while there is work; None where it cannot tell
-    # Of an engine in a process of its own (``aim_runtime.supervisor``); None where it runs in ours.
+    # Of an engine in a process of its own (``aim_runtime.supervisor``) or elsewhere; None where it runs in ours.
     state: State | None = None
     restarts: int | None = None
     last_words: str | None = None  # why the last process ended: one line, bounded

@@ -178,7 +178,10 @@ class Replicas:
             sum(stats.slots_total for stats in all_stats),
             sum(kv) / len(kv) if kv else None,
             min(stalled, default=None),
-            state=next((state for state in ("ready", "restarting", "loading", "failed") if state in states), None),
+            state=next(
+                (state for state in ("ready", "restarting", "unreachable", "loading", "failed") if state in states),
+                None,
+            ),
             restarts=sum(restarts) if restarts else None,
             last_words=next((stats.last_words for stats in all_stats if stats.last_words), None),
         )

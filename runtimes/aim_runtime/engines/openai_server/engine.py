@@ -13,6 +13,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -180,7 +181,9 @@ class OpenAIServerEngine:
         load, ours = self._load or (Load(0, 0, None), 0)
         everything = self._in_flight + max(0, load.running + load.waiting - ours)
         waiting = min(everything, max(load.waiting, everything - self._most))
-        return EngineStats(everything - waiting, waiting, self._most, load.kv_cache_usage)
+        stats = EngineStats(everything - waiting, waiting, self._most, load.kv_cache_usage)
+        elsewhere = self._process is None and self._found is not None
+        return replace(stats, state="ready" if self.healthy() else "unreachable") if elsewhere else stats
 
     async def _answers(self) -> bool:
         """Whether the server says that it is ready. A server without ``/health`` is if it lists its models."""
