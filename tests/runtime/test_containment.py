@@ -132,11 +132,14 @@ def test_terminated_with_a_wedged_engine_it_ends_in_time_and_leaves_nothing(
 def test_streams_in_flight_end_before_the_engine_does(embedded_model: Path) -> None:
     with served(embedded_model) as server:
         (engine,) = engines(server)
-        with httpx.stream("POST", f"{server.url}/v1/completions", json={**LONG, "max_tokens": 100}) as answer:
+        body = {**LONG, "max_tokens": 100, "stream_options": {"include_usage": True}}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
             lines = answer.iter_lines()
             next(lines)
             server.terminate()
-            assert sum('"text":"' in line for line in lines) == 99
+            *_, usage, done = [line for line in lines if line]
+        assert done == "data: [DONE]"
+        assert orjson.loads(usage.removeprefix("data: "))["usage"]["completion_tokens"] == 100
         assert server.exit_code(30) == 0
         assert gone(engine)
 
