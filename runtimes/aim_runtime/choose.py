@@ -44,19 +44,22 @@ def spec_of(settings: RuntimeSettings, assignment: Assignment | None = None) -> 
     Raises:
         StartupError: no model of a known format, or a setting belongs to another engine.
     """
-    if assignment is None:
-        engine = engine_of(settings)
+    if assignment is None or not assignment.evidence.mode:  # nobody assigned anything: the settings decide
+        engine = engine_of(settings) if assignment is None else assignment.engine
         given = settings.max_model_len, settings.max_concurrency
         return EngineSpec(engine, settings.model_dir, settings.model_name, *given, settings.engine_options(engine))
     flags, options = assignment.engine_args, settings.engine_options(assignment.engine)
-    context = whole_number(flags, "max-model-len")
-    if assignment.engine == "vllm":
+    own = {name: value for name, value in flags.items() if name not in _OWN}
+    if assignment.engine == "llama_cpp":
+        concurrency = whole_number(flags, "max-concurrency")
+        options |= {name.replace("-", "_"): value for name, value in own.items()}
+    else:
         concurrency = whole_number(flags, "max-num-seqs")
         options["tensor_parallel_size"] = whole_number(flags, "tensor-parallel-size")
-        options["engine_args"] = {name: value for name, value in flags.items() if name not in _OWN}
-    else:
-        concurrency = whole_number(flags, "max-concurrency")
-        options |= {name.replace("-", "_"): value for name, value in flags.items() if name not in _OWN}
+        if assignment.engine == "sglang":
+            options["mem_fraction_static"] = own.pop("gpu-memory-utilization")
+        options["engine_args"] = own
+    context = whole_number(flags, "max-model-len")
     return EngineSpec(assignment.engine, assignment.model_dir, assignment.model, context, concurrency, options)
 
 

@@ -403,6 +403,33 @@ def test_the_engine_gets_the_assignment_and_nothing_from_the_device_count(cpx: M
     assert not {"tensor-parallel-size", "max-model-len", "max-num-seqs"} & set(flags)
 
 
+def test_sglang_gets_its_own_names_for_the_same_sum(cpx: Machine, llama: Path) -> None:
+    argv = ["--node", str(cpx.file), "--model_dir", str(llama), "--binding", "bare-metal", "--engine", "sglang"]
+    settings = load(*argv, "--engine_args", '{"attention-backend": "aiter"}', "--mem_fraction_static", "0.8")
+    found = prepare(settings, {})
+    spec = spec_of(settings, found)
+    assert (spec.engine, spec.max_model_len, spec.max_concurrency) == (
+        "sglang",
+        8192,
+        found.engine_args["max-num-seqs"],
+    )
+    assert spec.options["tensor_parallel_size"] == 1
+    assert spec.options["mem_fraction_static"] == found.fit["utilization"] == 0.8
+    assert spec.options["engine_args"] == {"attention-backend": "aiter", "dtype": "bfloat16"}
+    assert not [name for name in found.env if name.startswith("VLLM_")]
+    assert "ROCR_VISIBLE_DEVICES" in found.env
+
+
+@pytest.mark.parametrize(
+    "argv", [["--engine", "openai_server", "--server_url", "http://127.0.0.1:1"], ["--engine", "sglang"]]
+)
+def test_what_is_given_no_devices_is_started_as_its_settings_say(argv: list[str], tmp_path: Path) -> None:
+    node = tmp_path / "cpu.yaml"
+    node.write_text("version: 1\nkind: cpu\ncores: 2\nmemory: 4GiB\npartitions: 1\n")
+    settings = load(*argv, "--node", str(node), "--max_model_len", "99", "--max_concurrency", "3")
+    assert spec_of(settings, prepare(settings, {})) == spec_of(settings)
+
+
 @pytest.mark.parametrize("name", ["ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"])
 def test_a_filter_that_is_set_already(cpx: Machine, tiny: Path, name: str) -> None:
     argv = ["--node", str(cpx.file), "--model_dir", str(tiny)]

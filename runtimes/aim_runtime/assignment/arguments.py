@@ -123,11 +123,11 @@ def check_parallelism(flags: Mapping[str, JsonValue]) -> None:
             )
 
 
-def agreed(settings: RuntimeSettings, user: Mapping[str, JsonValue]) -> dict[str, int]:
+def agreed(settings: RuntimeSettings, engine: str, user: Mapping[str, JsonValue]) -> dict[str, int]:
     """What settings and given flags both may say, by the flag's name, once. Raises Refused where they contradict."""
     said = (
         ("tensor-parallel-size", "partition-count", settings.partition_count),
-        ("tensor-parallel-size", "tensor-parallel-size", settings.engine_options("vllm").get("tensor_parallel_size")),
+        ("tensor-parallel-size", "tensor-parallel-size", settings.engine_options(engine).get("tensor_parallel_size")),
         ("max-model-len", "max-model-len", settings.max_model_len),
         ("max-num-seqs", "max-concurrency", settings.max_concurrency),
     )

@@ -11,9 +11,9 @@ from .on_cpus import assign_cpus
 from .on_gpus import assign_gpus
 
 #: Engines that compute on GPUs where there are any. The embedded one is built for processors.
-ON_GPUS = frozenset({"vllm"})
-#: Engines whose memory is summed up before they start.
-SIZED = ON_GPUS | {"llama_cpp"}
+ON_GPUS = frozenset({"vllm", "sglang"})
+#: Engines that processors and their memory are shared out to.
+ON_CPUS = frozenset({"vllm", "llama_cpp"})
 
 
 def assign(case: Case, notes: Sequence[str] = ()) -> Assignment:
@@ -23,16 +23,14 @@ def assign(case: Case, notes: Sequence[str] = ()) -> Assignment:
     Raises:
         Refused: it does not fit, or the node is not as the settings say: one line with field, value and remedy.
     """
-    if case.engine not in SIZED:
-        found = assign_elsewhere(case)
-    else:
-        found = assign_gpus(case) if uses_gpus(case) else assign_cpus(case)
+    found = _assigned(case)
     if not notes:
         return found
     basis = found.evidence.model_copy(update={"notes": (*notes, *found.evidence.notes)})
     return found.model_copy(update={"evidence": basis})
 
 
-def uses_gpus(case: Case) -> bool:
-    """Whether the engine runs on the node's GPUs."""
-    return case.engine in ON_GPUS and bool(gpus(case.node))
+def _assigned(case: Case) -> Assignment:
+    if case.engine in ON_GPUS and gpus(case.node):
+        return assign_gpus(case)
+    return assign_cpus(case) if case.engine in ON_CPUS else assign_elsewhere(case)

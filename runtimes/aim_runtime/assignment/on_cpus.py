@@ -99,7 +99,7 @@ def _wanted(case: Case) -> _Wanted:
     user = named(case.settings.engine_options(case.engine).get("engine_args", ()))
     if case.engine == "vllm" and case.settings.precision == "fp32":
         user = {"dtype": "float32", **user}
-    asked = agreed(case.settings, user)
+    asked = agreed(case.settings, case.engine, user)
     doubled = case.engine == "vllm" and user.get("dtype") in ("float32", "float")
     return _Wanted(user, asked.get("max-model-len"), asked.get("max-num-seqs"), doubled)
 

@@ -21,6 +21,9 @@ from .devices import Kind, check_count, check_limit, kinds_of, side_by_side
 from .facts import Assignment, Basis, Case, Refused, does_not_fit, notes_of
 from .visibility import visible
 
+#: Of the flags that are computed, those that SGLang has too: sizes by settings of its engine, the others by this name.
+_SGLANG = (*SIZED_BY, "gpu-memory-utilization", "dtype", "quantization")
+
 
 def assign_gpus(case: Case) -> Assignment:
     """The first kind of device here that holds the model as asked; one that must span partitions only if no other does.
@@ -47,16 +50,17 @@ def assign_gpus(case: Case) -> Assignment:
 
 def _on(kind: Kind, case: Case) -> Assignment:
     settings = case.settings
-    user = named(settings.engine_options("vllm").get("engine_args", ()))
+    user = _given(case)
     check_parallelism(user)
     check_limit(kind, settings)
     check_count(kind, case)
-    asked = agreed(settings, user)
+    asked = agreed(settings, case.engine, user)
     if not case.model.sizable:
         return _unsized(kind, case, {**user, **asked})
     profile = _profile(kind, case, case.model, asked)
     own, notes = of_profile(profile.engine_args)
     flags = _sized({**own, **user, **asked}, kind, settings)
+    flags = flags if case.engine == "vllm" else {name: flags[name] for name in flags if name in {*_SGLANG, *user}}
     answer = _fit(kind, settings, case.model, profile, flags, asked)
     built = _assigned(kind, case, flags, profile.env_vars, measured=profile.evidence.measured)
     notes = (*built.evidence.notes, *notes, *profile.evidence.notes, *answer.notes)
@@ -67,6 +71,14 @@ def _on(kind: Kind, case: Case) -> Assignment:
             "evidence": built.evidence.model_copy(update={"notes": notes_of(notes)}),
         }
     )
+
+
+def _given(case: Case) -> Flags:
+    """The user's own flags, by vLLM's names."""
+    options = case.settings.engine_options(case.engine)
+    user = named(options.get("engine_args", ()))
+    share = options.get("mem_fraction_static")
+    return user if share is None else {**user, "gpu-memory-utilization": share}
 
 
 def _unsized(kind: Kind, case: Case, flags: Flags) -> Assignment:
@@ -99,7 +111,7 @@ def _assigned(kind: Kind, case: Case, flags: Flags, variables: Mapping[str, str]
         model_dir=case.settings.model_dir,
         devices=devices,
         engine_args=flags,
-        env={**variables, **visible(case.node, devices, in_pod=case.in_pod)},
+        env={**_meant_for(case.engine, variables), **visible(case.node, devices, in_pod=case.in_pod)},
         evidence=Basis(
             node=case.node.backend,
             gpu=kind.mode.accelerator,
@@ -110,6 +122,11 @@ def _assigned(kind: Kind, case: Case, flags: Flags, variables: Mapping[str, str]
             notes=notes_of((*kind.notes, note, left)),
         ),
     )
+
+
+def _meant_for(engine: str, variables: Mapping[str, str]) -> dict[str, str]:
+    """A profile is written for vLLM: its variables are nobody else's."""
+    return {name: value for name, value in variables.items() if engine == "vllm" or not name.startswith("VLLM_")}
 
 
 def _profile(kind: Kind, case: Case, model: ModelFacts, asked: Mapping[str, int]) -> Profile:
