@@ -6,21 +6,39 @@ import json
 from typing import Any
 
 from aim_kserve.errors import StartupError
+from aim_profile.errors import AimProfileError
 from aim_runtime.assignment import Assignment, Refused
+from aim_runtime.models.assigned import assigned
+from aim_runtime.models.file import load_models
 from aim_runtime.settings import RuntimeSettings
 from aim_runtime.start import described, located, prepare, refuse
 
 
 def dry_run(settings: RuntimeSettings) -> int:
-    """Print the assignment; exit code 0, or 1 with why there is none."""
+    """Print the assignment, of several models (``--models``) all of them; exit code 0, or 1 with why there is none."""
     try:
-        assignment = prepare(located(settings))
+        found = _assignments(settings)
     except StartupError as error:
         if settings.output == "json":
             _print(json.dumps({"refused": _reason(error)}, indent=2))
         return refuse(settings, error)
-    _print(as_json(assignment) if settings.output == "json" else as_text(assignment))
+    if settings.output == "text":
+        _print("\n\n".join(map(as_text, found)))
+    elif settings.models is None:
+        _print(as_json(found[0]))
+    else:
+        _print(json.dumps([each.model_dump(mode="json") for each in found], indent=2))
     return 0
+
+
+def _assignments(settings: RuntimeSettings) -> list[Assignment]:
+    if settings.models is None:
+        return [prepare(located(settings))]
+    try:
+        listed, own = load_models(settings.models, settings)
+    except AimProfileError as error:
+        raise Refused.because(error) from None
+    return assigned(listed, own, settings.placement)
 
 
 def as_json(assignment: Assignment) -> str:

@@ -51,9 +51,10 @@ def run(settings: RuntimeSettings) -> int:
 
 def run_several(settings: RuntimeSettings, file: Path) -> int:
     """The same for the models of a file, on the devices that a plan gives them or the first that hold each."""
+    from aim_runtime.models.assigned import assigned
     from aim_runtime.models.directory import Models, admit_all
     from aim_runtime.models.file import load_models
-    from aim_runtime.models.placed import assigned, entries_of, one_at_a_time
+    from aim_runtime.models.placed import entries_of, one_at_a_time
     from aim_runtime.telemetry import Telemetry
 
     try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +183,27 @@ def test_a_pod_with_too_few_devices(tmp_path: Path) -> None:
     assert "placement code/0: every device of this pod is taken" in str(refused)
     other = Place(tmp_path, in_pod((0, 3), (1, 5)))
     assert "placement code/0: partition-count 2" in str(other.refusal(planned(TWO), "chat", "code", pod=True))
+
+
+def test_a_dry_run_of_several_models_prints_them_all_and_imports_no_server(place: Place) -> None:
+    models, plan = place.folder / "models.yaml", place.folder / "plan.yaml"
+    rows = "".join(f"- {{name: {name}, path: {place.model}}}\n" for name in ("chat", "code"))
+    models.write_text(f"version: 1\nmodels:\n{rows}")
+    plan.write_text(dump_plan(planned(TWO)))
+    flags = ["--models", str(models), "--placement", str(plan), "--node", str(place.node), "--dry_run", "-o", "json"]
+    command = [sys.executable, "-X", "importtime", "-m", "aim_runtime", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr.splitlines()[-1]
+    assert [(each["model"], each["replica"]) for each in json.loads(done.stdout)] == [
+        ("chat", 0),
+        ("chat", 1),
+        ("code", 0),
+    ]
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert not imported & {"kserve", "vllm", "torch", "llama_cpp", "uvicorn", "starlette", "fastapi"}
+    models.write_text(f"version: 1\nmodels:\n- {{name: chat, path: {place.model}}}\n")
+    refused = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (refused.returncode, json.loads(refused.stdout)["refused"]["value"]) == (1, "code")
 
 
 @pytest.mark.model
