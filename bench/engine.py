@@ -6,8 +6,13 @@ that a busy machine hurts all alike. Every prompt is new from its first word on:
 * ours: ``LlamaCppEngine`` through the Engine protocol, in the worker process. No HTTP.
 * server: llama-server (PyPI ``xllamacpp``) over HTTP, one connection a request; its CPU time excludes the client's.
 * lock: ``llama_cpp.Llama`` with one request at a time, what a plain model server does with it. No HTTP.
+* exact: ours with ``deterministic``; only if asked for.
 
-``python bench/engine.py [--quick] [--json FILE] [--model FILE]``
+``python bench/engine.py [--quick] [--rounds N] [--sides ours server] [--streams 4 8]
+[--clock cpu] [--json FILE] [--model FILE]``
+
+Ratios are medians over rounds, each of two sides' runs of the same round. With ``--clock cpu`` every time is the side's
+own process time, not the wall's: on a machine that others keep busy it says what the wall would on an idle one.
 """
 
 from __future__ import annotations
@@ -24,13 +29,14 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / ".models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SIDES = ("ours", "server", "lock")
+SIDES = ("ours", "server", "lock", "exact")
 STREAMS = (1, 4, 8)
 SLOTS = 8
 PROMPT_WORDS = 48
@@ -80,6 +86,7 @@ class Round:
     streams: int
     tokens: int
     wall_s: float
+    elapsed_s: float  # by the chosen clock
     cpu_s: float
     foreign_share: float
     ttft_s: list[float] = field(default_factory=list)
@@ -106,40 +113,49 @@ def request_body(prompt: str) -> dict[str, Any]:
 # -- load ------------------------------------------------------------------------------------------------------
 
 Stream = Callable[[str], AsyncIterator[dict[str, Any]]]
+Clock = Callable[[], float]
 
 
-async def load(stream: Stream, texts: list[str], streams: int) -> dict[str, Any]:
-    """``streams`` clients, each sending its share of ``texts`` one after the other."""
+async def load(stream: Stream, texts: list[str], streams: int, clock: Clock) -> dict[str, Any]:
+    """``streams`` clients, each sending its share of ``texts`` one after the other; ``clock`` in seconds."""
     tokens, ttft_s, gaps_s = 0, [], []
 
     async def client(mine: list[str]) -> None:
         nonlocal tokens
         for text in mine:
-            began = last = time.perf_counter()
+            began = last = clock()
             first = True
             async for chunk in stream(text):
                 if (chunk.get("usage") or {}).get("completion_tokens"):
                     tokens += chunk["usage"]["completion_tokens"]
                 if not chunk["choices"] or not chunk["choices"][0]["text"]:
                     continue
-                now = time.perf_counter()
+                now = clock()
                 (ttft_s if first else gaps_s).append(now - (began if first else last))
                 first, last = False, now
 
-    began = time.perf_counter()
+    wall, began = time.perf_counter(), clock()
     await asyncio.gather(*(client(texts[i::streams]) for i in range(streams)))
-    return {"tokens": tokens, "wall_s": time.perf_counter() - began, "ttft_s": ttft_s, "gaps_s": gaps_s}
+    took = {"wall_s": time.perf_counter() - wall, "elapsed_s": clock() - began}
+    return {"tokens": tokens, **took, "ttft_s": ttft_s, "gaps_s": gaps_s}
 
 
 # -- workers: read loads from stdin, write results to stdout ---------------------------------------------------
 
 
-async def ours_stream(model: Path) -> Stream:
+async def ours_stream(model: Path, *, deterministic: bool = False) -> Stream:
     sys.path.insert(0, str(ROOT / "runtimes"))
     from aim_runtime.engines.base import RequestContext
     from aim_runtime.engines.llama_cpp.engine import LlamaCppEngine
 
-    engine = LlamaCppEngine(model, served_model_name="bench", slots=SLOTS, threads=1, max_model_len=CONTEXT_TOKENS)
+    engine = LlamaCppEngine(
+        model,
+        served_model_name="bench",
+        slots=SLOTS,
+        threads=1,
+        max_model_len=CONTEXT_TOKENS,
+        deterministic=deterministic,
+    )
     await engine.load()
 
     async def stream(prompt: str) -> AsyncIterator[dict[str, Any]]:
@@ -183,7 +199,8 @@ async def worker(make: Callable[[Path], Awaitable[Stream]], model: Path) -> None
     print("ready", flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         order = json.loads(line)
-        print(json.dumps(await load(stream, order["texts"], order["streams"])), flush=True)
+        clock = time.process_time if order["clock"] == "cpu" else time.perf_counter
+        print(json.dumps(await load(stream, order["texts"], order["streams"], clock)), flush=True)
 
 
 def serve(model: Path, port: int) -> None:
@@ -208,8 +225,9 @@ def serve(model: Path, port: int) -> None:
 class Worker:
     """One side's process."""
 
-    def __init__(self, side: str, model: Path) -> None:
+    def __init__(self, side: str, model: Path, clock: str) -> None:
         self.side = side
+        self._clock_name = clock
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -231,9 +249,10 @@ class Worker:
         cpu, machine = self._cpu_s(), _machine_cpu_s()
         own = time.process_time()
         if self.side == "server":
-            result = asyncio.run(load(self._http_stream, texts, streams))
+            clock = self._process_time if self._clock_name == "cpu" else time.perf_counter
+            result = asyncio.run(load(self._http_stream, texts, streams, clock))
         else:
-            self._write(json.dumps({"texts": texts, "streams": streams}))
+            self._write(json.dumps({"texts": texts, "streams": streams, "clock": self._clock_name}))
             result = json.loads(self._read())
         cpu_s = self._cpu_s() - cpu
         foreign_s = _machine_cpu_s() - machine - cpu_s - (time.process_time() - own)
@@ -268,6 +287,10 @@ class Worker:
         self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
 
+    def _process_time(self) -> float:
+        """CPU seconds of the worker, fine-grained: the kernel's clock of another process (clock_getcpuclockid(3))."""
+        return time.clock_gettime((~self._process.pid << 3) | 2)
+
     def _cpu_s(self) -> float:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -288,7 +311,7 @@ def summary(rounds: list[Round]) -> dict[str, float]:
     ttft = [value for r in rounds for value in r.ttft_s]
     gaps = [value for r in rounds for value in r.gaps_s]
     return {
-        "tokens_per_s": median(r.tokens / r.wall_s for r in rounds),
+        "tokens_per_s": median(r.tokens / r.elapsed_s for r in rounds),
         "ttft_p50_ms": 1e3 * percentile(ttft, 0.5),
         "ttft_p95_ms": 1e3 * percentile(ttft, 0.95),
         "itl_p50_ms": 1e3 * percentile(gaps, 0.5),
@@ -303,19 +326,23 @@ def report(rounds: list[Round]) -> dict[str, Any]:
         streams: {
             side: summary(of) for side in SIDES if (of := [r for r in rounds if (r.side, r.streams) == (side, streams)])
         }
-        for streams in STREAMS
-        if any(r.streams == streams for r in rounds)
+        for streams in sorted({r.streams for r in rounds})
     }
     ratios = {
-        streams: {
-            "tokens_per_s_vs_server": row["ours"]["tokens_per_s"] / row["server"]["tokens_per_s"],
-            "cpu_per_token_vs_server": row["ours"]["cpu_ms_per_token"] / row["server"]["cpu_ms_per_token"],
-            "ttft_p50_vs_server": row["ours"]["ttft_p50_ms"] / row["server"]["ttft_p50_ms"],
-            "ttft_p50_vs_lock": row["ours"]["ttft_p50_ms"] / row["lock"]["ttft_p50_ms"],
-        }
+        f"{streams} streams, {side} vs {peer}": paired(rounds, streams, side, peer)
         for streams, row in table.items()
+        for side, peer in (("ours", "server"), ("ours", "lock"), ("exact", "ours"))
+        if side in row and peer in row
     }
     return {"table": table, "ratios": ratios}
+
+
+def paired(rounds: list[Round], streams: int, side: str, peer: str) -> dict[str, float]:
+    """Medians of one side's figures over another's, round by round: what a busy machine does to one round, it does to
+    both of its sides."""
+    ours, theirs = ([summary([r]) for r in rounds if (r.side, r.streams) == (name, streams)] for name in (side, peer))
+    names = ("tokens_per_s", "cpu_ms_per_token", "ttft_p50_ms", "itl_p50_ms", "itl_p95_ms")
+    return {name: median(a[name] / b[name] for a, b in zip(ours, theirs, strict=True)) for name in names}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -327,12 +354,11 @@ def show(result: dict[str, Any]) -> None:
                 f" {of['itl_p50_ms']:8.1f} {of['itl_p95_ms']:8.1f} {of['cpu_ms_per_token']:11.2f}"
                 f" {of['foreign_percent']:10.0f}"
             )
-    for streams, of in result["ratios"].items():
-        print(f"{streams} streams: " + ", ".join(f"{name} {value:.2f}" for name, value in of.items()))
+    for pair, of in result["ratios"].items():
+        print(f"{pair}: " + ", ".join(f"{name} {value:.2f}" for name, value in of.items()))
 
 
-def measure(model: Path, *, rounds: int, per_stream: int, streams: tuple[int, ...]) -> list[Round]:
-    workers = [Worker(side, model) for side in SIDES]
+def measure(workers: list[Worker], *, rounds: int, per_stream: int, streams: list[int]) -> list[Round]:
     seed = random.SystemRandom().randrange(2**32)
     done: list[Round] = []
     try:
@@ -340,7 +366,8 @@ def measure(model: Path, *, rounds: int, per_stream: int, streams: tuple[int, ..
             side_worker.run(prompts(1, seed), 1)  # warm up
         for turn in range(rounds):
             for count in streams:
-                for side_worker in workers[turn % 3 :] + workers[: turn % 3]:
+                first = turn % len(workers)
+                for side_worker in workers[first:] + workers[:first]:
                     seed += 1
                     done.append(side_worker.run(prompts(count * per_stream, seed), count))
     finally:
@@ -351,7 +378,11 @@ def measure(model: Path, *, rounds: int, per_stream: int, streams: tuple[int, ..
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round instead of two")
+    parser.add_argument("--quick", action="store_true", help="one round")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each side with each number of streams")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["ours", "server", "lock"])
+    parser.add_argument("--streams", nargs="+", type=int, default=list(STREAMS), help="clients at once")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: the side's own process time")
     parser.add_argument("--json", type=Path, default=ROOT / "bench/engine.json", help="where the figures go")
     parser.add_argument("--model", type=Path, default=MODEL, help="GGUF file")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
@@ -362,10 +393,16 @@ def main() -> None:
     if options.worker == "server":
         serve(options.model, options.port)
     elif options.worker:
-        make = {"ours": ours_stream, "lock": lock_stream}[options.worker]
+        exact = partial(ours_stream, deterministic=True)
+        make = {"ours": ours_stream, "exact": exact, "lock": lock_stream}[options.worker]
         asyncio.run(worker(make, options.model))
     else:
-        rounds = measure(options.model, rounds=1 if options.quick else 2, per_stream=2, streams=STREAMS)
+        rounds = measure(
+            [Worker(side, options.model, options.clock) for side in options.sides],
+            rounds=1 if options.quick else options.rounds,
+            per_stream=2,
+            streams=options.streams,
+        )
         result = report(rounds)
         show(result)
         options.json.write_text(json.dumps({**result, "rounds": [asdict(r) for r in rounds]}, indent=1))
