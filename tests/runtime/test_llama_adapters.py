@@ -339,10 +339,10 @@ async def test_whoever_is_always_there_is_served_once_a_round(steps: list[set[st
 async def test_a_step_takes_the_shorter_the_more_take_turns():
     """So that a token of one group does not wait for whole prompts of all others."""
     plan = BatchPlan(room=512)
-    plan.learn(100, elapsed_s=0.1)  # 1 ms a token: 250 tokens in a step
+    plan.learn(100, computed_s=0.1)  # 1 ms a token: 250 tokens in a step
     prompt = Sequence(Generation(np.zeros(400, np.int32), max_tokens=1), 0, print)
-    counts = [sum(entry.count for entry in plan.entries([Slot(0, sequence=prompt)], groups)) for groups in (1, 2, 5)]
-    assert counts == [250, 125, 50]
+    steps = [plan.batches([Slot(0, sequence=prompt)], groups) for groups in (1, 2, 5)]
+    assert [[entry.count for entry in batch] for (batch,) in steps] == [[250], [125], [50]]
 
 
 # --- in a process of its own ------------------------------------------------------------------------------------------

@@ -142,12 +142,12 @@ def test_what_is_left_empty_belongs_to_no_engine() -> None:
         (
             [
                 *("--engine", "llama_cpp", "--max_model_len", "512", "--max_concurrency", "3", "--threads", "2"),
-                *("--adapters", "a=/x,b=/y"),
+                *("--adapters", "a=/x,b=/y", "--deterministic"),
             ],
             "aim_runtime.engines.llama_cpp.engine.LlamaCppEngine",
             {
                 **{"max_model_len": 512, "slots": 3, "threads": 2, "max_waiting": 256, "stall_timeout_s": 60},
-                **{"kv_cache_memory_bytes": 512 * 2**20},
+                **{"kv_cache_memory_bytes": 512 * 2**20, "deterministic": True},
                 "adapters": {"a": Path("/x"), "b": Path("/y")},
             },
         ),
@@ -167,7 +167,7 @@ def test_what_is_left_empty_belongs_to_no_engine() -> None:
             "aim_runtime.engines.vllm.engine.VllmEngine",
             {
                 **{"max_model_len": None, "max_num_seqs": 3, "tensor_parallel_size": 4},
-                **{"engine_args": ["--dtype", "half"], "adapters": {"a": Path("/x")}},
+                **{"engine_args": ["--dtype", "half"], "adapters": {"a": Path("/x")}, "deterministic": False},
             },
         ),
     ],

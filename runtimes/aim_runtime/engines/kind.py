@@ -62,6 +62,10 @@ def _flag(flag: str, value: object) -> list[str]:
     return [f"--{flag}={value}"]
 
 
+#: Of a setting that several engines have: one flag, so one description.
+DETERMINISTIC = "the same request gets the same answer whatever else runs: slower (docs/requests.md)"
+
+
 @dataclass(frozen=True, slots=True)
 class EngineKind:
     """An engine that can be asked for by name: the object behind an entry point of the group ``aim_runtime.engines``.

@@ -1,20 +1,30 @@
-"""What the next step computes: the entries of a batch, and how many prompt tokens fit into a step's time. Pure.
+"""What the next step computes: the entries of its batches, and how many prompt tokens fit into a step's time. Pure.
 
 First the next token of every sequence that is generating, so that a newcomer's prompt never delays an answer by more
-than a step; then pieces of prompts. Prompts are finished one after the other (the shortest remainder first, half of the
-room kept for the oldest), because computing eight together gives all eight their first token at the end. The room for
-prompts follows the machine: as many tokens as fit into STEP_TARGET_S.
+than a step; then prompts, finished one after the other (the oldest as far as half of the room goes, or whole if it
+fits; then the shortest remainder first), because computing eight together gives all eight their first token at the end.
+
+A step with prompts stalls the answers that are being generated. Few long stalls serve them better than many short ones:
+with eight streams, prompts of 50 tokens and answers of 64, pieces of a quarter of a second stalled every tenth token,
+whole prompts by twos and threes every thirtieth. So the room for prompts grows with the number of sequences, within
+SHORTEST_STALL_S and LONGEST_STALL_S, and a prompt that fits into the next step is not begun in this one. While nothing
+is generated a step ends with the first prompt that is done: its first token waits for no other prompt.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from . import exact
 from .scoring import ROWS_PER_STEP
 from .slots import Slot
 
-#: A step that carries prompt tokens should take no longer: it bounds inter-token latency and cancellation.
-STEP_TARGET_S = 0.25
+#: Room for prompts in a step, per sequence that runs: about fifteen times what its own next token costs.
+ROOM_PER_SEQUENCE = 22
+#: A step that carries prompt tokens should compute for no longer: it bounds inter-token latency and cancellation.
+LONGEST_STALL_S = 1.0
+#: ... and may compute for so long, however few sequences run.
+SHORTEST_STALL_S = 0.25
 #: Smaller pieces of a prompt cost more per token than they save.
 MIN_PREFILL_TOKENS = 32
 #: llama.cpp's CPU flash attention computes 64 rows and more as tiles. That is faster the longer the context: per
@@ -42,44 +52,81 @@ class BatchPlan:
 
     Args:
         room: tokens of a batch.
+        deterministic: in batches of one sequence each (see ``exact``).
     """
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, *, deterministic: bool = False) -> None:
         self._room = room
+        self._deterministic = deterministic
         self._token_s = 0.0  # a moving mean; 0: not known yet
 
-    def entries(self, busy: list[Slot], groups: int = 1) -> list[Entry]:
-        """The next batch: generating sequences first, then prompts as far as there is room.
+    def batches(self, busy: list[Slot], groups: int = 1) -> list[list[Entry]]:
+        """The next step's batches: generating sequences first, then prompts as far as there is room.
 
         Args:
             groups: take turns with this one's steps; the others' sequences wait meanwhile, so a step takes less.
         """
-        entries = [Entry(slot, 1) for slot in busy if slot.pending == 1]
+        generating = [slot for slot in busy if slot.pending == 1]
+        parts = self._parts(busy, len(generating), groups)
+        entries = [Entry(slot, 1) for slot in generating]
+        if self._deterministic:
+            entries += [Entry(slot, size) for slot, part in parts.items() for size in exact.chunks(part)]
+            return [[entry] for entry in entries]
+        entries += [Entry(slot, part) for slot, part in parts.items()]
+        return [entries] if entries else []
+
+    def learn(self, tokens: int, computed_s: float) -> None:
+        """Note how long a batch took to compute, if it was big enough to tell.
+
+        Args:
+            computed_s: the thread's own time: what others take from a busy machine is no reason for smaller batches.
+        """
+        if tokens >= MIN_PREFILL_TOKENS:
+            now = computed_s / tokens
+            self._token_s = now if not self._token_s else 0.8 * self._token_s + 0.2 * now
+
+    def _parts(self, busy: list[Slot], generating: int, groups: int) -> dict[Slot, int]:
+        """How many tokens of which prompts, in the order in which they are computed."""
         prompts = [slot for slot in busy if slot.pending > 1]
         if not prompts:
-            return entries
-        room = self._prefill_room(len(entries), max(slot.running.length for slot in prompts), groups)
+            return {}
+        longest = max(slot.running.length for slot in prompts)
+        room = whole = self._prefill_room(len(busy), longest, groups) - generating
         oldest = min(prompts, key=lambda slot: slot.running.order)
         shortest = sorted(prompts, key=lambda slot: (slot.running.priority, slot.pending, slot.running.arrival))
         parts: dict[Slot, int] = {}
-        for slot, share in [(oldest, room // 2), *((slot, room) for slot in shortest)]:
+        done = False
+        first = room if oldest.pending <= room else room // 2
+        for slot, share in [(oldest, first), *((slot, room) for slot in shortest)]:
             taken = parts.get(slot, 0)
-            part = min(slot.pending - taken, share, room)
-            if slot.running.scoring:
-                part = min(part, ROWS_PER_STEP - taken)
-            if part > 0:
-                parts[slot] = taken + part
-                room -= part
-        return entries + [Entry(slot, part) for slot, part in parts.items()]
+            wanted = _wanted(slot, taken)
+            part = self._part(wanted, min(share, room))
+            if part <= 0 or (done and part < wanted <= whole):
+                continue
+            parts[slot] = taken + part
+            room -= part
+            done = done or parts[slot] == slot.pending
+            if done and not generating:
+                break
+        return parts
 
-    def learn(self, tokens: int, elapsed_s: float) -> None:
-        """Note how long a batch took, if it was big enough to tell."""
-        if tokens >= MIN_PREFILL_TOKENS:
-            now = elapsed_s / tokens
-            self._token_s = now if not self._token_s else 0.8 * self._token_s + 0.2 * now
+    def _part(self, wanted: int, affordable: int) -> int:
+        """Tokens of a prompt for this step."""
+        if self._deterministic and affordable > 0:
+            return exact.part(wanted, affordable)
+        return min(wanted, affordable)
 
-    def _prefill_room(self, generating: int, longest: int, groups: int) -> int:
-        """Prompt tokens for the next step, which has ``generating`` others and a prompt of ``longest`` tokens."""
+    def _prefill_room(self, sequences: int, longest: int, groups: int) -> int:
+        """Tokens for the next step, of ``sequences`` among which is a prompt of ``longest`` tokens."""
         least = TILE_TOKENS if longest > LONG_CONTEXT_TOKENS else MIN_PREFILL_TOKENS
-        affordable = int(STEP_TARGET_S / groups / self._token_s) - generating if self._token_s else least
-        return min(self._room - generating, max(least, affordable))
+        if not self._token_s:
+            return min(self._room, least + sequences)
+        most, enough = (int(stall_s / self._token_s) for stall_s in (LONGEST_STALL_S, SHORTEST_STALL_S))
+        tokens = max(enough, min(most, ROOM_PER_SEQUENCE * sequences)) // groups
+        return min(self._room, max(least + sequences, tokens))
+
+
+def _wanted(slot: Slot, taken: int) -> int:
+    """Tokens that a prompt could use, of which it has ``taken`` already."""
+    wanted = slot.pending - taken
+    return min(wanted, ROWS_PER_STEP - taken) if slot.running.scoring else wanted

@@ -133,14 +133,18 @@ class LlamaModel:
         """The text of ``tokens``, special tokens written out."""
         return b"".join(self._pieces[token] for token in tokens).decode("utf-8", "replace")
 
-    def new_context(self, *, cells: int, slots: int, batch_tokens: int, threads: int) -> LlamaContext:
+    def new_context(
+        self, *, cells: int, slots: int, batch_tokens: int, threads: int, streams: bool = False
+    ) -> LlamaContext:
         """A cache of ``cells`` tokens shared by ``slots`` sequences, computed by ``threads`` threads.
+
+        ``streams``: every slot has its own part of the cells (see ``exact``).
 
         Raises:
             LlamaError: no memory for it, or the model refuses the sizes.
         """
         params = lib.llama_context_default_params()
-        params.n_ctx, params.n_seq_max, params.kv_unified = cells, slots, True
+        params.n_ctx, params.n_seq_max, params.kv_unified = cells, slots, not streams
         params.n_batch = params.n_ubatch = batch_tokens
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
@@ -148,7 +152,7 @@ class LlamaModel:
         context = lib.llama_init_from_model(self._model, params)
         if not context:
             raise LlamaError("; ".join(_log.errors) or "llama.cpp gives no reason")
-        return LlamaContext(context, self.vocabulary_size, batch_tokens, slots)
+        return LlamaContext(context, self.vocabulary_size, batch_tokens, slots, streams=streams)
 
     def load_adapter(self, path: Path) -> LoadedLora:
         """A LoRA adapter for this model's contexts. While none of them computes: they read the list it is put on.
@@ -311,8 +315,11 @@ _FULL_SCALE = (ctypes.c_float * 1)(1.0)
 class LlamaContext:
     """The cache of all sequences, and the computation over it."""
 
-    def __init__(self, context: Any, vocabulary_size: int, batch_tokens: int, slots: int) -> None:
+    def __init__(
+        self, context: Any, vocabulary_size: int, batch_tokens: int, slots: int, *, streams: bool = False
+    ) -> None:
         self._context = context
+        self._streams = streams
         self._memory = lib.llama_get_memory(context)
         self._row_type = ctypes.c_float * vocabulary_size
         self.cells: int = lib.llama_n_ctx(context)
@@ -347,8 +354,11 @@ class LlamaContext:
         return bool(lib.llama_memory_seq_rm(self._memory, slot, length if length else -1, -1))
 
     def share(self, source: int, target: int, length: int) -> None:
-        """Give an empty slot the first ``length`` tokens of another. Cells are shared, nothing is copied."""
-        lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        """Give an empty slot the first ``length`` tokens of another. Cells are shared, nothing is copied; from one
+        stream to another llama.cpp copies the whole of it."""
+        lib.llama_memory_seq_cp(self._memory, source, target, *((-1, -1) if self._streams else (0, length)))
+        if self._streams:
+            self.keep(target, length)
 
     def close(self) -> None:
         lib.llama_free(self._context)

@@ -71,6 +71,9 @@ class LlamaCppEngine:
             max_model_len, and at most ``slots`` of them.
         stall_timeout_s: time without a step, while there is work, after which the engine is no longer healthy.
         adapters: LoRA adapters (GGUF files) to load with the model: name → file.
+        deterministic: a prompt's log probabilities are the same to the bit whatever runs beside it (see ``exact``).
+            Each slot then has its own cache for max_model_len tokens: ``slots`` is how many of them
+            kv_cache_memory_bytes holds, if that is less.
     """
 
     name = "llama_cpp"
@@ -88,6 +91,7 @@ class LlamaCppEngine:
         kv_cache_memory_bytes: int = 512 * 2**20,
         stall_timeout_s: float = 60.0,
         adapters: Mapping[str, Path] | None = None,
+        deterministic: bool = False,
     ) -> None:
         self._model_dir = model_dir
         self._served_name = served_model_name
@@ -99,6 +103,7 @@ class LlamaCppEngine:
             max_waiting=max_waiting,
             batch_tokens=max(batch_tokens, slots),
             kv_cache_memory_bytes=kv_cache_memory_bytes,
+            deterministic=deterministic,
         )
         self._stall_timeout_s = stall_timeout_s
         self._adapters_at_start = dict(adapters or {})
@@ -145,7 +150,7 @@ class LlamaCppEngine:
         except ServingError as error:
             await self.close()
             raise ModelLoadError(error.message) from error
-        self._max_model_len = self._loaded.limits.max_model_len
+        self._max_model_len, self._slots = self._loaded.limits.max_model_len, self._loaded.slots
         operations: dict[str, Operation] = {
             "completions": self._complete,
             "tokenize": self._tokenize,

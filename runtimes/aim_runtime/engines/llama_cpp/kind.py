@@ -8,7 +8,7 @@ from pydantic import Field
 
 from aim_runtime.engines.adapters import ADAPTERS_SETTING, AdapterPaths
 from aim_runtime.engines.base import Engine, EngineSpec
-from aim_runtime.engines.kind import EngineKind, EngineSettings
+from aim_runtime.engines.kind import DETERMINISTIC, EngineKind, EngineSettings
 
 
 class LlamaCppSettings(EngineSettings):
@@ -21,6 +21,7 @@ class LlamaCppSettings(EngineSettings):
         512 * 2**20, ge=1, description="room for the cache that all requests share; never less than one sequence needs"
     )
     adapters: AdapterPaths = Field(default_factory=dict, description=ADAPTERS_SETTING)
+    deterministic: bool = Field(False, description=DETERMINISTIC)
 
 
 def create(spec: EngineSpec, settings: LlamaCppSettings) -> Engine:
@@ -36,6 +37,7 @@ def create(spec: EngineSpec, settings: LlamaCppSettings) -> Engine:
         stall_timeout_s=settings.stall_timeout,
         kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
         adapters=settings.adapters,
+        deterministic=settings.deterministic,
     )
 
 

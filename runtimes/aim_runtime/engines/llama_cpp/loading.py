@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,14 +14,17 @@ from aim_runtime.engines.base import ModelLoadError
 
 from .background import Background
 from .chat_template import ChatTemplate, TemplateRefusal
+from .exact import CHUNK_TOKENS
 from .file import find_gguf
 from .limits import Limits
 from .prompts import Prompts
 
 if TYPE_CHECKING:  # the libraries behind these take 0.3 s to import: load() does it
-    from .bindings import LlamaModel
+    from .bindings import LlamaContext, LlamaModel
     from .constraint import Constraints
     from .scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
 
 _CELL_STEP = 256  # llama.cpp pads the cache to this
 
@@ -35,12 +39,26 @@ class Sizes:
     max_waiting: int
     batch_tokens: int
     kv_cache_memory_bytes: int
+    deterministic: bool = False
 
     def cells(self, max_model_len: int, kv_bytes_per_token: int) -> int:
         """Cache cells: what the memory holds, but one full sequence at least and all slots' at most."""
-        affordable = self.kv_cache_memory_bytes // max(1, kv_bytes_per_token)
-        cells = max(max_model_len, min(affordable, self.slots * max_model_len))
-        return -(-cells // _CELL_STEP) * _CELL_STEP
+        cells = max(max_model_len, min(self._affordable(kv_bytes_per_token), self.slots * max_model_len))
+        return _whole_steps(cells)
+
+    def streams(self, max_model_len: int, kv_bytes_per_token: int) -> tuple[int, int]:
+        """Slots, and cells of all of them, where each has cells of its own for a full sequence: as many as the memory
+        holds, one at least."""
+        cells = _whole_steps(max_model_len)
+        slots = max(1, min(self.slots, self._affordable(kv_bytes_per_token) // cells))
+        return slots, slots * cells
+
+    def _affordable(self, kv_bytes_per_token: int) -> int:
+        return self.kv_cache_memory_bytes // max(1, kv_bytes_per_token)
+
+
+def _whole_steps(cells: int) -> int:
+    return -(-cells // _CELL_STEP) * _CELL_STEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +73,7 @@ class Loaded:
     constraints: Callable[[], Constraints]  # call it in a thread: the first time takes 0.4 s
     has_template: bool
     path: Path
+    slots: int
 
     @property
     def stalled_s(self) -> float:
@@ -82,21 +101,38 @@ def load(model_dir: Path, sizes: Sizes) -> Loaded:
     try:
         model = LlamaModel(path)
         max_model_len = _fitting_length(sizes.max_model_len, model.trained_context, path)
-        context = model.new_context(
-            cells=sizes.cells(max_model_len, model.kv_bytes_per_token),
-            slots=sizes.slots,
-            batch_tokens=sizes.batch_tokens,
-            threads=sizes.threads,
-        )
+        context, slots = _new_context(model, sizes, max_model_len)
     except LlamaError as error:
         raise ModelLoadError(f"llama.cpp cannot load {path}: {error}") from error
     template = _template_of(model, path)
-    scheduler = Scheduler(model, context, slots=sizes.slots, max_waiting=sizes.max_waiting)
+    scheduler = Scheduler(model, context, slots=slots, max_waiting=sizes.max_waiting, deterministic=sizes.deterministic)
     scheduler.start()
     limits = Limits(max_model_len, model.token_bytes, model.vocabulary_size, scheduler.capacity)
     background = Background("llama-background")
     prompts = Prompts(model, template, limits, background)
-    return Loaded(model, scheduler, prompts, limits, background, _constraints(model), template is not None, path)
+    return Loaded(model, scheduler, prompts, limits, background, _constraints(model), template is not None, path, slots)
+
+
+def _new_context(model: LlamaModel, sizes: Sizes, max_model_len: int) -> tuple[LlamaContext, int]:
+    """A context and its slots; told where there are fewer than wanted."""
+    slots, cells = sizes.slots, sizes.cells(max_model_len, model.kv_bytes_per_token)
+    batch_tokens = sizes.batch_tokens
+    if sizes.deterministic:
+        slots, cells = sizes.streams(max_model_len, model.kv_bytes_per_token)
+        batch_tokens = max(CHUNK_TOKENS, batch_tokens)
+    if slots < sizes.slots:
+        logger.warning(
+            "deterministic: each sequence has a cache of its own for %d tokens, and %d MiB hold %d of them, not %d: "
+            "a smaller max_model_len or more kv_cache_memory_bytes give more",
+            max_model_len,
+            sizes.kv_cache_memory_bytes // 2**20,
+            slots,
+            sizes.slots,
+        )
+    context = model.new_context(
+        cells=cells, slots=slots, batch_tokens=batch_tokens, threads=sizes.threads, streams=sizes.deterministic
+    )
+    return context, slots
 
 
 def _constraints(model: LlamaModel) -> Callable[[], Constraints]:

@@ -1,6 +1,7 @@
 """Continuous batching: one thread, one context, all sequences advance together.
 
-Each step computes one batch, as ``batch_plan`` plans it, samples from it, and hands ``deliveries`` what is new.
+Each step computes what ``batch_plan`` plans (one batch; if deterministic, several), samples from it, and
+hands ``deliveries`` what is new.
 """
 
 from __future__ import annotations
@@ -58,13 +59,16 @@ class Scheduler:
         context: taken over; closed by ``close``.
         slots: sequences that run at once.
         max_waiting: sequences that may wait beyond those.
+        deterministic: an answer is the same to the bit (see ``exact``); the context has a stream per slot.
     """
 
-    def __init__(self, model: LlamaModel, context: LlamaContext, *, slots: int, max_waiting: int) -> None:
+    def __init__(
+        self, model: LlamaModel, context: LlamaContext, *, slots: int, max_waiting: int, deterministic: bool = False
+    ) -> None:
         self._model = model
         self._chooser = Chooser(model)
         self._context = context
-        self._slots = Slots(slots, context, keeps_prefixes=model.keeps_prefixes)
+        self._slots = Slots(slots, context, keeps_prefixes=model.keeps_prefixes, exact=deterministic)
         self._slot_count = slots
         self.capacity = slots + max_waiting
         self._inbox: queue.SimpleQueue[Sequence | Errand | None] = queue.SimpleQueue()
@@ -76,7 +80,7 @@ class Scheduler:
         self._errands: list[Errand] = []
         self._turns = Turns()
         self._deliveries = Deliveries()
-        self._plan = BatchPlan(context.batch.room)
+        self._plan = BatchPlan(context.batch.room, deterministic=deterministic)
         self._running = 0
         self._kv_usage = 0.0
         self._progress = Progress()
@@ -249,17 +253,22 @@ class Scheduler:
 
     def _step(self) -> None:
         turn = self._turns.next(self._slots.busy)
-        entries = self._plan.entries(turn.slots, turn.groups)
+        for entries in self._plan.batches(turn.slots, turn.groups):
+            self._compute([entry for entry in entries if entry.slot.sequence is not None])
+            self._flush()
+
+    def _compute(self, entries: list[Entry]) -> None:
+        """One batch, and what is sampled from it. Those that an earlier batch of the step has ended are left out."""
         if not entries:
             return
-        began = time.monotonic()
+        began = time.thread_time()
         code = self._decode(entries)
         while code == NO_KV_SLOT and self._make_room(entries) and entries:
             code = self._decode(entries)
         if code != 0:
             self._decode_one_by_one(entries)
         else:
-            self._plan.learn(sum(entry.count for entry in entries), time.monotonic() - began)
+            self._plan.learn(sum(entry.count for entry in entries), time.thread_time() - began)
             self._sample_all(entries)
 
     def _decode(self, entries: list[Entry]) -> int:

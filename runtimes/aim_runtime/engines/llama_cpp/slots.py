@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .exact import whole_chunks
 from .sampling import TokenIds
 from .sequence import Sequence
 
@@ -69,12 +70,14 @@ class Slots:
         count: slots.
         cache: the context.
         keeps_prefixes: whether a part of a slot's tokens can be kept or shared.
+        exact: only whole chunks of prompts are kept and shared (see ``exact``), and a shared cell is a copy.
     """
 
-    def __init__(self, count: int, cache: Cache, *, keeps_prefixes: bool) -> None:
+    def __init__(self, count: int, cache: Cache, *, keeps_prefixes: bool, exact: bool = False) -> None:
         self._slots = [Slot(number) for number in range(count)]
         self._cache = cache
         self._keeps_prefixes = keeps_prefixes
+        self._exact = exact
         self._clock = 0
 
     @property
@@ -110,9 +113,12 @@ class Slots:
         return slot
 
     def leave(self, slot: Slot) -> None:
-        """The sequence is done; its cached tokens stay."""
+        """The sequence is done; its cached tokens stay, as far as others can use them."""
+        useful = self._useful(slot)
         slot.tokens = slot.running.tokens[: slot.cached]
         slot.sequence = None
+        if useful < slot.cached:
+            self._forget(slot, useful)
         self._touch(slot)
 
     def empty(self, slot: Slot) -> None:
@@ -139,12 +145,20 @@ class Slots:
         alike = [slot for slot in self._slots if slot.weights == sequence.weights]
 
         def measure(slot: Slot) -> tuple[int, bool]:
-            held = slot.tokens[: slot.cached]
-            return common_prefix(held, sequence.tokens[:-1]), slot.sequence is None
+            length = common_prefix(slot.tokens[: self._useful(slot)], sequence.tokens[:-1])
+            return whole_chunks(length) if self._exact else length, slot.sequence is None
 
         best = max(alike, key=measure, default=None)
         length = measure(best)[0] if best is not None else 0
         return (best, length) if length else (None, 0)
+
+    def _useful(self, slot: Slot) -> int:
+        """How many of a slot's tokens another sequence can take over."""
+        if not self._exact or slot.sequence is None:
+            return slot.cached
+        if slot.running.scores is not None:  # cut differently
+            return 0
+        return min(slot.cached, whole_chunks(len(slot.running.generation.prompt)))
 
     def _share(self, source: Slot | None, target: Slot, length: int) -> None:
         if source is target:
@@ -153,7 +167,8 @@ class Slots:
         self._forget(target, 0)
         if source is not None:
             self._cache.share(source.number, target.number, length)
-            target.cached = target.shared = length
+            target.cached = length
+            target.shared = 0 if self._exact else length
 
     def _forget(self, slot: Slot, length: int) -> None:
         if not self._cache.keep(slot.number, length):

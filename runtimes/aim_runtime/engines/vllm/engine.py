@@ -67,6 +67,7 @@ class VllmEngine:
             value (``{"dtype": "bfloat16", "enforce-eager": True}``). A flag that vLLM does not know, that belongs
             to vLLM's own HTTP server, or that contradicts the arguments above is an error of :meth:`load`.
         adapters: LoRA adapters (PEFT directories) to load with the model: name → directory.
+        deterministic: with vLLM's batch-invariant kernels; its CPU build has none, and :meth:`load` says so.
     """
 
     name = "vllm"
@@ -81,9 +82,11 @@ class VllmEngine:
         tensor_parallel_size: int | None = None,
         engine_args: Sequence[str] | Mapping[str, object] = (),
         adapters: Mapping[str, Path] | None = None,
+        deterministic: bool = False,
     ) -> None:
         self.model_dir = Path(model_dir)
         self._flags = command_line(engine_args)
+        self._deterministic = deterministic
         ours = {
             "model": str(self.model_dir),
             "served_model_name": [served_model_name],
@@ -130,6 +133,8 @@ class VllmEngine:
         """
         check_model_dir(self.model_dir, self._flags)
         set_environment()
+        if self._deterministic:
+            set_batch_invariance()
         built = await self._construct()
         try:
             from . import serving
@@ -257,6 +262,21 @@ def set_environment() -> None:
     """Defaults for vLLM's environment variables; what is set already stays."""
     for name, value in (ENVIRONMENT | (CPU_ENVIRONMENT if is_cpu_build() else {})).items():
         os.environ.setdefault(name, value)
+
+
+def set_batch_invariance() -> None:
+    """vLLM's own switch; it refuses by itself what it cannot compute so (attention backends, quantizations).
+
+    Raises:
+        ModelLoadError: this build has no batch-invariant kernels, or the environment forbids them.
+    """
+    if is_cpu_build():
+        raise ModelLoadError(
+            "deterministic: vLLM's CPU build has no batch-invariant attention (VLLM_BATCH_INVARIANT needs a GPU): "
+            "leave it out, or serve a GGUF file with the llama_cpp engine"
+        )
+    if os.environ.setdefault("VLLM_BATCH_INVARIANT", "1") != "1":
+        raise ModelLoadError("deterministic contradicts VLLM_BATCH_INVARIANT=0 in the environment: leave one out")
 
 
 def is_cpu_build() -> bool:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from aim_runtime.engines.adapters import ADAPTERS_SETTING, AdapterPaths
 from aim_runtime.engines.base import Engine, EngineSpec
-from aim_runtime.engines.kind import EngineArgs, EngineKind, EngineSettings
+from aim_runtime.engines.kind import DETERMINISTIC, EngineArgs, EngineKind, EngineSettings
 
 
 class VllmSettings(EngineSettings):
@@ -17,6 +17,7 @@ class VllmSettings(EngineSettings):
         default_factory=list, description="the engine's own flags, as a command line or a JSON object"
     )
     adapters: AdapterPaths = Field(default_factory=dict, description=ADAPTERS_SETTING)
+    deterministic: bool = Field(False, description=DETERMINISTIC)
 
 
 def create(spec: EngineSpec, settings: VllmSettings) -> Engine:
@@ -30,6 +31,7 @@ def create(spec: EngineSpec, settings: VllmSettings) -> Engine:
         tensor_parallel_size=settings.tensor_parallel_size,
         engine_args=settings.engine_args,
         adapters=settings.adapters,
+        deterministic=settings.deterministic,
     )
 
 
