@@ -1,7 +1,8 @@
-"""Loading and unloading LoRA adapters while serving: vLLM's own two routes, for every engine that takes adapters.
+"""What changes a server that serves: LoRA adapters come and go (vLLM's own two routes, for every engine that takes
+adapters), and a model moves to another device.
 
-They are admin actions: served with ``--runtime_adapters`` only, and told to ``audit``. Who may reach them is the
-cluster's business (docs/adapters.md).
+They are admin actions, told to the audit trail. Those of adapters are served with ``--runtime_adapters`` only. Who may
+reach them is the cluster's business (docs/adapters.md).
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from aim_kserve.errors import BadRequest, NotFound, ServingError
@@ -22,6 +23,8 @@ from aim_kserve.http import ClientDisconnected, check_media, parse_object, read_
 from aim_runtime.engines.adapters import not_loaded
 from aim_runtime.engines.base import TakesAdapters
 from aim_runtime.model import RuntimeModel
+from aim_runtime.models.directory import Models
+from aim_runtime.models.entry import Launch
 
 MAX_BODY_BYTES = 1 << 20
 Body = TypeVar("Body", bound=BaseModel)
@@ -49,6 +52,33 @@ class UnloadAdapter(BaseModel):
 
     lora_name: str
     lora_int_id: int | None = None  # vLLM takes it and does nothing with it
+
+
+class Migrate(BaseModel):
+    """``card`` and ``partition``: where to; ``leaving``: the place of the replica that goes (``card 0 partition 1``),
+    where there are several."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    card: Annotated[int, Field(ge=0)]
+    partition: Annotated[int, Field(ge=0)] = 0
+    leaving: str | None = None
+
+
+def migration_routes(models: Models, launch_at: Callable[[str, int, int], Launch]) -> list[BaseRoute]:
+    """``POST /v2/repository/models/NAME/migrate``, beside KServe's load and unload.
+
+    Args:
+        launch_at: (name, card, partition) → how the model is started there; called in a thread.
+    """
+
+    async def migrate(request: Request) -> Response:
+        name, body = request.path_params["name"], await _read(Migrate, request)
+        launch = await asyncio.to_thread(launch_at, name, body.card, body.partition)
+        await models.migrate(name, launch, body.leaving)
+        return JSONResponse({"name": name, "migrate": True, "place": launch.place})
+
+    return [Route("/v2/repository/models/{name:path}/migrate", migrate, methods=["POST"])]
 
 
 def adapter_routes(

@@ -112,16 +112,18 @@ def process_pool(
     """What an engine's processes hold, against the memory of its partition. ``pid`` is asked at each reading: an engine
     that is started again has another one; None: it does not run.
 
-    Resident pages, file pages included, because the sizing counts weights and llama.cpp maps them from their file.
-    Pages that several processes of one engine share count once for each. PSS would not, but its file costs the engine
-    a walk over its page tables.
+    Every process's own pages, and of pages that may be shared (files, shared memory) as many as the process has that
+    maps the most: weights are among these where llama.cpp maps them, and vLLM's processes map the same libraries, which
+    take gigabytes counted three times. PSS would be exact, but its file costs the engine a walk over its page tables.
     """
 
     def read() -> Use | None:
         first = pid()
         if first is None:
             return None
-        return Use(sum(_resident_bytes(proc / str(each)) for each in _tree(proc, first)), limit_bytes)
+        resident = [_resident(proc / str(each)) for each in _tree(proc, first)]
+        own, shareable = sum(own for own, _ in resident), max((pages for _, pages in resident), default=0)
+        return Use((own + shareable) * _PAGE_BYTES, limit_bytes)
 
     return Pool(name, "partition", read, card=card, partition=partition)
 
@@ -137,10 +139,12 @@ def _tree(proc: Path, first: int) -> Iterator[int]:
             waiting += [int(word) for word in (_text(file) or "").split()]
 
 
-def _resident_bytes(process: Path) -> int:
-    """0 for a process that has ended meanwhile."""
+def _resident(process: Path) -> tuple[int, int]:
+    """Pages of its own, pages of files and shared memory; none of a process that has ended meanwhile."""
     words = (_text(process / "statm") or "").split()
-    return int(words[1]) * _PAGE_BYTES if len(words) > 1 else 0
+    if len(words) < 3:
+        return 0, 0
+    return int(words[1]) - int(words[2]), int(words[2])
 
 
 # --- what all share -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ What imports KServe (a second) is imported by the functions that need it: by the
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from aim_runtime.start import check_machine, described, located, prepare, refuse
 from aim_runtime.supervisor.create import start_engine
 
 if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
     from aim_runtime.models.directory import Models
     from aim_runtime.models.entry import Launch
 
@@ -51,10 +54,11 @@ def run(settings: RuntimeSettings) -> int:
 
 def run_several(settings: RuntimeSettings, file: Path) -> int:
     """The same for the models of a file, on the devices that a plan gives them or the first that hold each."""
+    from aim_runtime.admin_api import migration_routes
     from aim_runtime.models.assigned import assigned
-    from aim_runtime.models.directory import Models, admit_all
+    from aim_runtime.models.directory import Models
     from aim_runtime.models.file import load_models
-    from aim_runtime.models.placed import entries_of, one_at_a_time
+    from aim_runtime.models.placed import Destinations, entries_of, where_free
     from aim_runtime.telemetry import Telemetry
 
     try:
@@ -69,7 +73,7 @@ def run_several(settings: RuntimeSettings, file: Path) -> int:
         models = Models(
             entries,
             listed.variants,
-            admit=one_at_a_time(assignments, lambda: models.states()) if settings.placement is None else admit_all,
+            admit=where_free(assignments, lambda: models.devices(), planned=settings.placement is not None),
             audit=telemetry.audit,
             gate=telemetry.gate,
             eviction=settings.eviction,
@@ -81,7 +85,8 @@ def run_several(settings: RuntimeSettings, file: Path) -> int:
         return refuse(settings, error)
     with telemetry:
         telemetry.show(models.states)
-        return serve_models(settings, models)
+        destinations = Destinations(listed, own, assignments, prove_of)
+        return serve_models(settings, models, migration_routes(models, destinations.at))
 
 
 def set_levels(settings: RuntimeSettings) -> None:
@@ -128,14 +133,14 @@ def serve(settings: RuntimeSettings, engine: Engine, launch: Launch | None = Non
         return serve_models(settings, models)
 
 
-def serve_models(settings: RuntimeSettings, models: Models) -> int:
+def serve_models(settings: RuntimeSettings, models: Models, more: Sequence[BaseRoute] = ()) -> int:
     """Serve until a signal: listen, load behind, answer, drain; returns the exit code."""
     from aim_kserve.server import Server
     from aim_runtime.admin_api import adapter_routes
     from aim_runtime.models.registry import Registry, Repository
     from aim_runtime.openai_api import Operations, model_routes
 
-    routes = model_routes(models)
+    routes = [*more, *model_routes(models)]
     if settings.runtime_adapters:
         routes += adapter_routes(lambda: models.served, audit=models.audit, directory=settings.adapter_dir)
     operations = partial(Operations, models=models, max_body_bytes=int(settings.max_body_mib * 1024**2))

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.model, pytest.mark.vllm]
 GRPC_CLIENT = Path(__file__).parents[1] / "fakes/triton_grpc_client.py"
 SMALL, LARGE = ("one", "two", "three"), "large"
 NAMES = (*SMALL, LARGE)
-MEMORY = "4GiB"  # a partition: vLLM and torch take 2.5 before the model
+MEMORY_MIB = 3300  # a partition: vLLM and torch take 2.5 GiB before the model
 REQUESTS = 500
 START_S = 600  # vLLM imports torch in three processes, one after another
 
@@ -44,7 +44,7 @@ def plan(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     vllm_lane.require_vllm_lane()
     folder = tmp_path_factory.mktemp("placement")
     cpus = sorted(os.sched_getaffinity(0))
-    partitions = [{"cpus": [cpus[at % len(cpus)]], "memory": MEMORY} for at in range(len(NAMES))]
+    partitions = [{"cpus": [cpus[at % len(cpus)]], "memory": f"{MEMORY_MIB}MiB"} for at in range(len(NAMES))]
     workloads, models = [], []
     for name in SMALL:
         (folder / name).mkdir()
@@ -90,14 +90,15 @@ def complete(server: Served, name: str, tokens: int = 2) -> httpx.Response:
     return httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
 
 
-def meanwhile(server: Served, names: tuple[str, ...], requests: int, act: Callable[[], None]) -> Counter[int]:
-    """Ask the models in turn, four at once, and ``act`` after a tenth of it; the statuses seen."""
+def meanwhile(server: Served, names: tuple[str, ...], requests: int, act: Callable[[], None]) -> Counter[str]:
+    """Ask the models in turn, four at once, and ``act`` after a tenth of it; what came back."""
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(complete, server, names[at % len(names)]) for at in range(requests)]
         while sum(one.done() for one in asked) < requests // 10:
             time.sleep(0.01)
         act()
-        return Counter(one.result().status_code for one in asked)
+        answers = [one.result() for one in asked]
+    return Counter("answered" if answer.status_code == 200 else answer.text for answer in answers)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,7 +139,7 @@ def test_each_engine_is_where_the_plan_says(server: Served, plan: Path) -> None:
     for name in SMALL:
         process = engine(server, name)
         assert process.cpu_affinity() == [cpus[planned[name] % len(cpus)]]
-        assert process.rlimit(psutil.RLIMIT_DATA)[0] == 4 * 2**30
+        assert process.rlimit(psutil.RLIMIT_DATA)[0] == MEMORY_MIB * 2**20
     families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
     samples = [
         sample.labels for family in families if family.name == "aim_model_device_info" for sample in family.samples
@@ -158,9 +159,36 @@ def test_a_killed_engine_costs_the_others_nothing(server: Served) -> None:
         assert int(answer.headers["retry-after"]) >= 1
 
     seen = meanwhile(server, ("one", "three", LARGE), REQUESTS, kill)
-    assert seen == {200: REQUESTS}
+    assert seen == {"answered": REQUESTS}
     server.wait_status("/v2/models/two/ready", 200)
     assert complete(server, "two").json()["choices"][0]["text"] == expected
+
+
+def test_a_model_moves_under_load_and_loses_no_request(server: Served, plan: Path) -> None:
+    """``three`` makes room, ``one`` moves there and back."""
+    where = {p["workload"]: p["partitions"][0] for p in yaml.safe_load((plan / "plan.yaml").read_text())["placements"]}
+
+    def post(name: str, verb: str, **body: int) -> httpx.Response:
+        return httpx.post(f"{server.url}/v2/repository/models/{name}/{verb}", json=body, timeout=60)
+
+    taken = post("one", "migrate", card=0, partition=where["three"])
+    assert taken.status_code == 409
+    assert "3.2 GiB short, model three has card 0 partition" in taken.json()["error"]
+    assert post("one", "migrate", card=0, partition=9).status_code == 400
+    assert post("one", "migrate", card=0, partitoin=1).status_code == 400
+    assert post("three", "unload").status_code == 200
+    before = engine(server, "one")
+
+    def there_and_back() -> None:
+        for name in ("three", "one"):
+            answer = post("one", "migrate", card=0, partition=where[name])
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["place"] == f"card 0 partition {where[name]}"
+
+    requests = REQUESTS // 2
+    assert meanwhile(server, ("one", "one", LARGE), requests, there_and_back) == {"answered": requests}
+    assert engine(server, "one") != before
+    assert post("three", "load").status_code == 200
 
 
 def test_loading_and_unloading_costs_the_others_nothing(server: Served) -> None:
@@ -170,7 +198,7 @@ def test_loading_and_unloading_costs_the_others_nothing(server: Served) -> None:
             assert answer.status_code == 200, answer.text
 
     requests = REQUESTS // 5
-    assert meanwhile(server, ("two", "three", LARGE), requests, come_and_go) == {200: requests}
+    assert meanwhile(server, ("two", "three", LARGE), requests, come_and_go) == {"answered": requests}
     assert complete(server, "one").status_code == 200
 
 

@@ -238,7 +238,8 @@ def test_other_servers_constraints_are_refused(protocol: OpenAI, name: str) -> N
 
 
 def test_a_misspelt_field_is_told(protocol: OpenAI, fake: Served) -> None:
-    counted = f'aim_ignored_fields_total{{engine="fake",model_name="m",operation="{protocol.operation}"}}'
+    labels = f'adapter="",engine="fake",model_name="m",operation="{protocol.operation}",variant=""'
+    counted = f"aim_ignored_fields_total{{{labels}}}"
     before = _value(fake, counted)
     answer = protocol.ask(MISSPELT, 0.5)
     if protocol.carries_all:

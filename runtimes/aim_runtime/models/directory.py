@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from aim_kserve.errors import BadRequest, NotFound, ServingError, ShutdownError, StartupError, Unavailable
 from aim_kserve.kserve import Model
+from aim_runtime.engine_gauges import Device
 from aim_runtime.engines.base import Json, RequestContext
 from aim_runtime.model import NamedModel, RuntimeModel, State, check_model_name, unknown_model
 from aim_runtime.models.entry import RANK, Launch, ModelEntry, VariantEntry
@@ -209,6 +210,15 @@ class Models:
     def states(self) -> dict[str, State]:
         """Served name → its state."""
         return {name: held.state for name, held in self._held.items()}
+
+    def devices(self) -> dict[str, tuple[Device, ...]]:
+        """Served name → the devices of its replicas, for every model that takes memory now."""
+        holding = (State.LOADING, State.READY, State.UNLOADING)
+        return {
+            name: tuple(device for launch in held.entry.launches for device in launch.devices)
+            for name, held in self._held.items()
+            if held.state in holding
+        }
 
     def reasons(self) -> dict[str, str]:
         """Name → why it is not ready, empty where it is."""

@@ -8,18 +8,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from aim_kserve.errors import StartupError
+from aim_kserve.errors import BadRequest, NotFound, StartupError
 from aim_profile.units import MIB
 from aim_runtime.assignment import Assignment
+from aim_runtime.assignment import Device as AssignedDevice
 from aim_runtime.choose import spec_of
 from aim_runtime.engine_gauges import Device
 from aim_runtime.engines.base import Engine
-from aim_runtime.model import State
 from aim_runtime.models.entry import Launch, ModelEntry
 from aim_runtime.models.eviction import DoesNotFit
 from aim_runtime.models.file import ListedModel, ModelsFile
+from aim_runtime.models.loader import Admit
 from aim_runtime.self_check import Prove
 from aim_runtime.settings import RuntimeSettings
+from aim_runtime.start import prepare
 from aim_runtime.supervisor.create import remote_engine
 from aim_runtime.supervisor.launch import Launch as Process
 
@@ -70,6 +72,50 @@ def _launch(model: ListedModel, settings: RuntimeSettings, assignment: Assignmen
     )
 
 
+class Destinations:
+    """Where else a model of the file can be served: its next replica, on a card and partition that are asked for."""
+
+    def __init__(
+        self,
+        listed: ModelsFile,
+        own: Sequence[RuntimeSettings],
+        assignments: Sequence[Assignment],
+        prove: Proof,
+    ) -> None:
+        self._listed = {model.name: (model, settings) for model, settings in zip(listed.served, own, strict=True)}
+        self._first = {each.model: each for each in reversed(assignments)}
+        self._prove = prove
+
+    def at(self, name: str, card: int, partition: int) -> Launch:
+        """How ``name`` is started there, sized as where it is now: the same context and concurrency. Reads the node
+        and the model's files: call it in a thread.
+
+        Raises:
+            NotFound: no such model.
+            BadRequest: there is no such device here, or the model does not fit it: by how much.
+        """
+        if name not in self._listed or name not in self._first:
+            raise NotFound(f"model {name!r} does not exist; this server knows: {', '.join(self._listed)}")
+        model, settings = self._listed[name]
+        now = self._first[name]
+        spec = spec_of(settings, now)
+        on_processors = now.cpus is not None
+        if on_processors and card not in {device.card for device in now.devices}:
+            raise BadRequest(f"card: model {name} runs on CPU sets, which are partitions of card {now.devices[0].card}")
+        wanted = {
+            "card": None if on_processors else card,
+            "partition_id": partition,
+            "partition_count": max(1, len(now.devices)),
+            "max_model_len": spec.max_model_len,
+            "max_concurrency": spec.max_concurrency,
+        }
+        try:
+            assignment = prepare(settings.model_copy(update=wanted))
+        except StartupError as error:
+            raise BadRequest(f"model {name}: card {card} partition {partition}: {error}") from error
+        return _launch(model, settings, assignment, self._prove)
+
+
 def place_of(assignment: Assignment) -> str:
     """``card 0 partition 3``, for people; of several devices all of them."""
     if not assignment.devices:
@@ -84,32 +130,37 @@ def devices_of(assignment: Assignment) -> tuple[Device, ...]:
     return tuple(Device(str(each.card), str(each.partition), compute, memory) for each in assignment.devices)
 
 
-def one_at_a_time(assignments: Sequence[Assignment], states: Callable[[], Mapping[str, State]]) -> Callable[..., None]:
-    """Admits a model where no other that is loaded has one of its devices. For models that no plan has placed: what a
-    plan lets share a device has been sized together.
+def where_free(
+    assignments: Sequence[Assignment], loaded: Callable[[], Mapping[str, Collection[Device]]], *, planned: bool
+) -> Admit:
+    """Admits a model where no other that is loaded stands on one of its devices. Those that a plan puts on one device
+    have been sized together, and may share it.
 
-    states: served name → its state now.
+    loaded: served name → the devices it stands on now, for every model that takes memory.
     """
-    memory = {(str(d.card), str(d.partition)): d.memory_mib for each in assignments for d in each.devices}
-    owners: dict[str, set[tuple[str, str]]] = {}
-    for each in assignments:
-        owners.setdefault(each.model, set()).update((str(d.card), str(d.partition)) for d in each.devices)
+    memory = {_at(device): device.memory_mib for each in assignments for device in each.devices}
+    given: dict[str, set[tuple[str, str]]] = {}
+    for each in assignments if planned else ():
+        given.setdefault(each.model, set()).update(map(_at, each.devices))
 
     def admit(entry: ModelEntry, *, without: Collection[str] = ()) -> None:
-        wanted = {(device.card, device.partition) for launch in entry.launches for device in launch.devices}
-        now = states()
-        for name, devices in owners.items():
-            loaded = now.get(name) in (State.LOADING, State.READY, State.UNLOADING)
-            taken = sorted(wanted & devices)
-            if name != entry.name and loaded and name not in without and taken:
+        wanted = {_at(device) for launch in entry.launches for device in launch.devices}
+        own = given.get(entry.name, set())
+        for name, devices in loaded().items():
+            taken = sorted((wanted & set(map(_at, devices))) - (own & given.get(name, set())))
+            if taken and name != entry.name and name not in without:
                 raise DoesNotFit(_shortfall(taken, name, memory))
 
     return admit
 
 
+def _at(device: Device | AssignedDevice) -> tuple[str, str]:
+    return str(device.card), str(device.partition)
+
+
 def _shortfall(taken: list[tuple[str, str]], owner: str, memory: Mapping[tuple[str, str], int | None]) -> str:
     places = ", ".join(f"card {card} partition {partition}" for card, partition in taken)
-    sizes = [memory[at] for at in taken]
+    sizes = [memory.get(at) for at in taken]
     known = [size for size in sizes if size is not None]
     gib = f"{sum(known) * MIB / 2**30:.1f} GiB short, " if len(known) == len(sizes) else ""
     return f"{gib}model {owner} has {places}: unload it first"
