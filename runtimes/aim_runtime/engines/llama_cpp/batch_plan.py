@@ -5,10 +5,11 @@ than a step; then prompts, finished one after the other (the oldest as far as ha
 fits; then the shortest remainder first), because computing eight together gives all eight their first token at the end.
 
 A step with prompts stalls the answers that are being generated. Few long stalls serve them better than many short ones:
-with eight streams, prompts of 50 tokens and answers of 64, pieces of a quarter of a second stalled every tenth token,
-whole prompts by twos and threes every thirtieth. So the room for prompts grows with the number of sequences, within
-SHORTEST_STALL_S and LONGEST_STALL_S, and a prompt that fits into the next step is not begun in this one. While nothing
-is generated a step ends with the first prompt that is done: its first token waits for no other prompt.
+with eight streams, prompts of 48 words and answers of 64 tokens, pieces of a quarter of a second stalled more than one
+token in twenty, whole prompts by twos and threes stall one in thirty (with prompts of 130 words one in twelve). So the
+room for prompts grows with the number of sequences, within SHORTEST_STALL_S and LONGEST_STALL_S, and a prompt that fits
+into the next step is not begun in this one. While nothing is generated a step ends with the first prompt that is done:
+its first token waits for no other prompt.
 """
 
 from __future__ import annotations

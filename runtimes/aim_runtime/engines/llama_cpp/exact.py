@@ -9,7 +9,7 @@ shape that follows from its own sequence alone, in a stream (cells) of its own:
 * of earlier prompts whole chunks are taken over, and nothing that was generated.
 
 Rows of several sequences cannot be put together even where a trial finds them equal: quantized layers hide a difference
-from most tokens (Q4_K's rows by fours passed a trial, and differed in three answers of five).
+from most tokens (Q4_K's rows passed a trial by up to seven, and then five answers of seven differed).
 """
 
 from __future__ import annotations
