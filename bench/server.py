@@ -16,7 +16,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,8 +24,10 @@ from pathlib import Path
 import orjson
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [str(ROOT / name) for name in ("runtimes", "profiles", "tests/fakes")]
+SOURCES = [str(ROOT / name) for name in ("runtimes", "profiles", "tests/fakes", "bench")]
 sys.path[:0] = SOURCES
+
+from http_load import load  # noqa: E402
 
 from ports import free_ports  # noqa: E402
 
@@ -156,7 +157,7 @@ def measure(peer: str, scale: float) -> tuple[list[Row], dict[str, dict[str, flo
         servers = {"ours": ours, peer: other}
         for form, count in requests.items():
             for name in servers:  # first requests warm up caches and the interpreter
-                load(*servers[name], form, 8, max(50, count // 10))
+                ask(servers[name], form, 8, max(50, count // 10))
             for concurrency in (1, 8, 64):
                 results: dict[str, list[Row]] = {name: [] for name in servers}
                 for _ in range(rounds):  # interleaved: both meet the same neighbours
@@ -178,8 +179,7 @@ def ratio(ours: list[Row], peers: list[Row]) -> dict[str, float]:
 
 
 def round_of(name: str, where: tuple[int, int], form: str, concurrency: int, count: int) -> Row:
-    times, wall_s, cpu_s = load(*where, form, concurrency, count)
-    times.sort()
+    times, wall_s, cpu_s = ask(where, form, concurrency, count)
     return Row(
         server=name,
         form=form,
@@ -197,52 +197,10 @@ def median(rows: list[Row]) -> Row:
     return sorted(rows, key=lambda row: row.cpu_us_per_request)[len(rows) // 2]
 
 
-def load(pid: int, port: int, form: str, concurrency: int, count: int) -> tuple[list[float], float, float]:
+def ask(where: tuple[int, int], form: str, concurrency: int, count: int) -> tuple[list[float], float, float]:
     """Seconds of each request, of all, and of the server's CPU."""
-    cpu_before, started = cpu_s(pid), time.perf_counter()
-    times = asyncio.run(ask_all(port, form, concurrency, count))
-    return times, time.perf_counter() - started, cpu_s(pid) - cpu_before
-
-
-def cpu_s(pid: int) -> float:
-    """Of all threads, in nanoseconds: ``/proc/PID/stat`` counts in 10 ms."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-
-
-async def ask_all(port: int, form: str, concurrency: int, count: int) -> list[float]:
-    body = orjson.dumps({**QUESTION, "stream": form == "stream"})
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-    request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
-    left = iter(range(count))
-    times: list[float] = []
-
-    async def client() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**22)
-        for _ in left:
-            started = time.perf_counter()
-            writer.write(request)
-            await (whole if form == "unary" else streamed)(reader)
-            times.append(time.perf_counter() - started)
-        writer.close()
-        await writer.wait_closed()
-
-    await asyncio.gather(*(client() for _ in range(concurrency)))
-    return times
-
-
-async def whole(reader: asyncio.StreamReader) -> None:
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    assert head.startswith(b"http/1.1 200"), head
-    length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
-    assert b'"finish_reason":"length"' in await reader.readexactly(length)
-
-
-async def streamed(reader: asyncio.StreamReader) -> None:
-    answer = await reader.readuntil(b"\r\n0\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
-    assert answer.count(b'"content":"') == TOKENS + 1, answer[-500:]
-    assert b"data: [DONE]" in answer
+    body = {**QUESTION, "stream": form == "stream"}
+    return load(*where, body, TOKENS, concurrency=concurrency, count=count)
 
 
 # --- telling --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """Process start → ready: the runtime with the embedded model, the transformer, and a bare KServe server as the peer.
 
+CPU and memory are those of the server and of all processes it has started: the runtime's engine is in one of its own.
+RSS counts a page in each process that has it, PSS shares it out among them.
+
 Each start is a new process polled on its per-model readiness route every 10 ms; starts of the three are interleaved,
 so that the machine's drift hits all alike. Usage: ``python bench/start.py [--quick] [--json FILE]``; with ``--without
 lazy`` our two also start with everything imported that ``import kserve`` imports by itself (``aim_kserve/kserve.py``).
@@ -10,7 +13,6 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import os
 import signal
 import socket
 import statistics
@@ -18,6 +20,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parent.parent
 PEER = """
@@ -59,7 +63,7 @@ def commands(model_dir: str, *, without: str | None) -> dict[str, list[str]]:
 
 
 def start_once(argv: list[str]) -> dict[str, float]:
-    """Wall seconds until ready, CPU seconds and resident MiB at that moment."""
+    """Wall seconds until ready; processes, their CPU seconds and resident MiB at that moment."""
     port = free_port()
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -74,11 +78,7 @@ def start_once(argv: list[str]) -> dict[str, float]:
                 raise SystemExit(f"{argv} ended with exit {process.returncode}")
             time.sleep(0.01)
         wall = time.perf_counter() - started
-        stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        ticks = os.sysconf("SC_CLK_TCK")
-        pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-        cpu = (int(stat[11]) + int(stat[12])) / ticks
-        return {"wall_s": wall, "cpu_s": cpu, "rss_mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20}
+        return {"wall_s": wall, **tree(psutil.Process(process.pid))}
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -86,6 +86,18 @@ def start_once(argv: list[str]) -> dict[str, float]:
         except subprocess.TimeoutExpired:  # KServe's own server does not always stop
             process.kill()
             process.wait()
+
+
+def tree(server: psutil.Process) -> dict[str, float]:
+    """What a server and all below it take, those included that have ended."""
+    processes = [server, *server.children(recursive=True)]
+    memory = [process.memory_full_info() for process in processes]
+    return {
+        "processes": len(processes),
+        "cpu_s": sum(sum(process.cpu_times()[:4]) for process in processes),  # its own, and of ended children
+        "rss_mib": sum(each.rss for each in memory) / 2**20,
+        "pss_mib": sum(each.pss for each in memory) / 2**20,
+    }
 
 
 def ready(port: int) -> bool:
@@ -115,13 +127,14 @@ def main() -> None:
     rows = [summary(name, taken) for name, taken in samples.items()]
     peer = rows[-1]["wall_p50_s"]
     print(
-        f"{'process start → ready':34} {'wall p50':>9} {'p95':>7} {'CPU s':>7} {'RSS MiB':>8} {'x peer':>7}  n={rounds}"
+        f"{'process start → ready':34} {'wall p50':>9} {'p95':>7} {'x peer':>7}   of the whole process tree:"
+        f" {'CPU s':>6} {'RSS MiB':>8} {'PSS MiB':>8} {'processes':>10}   n={rounds}"
     )
     for row in rows:
         row["ratio_to_peer"] = row["wall_p50_s"] / peer
         print(
-            f"{row['name']:34} {row['wall_p50_s']:9.2f} {row['wall_p95_s']:7.2f} {row['cpu_p50_s']:7.2f}"
-            f" {row['rss_mib']:8.0f} {row['ratio_to_peer']:7.2f}"
+            f"{row['name']:34} {row['wall_p50_s']:9.2f} {row['wall_p95_s']:7.2f} {row['ratio_to_peer']:7.2f}{'':30}"
+            f"{row['cpu_p50_s']:6.2f} {row['rss_mib']:8.0f} {row['pss_mib']:8.0f} {row['processes']:10.0f}"
         )
     options.json.write_text(json.dumps({"bench": "start", "rounds": rounds, "rows": rows}, indent=1))
 
@@ -133,7 +146,7 @@ def summary(name: str, taken: list[dict[str, float]]) -> dict[str, float | str]:
         "wall_p50_s": statistics.median(wall),
         "wall_p95_s": wall[min(len(wall) - 1, round(0.95 * (len(wall) - 1)))],
         "cpu_p50_s": statistics.median(sample["cpu_s"] for sample in taken),
-        "rss_mib": statistics.median(sample["rss_mib"] for sample in taken),
+        **{name: statistics.median(sample[name] for sample in taken) for name in ("rss_mib", "pss_mib", "processes")},
     }
 
 
