@@ -13,9 +13,10 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -69,6 +70,9 @@ class ServerSettings(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    #: Of ``--help``, in this order: heading → the settings under it. A setting in none stands under its own ``group``
+    #: (``json_schema_extra``), else under "server".
+    HEADINGS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     model_name: str = Field(
         "model", min_length=1, pattern=r"^[^/\s]+(/[^/\s]+)*$", description="name the model is served under"
@@ -174,10 +178,10 @@ def annotation_of(field: FieldInfo) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def group_of(field: FieldInfo) -> str | None:
-    """The heading of ``--help`` a field stands under: ``Field(json_schema_extra={"group": …})``."""
-    value = _extra(field, "group")
-    return value if isinstance(value, str) else None
+def heading_of(name: str, cls: type[ServerSettings]) -> str:
+    """The heading of ``--help`` a setting stands under (``ServerSettings.HEADINGS``)."""
+    listed = (heading for heading, names in cls.HEADINGS.items() if name in names)
+    return next(listed, None) or _extra(cls.model_fields[name], "group") or "server"
 
 
 def _extra(field: FieldInfo, key: str) -> Any:
@@ -192,21 +196,33 @@ def variables_of(name: str, field: FieldInfo) -> tuple[str, ...]:
 
 
 def _read_flags(cls: type[S], argv: Sequence[str], prog: str, description: str) -> dict[str, str]:
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
-    headings = dict.fromkeys(group_of(field) for field in cls.model_fields.values())
-    groups = {heading: parser.add_argument_group(heading) if heading else parser for heading in headings}
-    for name, field in cls.model_fields.items():
-        is_bool = field.annotation is bool
-        groups[group_of(field)].add_argument(
-            *dict.fromkeys((*_short(field), f"--{name}", f"--{name.replace('_', '-')}")),
-            dest=name,
-            default=argparse.SUPPRESS,
-            help=_help(name, field),
-            nargs="?" if is_bool else None,
-            const="true" if is_bool else None,
-            metavar="BOOL" if is_bool else name.rsplit("_", 1)[-1].upper(),
-        )
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [--SETTING VALUE ...]",  # all of them would be a page
+        description=description,
+        epilog="Flags may be written with dashes (--http-port). They win over variables, variables over annotations.",
+        allow_abbrev=False,
+    )
+    names = dict.fromkeys((*chain.from_iterable(cls.HEADINGS.values()), *cls.model_fields))
+    headings = dict.fromkeys(heading_of(name, cls) for name in names)
+    groups = {heading: parser.add_argument_group(heading) for heading in headings}
+    for name in names:
+        _add_flag(groups[heading_of(name, cls)].add_argument, name, cls.model_fields[name])
     return vars(parser.parse_args(argv))
+
+
+def _add_flag(add: Callable[..., argparse.Action], name: str, field: FieldInfo) -> None:
+    is_bool = field.annotation is bool
+    shape: dict[str, Any] = {
+        "dest": name,
+        "default": argparse.SUPPRESS,
+        "nargs": "?" if is_bool else None,
+        "const": "true" if is_bool else None,
+        "metavar": "BOOL" if is_bool else name.rsplit("_", 1)[-1].upper(),
+    }
+    add(*_short(field), f"--{name}", help=_help(name, field), **shape)
+    if "_" in name:
+        add(f"--{name.replace('_', '-')}", help=argparse.SUPPRESS, **shape)
 
 
 def _short(field: FieldInfo) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""``python -m aim_runtime``: serve one model."""
+"""``python -m aim_runtime``: serve one model, or several."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import sys
 from aim_kserve.settings import SettingsError
 from aim_kserve.signals import end_while_starting
 from aim_runtime.settings import RuntimeSettings
+
+_WHAT = (
+    "Serve one model, or those of a file (--models), over OpenAI's API and KServe V1 and V2 (REST, gRPC). "
+    "'aim-runtime compare SOURCE' puts the variants of a served name side by side."
+)
 
 
 def main() -> None:
@@ -17,9 +22,7 @@ def main() -> None:
 
         sys.exit(compare(sys.argv[2:]))
     try:
-        settings = RuntimeSettings.load(
-            sys.argv[1:], prog="aim-runtime", description="Serve one model over KServe V1, V2 (REST, gRPC) and OpenAI."
-        )
+        settings = RuntimeSettings.load(sys.argv[1:], prog="aim-runtime", description=_WHAT)
     except SettingsError as error:
         sys.exit(_refuse(str(error)))
     if settings.dry_run:

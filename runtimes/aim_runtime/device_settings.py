@@ -123,7 +123,7 @@ class DeviceSettings(ServerSettings):
         True, description="--profiles: also select general profiles"
     )
     unsized: Literal["refuse", "start"] = Field(
-        "refuse", description="what to do with a model on GPUs of which too little is known to size it"
+        "refuse", description="a model on GPUs of which too little is known to size it: refuse it, or start it"
     )
     gpu_model: Annotated[str | None, BeforeValidator(_or_auto)] = Field(
         None, description="GPU that must be here, as in MI300X; default: any of the catalogue"

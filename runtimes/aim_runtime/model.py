@@ -120,6 +120,7 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
 
     def _engine_trouble(self) -> Unavailable:
         stats = self.runs_on.stats()
+        code = "engine_restarting" if stats.state == "restarting" else None
         if stats.state == "restarting":
             why = f", its process {stats.last_words}" if stats.last_words else ""
             what = f"is being started again{why}: ask again"
@@ -129,7 +130,8 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
             what = f"has not moved for {stats.stalled_s:.0f} s"
         else:
             what = "has died: its log has the cause"
-        return Unavailable(f"the {self.runs_on.name} engine of model {self.name} {what}", retry_after_s=LOADING_RETRY_S)
+        message = f"the {self.runs_on.name} engine of model {self.name} {what}"
+        return Unavailable(message, code=code, retry_after_s=LOADING_RETRY_S)
 
     def load(self) -> bool:
         """KServe's way to load a model that is not ready, per request: ours loads once, in the background."""

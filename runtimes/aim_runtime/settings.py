@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
@@ -16,6 +17,28 @@ from aim_runtime.engines.side_by_side import side_by_side
 class _Shared(DeviceSettings):
     """Settings of ``python -m aim_runtime``: these, and those of every engine (``aim_runtime.engines``)."""
 
+    HEADINGS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "the model": (
+            *("model_name", "model_dir", "model_id", "cache_path", "custom_model_name"),
+            *("engine", "max_model_len", "max_concurrency", "strict_fields"),
+        ),
+        "several models": ("models", "placement", "eviction"),
+        "what is started": (
+            *("dry_run", "output", "node", "profile", "profiles", "allow_general_profile_fallback"),
+            *("precision", "metric", "unsized", "termination_log"),
+        ),
+        "devices": (
+            *("compute_partition", "memory_partition", "partition_id", "partition_count", "card", "memory_limit"),
+            *("gpu_sharing", "gpu_model", "binding", "node_name"),
+        ),
+        "the engine's process": ("supervise", "start_timeout", "warm_up", "self_check"),
+        "adapters loaded at run time": ("runtime_adapters", "adapter_dir"),
+        "logs and traces": (
+            *("access_log", "audit_log", "log_level", "log_level_root", "debug", "enable_latency_logging"),
+            "otlp_endpoint",
+        ),
+    }
+
     model_dir: Path = Field(Path("/mnt/models"), description="directory (or .gguf file) the model is loaded from")
     models: Path | None = Field(
         None, description="file that lists several models to serve (docs/models.md); then --model_dir is not looked at"
@@ -25,8 +48,8 @@ class _Shared(DeviceSettings):
     )
     eviction: Literal["never", "idle"] = Field(
         "never",
-        description="--models: idle: a model that is loaded at run time and does not fit takes the place of idle ones "
-        "of a lower priority",
+        description="--models: what becomes of a model that is loaded at run time and does not fit: never: it is "
+        "refused; idle: it takes the place of idle ones of a lower priority",
     )
     engine: str = Field(
         "auto",

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from aim_kserve.errors import StartupError
 from aim_profile.errors import AimProfileError
@@ -230,16 +231,24 @@ def described(assignment: Assignment) -> Iterator[str]:
     """An assignment in lines for people."""
     what = [word for word in (assignment.evidence.gpu, assignment.evidence.mode) if word]
     on = ", ".join(f"card {device.card} partition {device.partition}" for device in assignment.devices)
-    yield f"model {assignment.model}: {assignment.engine} on {on or 'this machine'} ({' '.join(what)})"
+    kind = f" ({' '.join(what)})" if what else ""
+    yield f"model {assignment.model}: {assignment.engine} on {on or 'this machine'}{kind}"
     if assignment.profile:
         yield f"profile: {assignment.profile}"
-    if fit := assignment.fit:
-        yield (
-            f"memory of each device: {fit['weights_gib']} GiB of weights, {fit['overhead_gib']} of overhead, "
-            f"{fit['kv_gib']} of cache; {fit['headroom_gib']} of {fit['budget_gib']} GiB to spare"
-        )
+    if assignment.fit:
+        yield _memory(assignment.fit)
     for note in assignment.evidence.notes:
         yield f"note: {note}"
+
+
+def _memory(fit: Mapping[str, Any]) -> str:
+    """On CPUs ``pool_gib`` is the cache that all requests share, ``kv_gib`` one sequence's."""
+    cache = fit.get("pool_gib", fit["kv_gib"])
+    spare = round(fit["headroom_gib"] + fit["kv_gib"] - cache, 3)
+    return (
+        f"memory of each device: {fit['weights_gib']} GiB of weights, {fit['overhead_gib']} of overhead, "
+        f"{cache} of cache; {spare} of {fit['budget_gib']} GiB to spare"
+    )
 
 
 def refuse(settings: RuntimeSettings, error: StartupError) -> int:

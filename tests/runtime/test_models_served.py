@@ -102,6 +102,7 @@ def test_a_killed_engine_costs_the_other_model_nothing(served: Served) -> None:
         for worker in workers:
             worker.result()
     assert (down.status_code, live) == (503, 200)
+    assert down.json()["error"]["code"] == "engine_restarting"
     assert set(statuses) == {200}
     assert complete(served, "one").status_code == 200
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aim_kserve.errors import StartupError
-from aim_kserve.settings import SettingsError
+from aim_kserve.settings import ServerSettings, SettingsError, heading_of
 from aim_runtime.choose import create_engine, detect
 from aim_runtime.settings import RuntimeSettings
 
@@ -96,6 +96,14 @@ def test_an_engine_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "aim_runtime", *argv]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_every_setting_of_the_runtime_stands_under_a_heading_of_help() -> None:
+    listed = [name for names in RuntimeSettings.HEADINGS.values() for name in names]
+    assert len(listed) == len(set(listed))
+    assert set(listed) <= RuntimeSettings.model_fields.keys()
+    under = {name: heading_of(name, RuntimeSettings) for name in RuntimeSettings.model_fields}
+    assert {name for name, heading in under.items() if heading == "server"} <= ServerSettings.model_fields.keys()
 
 
 def test_wrong_flags_exit_2_and_help_0() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +19,15 @@ Protocol = Literal["v1", "v2", "grpc-v2"]
 
 class GuardrailSettings(ServerSettings):
     """Settings of ``python -m aim_guardrail``. The ``predictor_*`` flags are KServe's, by KServe's names."""
+
+    HEADINGS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "the policy": ("policy", "guardrails"),
+        "the predictor": (
+            *("predictor_host", "predictor_protocol", "protocol", "predictor_grpc_host", "predictor_use_ssl"),
+            *("predictor_request_timeout_seconds", "predictor_connect_timeout_seconds", "predictor_request_retries"),
+            *("enable_predictor_health_check", "predictor_health_cache_seconds"),
+        ),
+    }
 
     predictor_host: str = Field(description="HOST[:PORT] of the predictor; KServe's controller gives it")
     predictor_protocol: Protocol = Field(

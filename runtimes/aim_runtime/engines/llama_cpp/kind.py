@@ -14,7 +14,10 @@ from aim_runtime.engines.kind import DETERMINISTIC, EngineKind, EngineSettings
 class LlamaCppSettings(EngineSettings):
     max_waiting: int = Field(256, ge=0, description="requests that may wait for a slot; one more is a 503")
     stall_timeout: float = Field(
-        60, gt=0, description="seconds without a step, while there is work, that make the engine unhealthy"
+        60,
+        gt=0,
+        description="seconds without a step, while there is work, after which its process is started again (in the "
+        "server's process: unhealthy)",
     )
     threads: int | None = Field(None, ge=1, description="compute threads; default: the CPUs we may use")
     kv_cache_memory_bytes: int = Field(
