@@ -10,7 +10,7 @@ looks like. Engines on CPU sets still share the last cache and the memory's band
 partitions of one card, or one partition on each of two:
 
     python bench/isolation.py --engine vllm --model DIR --python .venv-vllm/bin/python \\
-        --measured HIP_VISIBLE_DEVICES=0 --neighbour HIP_VISIBLE_DEVICES=1
+        --measured ROCR_VISIBLE_DEVICES=0 --neighbour ROCR_VISIBLE_DEVICES=1
 
 There the wall time of an answer is the figure, and the CPU is what the engine's host thread costs.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from aim_kserve.settings import SettingsError
@@ -20,6 +21,7 @@ def main() -> None:
     if sys.argv[1:2] == ["compare"]:
         from aim_runtime.compare import main as compare
 
+        _as_a_filter()
         sys.exit(compare(sys.argv[2:]))
     try:
         settings = RuntimeSettings.load(sys.argv[1:], prog="aim-runtime", description=_WHAT)
@@ -28,10 +30,16 @@ def main() -> None:
     if settings.dry_run:
         from aim_runtime.dry_run import dry_run
 
+        _as_a_filter()
         sys.exit(dry_run(settings))
     from aim_runtime.server import run
 
     sys.exit(run(settings))
+
+
+def _as_a_filter() -> None:
+    """``… | head`` ends what prints and serves nothing like any other filter."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def _refuse(reason: str) -> int:

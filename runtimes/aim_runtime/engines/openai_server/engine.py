@@ -212,7 +212,8 @@ class OpenAIServerEngine:
         was = self.healthy()
         self._silent = self._silent + 1 if status == 0 else 0 if status in (200, 401, 403) else _SILENT_PROBES
         if was != self.healthy():
-            state = "answers again" if self.healthy() else f"does not answer (status {status})"
+            told = "cannot be reached" if status < 0 else "does not answer in time" if status == 0 else f"says {status}"
+            state = "answers again" if self.healthy() else told
             logger.warning("the %s server %s %s", self.name, self._connection.base_url, state)
         await self._read_metrics()
 
