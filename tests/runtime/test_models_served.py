@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,20 +13,22 @@ import httpx
 import openai
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from served import Served
 
 pytestmark = pytest.mark.model
+WEDGED = Path(__file__).parents[1] / "fakes/wedged_runtime.py"
 ASK = [{"role": "user", "content": "Name a colour."}]
 
 
-def write(folder: Path, model: Path, text: str) -> list[str]:
+def write(folder: Path, model: Path, text: str, program: Sequence[str] = ("-m", "aim_runtime")) -> list[str]:
     cpus = sorted(os.sched_getaffinity(0))
     node, models = folder / "node.yaml", folder / "models.yaml"
     sets = [{"cpus": [cpus[index % len(cpus)]], "memory": "1GiB"} for index in range(2)]
     node.write_text(f"version: 1\nkind: cpu\npartitions: {sets}\n".replace("'", '"'))
     models.write_text(f"version: 1\nmodels:\n{text}".replace("MODEL", str(model)))
-    return ["-m", "aim_runtime", "--models", str(models), "--node", str(node)]
+    return [*program, "--models", str(models), "--node", str(node)]
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,30 @@ def test_a_killed_engine_costs_the_other_model_nothing(served: Served) -> None:
     assert down.json()["error"]["code"] == "engine_restarting"
     assert set(statuses) == {200}
     assert complete(served, "one").status_code == 200
+
+
+def test_a_request_that_wedges_one_engine_costs_the_other_model_nothing(embedded_model: Path, tmp_path: Path) -> None:
+    options = "max_model_len: 512, options: {threads: 1, stall_timeout: 2}"
+    text = f"- {{name: one, path: MODEL, {options}}}\n- {{name: two, path: MODEL, {options}}}\n"
+    with Served(write(tmp_path, embedded_model, text, [str(WEDGED)])) as server, ThreadPoolExecutor(1) as pool:
+        wedge = {"model": "one", "prompt": "hi", "response_format": {"type": "json_object"}}
+        wedged = pool.submit(httpx.post, f"{server.url}/v1/completions", json=wedge, timeout=60)
+        statuses = []
+        while not wedged.done():
+            statuses.append(complete(server, "two").status_code)
+        assert wedged.result().status_code == 503
+        assert len(statuses) > 2
+        assert set(statuses) == {200}
+        server.wait_status("/v2/models/one/ready", 200)
+        assert complete(server, "one").status_code == 200
+        restarts = _restarts(server)
+    assert restarts == {"one": 1, "two": 0}
+
+
+def _restarts(server: Served) -> dict[str, float]:
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
+    samples = [sample for family in families for sample in family.samples if sample.name == "aim_engine_restarts_total"]
+    return {sample.labels["model_name"]: sample.value for sample in samples}
 
 
 def _cpu(partition: int) -> int:
