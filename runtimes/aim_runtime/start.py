@@ -33,6 +33,8 @@ _SERVED_NAME = re.compile(r"[^/\s]+(/[^/\s]+)*")
 #: determine-reason-pod-failure/).
 TERMINATION_LOG_BYTES = 4096
 
+_FILES = frozenset({".yaml", ".yml", ".json"})  # what says that a profile is a file's
+
 
 def prepare(settings: RuntimeSettings, environment: Mapping[str, str] = os.environ) -> Assignment:
     """What the engine for ``settings`` is started with.
@@ -67,12 +69,22 @@ def prepare_all(
 
 
 def _case(settings: RuntimeSettings, node: Node, environment: Mapping[str, str]) -> Case:
-    engine = engine_of(settings)
+    engine = engine_of(_for_profile(settings))
     model = facts_of(settings)
     settings, given = with_profile(settings, model)
     stored = _stored(settings, model)
     in_pod = is_pod(settings, environment)
     return Case(settings, engine, processors(node, engine, settings), model, given, stored, in_pod)
+
+
+def _for_profile(settings: RuntimeSettings) -> RuntimeSettings:
+    """The settings with the engine that the profile is for, where they leave it open. Raises AimProfileError."""
+    said = settings.profile
+    if said is None or settings.engine != "auto":
+        return settings
+    of_file = Path(said).suffix in _FILES
+    engine = read_file(Path(said)).metadata.engine if of_file else parse_id(said.rpartition("/")[2]).engine
+    return settings.model_copy(update={"engine": engine})
 
 
 def _beside(environment: Mapping[str, str], assignment: Assignment) -> Assignment:
@@ -198,7 +210,7 @@ def with_profile(settings: RuntimeSettings, model: ModelFacts) -> tuple[RuntimeS
     said = settings.profile
     if said is None:
         return settings, None
-    if Path(said).suffix in (".yaml", ".yml", ".json"):
+    if Path(said).suffix in _FILES:
         return settings, read_file(Path(said))
     name = said.rpartition("/")[2]
     for candidate in _stored(settings, model):

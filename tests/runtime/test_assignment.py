@@ -351,6 +351,14 @@ env_vars: {GPU_ARCHS: gfx942, VLLM_ROCM_USE_AITER: '1'}
 """
 
 
+def test_a_profile_chooses_the_engine_where_the_files_leave_it_open(cpx: Machine, tmp_path: Path) -> None:
+    both = write_model(tmp_path / "both", parameters=10**9)
+    (both / "also.gguf").write_bytes(b"")
+    with pytest.raises(StartupError, match="choose with --engine"):
+        cpx.assign(both)
+    assert cpx.assign(both, "--profile", "vllm-mi300x-cpx-nps4-bf16-tp1-latency").engine == "vllm"
+
+
 def test_a_profile_file_of_aims(tmp_path: Path, llama: Path) -> None:
     file = tmp_path / "profile.yaml"
     file.write_text(AIM_PROFILE)
