@@ -111,6 +111,9 @@ class _Shared(DeviceSettings):
         for name in ("placement", "eviction"):
             if self.models is None and getattr(self, name) not in (None, "never"):
                 raise ValueError(f"--{name} is for several models: list them in a file (--models)")
+        named = next((name for name in ENGINES.owners if name in self.model_fields_set), None)
+        if self.models is not None and named is not None:
+            raise ValueError(f"--{named} is one engine's: say in {self.models} which model it is for (options)")
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from aim_kserve.settings import SettingsError
 from aim_runtime.models.file import ModelsFileError, load_models, parse_models
 from aim_runtime.settings import RuntimeSettings
 
@@ -48,6 +49,12 @@ def test_each_model_gets_its_own_settings(tmp_path: Path) -> None:
     assert (second.load, second.priority, second.replicas) == ("on_demand", "medium", 1)
     (split,) = listed.variants
     assert (split.name, dict(split.weights)) == ("assistant", {"chat": 90, "draft": 10})
+
+
+def test_a_flag_of_one_engine_is_not_dropped_where_each_model_has_its_own() -> None:
+    for flags in (("--threads", "2"), ("--adapters", "a=/a.gguf"), ("--deterministic",)):
+        with pytest.raises(SettingsError, match=rf"{flags[0]} is one engine's: say in m.yaml which model it is for"):
+            base("--models", "m.yaml", *flags)
 
 
 @pytest.mark.parametrize(
