@@ -106,6 +106,20 @@ def test_other_routes_pass(client: httpx.Client, predictor: FakePredictor, path:
     assert predictor.last["path"] == path
 
 
+@pytest.mark.parametrize("verb", ["load", "unload"])
+@pytest.mark.parametrize("prefix", ["/v1", "/openai/v1", "/v1%2f"])
+def test_a_guarded_client_changes_no_predictor(
+    client: httpx.Client, predictor: FakePredictor, prefix: str, verb: str
+) -> None:
+    before = len(predictor.seen)
+    answer = client.post(
+        f"{prefix}/{verb}%5Flora_adapter".replace("%2f/", "%2f"), json={"lora_name": "a", "lora_path": "/x"}
+    )
+    assert answer.status_code == 404
+    assert "ask the predictor itself" in answer.json()["error"]["message"]
+    assert len(predictor.seen) == before
+
+
 def test_methods_pass(client: httpx.Client, predictor: FakePredictor) -> None:
     for method in ("DELETE", "PUT", "PATCH", "OPTIONS"):
         client.request(method, "/v1/responses/resp_1")

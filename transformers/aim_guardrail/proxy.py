@@ -24,7 +24,7 @@ from aim_guardrail.transformer import GuardrailModel
 from aim_guardrail.upstream import Answer, sent_on
 from aim_guardrail.v2 import check_binary
 from aim_kserve.access import RequestLog, log_of
-from aim_kserve.errors import ServingError, UpstreamFailed
+from aim_kserve.errors import NotFound, ServingError, UpstreamFailed
 from aim_kserve.http import (
     DONE,
     JSON_LENGTH,
@@ -94,6 +94,10 @@ class Proxy:
 _KSERVES = frozenset(["/", "/metrics", "/v2", "/v2/models", "/docs", "/openapi.json"])
 
 
+#: What changes what everybody is served is no business of a guarded client's.
+_OF_ADMINISTRATORS = frozenset(["load_lora_adapter", "unload_lora_adapter"])
+
+
 class _Exchange:
     """One request and its answer."""
 
@@ -107,6 +111,12 @@ class _Exchange:
         self._begun = False
 
     async def serve(self, body: bytes) -> None:
+        if self._endpoint in _OF_ADMINISTRATORS:
+            path = self._scope["path"]
+            await self.refuse(
+                NotFound(f"{path} changes the predictor: it is not served here, ask the predictor itself")
+            )
+            return
         try:
             self._screening = Screening(self._model.guard, self._metrics)
         except ServingError as error:
