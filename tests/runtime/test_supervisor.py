@@ -26,10 +26,11 @@ from aim_runtime.engines.base import EngineSpec, Json, ModelLoadError, RequestCo
 from aim_runtime.fields import fields_of
 from aim_runtime.supervisor import launch as launching
 from aim_runtime.supervisor import supervisor as supervising
-from aim_runtime.supervisor.frames import NOTHING, WINDOW_BYTES, Chunks, Ended, FromEngine, Reader, encode
+from aim_runtime.supervisor.frames import NOTHING, WINDOW_BYTES, Abort, Ask, Chunks, Ended, FromEngine, Reader, encode
 from aim_runtime.supervisor.launch import Launch
 from aim_runtime.supervisor.remote import RemoteEngine
-from fake_engine import FakeChatBody, words
+from aim_runtime.supervisor.service import Service
+from fake_engine import FakeChatBody, FakeEngine, words
 
 ASK = {"messages": [{"role": "user", "content": "one two three"}], "max_tokens": 20}
 
@@ -460,3 +461,16 @@ async def test_adapters_are_loaded_in_the_process_and_again_in_the_next(tmp_path
         assert engine.adapters == ("a", "d")
     finally:
         await engine.close()
+
+
+async def test_who_leaves_before_its_request_has_begun_leaves_nothing_behind() -> None:
+    """The request and its abort in one frame: the process reads both before it begins with either."""
+    service, engine = Service(), FakeEngine("m")
+    await engine.load()
+    service.start(engine)
+    for number in range(20):
+        question = Ask(number, "chat/completions", ASK, "r", {}, 0, None)
+        service.data_received(bytes(encode([question, Abort(number)])))
+    await until(lambda: not service._tasks)
+    assert not service._streams
+    assert not engine.seen

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +40,7 @@ logger = logging.getLogger("aim.child")
 
 BEAT_S = 0.25  #: between two beats while there is work
 IDLE_BEAT_S = 1.0
+Work = Callable[[], Awaitable[None]]
 _FRESH_S = 0.05  #: with what streams bring, figures are sent along when they are older than this
 
 
@@ -99,7 +101,7 @@ class Service(asyncio.Protocol):
 
     def _take(self, message: Any) -> None:
         if isinstance(message, Ask):
-            self._run(message.call, self._answer(message))
+            self._run(message.call, partial(self._answer, message))
         elif isinstance(message, Credit):
             stream = self._streams.get(message.call)
             if stream is not None:
@@ -110,24 +112,28 @@ class Service(asyncio.Protocol):
             if task is not None:
                 task.cancel()
         elif isinstance(message, LoadAdapter):
-            self._run(
-                message.call, self._change_adapters(message.call, "load_adapter", message.name, Path(message.path))
-            )
+            load = partial(self._change_adapters, message.call, "load_adapter", message.name, Path(message.path))
+            self._run(message.call, load)
         elif isinstance(message, UnloadAdapter):
-            self._run(message.call, self._change_adapters(message.call, "unload_adapter", message.name))
+            self._run(message.call, partial(self._change_adapters, message.call, "unload_adapter", message.name))
         elif isinstance(message, Close) and not self.over.done():
             self.over.set_result(message)
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def _run(self, call: int, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(self._told(call, work))
-        self._tasks[call] = task
+    def _run(self, call: int, work: Work) -> None:
+        task = self._tasks[call] = self._loop.create_task(self._told(call, work))
+        task.add_done_callback(lambda _: self._forget(call))
 
-    async def _told(self, call: int, work: Coroutine[Any, Any, None]) -> None:
+    def _forget(self, call: int) -> None:
+        """Not in the task itself: one that is cancelled before it has begun runs nothing, not even a ``finally``."""
+        del self._tasks[call]
+        self._streams.pop(call, None)
+
+    async def _told(self, call: int, work: Work) -> None:
         """Run ``work``; whatever it raises, the parent hears of it."""
         try:
-            await work
+            await work()
         except ServingError as error:
             self.send(to_frame(call, error, self._spent(call)))
         except Exception:
@@ -135,9 +141,6 @@ class Service(asyncio.Protocol):
             logger.exception("request %d failed", call)
             unknown = ServingError("internal error: the server's log has the cause, by x-request-id")
             self.send(to_frame(call, unknown, self._spent(call)))
-        finally:
-            self._tasks.pop(call, None)
-            self._streams.pop(call, None)
 
     def _spent(self, call: int) -> Spent:
         stream = self._streams.get(call)
