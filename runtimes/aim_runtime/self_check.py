@@ -12,11 +12,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aim_kserve.errors import ServingError
-from aim_runtime.engines.base import Engine, Json, ModelLoadError, RequestContext
+from aim_runtime.engines.base import Engine, Json, ModelLoadError, Prove, RequestContext
 
 logger = logging.getLogger("aim.server")
 
@@ -29,8 +29,6 @@ MOST_PERPLEXITY = 500.0
 LEAST_CERTAINTY = 0.01
 _TEXT_TOKENS = 16
 _LEAST_READABLE = 0.8
-
-Prove = Callable[[Engine], Awaitable[None]]
 
 
 class Plausible(NamedTuple):

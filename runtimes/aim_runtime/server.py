@@ -15,8 +15,8 @@ from aim_kserve.errors import StartupError
 from aim_kserve.log import NOISY, log_to_stderr
 from aim_profile.errors import AimProfileError
 from aim_runtime.assignment import Assignment, Refused
-from aim_runtime.engines.base import Engine
-from aim_runtime.self_check import Prove, proof
+from aim_runtime.engines.base import Engine, Prove
+from aim_runtime.self_check import proof
 from aim_runtime.settings import RuntimeSettings
 from aim_runtime.start import check_machine, described, located, prepare, refuse
 from aim_runtime.supervisor.create import start_engine

@@ -13,6 +13,9 @@ from aim_runtime.engines import registry
 from aim_runtime.engines.base import ModelLoadError
 from aim_runtime.engines.side_by_side import side_by_side
 
+#: Of a setting: as if it were not there.
+_UNSET: tuple[object, ...] = (None, [], {})
+
 
 class _Shared(DeviceSettings):
     """Settings of ``python -m aim_runtime``: these, and those of every engine (``aim_runtime.engines``)."""
@@ -132,7 +135,7 @@ class _Shared(DeviceSettings):
         if engine in ENGINES.clashes:
             raise ValueError(ENGINES.clashes[engine])
         for name, owners in ENGINES.owners.items():
-            if engine not in owners and name in self.model_fields_set and getattr(self, name) not in (None, [], {}):
+            if engine not in owners and name in self.model_fields_set and getattr(self, name) not in _UNSET:
                 others = f" (or choose {', '.join(owners[1:])}, to which it belongs, too)" if owners[1:] else ""
                 raise ValueError(f"--{name} belongs to the {owners[0]} engine; this is {engine}: leave it out{others}")
         try:
@@ -143,7 +146,8 @@ class _Shared(DeviceSettings):
     def engine_options(self, engine: str) -> dict[str, Any]:
         """What is set of the engine's own settings (``EngineSpec.options``)."""
         own = registry.kind(engine).settings.model_fields
-        return {name: getattr(self, name) for name in own if name in self.model_fields_set}
+        given = {name: getattr(self, name) for name in own if name in self.model_fields_set}
+        return {name: value for name, value in given.items() if value not in _UNSET}
 
 
 ENGINES = side_by_side(registry.kinds(), taken=_Shared)

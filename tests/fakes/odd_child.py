@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from pydantic import Field
 
 from aim_kserve import errors
 from aim_kserve.errors import BadRequest, ServingError, ShutdownError
 from aim_runtime.engines import registry
-from aim_runtime.engines.base import Engine, EngineSpec, EngineStats, Json, RequestContext, Stream
+from aim_runtime.engines.base import Engine, EngineSpec, EngineStats, Json, ModelLoadError, RequestContext, Stream
 from aim_runtime.engines.kind import EngineKind, EngineSettings
 from aim_runtime.supervisor.child import main
 from fake_engine import FakeEngine
@@ -28,6 +31,10 @@ class OddSettings(EngineSettings):
     #: Fail as often as there are files of this name that can be removed, then load.
     fail_while: Path | None = None
     never_closes: bool = False
+    adapters: dict[str, Path] = Field(default_factory=dict)
+    own_adapter: str | None = None
+    #: An adapter that ends the process, as often as there are files of this name that can be removed.
+    die_while: Path | None = None
 
 
 class Teapot(BadRequest):
@@ -44,6 +51,7 @@ class Teapot(BadRequest):
 class OddEngine(FakeEngine):
     odd: OddSettings = OddSettings()  # noqa: RUF009  frozen
     stalled_since: float | None = None
+    paths: dict[str, str] = field(default_factory=dict)
 
     async def load(self) -> None:
         print("an odd engine loads", file=sys.stderr, flush=True)
@@ -53,9 +61,16 @@ class OddEngine(FakeEngine):
         if self.odd.fail_while is not None and self.odd.fail_while.exists():
             self.odd.fail_while.unlink()
             os._exit(7)
+        for name, path in self.odd.adapters.items():
+            if not path.exists():
+                raise ModelLoadError(f"{path}: no such adapter")
+            self.adapters = (*self.adapters, name)
+        if self.odd.own_adapter is not None:
+            self.adapters = (self.odd.own_adapter,)
         await super().load()
         own = (self._pid, self._kill, self._exit, self._stall, self._hang, self._garbage, self._flood, self._fail)
         own += (self._large, self._usage, self._blocks, self._environment, self._unsendable, self._spawn, self._hush)
+        own += (self._paths, self._say)
         self._operations |= {f"odd/{each.__name__[1:]}": each for each in own}
 
     def stats(self) -> EngineStats:
@@ -65,8 +80,12 @@ class OddEngine(FakeEngine):
     async def load_adapter(self, name: str, path: Path) -> None:
         if not path.exists():  # noqa: ASYNC240
             raise errors.NotFound(f"{path}: no such adapter", param="lora_path")
+        if self.odd.die_while is not None and self.odd.die_while.exists():
+            self.odd.die_while.unlink()
+            os._exit(9)
         await asyncio.sleep(0.05)
-        self.adapters = (*self.adapters, name)
+        self.adapters = tuple(dict.fromkeys((*self.adapters, name)))
+        self.paths[name] = str(path)
 
     async def unload_adapter(self, name: str) -> None:
         self.adapters = tuple(each for each in self.adapters if each != name)
@@ -151,6 +170,16 @@ class OddEngine(FakeEngine):
 
     async def _spawn(self, _: Json, __: RequestContext) -> Json:
         return {"pid": subprocess.Popen(["sleep", "600"]).pid}  # noqa: ASYNC220
+
+    async def _paths(self, _: Json, __: RequestContext) -> Json:
+        return {"paths": self.paths, "seen": self.seen}
+
+    async def _say(self, body: Json, _: RequestContext) -> Json:
+        """Print ``hex``, and log ``text`` at ``level``."""
+        os.write(2, bytes.fromhex(body.get("hex", "")))
+        if "text" in body:
+            logging.getLogger("aim.odd").log(body["level"], body["text"])
+        return {}
 
     async def _hush(self, _: Json, __: RequestContext) -> Json:
         self.dead = True

@@ -78,6 +78,7 @@ def test_a_request_that_wedges_the_engine_costs_one_restart(embedded_model: Path
         server.wait_ready()
         assert post(server, ASK).json()["choices"][0]["text"] == before
         assert metric(server, "aim_engine_restarts_total") == 1
+        assert server.stderr().count("model m: warmed up") == 2  # no client waits for the next one's first steps either
         assert gone(engine)
         server.terminate()
         assert server.exit_code(30) == 0

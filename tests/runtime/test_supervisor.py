@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from aim_kserve import errors
 from aim_kserve.errors import BadRequest, NotFound, ServingError, Unavailable
-from aim_runtime.engines.base import EngineSpec, Json, ModelLoadError, RequestContext, Stream, Usage
+from aim_runtime.engines.base import Engine, EngineSpec, Json, ModelLoadError, RequestContext, Stream, Usage
 from aim_runtime.fields import fields_of
 from aim_runtime.supervisor import launch as launching
 from aim_runtime.supervisor import supervisor as supervising
@@ -416,7 +416,7 @@ async def test_drained_requests_finish_and_a_dead_parent_takes_the_process_along
         assert (await asked)["choices"]
     code = (
         "import asyncio, pathlib\n"
-        "from aim_runtime.engines.base import EngineSpec, RequestContext\n"
+        "from aim_runtime.engines.base import Engine, EngineSpec, RequestContext\n"
         "from aim_runtime.supervisor import launch\n"
         "from aim_runtime.supervisor.remote import RemoteEngine\n"
         "launch.CHILD = 'odd_child'\n"
@@ -474,3 +474,82 @@ async def test_who_leaves_before_its_request_has_begun_leaves_nothing_behind() -
     await until(lambda: not service._tasks)
     assert not service._streams
     assert not engine.seen
+
+
+async def killed(engine: RemoteEngine) -> None:
+    """Its process, and the next one is ready."""
+    before = engine.restarts
+    with pytest.raises(Unavailable):
+        await ask(engine, "odd/kill", {})
+    await until(lambda: engine.restarts > before and engine.healthy())
+
+
+async def test_an_adapter_of_the_start_that_was_unloaded_or_replaced_stays_so_in_the_next_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = {name: tmp_path / name for name in ("a", "b", "c", "d")}
+    for path in paths.values():
+        path.touch()
+    async with loaded({"adapters": {name: str(path) for name, path in paths.items() if name != "d"}}) as engine:
+        assert engine.adapters == ("a", "b", "c")
+        await engine.unload_adapter("a")
+        await engine.load_adapter("b", paths["d"])
+        paths["a"].unlink()  # whoever has unloaded it may delete it: the model must start again without it
+        await killed(engine)
+        assert set(engine.adapters) == {"b", "c"}
+        assert (await ask(engine, "odd/paths", {}))["paths"]["b"] == str(paths["d"])
+        await engine.load_adapter("a", paths["d"])
+        paths["c"].unlink()  # in use, but gone: the model serves without it, and the log says so
+        await killed(engine)
+        assert set(engine.adapters) == {"a", "b"}
+        assert "the adapter c is not loaded again" in caplog.text
+
+
+async def test_an_adapter_that_the_engine_brings_by_itself_stays_unloaded(tmp_path: Path) -> None:
+    async with loaded({"own_adapter": "x"}) as engine:
+        assert engine.adapters == ("x",)
+        await engine.unload_adapter("x")
+        await killed(engine)
+        assert engine.adapters == ()
+        await engine.load_adapter("x", tmp_path)
+        await killed(engine)
+        assert engine.adapters == ("x",)
+
+
+async def test_a_process_that_dies_while_it_loads_its_adapters_again_loses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "_AGAIN_S", (0.0, 0.05))
+    fuse = tmp_path / "fuse"
+    async with loaded({"die_while": str(fuse)}) as engine:
+        for name in ("a", "b", "c"):
+            await engine.load_adapter(name, tmp_path)
+        fuse.touch()
+        await killed(engine)
+        assert engine.restarts == 2
+        assert engine.adapters == ("a", "b", "c")
+
+
+# --- proof ------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_an_engine_must_show_is_asked_of_every_later_process_before_it_is_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervising, "_AGAIN_S", (0.0, 0.05))
+    found: list[tuple[str, bool]] = []
+
+    async def prove(engine: Engine) -> None:
+        found.append((engine.stats().state or "", engine.healthy()))
+        answer = await engine.operations["chat/completions"](ASK, RequestContext("proof"))
+        assert isinstance(answer, dict)
+        if len(found) == 2:
+            raise ModelLoadError("it answers nonsense")
+
+    async with loaded() as engine:
+        await prove(engine)
+        engine.prove = prove
+        await killed(engine)
+        assert engine.restarts == 2  # the first of them did not show it
+        assert found == [("ready", True), ("restarting", False), ("restarting", False)]
+        assert (await ask(engine, "odd/paths", {}))["seen"] == ["proof"]

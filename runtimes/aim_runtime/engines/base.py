@@ -182,3 +182,15 @@ class TakesAdapters(Protocol):
             NotFound: it is not loaded.
         """
         ...
+
+
+#: Asks a loaded engine for what it must show before it gets requests. Raises ModelLoadError: it does not.
+Prove = Callable[[Engine], Awaitable[None]]
+
+
+@runtime_checkable
+class StartsAgain(Protocol):
+    """What an engine may have besides: it loads its model again by itself. ``prove``: what it asks of itself then, as
+    its user did after ``load``; it is not ready before."""
+
+    prove: Prove | None

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from aim_runtime.engine_gauges import Device
-from aim_runtime.engines.base import Engine
-from aim_runtime.self_check import Prove
+from aim_runtime.engines.base import Engine, Prove
 
 Priority = Literal["low", "medium", "high"]
 RANK: Mapping[str, int] = {"low": 0, "medium": 1, "high": 2}

@@ -14,12 +14,11 @@ from aim_runtime.assignment import Assignment
 from aim_runtime.assignment import Device as AssignedDevice
 from aim_runtime.choose import spec_of
 from aim_runtime.engine_gauges import Device
-from aim_runtime.engines.base import Engine
+from aim_runtime.engines.base import Engine, Prove
 from aim_runtime.models.entry import Launch, ModelEntry
 from aim_runtime.models.eviction import DoesNotFit
 from aim_runtime.models.file import ListedModel, ModelsFile
 from aim_runtime.models.loader import Admit
-from aim_runtime.self_check import Prove
 from aim_runtime.settings import RuntimeSettings
 from aim_runtime.start import prepare
 from aim_runtime.supervisor.create import remote_engine

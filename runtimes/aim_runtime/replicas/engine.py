@@ -22,7 +22,9 @@ from aim_runtime.engines.base import (
     Json,
     ModelLoadError,
     Operation,
+    Prove,
     RequestContext,
+    StartsAgain,
     Stream,
     TakesAdapters,
 )
@@ -30,7 +32,6 @@ from aim_runtime.fields import Fields
 from aim_runtime.in_flight import InFlight
 from aim_runtime.memory_watch import Gate
 from aim_runtime.replicas.choice import Choice, prefix_of
-from aim_runtime.self_check import Prove
 
 logger = logging.getLogger("aim.server")
 
@@ -50,6 +51,8 @@ class Replica:
         """Raises ModelLoadError: it cannot be loaded, or does not show what it must."""
         await self.engine.load()
         if self._prove is not None:
+            if isinstance(self.engine, StartsAgain):
+                self.engine.prove = self._prove
             await self._prove(self.engine)
 
     def full(self) -> Unavailable | None:

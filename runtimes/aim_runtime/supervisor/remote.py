@@ -6,13 +6,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from aim_kserve.errors import ServingError, Unavailable
-from aim_runtime.engines.base import EngineStats, Json, Operation, RequestContext, State, Stream
+from aim_runtime.engines.base import EngineStats, Json, Operation, Prove, RequestContext, State, Stream
 from aim_runtime.fields import Fields
 
 from .frames import LoadAdapter, Loaded, UnloadAdapter
@@ -23,6 +24,10 @@ from .supervisor import Supervisor
 logger = logging.getLogger("aim.engine")
 
 _DRAIN_POLL_S = 0.02
+#: The engines' setting with the adapters of the start (``engines.adapters.AdapterPaths``).
+ADAPTERS = "adapters"
+#: Of the task that asks a new process for its proof, before it is ready for anybody else.
+_proving: ContextVar[Link | None] = ContextVar("aim.proving", default=None)
 
 
 class RemoteEngine:
@@ -44,6 +49,7 @@ class RemoteEngine:
 
     def __init__(self, launch: Launch, *, start_timeout_s: float = 1800.0, stall_timeout_s: float = 60.0) -> None:
         self.name = launch.spec.engine
+        self.prove: Prove | None = None  #: see ``engines.base.StartsAgain``
         self._slots = launch.spec.max_concurrency or 0
         self._supervisor = Supervisor(
             launch, start_timeout_s=start_timeout_s, stall_timeout_s=stall_timeout_s, on_loaded=self._on_loaded
@@ -51,7 +57,10 @@ class RemoteEngine:
         self._loaded: Loaded | None = None
         self._operations: Mapping[str, Operation] = {}
         self._adapters: tuple[str, ...] = ()
-        self._added: dict[str, Path] = {}  # adapters loaded at run time, which a new process does not know
+        at_start = launch.spec.options.get(ADAPTERS)
+        #: What a new process must load: an adapter of the start may have been replaced or unloaded since.
+        self._wanted: dict[str, Path] = dict(at_start) if isinstance(at_start, Mapping) else {}
+        self._unwanted: set[str] = set()
         self._changing: set[asyncio.Task[None]] = set()
         self._closing = False
 
@@ -111,18 +120,34 @@ class RemoteEngine:
         await self._supervisor.start()
 
     async def _on_loaded(self, loaded: Loaded, link: Link) -> None:
+        first = self._loaded is None
         self._loaded = loaded
         self.name = loaded.name
         self._operations = {name: partial(self._run, name) for name in loaded.operations}
         self._adapters = loaded.adapters
         if loaded.takes_adapters:
             self.load_adapter, self.unload_adapter = self._load_adapter, self._unload_adapter
-        for name, path in list(self._added.items()):
+        if first:
+            self._supervisor.launch = _without_adapters(self._supervisor.launch, loaded)
+            return
+        await self._restore_adapters(link)
+        if self.prove is not None:
+            _proving.set(link)
+            await self.prove(self)
+
+    async def _restore_adapters(self, link: Link) -> None:
+        """Those that were there before, and no others. One that cannot be loaded any more is left out: the model
+        serves without it."""
+        for name in self._unwanted.intersection(self._adapters):
+            self._adapters = await link.change_adapters(partial(UnloadAdapter, name=name))
+        for name, path in list(self._wanted.items()):
+            if name in self._adapters:
+                continue
             try:
                 self._adapters = await link.change_adapters(partial(_loading, name=name, path=path))
             except ServingError as error:
                 logger.error("the adapter %s is not loaded again: %s", name, error)
-                del self._added[name]
+                del self._wanted[name]
 
     def healthy(self) -> bool:
         beat = self._supervisor.beat
@@ -167,19 +192,22 @@ class RemoteEngine:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     async def _run(self, operation: str, body: Json, context: RequestContext) -> Json | Stream:
-        return await self._supervisor.link().ask(operation, body, context)
+        link = _proving.get() or self._supervisor.link()
+        return await link.ask(operation, body, context)
 
     async def _load_adapter(self, name: str, path: Path) -> None:
         async def load() -> None:
             self._adapters = await self._supervisor.link().change_adapters(partial(_loading, name=name, path=path))
-            self._added[name] = path
+            self._wanted[name] = path
+            self._unwanted.discard(name)
 
         await self._to_its_end(load())
 
     async def _unload_adapter(self, name: str) -> None:
         async def unload() -> None:
             self._adapters = await self._supervisor.link().change_adapters(partial(UnloadAdapter, name=name))
-            self._added.pop(name, None)
+            self._wanted.pop(name, None)
+            self._unwanted.add(name)
 
         await self._to_its_end(unload())
 
@@ -189,6 +217,15 @@ class RemoteEngine:
         self._changing.add(task)
         task.add_done_callback(self._changing.discard)
         await asyncio.shield(task)
+
+
+def _without_adapters(launch: Launch, loaded: Loaded) -> Launch:
+    """How a later process is started, where adapters can be loaded one by one: a file that is gone since must not keep
+    the model from being served. The setting stays, empty: the engine keeps room for them."""
+    options = launch.spec.options
+    if not (loaded.takes_adapters and isinstance(options.get(ADAPTERS), Mapping)):
+        return launch
+    return replace(launch, spec=replace(launch.spec, options={**options, ADAPTERS: {}}))
 
 
 def _loading(call: int, *, name: str, path: Path) -> LoadAdapter:

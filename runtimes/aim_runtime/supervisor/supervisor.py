@@ -118,7 +118,7 @@ class Supervisor:
         stall_timeout_s: float,
         on_loaded: Callable[[Loaded, Link], Awaitable[None]],
     ) -> None:
-        self._launch = launch
+        self.launch = launch  #: of the next process
         self._model = launch.spec.served_model_name
         self._start_timeout_s = start_timeout_s
         self._stall_timeout_s = stall_timeout_s
@@ -145,9 +145,9 @@ class Supervisor:
         """
         self._began = time.monotonic()
         try:
-            self._process = Process(self._launch)
+            self._process = Process(self.launch)
         except OSError as error:
-            raise ModelLoadError(f"the engine's process cannot be started ({self._launch.python}): {error}") from error
+            raise ModelLoadError(f"the engine's process cannot be started ({self.launch.python}): {error}") from error
 
     @property
     def pid(self) -> int | None:
@@ -228,8 +228,9 @@ class Supervisor:
             await child.attach()
             loaded = await self._until_loaded(child)
             await self._prepare(child, loaded)
-        except ModelLoadError as error:
-            self.last_words = str(error)
+        except BaseException as error:
+            if isinstance(error, ModelLoadError):
+                self.last_words = str(error)
             self._child = None
             await child.bury()
             raise
@@ -239,18 +240,20 @@ class Supervisor:
 
     async def _prepare(self, child: _Child, loaded: Loaded) -> None:
         """Whatever is asked of the new process before it is ready ends with it, or when the time is over."""
-
-        def give_up(_: object) -> None:
-            child.link.fail_all(self.unavailable)
-
-        child.over.add_done_callback(give_up)
+        preparing = asyncio.ensure_future(self._on_loaded(loaded, child.link))
         left_s = max(1.0, self._start_timeout_s - (time.monotonic() - self._began))
+        ends: set[asyncio.Future[Any]] = {preparing, child.over}
         try:
-            await asyncio.wait_for(self._on_loaded(loaded, child.link), left_s)
-        except TimeoutError:
-            raise ModelLoadError("the engine's process has loaded the model, but not its adapters, in time") from None
+            await asyncio.wait(ends, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            child.over.remove_done_callback(give_up)
+            preparing.cancel()
+            await asyncio.gather(preparing, return_exceptions=True)
+        if not preparing.cancelled():
+            preparing.result()
+        elif child.over.done():
+            raise ModelLoadError(f"the engine's process {await child.bury()}")
+        else:
+            raise ModelLoadError("the engine's process has loaded the model, but is not ready for requests in time")
 
     async def _until_loaded(self, child: _Child) -> Loaded:
         timeout_s = max(0.0, self._start_timeout_s - (time.monotonic() - self._began))
@@ -310,6 +313,9 @@ class Supervisor:
                 await self._load()
             except (ModelLoadError, OSError) as error:
                 logger.error("model %s: the engine does not start again: %s", self._model, error)
+                continue
+            except Exception:  # the edge of the watch: without it nobody would start the engine again
+                logger.exception("model %s: the engine does not start again", self._model)
                 continue
             logger.info("model %s: the engine is back after %.1f s", self._model, self.load_seconds)
             return

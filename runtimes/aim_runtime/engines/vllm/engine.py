@@ -66,7 +66,8 @@ class VllmEngine:
         engine_args: vLLM's own flags, as a command line (``["--dtype", "bfloat16"]``) or as a mapping of flag to
             value (``{"dtype": "bfloat16", "enforce-eager": True}``). A flag that vLLM does not know, that belongs
             to vLLM's own HTTP server, or that contradicts the arguments above is an error of :meth:`load`.
-        adapters: LoRA adapters (PEFT directories) to load with the model: name → directory.
+        adapters: LoRA adapters (PEFT directories) to load with the model: name → directory; none of them: room for
+            some, None: no room.
         deterministic: with vLLM's batch-invariant kernels; its CPU build has none, and :meth:`load` says so.
     """
 
@@ -93,7 +94,7 @@ class VllmEngine:
             "max_model_len": max_model_len,
             "max_num_seqs": max_num_seqs,
             "tensor_parallel_size": tensor_parallel_size,
-            "enable_lora": True if adapters else None,
+            "enable_lora": True if adapters is not None else None,
         }
         self._served_name = served_model_name
         self._adapters_at_start = dict(adapters or {})

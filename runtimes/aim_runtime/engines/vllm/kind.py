@@ -30,7 +30,7 @@ def create(spec: EngineSpec, settings: VllmSettings) -> Engine:
         max_num_seqs=spec.max_concurrency,
         tensor_parallel_size=settings.tensor_parallel_size,
         engine_args=settings.engine_args,
-        adapters=settings.adapters,
+        adapters=settings.adapters if "adapters" in settings.model_fields_set else None,
         deterministic=settings.deterministic,
     )
 
