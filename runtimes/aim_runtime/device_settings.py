@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from aim_kserve.log import NOISY
 from aim_kserve.settings import ServerSettings
 from aim_profile.errors import AimProfileError
 from aim_profile.gpus.modes import Compute, Memory
@@ -168,3 +169,10 @@ class DeviceSettings(ServerSettings):
     termination_log: Path = Field(
         Path("/dev/termination-log"), description="where the reason of a refused start is written, if it can be"
     )
+
+    @property
+    def log_levels(self) -> dict[str, str]:
+        """Logger ("": the root) → its level, where one is said: for this process and the engine's."""
+        ours = self.log_level or ("DEBUG" if self.debug else None)
+        others = dict.fromkeys(("", *NOISY), self.log_level_root) if self.log_level_root else {}
+        return {**others, "aim": ours} if ours else {**others}

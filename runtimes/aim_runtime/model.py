@@ -122,7 +122,7 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         stats = self.runs_on.stats()
         code = "engine_restarting" if stats.state == "restarting" else None
         if stats.state == "restarting":
-            why = f", its process {stats.last_words}" if stats.last_words else ""
+            why = f", {stats.last_words}" if stats.last_words else ""
             what = f"is being started again{why}: ask again"
         elif stats.state == "unreachable":
             what = "cannot be reached: ask again"

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aim_kserve import log
 from aim_kserve.errors import StartupError
-from aim_kserve.log import NOISY, log_to_stderr
 from aim_profile.errors import AimProfileError
 from aim_runtime.assignment import Assignment, Refused
 from aim_runtime.engines.base import Engine, Prove
@@ -36,7 +36,7 @@ def run(settings: RuntimeSettings) -> int:
     What is here (node) and what the model needs (facts, profile) become an assignment: which devices, which arguments.
     What does not fit, or is not as the settings say, is refused before anything is loaded.
     """
-    log_to_stderr()
+    log.log_to_stderr()
     set_levels(settings)
     if settings.models is not None:
         return run_several(settings, settings.models)
@@ -91,12 +91,7 @@ def run_several(settings: RuntimeSettings, file: Path) -> int:
 
 def set_levels(settings: RuntimeSettings) -> None:
     """Our own loggers and everybody else's, where the settings say so."""
-    level = settings.log_level or ("DEBUG" if settings.debug else None)
-    if level:
-        logging.getLogger("aim").setLevel(level)
-    if settings.log_level_root:
-        for name in (None, *NOISY):
-            logging.getLogger(name).setLevel(settings.log_level_root)
+    log.set_levels(settings.log_levels)
 
 
 def _launch(settings: RuntimeSettings, engine: Engine, assignment: Assignment) -> Launch:

@@ -30,6 +30,7 @@ from aim_runtime.supervisor.frames import NOTHING, WINDOW_BYTES, Abort, Ask, Chu
 from aim_runtime.supervisor.launch import Launch
 from aim_runtime.supervisor.remote import RemoteEngine
 from aim_runtime.supervisor.service import Service
+from aim_runtime.supervisor.words import Words
 from fake_engine import FakeChatBody, FakeEngine, words
 
 ASK = {"messages": [{"role": "user", "content": "one two three"}], "max_tokens": 20}
@@ -317,7 +318,7 @@ async def test_closed_while_loading_or_before_it_leaves_nothing() -> None:
 
 FAULTS: dict[str, tuple[Json, str]] = {
     "kill": ({}, "was killed by SIGKILL"),
-    "exit": ({"code": 3}, "ended with exit 3: .*ValueError: out of luck"),
+    "exit": ({"code": 3}, "its process ended with exit 3: ask again"),
     "stall": ({}, "has not moved for 1 s"),
     "hang": ({}, "nor given a sign of life"),
     "garbage": ({"hex": "00000004c1c1c1c1"}, "cannot be understood"),
@@ -352,6 +353,9 @@ async def test_whoever_waits_is_told_and_it_goes_on(fault: str, caplog: pytest.L
         assert not psutil.pid_exists(first)
         assert (await ask(engine, "chat/completions", ASK))["choices"]
         assert "1 requests were told so" in caplog.text or "2 requests were told so" in caplog.text
+        if fault == "exit":  # what it printed may be what somebody else asked: for the log only
+            assert "ended with exit 3: an odd engine loads / ValueError: out of luck; " in caplog.text
+            assert "out of luck" not in caught.value.message
 
 
 async def test_a_start_that_fails_later_is_tried_again_and_again(
@@ -368,6 +372,15 @@ async def test_a_start_that_fails_later_is_tried_again_and_again(
         assert (await ask(engine, "chat/completions", ASK))["choices"]
 
 
+async def test_who_has_served_is_down_no_longer_than_it_had_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The delays are for starts that fail. Somebody who kills it over and over must not keep it from the others."""
+    monkeypatch.setattr(supervising, "_AGAIN_S", (0.0, 600.0))
+    async with loaded() as engine:
+        for _ in range(3):
+            await killed(engine)
+        assert engine.restarts == 3
+
+
 async def test_what_the_process_started_ends_with_it() -> None:
     async with loaded() as engine:
         grandchild = (await ask(engine, "odd/spawn", {}))["pid"]
@@ -380,6 +393,51 @@ def _is_zombie(number: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(number).status() == psutil.STATUS_ZOMBIE
     return True
+
+
+async def test_what_the_process_logs_has_its_level_in_our_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "aim.engine")
+
+    async def said(**body: Any) -> list[tuple[int, str]]:
+        caplog.clear()
+        await ask(engine, "odd/say", body)
+        await ask(engine, "odd/say", {"hex": b"the end\n".hex()})
+        await until(lambda: "the end" in caplog.text)
+        return [(record.levelno, record.getMessage()) for record in caplog.records][:-1]
+
+    async with loaded(log_levels={"aim": "WARNING"}) as engine:
+        assert await said(level=logging.ERROR, text="on fire") == [(logging.ERROR, "model m: aim.odd: on fire")]
+        assert await said(level=logging.INFO, text="fine") == []
+        assert await said(level=logging.WARNING, text="one\ntwo") == [
+            (logging.WARNING, "model m: aim.odd: one"),
+            (logging.WARNING, "model m: two"),
+        ]
+        assert await said(hex=b"printed, not logged\n".hex()) == [(logging.INFO, "model m: printed, not logged")]
+    async with loaded(log_levels={"aim": "DEBUG"}) as engine:
+        assert await said(level=logging.DEBUG, text="so") == [(logging.DEBUG, "model m: aim.odd: so")]
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown"),
+    [
+        (b"\x1b[2J\x1b[31mred\x07", r"\x1b[2J\x1b[31mred\x07"),
+        (b" 10 %\r 50 %\r100 %\r", "100 %"),
+        (b"safe\r2026-01-01 INFO aim.server: forged", "2026-01-01 INFO aim.server: forged"),
+        (b"\xff\xfe\x00", r"\ufffd\ufffd\x00".replace(r"\ufffd", "\ufffd")),
+        ("a\u2028b\u0085c\u202ed".encode(), r"a\u2028b\x85c\u202ed"),
+        ("日本\u3000語 🙂\t.".encode(), "日本\u3000語 🙂\t."),
+        (b"<3>" + b"y" * 5000, "y" * 2000),
+    ],
+)
+def test_what_a_process_prints_is_one_line_that_commands_no_terminal(
+    printed: bytes, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "aim.engine")
+    words = Words("m")
+    words.data_received(printed + b"\n")
+    (record,) = caplog.records
+    assert record.getMessage() == f"model m: {shown}"
+    assert words.last == shown[:300].strip()
 
 
 async def test_a_process_that_floods_its_output_is_read_and_cut_short(caplog: pytest.LogCaptureFixture) -> None:

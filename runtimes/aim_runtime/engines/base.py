@@ -78,7 +78,7 @@ class EngineStats:
     # Of an engine in a process of its own (``aim_runtime.supervisor``) or elsewhere; None where it runs in ours.
     state: State | None = None
     restarts: int | None = None
-    last_words: str | None = None  # why the last process ended: one line, bounded
+    last_words: str | None = None  # "its process was killed by …": one line, bounded, told to clients
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,12 @@ from typing import NoReturn
 import uvloop
 
 from aim_kserve.errors import ShutdownError
+from aim_kserve.log import log_to_stderr, set_levels
 from aim_runtime.engines import registry
 from aim_runtime.engines.base import Engine, EngineSpec, ModelLoadError
 from aim_runtime.supervisor.frames import Loaded, LoadFailed, Reader, Start, ToEngine
 from aim_runtime.supervisor.service import Service
+from aim_runtime.supervisor.words import Prefixed
 
 logger = logging.getLogger("aim.child")
 
@@ -32,10 +34,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr(formatter=Prefixed("%(name)s: %(message)s"))
     link = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(link.fileno(), False)
     start = _first(link)
+    set_levels(start.log_levels)
     _bind_to(start)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(_serve(link, start.spec))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from aim_kserve.errors import StartupError
 from aim_runtime.assignment import Assignment
@@ -60,7 +61,7 @@ def _is_elsewhere(settings: RuntimeSettings, engine: str) -> bool:
 def remote_engine(settings: RuntimeSettings, launch: Launch) -> RemoteEngine:
     """An engine in a process of its own, not started yet, with the bounds that ``settings`` give."""
     return RemoteEngine(
-        launch,
+        replace(launch, log_levels=settings.log_levels),
         start_timeout_s=settings.start_timeout,
         stall_timeout_s=float(launch.spec.options.get("stall_timeout") or _STALL_TIMEOUT_S),
     )

@@ -31,12 +31,13 @@ class Message(msgspec.Struct, array_like=True, gc=False):
 
 class Start(Message, tag=1):
     """Which engine to build. Before its library is imported, the process binds itself to ``cpus`` and limits its
-    anonymous memory; ``parent`` is whose end it does not outlive."""
+    anonymous memory; ``parent`` is whose end it does not outlive. ``log_levels``: logger ("": the root) → level."""
 
     spec: EngineSpec
     parent: int
     cpus: frozenset[int] | None = None
     memory_bytes: int | None = None
+    log_levels: dict[str, str] = {}
 
 
 class Ask(Message, tag=2):

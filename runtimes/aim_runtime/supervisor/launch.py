@@ -34,6 +34,7 @@ class Launch:
         ``OMP_NUM_THREADS`` …).
     cpus: the CPUs it may use; None: ours.
     memory_bytes: most anonymous memory (``RLIMIT_DATA``: a mapped model file is not counted); None: no limit.
+    log_levels: logger ("": the root) → level, where it is not the default.
     """
 
     spec: EngineSpec
@@ -41,6 +42,7 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     cpus: frozenset[int] | None = None
     memory_bytes: int | None = None
+    log_levels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Process:
@@ -71,7 +73,7 @@ class Process:
         self.pid = self._popen.pid
         assert self._popen.stdout is not None
         self.output = self._popen.stdout
-        start = Start(launch.spec, os.getpid(), launch.cpus, launch.memory_bytes)
+        start = Start(launch.spec, os.getpid(), launch.cpus, launch.memory_bytes, dict(launch.log_levels))
         with contextlib.suppress(OSError):  # it has ended already: whoever waits for it is told
             self.socket.sendall(encode([start]))
         self.exit_fd = os.pidfd_open(self.pid)

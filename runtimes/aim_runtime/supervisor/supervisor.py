@@ -29,6 +29,7 @@ _LAST_WORDS_S = 0.5  #: what a process that has ended printed is in the pipe alr
 _EXIT_AFTER_EOF_S = 0.5
 _LOOKS = 8  #: at the silence, in the time that is allowed for it
 _AGAIN_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  #: before the first, the second … start in a row
+_LEAST_S = 1.0  #: before the start after an end that came at once
 _STEADY_S = 60.0  #: served so long, and an end is a first one again
 _REASON_CHARACTERS = 500
 RETRY_S = 5
@@ -77,7 +78,8 @@ class _Child:
         self._loop.call_later(_EXIT_AFTER_EOF_S, self.end, reason)
 
     async def bury(self) -> str:
-        """End it if it has not ended, and say why in one line: its last words among it, if it ended by itself."""
+        """End it if it has not ended, and say how it ended, in one line. Nothing that it printed is in it: that may
+        be what somebody asked."""
         if self._buried is not None:
             return self._buried
         reason = self.over.result() if self.over.done() else ""
@@ -91,13 +93,17 @@ class _Child:
         else:
             self._loop.remove_reader(self.process.exit_fd)
             how = "does not end"
-        if not reason:
-            reason = f"{how}: {self.words.last}" if self.words.last else how
         self.link.close()
         if self._output is not None:
             self._output.close()
-        self._buried = reason[:_REASON_CHARACTERS]
+        self._buried = (reason or how)[:_REASON_CHARACTERS]
         return self._buried
+
+    async def obituary(self) -> str:
+        """The same with its last words, if it ended by itself: for the log, and for who starts it."""
+        how = await self.bury()
+        by_itself = not (self.over.done() and self.over.result())
+        return f"{how}: {self.words.last}"[:_REASON_CHARACTERS] if by_itself and self.words.last else how
 
 
 class Supervisor:
@@ -201,8 +207,8 @@ class Supervisor:
     def unavailable(self) -> Unavailable:
         what = {
             "loading": "is still loading: ask again",
-            "failed": f"could not be loaded: {self.last_words}",
-        }.get(self.state, f"is being started again, its process {self.last_words}: ask again")
+            "failed": f"could not be loaded, {self.last_words}",
+        }.get(self.state, f"is being started again, {self.last_words}: ask again")
         return Unavailable(f"the engine of model {self._model} {what}", code="engine_restarting", retry_after_s=RETRY_S)
 
     def stalled_s(self) -> float | None:
@@ -230,7 +236,7 @@ class Supervisor:
             await self._prepare(child, loaded)
         except BaseException as error:
             if isinstance(error, ModelLoadError):
-                self.last_words = str(error)
+                self.last_words = f"its last start failed: {error}"[:_REASON_CHARACTERS]
             self._child = None
             await child.bury()
             raise
@@ -251,7 +257,7 @@ class Supervisor:
         if not preparing.cancelled():
             preparing.result()
         elif child.over.done():
-            raise ModelLoadError(f"the engine's process {await child.bury()}")
+            raise ModelLoadError(f"the engine's process {await child.obituary()}")
         else:
             raise ModelLoadError("the engine's process has loaded the model, but is not ready for requests in time")
 
@@ -266,7 +272,7 @@ class Supervisor:
             raise ModelLoadError(
                 f"the engine's process has not loaded it in {self._start_timeout_s:g} s (--start_timeout){words}"
             )
-        raise ModelLoadError(f"the engine's process {await child.bury()}")
+        raise ModelLoadError(f"the engine's process {await child.obituary()}")
 
     def _on_beat(self, beat: Beat) -> None:
         self.beat, self.beat_at = beat, time.monotonic()
@@ -298,14 +304,18 @@ class Supervisor:
     async def _replace(self, child: _Child) -> None:
         """Tell everybody, and start another process."""
         self.state = "restarting"
-        self.last_words = await child.bury()
+        obituary = await child.obituary()
+        self.last_words = f"its process {await child.bury()}"
         self._child = self.beat = None
         told = child.link.fail_all(self.unavailable)
-        logger.error("model %s: the engine's process %s; %d requests were told so", self._model, self.last_words, told)
-        if time.monotonic() - self._ready_at > _STEADY_S:
+        logger.error("model %s: the engine's process %s; %d requests were told so", self._model, obituary, told)
+        served_s = time.monotonic() - self._ready_at
+        if served_s > _STEADY_S:
             self._failures = 0
+        most_s = max(_LEAST_S, served_s)  # a request that ends it again and again takes half of the time at most
         while True:
-            await asyncio.sleep(_AGAIN_S[min(self._failures, len(_AGAIN_S) - 1)])
+            await asyncio.sleep(min(most_s, _AGAIN_S[min(self._failures, len(_AGAIN_S) - 1)]))
+            most_s = _AGAIN_S[-1]
             self._failures += 1
             self.restarts += 1
             self._began = time.monotonic()

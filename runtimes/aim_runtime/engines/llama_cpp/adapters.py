@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # the library behind it is imported by load()
     from .bindings import LlamaModel, LoadedLora
     from .scheduler import Scheduler
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("aim.engine.llama_cpp")
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ import numpy as np
 from .sampling import Logits, TokenIds
 from .special_tokens import SpecialTokens
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("aim.engine.llama_cpp")
 
 #: llama_decode's answer when the cache has no room for the batch; the cache is then as it was before.
 NO_KV_SLOT = 1

@@ -45,7 +45,7 @@ from .request import (
 from .sequence import Generation, Sequence, Sink
 from .tools import ToolForm, ToolUse
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("aim.engine.llama_cpp")
 
 if TYPE_CHECKING:  # the library behind it is imported by load()
     from .constraint import Constraint

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # the libraries behind these take 0.3 s to import: load() doe
     from .constraint import Constraints
     from .scheduler import Scheduler
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("aim.engine.llama_cpp")
 
 _CELL_STEP = 256  # llama.cpp pads the cache to this
 

@@ -31,7 +31,7 @@ from .sequence import Delta, Sequence
 from .slots import Slot, Slots
 from .turns import Turns
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("aim.engine.llama_cpp")
 
 _WAKE = None
 
