@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from aim_kserve.errors import BadRequest, NotFound, ServingError, Unavailable
-from aim_runtime.engines.base import Json, ModelLoadError, RequestContext
+from aim_runtime.engines.base import EngineDied, Json, ModelLoadError, RequestContext
 from aim_runtime.models.directory import Models
 from aim_runtime.models.entry import Launch, ModelEntry
 from aim_runtime.models.eviction import DoesNotFit
 from aim_runtime.replicas.choice import prefix_of
 from aim_runtime.replicas.engine import Replica, Replicas
+from aim_runtime.replicas.suspects import KEPT, QUARANTINE_S, Suspects
 from fake_engine import FakeEngine, words
 
 
@@ -82,7 +83,7 @@ async def ask(engine: Replicas, **fields: Any) -> str:
     return "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
 
 
-def taken(engines: list[Mortal]) -> list[int]:
+def taken(engines: Sequence[FakeEngine]) -> list[int]:
     return [len(engine.seen) for engine in engines]
 
 
@@ -392,3 +393,84 @@ async def test_ending_while_a_replica_is_left_frees_it() -> None:
         await models.close()
         await asyncio.gather(move, return_exceptions=True)
         assert all(engine.closed for engine in made.engines.values())
+
+
+# --- requests that end the engine -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Fragile(FakeEngine):
+    """Dies of ``poison`` as a supervised engine does, and is back at once."""
+
+    deaths: int = 0
+    mercy: int = 10**9
+
+    async def _answer(self, request: Any) -> Any:
+        if request.prompt == "poison" and self.deaths < self.mercy:
+            self.deaths += 1
+            death = EngineDied("its process has died", code="engine_restarting", retry_after_s=5)
+            death.alone = self._running + self._waiting == 0
+            raise death
+        return await super()._answer(request)
+
+
+def fragile(count: int, **options: Any) -> tuple[Replicas, list[Fragile]]:
+    engines = [Fragile("m", **options) for _ in range(count)]
+    return Replicas([Replica(engine, str(index)) for index, engine in enumerate(engines)], random.Random(7)), engines
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+async def test_a_request_that_ends_every_engine_ends_two(count: int) -> None:
+    together, engines = fragile(count)
+    await together.load()
+    if count == 1:
+        with pytest.raises(EngineDied, match="its process has died"):
+            await ask(together, prompt="poison")
+    for _ in range(5):
+        with pytest.raises(ServingError, match="alone in the engine's process 2 times") as caught:
+            await ask(together, prompt="poison")
+        assert not isinstance(caught.value, Unavailable)
+        assert caught.value.headers() == {"x-should-retry": "false"}
+        assert caught.value.code == "request_ends_engine"
+    assert sum(engine.deaths for engine in engines) == 2
+    assert await ask(together, prompt="other") == "".join(words(4))
+
+
+async def test_a_request_among_others_is_not_suspected_and_ends_no_more_than_two_at_a_time() -> None:
+    together, engines = fragile(3, token_s=0.01)
+    await together.load()
+    others = [asyncio.create_task(ask(together, prompt=str(index), max_tokens=30)) for index in range(12)]
+    await until(lambda: min(taken(engines)) >= 1)
+    for number in range(1, 4):
+        with pytest.raises(EngineDied):
+            await ask(together, prompt="poison")
+        assert sum(engine.deaths for engine in engines) == 2 * number
+    assert set(await asyncio.gather(*others)) == {"".join(words(30))}
+
+
+async def test_who_is_answered_after_all_was_not_to_blame() -> None:
+    together, (engine,) = fragile(1, mercy=1)
+    await together.load()
+    for stream in (False, True) * 3:  # somebody else killed it each time
+        engine.deaths = 0
+        with pytest.raises(EngineDied):
+            await ask(together, prompt="poison", stream=stream)
+        assert await ask(together, prompt="poison", stream=stream) == "".join(words(4))
+
+
+def test_suspicion_ends_and_is_bounded() -> None:
+    now = 0.0
+    suspects = Suspects(lambda: now)
+    death = EngineDied("")
+    death.alone = True
+    assert suspects.blame("completions", {"prompt": "\ud800"}, death) is death
+    refusal = suspects.blame("completions", {"prompt": "\ud800"}, death)
+    with pytest.raises(type(refusal)):
+        suspects.check("completions", {"prompt": "\ud800"})
+    suspects.check("tokenize", {"prompt": "\ud800"})
+    now = 1 + QUARANTINE_S
+    suspects.check("completions", {"prompt": "\ud800"})
+    assert suspects.blame("completions", {"prompt": "\ud800"}, death) is death
+    for number in range(10 * KEPT):
+        suspects.blame("completions", {"prompt": str(number)}, death)
+    assert len(suspects._ends) == KEPT

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from aim_kserve import errors
 from aim_kserve.errors import BadRequest, NotFound, ServingError, Unavailable
-from aim_runtime.engines.base import Engine, EngineSpec, Json, ModelLoadError, RequestContext, Stream, Usage
+from aim_runtime.engines.base import Engine, EngineDied, EngineSpec, Json, ModelLoadError, RequestContext, Stream, Usage
 from aim_runtime.fields import fields_of
 from aim_runtime.supervisor import launch as launching
 from aim_runtime.supervisor import supervisor as supervising
@@ -340,6 +340,8 @@ async def test_whoever_waits_is_told_and_it_goes_on(fault: str, caplog: pytest.L
             assert caught.value.status == 503
             assert caught.value.retry_after_s
             assert caught.value.code == "engine_restarting"
+            assert isinstance(caught.value, EngineDied)
+            assert not caught.value.alone  # the stream was there, too
         with pytest.raises(Unavailable, match=says):
             _ = [chunk async for chunk in answer]
         if engine.state == "restarting":
@@ -474,7 +476,7 @@ async def test_drained_requests_finish_and_a_dead_parent_takes_the_process_along
         assert (await asked)["choices"]
     code = (
         "import asyncio, pathlib\n"
-        "from aim_runtime.engines.base import Engine, EngineSpec, RequestContext\n"
+        "from aim_runtime.engines.base import Engine, EngineDied, EngineSpec, RequestContext\n"
         "from aim_runtime.supervisor import launch\n"
         "from aim_runtime.supervisor.remote import RemoteEngine\n"
         "launch.CHILD = 'odd_child'\n"
@@ -537,8 +539,9 @@ async def test_who_leaves_before_its_request_has_begun_leaves_nothing_behind() -
 async def killed(engine: RemoteEngine) -> None:
     """Its process, and the next one is ready."""
     before = engine.restarts
-    with pytest.raises(Unavailable):
+    with pytest.raises(EngineDied) as caught:
         await ask(engine, "odd/kill", {})
+    assert caught.value.alone
     await until(lambda: engine.restarts > before and engine.healthy())
 
 

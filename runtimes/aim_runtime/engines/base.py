@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from aim_kserve.errors import Unavailable
 from aim_runtime.fields import Fields
 
 Json = dict[str, Any]
@@ -96,6 +97,12 @@ class EngineSpec:
     max_model_len: int | None = None
     max_concurrency: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class EngineDied(Unavailable):
+    """The engine's process ended while it had this request; ``alone``: and no other."""
+
+    alone = False
 
 
 class ModelLoadError(Exception):

@@ -18,6 +18,7 @@ from pathlib import Path
 from aim_kserve.errors import BadRequest, ServingError, ShutdownError, Unavailable
 from aim_runtime.engines.base import (
     Engine,
+    EngineDied,
     EngineStats,
     Json,
     ModelLoadError,
@@ -32,6 +33,7 @@ from aim_runtime.fields import Fields
 from aim_runtime.in_flight import InFlight
 from aim_runtime.memory_watch import Gate
 from aim_runtime.replicas.choice import Choice, prefix_of
+from aim_runtime.replicas.suspects import Suspects
 
 logger = logging.getLogger("aim.server")
 
@@ -125,6 +127,7 @@ class Replicas:
         self._replicas = list(replicas)
         self.name = replicas[0].engine.name
         self._choice: Choice[Replica] = Choice(choice or random.Random())
+        self._suspects = Suspects()
         self._adapters: dict[str, Path] = {}
         self._changing = asyncio.Lock()
 
@@ -278,23 +281,46 @@ class Replicas:
     # --- requests -----------------------------------------------------------------------------------------------
 
     async def run(self, operation: str, body: Json, context: RequestContext) -> Json | Stream:
-        """One operation on one replica, or on a second one where the first dies or is full."""
+        """One operation on one replica, or on a second one where the first dies or is full.
+
+        Raises:
+            EndsTheEngine: it has ended an engine's process each time it came.
+        """
+        self._suspects.check(operation, body)
         if len(self._replicas) == 1:
-            replica = self._replicas[0]
-            with replica.in_flight:
-                answer = await replica.engine.operations[operation](body, context)
-            return answer if isinstance(answer, dict) else _held(replica, answer)
+            return await self._on(self._replicas[0], operation, body, context)
         prefix = prefix_of(body)
         healthy = [replica for replica in self._replicas if replica.answers()]
         replica = self._choice.of(healthy or self._replicas, prefix)
         try:
-            with replica.in_flight:
-                answer = await replica.engine.operations[operation](body, context)
+            answer = await self._on(replica, operation, body, context)
         except Unavailable as error:
             return await self._elsewhere(replica, error, operation, body, context, prefix)
         if isinstance(answer, dict):
             return answer
         return self._stream(replica, answer, operation, body, context, prefix)
+
+    async def _on(self, replica: Replica, operation: str, body: Json, context: RequestContext) -> Json | Stream:
+        """On that one."""
+        try:
+            with replica.in_flight:
+                answer = await replica.engine.operations[operation](body, context)
+        except EngineDied as death:
+            raise self._suspects.blame(operation, body, death) from None
+        if isinstance(answer, dict):
+            self._suspects.acquit(operation, body)
+            return answer
+        return self._held(replica, answer, operation, body)
+
+    async def _held(self, replica: Replica, chunks: Stream, operation: str, body: Json) -> Stream:
+        try:
+            with replica.in_flight:
+                async with aclosing(chunks):
+                    async for chunk in chunks:
+                        yield chunk
+        except EngineDied as death:
+            raise self._suspects.blame(operation, body, death) from None
+        self._suspects.acquit(operation, body)
 
     async def _elsewhere(
         self,
@@ -312,9 +338,7 @@ class Replicas:
         _forget(context)
         replica = self._choice.of(others, prefix)
         logger.info("request %s goes to another replica: %s", context.request_id, error)
-        with replica.in_flight:
-            answer = await replica.engine.operations[operation](body, context)
-        return answer if isinstance(answer, dict) else _held(replica, answer)
+        return await self._on(replica, operation, body, context)
 
     async def _stream(
         self,
@@ -327,8 +351,8 @@ class Replicas:
     ) -> Stream:
         begun = False
         try:
-            async with aclosing(_held(replica, chunks)) as held:
-                async for chunk in held:
+            async with aclosing(chunks):
+                async for chunk in chunks:
                     begun = True
                     yield chunk
             return
@@ -340,13 +364,6 @@ class Replicas:
         assert not isinstance(answer, dict)  # the body has not changed
         async with aclosing(answer) as other:
             async for chunk in other:
-                yield chunk
-
-
-async def _held(replica: Replica, chunks: Stream) -> Stream:
-    with replica.in_flight:
-        async with aclosing(chunks):
-            async for chunk in chunks:
                 yield chunk
 
 

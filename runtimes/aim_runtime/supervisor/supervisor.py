@@ -12,10 +12,10 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from aim_kserve.errors import Unavailable
-from aim_runtime.engines.base import ModelLoadError, State
+from aim_runtime.engines.base import EngineDied, ModelLoadError, State
 
 from .frames import Beat, Close, Loaded, LoadFailed
 from .launch import Launch, Process
@@ -33,6 +33,8 @@ _LEAST_S = 1.0  #: before the start after an end that came at once
 _STEADY_S = 60.0  #: served so long, and an end is a first one again
 _REASON_CHARACTERS = 500
 RETRY_S = 5
+
+U = TypeVar("U", bound=Unavailable)
 
 
 class _Child:
@@ -204,12 +206,12 @@ class Supervisor:
             raise self.unavailable()
         return self._child.link
 
-    def unavailable(self) -> Unavailable:
+    def unavailable(self, kind: type[U] = Unavailable) -> U:  # type: ignore[assignment]
         what = {
             "loading": "is still loading: ask again",
             "failed": f"could not be loaded, {self.last_words}",
         }.get(self.state, f"is being started again, {self.last_words}: ask again")
-        return Unavailable(f"the engine of model {self._model} {what}", code="engine_restarting", retry_after_s=RETRY_S)
+        return kind(f"the engine of model {self._model} {what}", code="engine_restarting", retry_after_s=RETRY_S)
 
     def stalled_s(self) -> float | None:
         """Seconds without progress while there is work, as of now; None where the engine cannot tell."""
@@ -301,13 +303,24 @@ class Supervisor:
             if silence_s >= self._stall_timeout_s and not overslept:
                 child.end(f"has not moved for {silence_s:.0f} s, nor given a sign of life")
 
+    def _tell(self, link: Link) -> int:
+        """Whoever waits for an answer that the process has died; returns how many that were."""
+        alone = len(link.calls) == 1
+
+        def death() -> EngineDied:
+            error = self.unavailable(EngineDied)
+            error.alone = alone
+            return error
+
+        return link.fail_all(death)
+
     async def _replace(self, child: _Child) -> None:
         """Tell everybody, and start another process."""
         self.state = "restarting"
         obituary = await child.obituary()
         self.last_words = f"its process {await child.bury()}"
         self._child = self.beat = None
-        told = child.link.fail_all(self.unavailable)
+        told = self._tell(child.link)
         logger.error("model %s: the engine's process %s; %d requests were told so", self._model, obituary, told)
         served_s = time.monotonic() - self._ready_at
         if served_s > _STEADY_S:
