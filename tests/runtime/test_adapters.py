@@ -68,6 +68,7 @@ def serving(embedded_model: Path, adapters: dict[str, Path]) -> Iterator[Served]
         "threads": 1,
         "max_model_len": 512,
         "adapters": f"a={adapters['a']}",
+        "deterministic": "true",  # texts are compared, with and without a known prefix
         "runtime_adapters": "true",
         "adapter_dir": adapters["a"].parent,
     }
