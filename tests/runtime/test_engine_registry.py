@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from aim_runtime.engines import registry
 from aim_runtime.engines.base import EngineSpec, ModelLoadError
+from aim_runtime.settings import RuntimeSettings
 from served import Served
 
 KIND = """
@@ -166,3 +168,16 @@ def test_options_come_as_values_or_as_text() -> None:
     spec = EngineSpec("vllm", Path(), "m", options={"engine_args": "--dtype half"})
     settings = registry.kind("vllm").settings.model_validate(dict(spec.options))
     assert settings.model_dump()["engine_args"] == ["--dtype", "half"]
+
+
+@pytest.mark.parametrize(("options", "room"), [({}, None), ({"adapters": {}}, True), ({"adapters": {"a": "/a"}}, True)])
+def test_vllm_keeps_room_for_adapters_where_the_setting_is_there(options: dict[str, object], room: bool | None) -> None:
+    """Empty is what a process that is started again is told: its adapters are loaded one by one."""
+    kind = registry.kind("vllm")
+    engine: Any = kind.create(EngineSpec("vllm", Path("/x"), "m"), kind.settings.model_validate(options))
+    assert engine._ours.get("enable_lora") is room
+
+
+def test_an_empty_setting_is_none() -> None:
+    settings = RuntimeSettings(engine="vllm", adapters={}, engine_args=[])
+    assert settings.engine_options("vllm") == {}
