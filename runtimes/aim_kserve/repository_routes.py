@@ -5,14 +5,16 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from aim_kserve.access import log_of
 from aim_kserve.errors import BadRequest
-from aim_kserve.http import check_media, parse_object, read_body
+from aim_kserve.http import ClientDisconnected, cancelled_on_disconnect, check_media, parse_object, read_body
 from aim_kserve.kserve import ModelRepositoryExtension
 
 MAX_BODY_BYTES = 64 * 1024
@@ -21,7 +23,7 @@ _HARMLESS = frozenset({"unload_dependents"})
 
 
 def repository_routes(repository: ModelRepositoryExtension) -> list[BaseRoute]:
-    """Index, load and unload. A load goes on when its client leaves."""
+    """Index, load and unload. What has begun goes on when its client leaves."""
 
     async def index(request: Request) -> Response:
         body = await _body(request, {"ready"})
@@ -31,18 +33,28 @@ def repository_routes(repository: ModelRepositoryExtension) -> list[BaseRoute]:
         return JSONResponse(await repository.index(ready))
 
     async def load(request: Request) -> Response:
-        _check_parameters(await _body(request, {"parameters"}))
-        return JSONResponse(await repository.load(request.path_params["name"]))
+        return await _changed(request, repository.load)
 
     async def unload(request: Request) -> Response:
-        _check_parameters(await _body(request, {"parameters"}))
-        return JSONResponse(await repository.unload(request.path_params["name"]))
+        return await _changed(request, repository.unload)
 
     return [
         Route("/v2/repository/index", index, methods=["POST"]),
         Route("/v2/repository/models/{name:path}/load", load, methods=["POST"]),
         Route("/v2/repository/models/{name:path}/unload", unload, methods=["POST"]),
     ]
+
+
+async def _changed(request: Request, change: Callable[[str], Awaitable[Any]]) -> Response:
+    """What ``change`` of the named model answers. It is cancelled when the client leaves: what waits need not begin."""
+    try:
+        _check_parameters(await _body(request, {"parameters"}))
+        async with cancelled_on_disconnect(request.receive):
+            return JSONResponse(await change(request.path_params["name"]))
+    except ClientDisconnected:
+        log_of(request.scope).client_left = True
+        return Response(status_code=499)  # nginx's word for it; nobody reads it
+    raise AssertionError  # unreachable: mypy takes the context for one that may swallow exceptions
 
 
 async def _body(request: Request, known: set[str]) -> dict[str, Any]:

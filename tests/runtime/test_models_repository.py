@@ -168,6 +168,27 @@ def test_a_load_goes_on_when_its_client_leaves(served: Served) -> None:
     post(served, "unload", "slow")
 
 
+def test_changes_that_wait_leave_with_their_clients_and_are_not_endless() -> None:
+    models = {"a": {}, "slow": {"at_start": False, "engine": {"load_s": 2.0}}}
+    with Served.fake_models(models=models) as server, ThreadPoolExecutor(40) as pool:
+        begun = pool.submit(post, server, "load", "slow")
+        while index(server)["slow"][0] != "LOADING":
+            assert not begun.done()
+        for number in range(10):  # hundreds of these would be minutes of loading, for nobody
+            url = f"{server.url}/v2/repository/models/slow/{('unload', 'load')[number % 2]}"
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(url, timeout=httpx.Timeout(5, read=0.02))
+        assert begun.result()[0] == 200
+        assert post(server, "load", "slow") == (200, {"name": "slow", "load": True})  # at once: nothing was before it
+        assert [line["audit"] for line in server.audit_lines() if line["model"] == "slow"] == ["load"]
+        post(server, "unload", "slow")
+        stay = [pool.submit(post, server, "load", "slow") for _ in range(20)]
+        answers = [each.result() for each in stay]
+        refused = [body["error"] for status, body in answers if status == 429]
+        assert [status for status, _ in answers].count(200) == 17  # one at work, sixteen waiting
+        assert set(refused) == {"model slow: 16 changes of it wait for their turn: ask again later"}
+
+
 @contextmanager
 def traffic(server: Served, model: str) -> Iterator[list[int]]:
     """Statuses of requests to ``model``, sent all the while."""

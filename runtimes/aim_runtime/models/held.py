@@ -27,7 +27,8 @@ MakeGate = Callable[[Engine, Sequence[Device], int | None], Gate]
 
 @dataclass(eq=False)
 class Held:
-    """``model`` is None while it is not served; ``reason``: why it is not. ``turn``: whoever changes it holds it."""
+    """``model`` is None while it is not served; ``reason``: why it is not. ``turn``: whoever changes it holds it,
+    and so many are ``waiting`` for it."""
 
     entry: ModelEntry
     gate: MakeGate | None = None
@@ -37,6 +38,7 @@ class Held:
     evicted: bool = False
     loaded_s: float = 0.0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0
     _watched: dict[Replica, Watched] = field(default_factory=dict)
     _counted_as: dict[str, Metrics] = field(default_factory=dict)
     _registry: CollectorRegistry = REGISTRY

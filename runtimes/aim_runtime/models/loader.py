@@ -1,8 +1,8 @@
 """Changing what is served: load, unload, migrate.
 
 Changes of one name come one after the other; those of different names do not wait for each other, except that one at a
-time is admitted, so that two cannot be promised the same memory. A change goes on when who asked for it leaves, and is
-told to ``audit``.
+time is admitted, so that two cannot be promised the same memory. A change that has begun goes on when who asked for it
+leaves, and is told to ``audit``; one that waits for its turn is dropped then.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from prometheus_client import CollectorRegistry
 
-from aim_kserve.errors import BadRequest, ServingError, StartupError
+from aim_kserve.errors import BadRequest, Overloaded, ServingError, StartupError, Unavailable
 from aim_kserve.server import settle_heap
 from aim_runtime.model import State
 from aim_runtime.models.entry import RANK, Launch, ModelEntry
@@ -27,6 +27,9 @@ from aim_runtime.models.held import Held
 logger = logging.getLogger("aim.server")
 
 Eviction = Literal["never", "idle"]
+#: Changes of one name that may wait for their turn: each may take minutes, and whoever asked for the last would wait
+#: for all of them.
+MOST_WAITING = 16
 
 
 class Admit(Protocol):
@@ -75,17 +78,35 @@ class Loader:
         self._registry = registry
         self._strict_fields = strict_fields
         self._admitting = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[None]] = set()
+        self._ending = False
 
-    async def to_its_end(self, change: Coroutine[Any, Any, None]) -> None:
-        """Wait for a change, which goes on if we are cancelled."""
-        task = asyncio.ensure_future(change)
+    async def _in_turn(self, held: Held, change: Callable[[], Awaitable[None]]) -> None:
+        """Carry a change out when it is its turn, to its end even if we are cancelled; before, it has not begun.
+
+        Raises:
+            Overloaded: too many wait already.
+            Unavailable: the server is ending.
+        """
+        if held.waiting >= MOST_WAITING:
+            raise Overloaded(f"model {held.name}: {held.waiting} changes of it wait for their turn: ask again later")
+        held.waiting += 1
+        try:
+            await held.turn.acquire()
+        finally:
+            held.waiting -= 1
+        if self._ending:
+            held.turn.release()
+            raise Unavailable("the server is shutting down")
+        task = asyncio.ensure_future(change())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: held.turn.release())
         await asyncio.shield(task)
 
     async def stop(self) -> None:
-        """End every change that is under way."""
+        """End every change that is under way; none begins any more."""
+        self._ending = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -100,11 +121,14 @@ class Loader:
             DoesNotFit: nothing has changed.
             StartupError: it cannot be loaded, one line.
         """
-        async with held.turn:
+
+        async def change() -> None:
             if held.model is not None and held.state is State.READY and held.model.alive():
                 return
             with self._told("load", held):
                 await self._load(held)
+
+        await self._in_turn(held, change)
 
     async def _load(self, held: Held) -> None:
         if held.state in (State.FAILED, State.READY):  # it failed, or died
@@ -139,10 +163,13 @@ class Loader:
 
     async def unload(self, held: Held) -> None:
         """Raises ServingError: a part of it does not end."""
-        async with held.turn:
+
+        async def change() -> None:
             with self._told("unload", held):
                 await self._unload(held, "unloaded")
                 held.evicted = False
+
+        await self._in_turn(held, change)
 
     async def _unload(self, held: Held, reason: str) -> None:
         await held.unload(self._drain_s, reason)
@@ -152,26 +179,35 @@ class Loader:
 
     async def migrate(self, held: Held, to: Launch, leaving: str | None) -> None:
         """See :meth:`Models.migrate`."""
-        async with held.turn:
+
+        async def change() -> None:
             old = held.replica_at(leaving)
             with self._told("migrate", held, source=old.place, target=to.place):
                 await self._add(held, to)
                 await held.remove(old, self._drain_s)
 
+        await self._in_turn(held, change)
+
     async def add_replica(self, held: Held, to: Launch) -> None:
         """See :meth:`Models.add_replica`."""
-        async with held.turn:
+
+        async def change() -> None:
             with self._told("add_replica", held, target=to.place):
                 await self._add(held, to)
 
+        await self._in_turn(held, change)
+
     async def remove_replica(self, held: Held, leaving: str) -> None:
         """See :meth:`Models.remove_replica`."""
-        async with held.turn:
+
+        async def change() -> None:
             old = held.replica_at(leaving)
             if len(held.serving.replicas) == 1:
                 raise BadRequest(f"model {held.name} has one replica: unload the model")
             with self._told("remove_replica", held, source=leaving):
                 await held.remove(old, self._drain_s)
+
+        await self._in_turn(held, change)
 
     async def _add(self, held: Held, to: Launch) -> None:
         if to.place in {replica.place for replica in held.serving.replicas}:
