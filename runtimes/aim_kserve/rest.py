@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import BaseRoute, Match, Route, compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aim_kserve.access import log_of
@@ -70,6 +70,7 @@ def install(
     ]
     register_v1_endpoints(app, dataplane, repository)
     register_v2_endpoints(app, dataplane, repository)
+    _let_names_have_slashes(app.router.routes)
     for route in app.router.routes:
         if isinstance(route, APIRoute) and "POST" in route.methods:
             route.app = _bounded(route.app, max_body_bytes)
@@ -77,6 +78,17 @@ def install(
     for kind in handled:
         app.add_exception_handler(kind, _answer)
     return app
+
+
+def _let_names_have_slashes(routes: list[BaseRoute]) -> None:
+    """A served name may be ``org/model``, as most are called; KServe's routes take one segment. The longest go first:
+    ``/v2/models/a/ready`` asks for ``a``."""
+    named = [route for route in routes if isinstance(route, APIRoute) and "{model_name}" in route.path]
+    for route in named:
+        path = route.path.replace("{model_name}", "{model_name:path}")
+        route.path_regex, route.path_format, route.param_convertors = compile_path(path)
+    others = [route for route in routes if route not in named]
+    routes[:] = [*others, *sorted(named, key=lambda route: -route.path.count("/"))]
 
 
 def _bounded(app: ASGIApp, max_body_bytes: int) -> ASGIApp:

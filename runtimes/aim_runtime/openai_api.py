@@ -31,7 +31,7 @@ from aim_runtime.engines.base import Json, RequestContext
 from aim_runtime.fields import header_of
 from aim_runtime.model import RuntimeModel
 from aim_runtime.models.directory import Models
-from aim_runtime.models.variants import VARIANT_HEADER, Split, no_variant
+from aim_runtime.models.variants import VARIANT_HEADER, Split
 from aim_runtime.probes import probe_routes
 
 logger = logging.getLogger("aim.server")
@@ -69,7 +69,7 @@ def model_routes(models: Models) -> list[BaseRoute]:
         Route("/ping", state.health, methods=["GET", "POST"]),
         Route("/version", state.version, methods=["GET"]),
         Route("/load", state.load, methods=["GET"]),
-        *probe_routes(models, lambda: {model.name: model.refusal() for model in models.served}),
+        *probe_routes(models, lambda: {model.name: model.refusal() for model in models.served}, models.refusal_of),
         *(Route(f"{prefix}/models", cards.all, methods=["GET"]) for prefix in PREFIXES),
         *(Route(f"{prefix}/models/{{name:path}}", cards.one, methods=["GET"]) for prefix in PREFIXES),
     ]
@@ -192,16 +192,12 @@ class ModelCards:
 
     async def one(self, request: Request) -> Response:
         asked = request.path_params["name"]
-        split = self.models.split(asked)
-        if split is not None:
-            if not split.ready:
-                raise no_variant(split)
-            return JSONResponse({**_split_card(split, asked), "name": asked, "ready": True})
-        model = self.models.get(asked)
-        refusal = model.refusal()
+        refusal = self.models.refusal_of(asked)
         if refusal is not None:
             raise refusal
-        return JSONResponse({**_card(model, asked), "name": asked, "ready": True})
+        split = self.models.split(asked)
+        card = _card(self.models.get(asked), asked) if split is None else _split_card(split, asked)
+        return JSONResponse({**card, "name": asked, "ready": True})
 
 
 def _names(split: Split) -> tuple[str, ...]:

@@ -14,10 +14,12 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from aim_kserve.errors import Unavailable
+from aim_kserve.errors import NotFound, ServingError, Unavailable
 
 #: Served name → why it is not ready, None if it is.
 Refusals = Callable[[], Mapping[str, Unavailable | None]]
+#: The same of any name that a request may ask for. Raises ServingError where there is none.
+RefusalOf = Callable[[str], ServingError | None]
 
 
 class Probed(Protocol):
@@ -28,9 +30,9 @@ class Probed(Protocol):
     def refusal(self) -> Unavailable | None: ...
 
 
-def probe_routes(server: Probed, refusals: Refusals) -> list[BaseRoute]:
-    """For the router; ``refusals`` is asked at every probe."""
-    probes = _Probes(server, refusals)
+def probe_routes(server: Probed, refusals: Refusals, refusal_of: RefusalOf) -> list[BaseRoute]:
+    """For the router; ``refusals`` is asked at every probe, ``refusal_of`` for one name."""
+    probes = _Probes(server, refusals, refusal_of)
     return [
         Route("/healthz", probes.live, methods=["GET"]),
         Route("/readyz", probes.ready, methods=["GET"]),
@@ -39,9 +41,10 @@ def probe_routes(server: Probed, refusals: Refusals) -> list[BaseRoute]:
 
 
 class _Probes:
-    def __init__(self, server: Probed, refusals: Refusals) -> None:
+    def __init__(self, server: Probed, refusals: Refusals, refusal_of: RefusalOf) -> None:
         self._server = server
         self._refusals = refusals
+        self._refusal_of = refusal_of
 
     async def live(self, _: Request) -> Response:
         """503 only where nothing but a new process helps: a model that loads is no reason to end this one."""
@@ -58,17 +61,19 @@ class _Probes:
         return PlainTextResponse("ok") if failed is None else _refused(failed)
 
     async def ready_one(self, request: Request) -> Response:
-        name, refusals = request.path_params["name"], self._refusals()
-        if name not in refusals:
-            return PlainTextResponse(
-                f"no model {name!r} is served here; there are: {', '.join(refusals) or 'none'}", 404
-            )
-        refusal = refusals[name]
+        name = request.path_params["name"]
+        try:
+            refusal = self._refusal_of(name)
+        except NotFound:
+            there = ", ".join(self._refusals()) or "none"
+            return PlainTextResponse(f"no model {name!r} is served here; there are: {there}", 404)
+        except ServingError as error:
+            refusal = error
         return PlainTextResponse("ok") if refusal is None else _refused(refusal)
 
 
-def _refused(refusal: Unavailable) -> Response:
-    return PlainTextResponse(refusal.message, 503, refusal.headers())
+def _refused(refusal: ServingError) -> Response:
+    return PlainTextResponse(refusal.message, refusal.status, refusal.headers())
 
 
 def _verbose(checks: Mapping[str, Unavailable | None], failed: Unavailable | None) -> Response:

@@ -205,3 +205,29 @@ def test_all_drain_at_once_and_within_the_grace_period() -> None:
             for lines in first:
                 assert sum('"content":"' in line for line in lines) == 60
         assert server.exit_code(10) == 0
+
+
+def test_names_with_slashes_and_in_any_script_are_found_on_every_route() -> None:
+    models = {"org/model": {"aliases": ["org/also"]}, "модель": {}, "off": {"at_start": False}}
+    variants = {"assistant": {"модель": 1}}
+    with Served.fake_models(models=models, variants=variants) as server:
+        for name in ("org/model", "org/also", "модель", "assistant"):
+            assert httpx.get(f"{server.url}/v2/models/{name}/ready").json()["ready"], name
+            assert httpx.get(f"{server.url}/v2/models/{name}").json()["name"] == name
+            assert httpx.get(f"{server.url}/v1/models/{name}").json()["ready"]
+            assert httpx.get(f"{server.url}/readyz/{name}").text == "ok"
+            v1 = httpx.post(f"{server.url}/v1/models/{name}:predict", json={"instances": ["x"]})
+            assert (v1.status_code, len(v1.json()["predictions"])) == (200, 1)
+            tensor = {"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["x"]}
+            v2 = httpx.post(f"{server.url}/v2/models/{name}/infer", json={"inputs": [tensor]})
+            assert (v2.status_code, v2.json()["model_name"]) == (200, name)
+            chat = httpx.post(f"{server.url}{CHAT}", json={"model": name, "messages": ASK})
+            told = [dict(answer.headers.raw).get(b"x-model-variant") for answer in (v1, v2, chat)]
+            assert told == [("модель".encode() if name == "assistant" else None)] * 3
+        for path in ("/readyz/off", "/readyz/org", "/v2/models/org/ready", "/v1/models/org", "/v2/models/org/model/x"):
+            assert httpx.get(server.url + path).status_code == 404, path
+        assert httpx.post(f"{server.url}/v2/repository/models/org/model/unload").status_code == 200
+        assert httpx.get(f"{server.url}/v2/models/org/model/ready").status_code == 404
+        assert httpx.post(f"{server.url}/v2/repository/models/модель/unload").status_code == 200
+        assert httpx.get(f"{server.url}/readyz/assistant").status_code == 503
+        assert "Traceback" not in server.stderr()

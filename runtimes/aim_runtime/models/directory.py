@@ -190,6 +190,14 @@ class Models:
             return Unavailable("no model is loaded: POST /v2/repository/models/NAME/load loads one")
         return next((refusal for model in self.served if (refusal := model.refusal())), None)
 
+    def refusal_of(self, name: str) -> Unavailable | None:
+        """Why a name, alias, adapter or name with variants cannot be served now; None if it can. Raises as
+        :meth:`get`."""
+        split = self.split(name)
+        if split is not None:
+            return None if split.ready else no_variant(split)
+        return self.get(name).refusal()
+
     def alive(self) -> bool:
         """False once every model that was loaded has died, and nobody starts one again: only a new process helps. One
         that died among others is no reason to end those."""
@@ -237,7 +245,7 @@ class Models:
         """
         held = self._known(name)
         try:
-            await self._loader.to_its_end(self._loader.load(held))
+            await self._loader.load(held)
         except DoesNotFit as error:
             raise does_not_fit(name, error) from error
         except StartupError as error:
@@ -256,7 +264,7 @@ class Models:
             raise NotImplementedError(
                 f"model {name} lives as long as this process: scale or delete its InferenceService"
             )
-        await self._loader.to_its_end(self._loader.unload(held))
+        await self._loader.unload(held)
 
     async def migrate(self, name: str, to: Launch, leaving: str | None = None) -> None:
         """Load a replica at another place, send requests there, and free the old one once its own are done.
@@ -271,11 +279,11 @@ class Models:
             Unavailable: the model does not serve.
             ServingError: 409, it does not fit beside the old one: nothing has changed.
         """
-        await self._loader.to_its_end(self._loader.migrate(self._known(name), to, leaving))
+        await self._loader.migrate(self._known(name), to, leaving)
 
     async def add_replica(self, name: str, to: Launch) -> None:
         """Load one more. Raises as :meth:`migrate`."""
-        await self._loader.to_its_end(self._loader.add_replica(self._known(name), to))
+        await self._loader.add_replica(self._known(name), to)
 
     async def remove_replica(self, name: str, leaving: str) -> None:
         """Send it no more requests and free it once its own are done.
@@ -285,7 +293,7 @@ class Models:
             BadRequest: it is the last one.
             Unavailable: the model does not serve.
         """
-        await self._loader.to_its_end(self._loader.remove_replica(self._known(name), leaving))
+        await self._loader.remove_replica(self._known(name), leaving)
 
     def _known(self, name: str) -> Held:
         if self._ending:

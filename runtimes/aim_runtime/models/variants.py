@@ -110,7 +110,7 @@ class SplitModel(Model):  # type: ignore[misc]  # KServe ships no types
         if route is None:
             raise no_variant(self._split)
         if response_headers is not None:
-            response_headers[VARIANT_HEADER] = route.variant
+            response_headers[VARIANT_HEADER] = route.variant.encode().decode("latin-1")  # sent as the UTF-8 it is
         return await route.model.predict_as(self.name, payload, headers or {}, counted_by=route.counted_by)
 
     def get_input_types(self) -> list[Json]:
