@@ -15,6 +15,8 @@ import orjson
 from starlette.types import Receive, Send
 
 from aim_kserve.errors import BadRequest, ServingError, TooLarge, Unavailable, UnsupportedMedia
+from aim_kserve.shortcut import Shortcut
+from aim_kserve.sse import sse
 
 JSON = (b"content-type", b"application/json")
 SSE_HEADERS = [
@@ -160,11 +162,6 @@ async def send_error(send: Send, error: ServingError) -> None:
     await send_json(send, error.body(), status=error.status, headers=error.headers())
 
 
-def sse(payload: bytes) -> bytes:
-    """One server-sent event. A payload that already carries its ``event:`` line is framed as it is."""
-    return (payload if payload.startswith(b"event:") else b"data: " + payload) + b"\n\n"
-
-
 async def send_events(send: Send, receive: Receive, events: AsyncGenerator[bytes, None], *, done: bytes = DONE) -> None:
     """:func:`pump_events`, ended as soon as the client leaves.
 
@@ -175,15 +172,20 @@ async def send_events(send: Send, receive: Receive, events: AsyncGenerator[bytes
         await pump_events(send, events, done=done)
 
 
-async def pump_events(send: Send, events: AsyncGenerator[bytes, None], *, done: bytes = DONE) -> None:
+async def pump_events(
+    send: Send, events: AsyncGenerator[bytes, None], *, done: bytes = DONE, shortcut: Shortcut | None = None
+) -> None:
     """Stream ``events`` (payloads without framing) and end in ``done`` or, on a ServingError and at the end of the
-    grace period, an error event and ``done``. The generator is always closed."""
+    grace period, an error event and ``done``. The generator is always closed. Events after the first may come by the
+    ``shortcut`` while we wait for them."""
+    shortcut = shortcut or Shortcut()
     async with aclosing(events):
         await send({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
         try:
             with or_shutdown():
                 async for payload in events:
                     await send({"type": "http.response.body", "body": sse(payload), "more_body": True})
+                    shortcut.is_open = True
         except ServingError as error:
             await send({"type": "http.response.body", "body": sse(orjson.dumps(error.body())), "more_body": True})
         await send({"type": "http.response.body", "body": done})

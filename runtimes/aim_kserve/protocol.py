@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
 from typing import Any
 
 import httptools
@@ -20,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from aim_kserve.corked import CorkedHttp
 from aim_kserve.errors import BadRequest
+from aim_kserve.shortcut import EXTENSION
 
 LINGER_S = 2.0  # enough for what is on its way, and for a client to notice
 MAX_HEAD_BYTES = 64 * 1024  # h11's own bound, and more than nginx's four buffers of 8 KiB
@@ -98,6 +100,7 @@ class PatientHttp(CorkedHttp):
         self._unanswered.append(self.cycle)
         if 0 < len(self.pipeline) <= MAX_WAITING:
             self.flow.resume_reading()  # the end of the connection is read like a request
+        self.scope["extensions"] = {EXTENSION: {"write": partial(_write, self.cycle)}}
 
     def on_message_complete(self) -> None:
         if not self._offer:
@@ -160,6 +163,16 @@ class PatientHttp(CorkedHttp):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _write(cycle: RequestResponseCycle, body: bytes) -> bool:
+    """What ``cycle.send`` does with a piece of a body, if it can be done at once; False where not, and nothing is."""
+    if not cycle.response_started or cycle.response_complete or not cycle.chunked_encoding:
+        return False
+    if cycle.flow.write_paused or cycle.disconnected or cycle.transport.is_closing():
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+    return True
 
 
 def _answer(status: int, message: str) -> bytes:

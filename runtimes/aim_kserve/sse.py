@@ -24,6 +24,11 @@ class Event:
     name: bytes = b""
 
 
+def sse(payload: bytes) -> bytes:
+    """One server-sent event. A payload that already carries its ``event:`` line is framed as it is."""
+    return (payload if payload.startswith(b"event:") else b"data: " + payload) + b"\n\n"
+
+
 class EventReader:
     """``feed`` bytes as they come, get the events they complete; ``rest`` at the end."""
 

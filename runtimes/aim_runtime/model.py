@@ -193,6 +193,7 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
             if isinstance(answer, dict):
                 meter.end(200)
                 return answer
+            context.shortcut.tap = meter.tick
             return self._metered(answer, meter)
 
     def _counts(self, body: Json, metrics: Metrics) -> RequestMetrics:

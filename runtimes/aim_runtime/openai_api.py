@@ -27,6 +27,7 @@ from aim_kserve.http import (
     send_json,
 )
 from aim_kserve.rest import as_serving_error
+from aim_kserve.shortcut import EXTENSION
 from aim_runtime.engines.base import Json, RequestContext
 from aim_runtime.fields import header_of
 from aim_runtime.model import RuntimeModel
@@ -115,6 +116,7 @@ class Operations:
 
     async def _answer(self, operation: str, body: Json, scope: Scope, receive: Receive, send: Send) -> None:
         context = RequestContext(log_of(scope).unique_id, Headers(raw=scope["headers"]))
+        context.shortcut.write = scope.get("extensions", {}).get(EXTENSION, {}).get("write")
         async with cancelled_on_disconnect(receive):
             route = self.models.route(body, context)
             answer = await route.call(operation, body, context)
@@ -123,7 +125,7 @@ class Operations:
             if isinstance(answer, dict):
                 await send_json(send, answer)
             else:
-                await pump_events(send, answer)
+                await pump_events(send, answer, shortcut=context.shortcut)
 
 
 def _with_headers(send: Send, ignored: list[str], variant: str) -> Send:

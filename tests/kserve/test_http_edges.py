@@ -22,9 +22,9 @@ from aim_kserve.http import (
     read_body,
     send_error,
     send_events,
-    sse,
     until_disconnected,
 )
+from aim_kserve.sse import sse
 
 
 class Client:

@@ -10,8 +10,8 @@ from aim_guardrail.metrics import Metrics
 from aim_guardrail.screen import NOT_TEXT, SHADOWS, Json, Screening, drop_shadows
 from aim_guardrail.stream_text import UNSUPPORTED, StreamText
 from aim_kserve.errors import ServingError, UpstreamFailed
-from aim_kserve.http import DONE, sse
-from aim_kserve.sse import Event
+from aim_kserve.http import DONE
+from aim_kserve.sse import Event, sse
 
 _CHUNK_FIELDS = NOT_TEXT | {"choices", "usage", "metrics", *SHADOWS}
 _CHOICE_FIELDS = NOT_TEXT | {"delta", "text", "stop_reason", *SHADOWS}

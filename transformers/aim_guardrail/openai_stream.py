@@ -23,8 +23,8 @@ from aim_guardrail.responses_stream import ResponsesStream
 from aim_guardrail.screen import Blocked, Screening
 from aim_guardrail.stream_text import UNSUPPORTED
 from aim_kserve.errors import ServingError, UpstreamFailed
-from aim_kserve.http import DONE, sse
-from aim_kserve.sse import Event
+from aim_kserve.http import DONE
+from aim_kserve.sse import Event, sse
 
 
 class StreamScreen:

@@ -37,9 +37,8 @@ from aim_kserve.http import (
     read_body,
     send_bytes,
     send_json,
-    sse,
 )
-from aim_kserve.sse import Event, EventReader, EventTooLarge
+from aim_kserve.sse import Event, EventReader, EventTooLarge, sse
 
 logger = logging.getLogger("aim.server")
 

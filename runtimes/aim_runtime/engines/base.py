@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from aim_kserve.errors import Unavailable
+from aim_kserve.shortcut import Shortcut
 from aim_runtime.fields import Fields
 
 Json = dict[str, Any]
@@ -47,6 +48,7 @@ class RequestContext:
     ``priority``: lower is served first, 0 is ordinary (vLLM's convention).
     ``timeout_s``: the server ends the request after this many seconds; None is never.
     ``ignored`` is filled in by the server: the body's fields that the operation does not know.
+    ``shortcut``: where an engine that reads a stream off a socket may offer its chunks.
     """
 
     request_id: str
@@ -55,6 +57,7 @@ class RequestContext:
     timeout_s: float | None = None
     usage: Usage = field(default_factory=Usage)
     ignored: list[str] = field(default_factory=list)
+    shortcut: Shortcut = field(default_factory=Shortcut)
 
 
 #: One operation, e.g. chat. It validates *before* it returns, so that a bad request is a 4xx and never an

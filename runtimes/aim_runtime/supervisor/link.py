@@ -53,6 +53,11 @@ class Call:
         if not self.reply.done():
             self.reply.set_result(message)
 
+    def sent(self, chunks: list[bytes]) -> bool:
+        """Whether they could be sent past the reader, who waits for them."""
+        waits = self._waiter is not None and not self._waiter.done()
+        return waits and self.context.shortcut.offer(chunks)
+
     def add(self, chunks: list[bytes]) -> None:
         self.chunks.extend(chunks)
         self._wake()
@@ -212,7 +217,10 @@ class Link(asyncio.Protocol):
             return
         if kind is Chunks:
             _count(call.context.usage, message.spent)
-            call.add(message.chunks)
+            if call.sent(message.chunks):
+                self.read(call, sum(map(len, message.chunks)))
+            else:
+                call.add(message.chunks)
         elif kind is Opened:
             call.answer(message)
         else:
@@ -239,6 +247,9 @@ class Stream(AsyncGenerator[bytes, None]):
 
     async def __anext__(self) -> bytes:
         call = self._call
+        if call.chunks and call.context.shortcut.offer(call.chunks):
+            self._link.read(call, sum(map(len, call.chunks)))
+            call.chunks.clear()
         while not call.chunks:
             if call.over:
                 error, call.error = call.error, None
