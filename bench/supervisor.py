@@ -1,7 +1,8 @@
 """What the hop to an engine in a process of its own costs: the fake engine through RemoteEngine, beside the same engine
 in this process, in one run.
 
-"a bare wake-up" is the floor of the paced row: a protocol that does nothing with as many bytes, as often.
+"a bare wake-up" is the floor of the paced row: a protocol that does nothing with as many bytes, as often. The whole way
+to a client, HTTP and all, is in ``bench/models.py``.
 
 Figures of the front are the CPU of this process, which noisy neighbours disturb less than times: per streamed token in
 bursts (eight streams as fast as they come: many tokens a wake-up) and paced (one stream, a token every 5 ms: a wake-up
