@@ -13,6 +13,7 @@ import importlib.metadata
 import logging
 import multiprocessing
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from aim_runtime.engines.base import EngineStats, ModelLoadError, Operation
 from aim_runtime.engines.kind import command_line
 from aim_runtime.fields import Fields
 
+from . import orphans
 from .output import ChildOutput, is_second_hand, one_line
 
 if TYPE_CHECKING:
@@ -104,6 +106,7 @@ class VllmEngine:
         self._requests: Mapping[str, Fields | None] = {}
         self._adapters: Adapters | None = None
         self._log_task: asyncio.Task[None] | None = None
+        self._watch: subprocess.Popen[bytes] | None = None
 
     @property
     def version(self) -> str:
@@ -136,7 +139,12 @@ class VllmEngine:
         set_environment()
         if self._deterministic:
             set_batch_invariance()
-        built = await self._construct()
+        self._watch = orphans.end_with_this_process()
+        try:
+            built = await self._construct()
+        except BaseException:
+            self._end_watch()
+            raise
         try:
             from . import serving
 
@@ -160,6 +168,14 @@ class VllmEngine:
         if adapters is not None:
             adapters.close()
         await built.close()
+        self._end_watch()
+
+    def _end_watch(self) -> None:
+        """Nothing that we have started is left."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.terminate()
+            watch.wait()
 
     async def load_adapter(self, name: str, path: Path) -> None:
         """As ``engines.base.TakesAdapters``: a PEFT directory."""
