@@ -27,7 +27,7 @@ from aim_runtime.fields import fields_of
 from aim_runtime.supervisor import launch as launching
 from aim_runtime.supervisor import supervisor as supervising
 from aim_runtime.supervisor.frames import NOTHING, WINDOW_BYTES, Abort, Ask, Chunks, Ended, FromEngine, Reader, encode
-from aim_runtime.supervisor.launch import Launch
+from aim_runtime.supervisor.launch import Launch, Process
 from aim_runtime.supervisor.remote import RemoteEngine
 from aim_runtime.supervisor.service import Service
 from aim_runtime.supervisor.words import Words
@@ -267,6 +267,33 @@ async def test_a_launch_sets_the_environment_the_cpus_and_the_memory() -> None:
         with pytest.raises(ServingError):  # MemoryError
             await ask(engine, "odd/blocks", {"bytes": 2**30})
         assert await ask(engine, "odd/blocks", {"bytes": 2**20}) == {"bytes": 2**20}
+
+
+async def test_a_body_for_which_there_is_no_memory_costs_its_own_request_only() -> None:
+    async with loaded(memory_bytes=300 * 2**20) as engine:
+        pid = engine.pid
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="has not enough memory left for this request"):
+                await ask(engine, "odd/usage", {"values": [[]] * 4_000_000})
+        with pytest.raises(Unavailable, match="has not enough memory left") as caught:
+            await ask(engine, "odd/blocks", {"bytes": 2**30})
+        assert (caught.value.code, caught.value.status) == ("memory_full", 503)
+        assert await ask(engine, "odd/blocks", {"bytes": 2**20}) == {"bytes": 2**20}
+        assert (engine.pid, engine.restarts) == (pid, 0)
+
+
+def test_a_process_is_reaped_twice_and_closes_nobody_elses_file(tmp_path: Path) -> None:
+    process = Process(Launch(EngineSpec("none", tmp_path, "m"), python="/bin/false"))
+    before = process.exit_fd
+    told = process.reap()
+    null = os.open(os.devnull, os.O_RDONLY)
+    if null != before:
+        os.dup2(null, before)
+        os.close(null)
+    assert process.reap() == told
+    os.fstat(before)  # the number was somebody else's by then
+    os.close(before)
+    process.discard()
 
 
 @pytest.mark.parametrize(

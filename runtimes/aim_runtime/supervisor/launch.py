@@ -98,8 +98,9 @@ class Process:
         """Wait for its end, which must have begun, and say how it ended. Blocks for as long as the kernel takes."""
         self.kill()
         code = self._popen.wait()
-        with contextlib.suppress(OSError):
-            os.close(self.exit_fd)
+        exit_fd, self.exit_fd = self.exit_fd, -1
+        if exit_fd >= 0:  # asked a second time, the number may be somebody else's by now
+            os.close(exit_fd)
         return how_it_ended(code)
 
     def discard(self) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from aim_kserve.errors import ServingError
+from aim_kserve.errors import ServingError, Unavailable
 from aim_runtime.engines.base import Engine, RequestContext, Stream, TakesAdapters, Usage
 
 from .errors import to_frame
@@ -33,6 +33,7 @@ from .frames import (
     Spent,
     ToEngine,
     UnloadAdapter,
+    Unread,
     encode,
 )
 
@@ -41,6 +42,7 @@ logger = logging.getLogger("aim.child")
 BEAT_S = 0.25  #: between two beats while there is work
 IDLE_BEAT_S = 1.0
 Work = Callable[[], Awaitable[None]]
+_RETRY_S = 5
 _FRESH_S = 0.05  #: with what streams bring, figures are sent along when they are older than this
 
 
@@ -102,6 +104,8 @@ class Service(asyncio.Protocol):
     def _take(self, message: Any) -> None:
         if isinstance(message, Ask):
             self._run(message.call, partial(self._answer, message))
+        elif isinstance(message, Unread):
+            self.send(to_frame(message.call, _no_memory(), NOTHING))
         elif isinstance(message, Credit):
             stream = self._streams.get(message.call)
             if stream is not None:
@@ -136,6 +140,9 @@ class Service(asyncio.Protocol):
             await work()
         except ServingError as error:
             self.send(to_frame(call, error, self._spent(call)))
+        except MemoryError:
+            logger.error("request %d failed: there is not enough memory for it", call)
+            self.send(to_frame(call, _no_memory(), self._spent(call)))
         except Exception:
             # The edge of one request: the others go on, the parent's client is told where the cause is.
             logger.exception("request %d failed", call)
@@ -218,6 +225,14 @@ class Service(asyncio.Protocol):
         while True:
             self.send(self._beat())
             await asyncio.sleep(BEAT_S if self._tasks else IDLE_BEAT_S)
+
+
+def _no_memory() -> Unavailable:
+    return Unavailable(
+        "the engine has not enough memory left for this request: ask again, or send less at once",
+        code="memory_full",
+        retry_after_s=_RETRY_S,
+    )
 
 
 def _chunks_of(stream: _Outgoing) -> Chunks:
