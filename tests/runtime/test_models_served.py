@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -159,4 +160,32 @@ def test_what_cannot_be_served_ends_with_one_message(
     with Served(write(tmp_path, embedded_model, text), wait=False) as server:
         assert server.exit_code(30) == 1
         assert says in server.stderr()
+        assert "Traceback" not in server.stderr()
+
+
+def test_a_file_that_vanishes_or_shrinks_is_told_and_costs_the_others_nothing(
+    embedded_model: Path, tmp_path: Path
+) -> None:
+    options = "max_model_len: 512, max_concurrency: 2, options: {threads: 1}"
+    file = tmp_path / "model.gguf"
+    shutil.copyfile(embedded_model, file)
+    text = f"- {{name: one, path: {file}, {options}}}\n- {{name: two, path: MODEL, {options}}}\n"
+    with Served(write(tmp_path, embedded_model, text)) as server:
+        base = f"{server.url}/v2/repository/models/one"
+        os.truncate(file, 1000)  # its pages are gone, too
+        lost = httpx.post(f"{server.url}/v1/completions", json={"model": "one", "prompt": "a b c", "max_tokens": 32})
+        assert lost.status_code == 503
+        server.wait_status("/v2/models/one/ready", 503)
+        load = httpx.post(f"{base}/load")
+        assert (load.status_code, "is being started again" in load.json()["error"]) == (503, True)
+        file.unlink()
+        assert httpx.post(f"{base}/unload").status_code == 200
+        load = httpx.post(f"{base}/load", timeout=60)
+        assert (load.status_code, f"{file} does not exist" in load.json()["error"]) == (400, True)
+        assert complete(server, "two").status_code == 200
+        shutil.copyfile(embedded_model, file)
+        assert httpx.post(f"{base}/load", timeout=60).status_code == 200
+        assert complete(server, "one").status_code == complete(server, "two").status_code == 200
+        server.terminate()
+        assert server.exit_code() == 0
         assert "Traceback" not in server.stderr()

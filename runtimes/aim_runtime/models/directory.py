@@ -241,7 +241,7 @@ class Models:
             NotFound: no such model.
             ServingError: 409, it does not fit: with the shortfall. Nothing has changed.
             BadRequest: it cannot be loaded; says why.
-            Unavailable: the server is ending.
+            Unavailable: the server is ending; or it is loaded, and its engine is being started again.
         """
         held = self._known(name)
         try:

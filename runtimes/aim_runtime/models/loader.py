@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from aim_kserve.errors import BadRequest, Overloaded, ServingError, StartupError, Unavailable
 from aim_kserve.server import settle_heap
-from aim_runtime.model import State
+from aim_runtime.model import RuntimeModel, State
 from aim_runtime.models.entry import RANK, Launch, ModelEntry
 from aim_runtime.models.eviction import DoesNotFit, Loaded, evictable, room
 from aim_runtime.models.held import Held
@@ -115,15 +115,17 @@ class Loader:
     # --- load and unload ----------------------------------------------------------------------------------------
 
     async def load(self, held: Held) -> None:
-        """Nothing to do where it serves, or is being started again by who watches it.
+        """Nothing to do where it serves.
 
         Raises:
+            Unavailable: it is being started again by who watches it.
             DoesNotFit: nothing has changed.
             StartupError: it cannot be loaded, one line.
         """
 
         async def change() -> None:
             if held.model is not None and held.state is State.READY and held.model.alive():
+                _check_serves(held.model)
                 return
             with self._told("load", held):
                 await self._load(held)
@@ -264,6 +266,12 @@ class Loader:
         finally:
             seconds = round(time.monotonic() - started_s, 3)
             self._audit(action, model=held.name, outcome=outcome, reason=reason, seconds=seconds, **fields)
+
+
+def _check_serves(model: RuntimeModel) -> None:
+    """Raises Unavailable where a loaded model's engine does not answer now."""
+    if not model.runs_on.healthy() and (refusal := model.refusal()) is not None:
+        raise refusal
 
 
 def does_not_fit(name: str, error: DoesNotFit) -> ServingError:
