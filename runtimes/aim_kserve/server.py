@@ -68,6 +68,12 @@ class Served(Protocol):
         ...
 
 
+def _refuse(error: StartupError) -> int:
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr)  # noqa: T201  the line a person or kubectl logs reads
+    return 1
+
+
 class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
     """Models behind KServe's V1/V2 REST and gRPC and our own ``routes``.
 
@@ -109,8 +115,8 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
             app = allow_origins(app, settings.cors_origins)
         self.app: ASGIApp = AccessLog(app, enabled=settings.access_log)
 
-    def run(self, served: Served) -> int:
-        """Serve until a signal or a failed load; returns the exit code."""
+    def run(self, served: Served, refuse: Callable[[StartupError], int] = _refuse) -> int:
+        """Serve until a signal or a failed load; returns the exit code. ``refuse`` says why it cannot serve."""
         if isinstance(served, Model):
             self.register_model(served)
         try:
@@ -118,9 +124,7 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(self._run(served, http_socket))
         except StartupError as error:
-            for line in str(error).splitlines():
-                print(f"error: {line}", file=sys.stderr)  # noqa: T201  the line a person or kubectl logs reads
-            return 1
+            return refuse(error)
 
     async def _run(self, served: Served, http_socket: socket.socket) -> int:
         grpc = GrpcServer(self.settings, self.dataplane, self.model_repository_extension)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from pathlib import Path
 
-from aim_kserve.settings import SettingsError
 from aim_kserve.signals import end_while_starting
-from aim_runtime.settings import RuntimeSettings
 
 _WHAT = (
     "Serve one model, or those of a file (--models), over OpenAI's API and KServe V1 and V2 (REST, gRPC). "
@@ -17,12 +17,15 @@ _WHAT = (
 
 def main() -> None:
     """Entry point of ``aim-runtime``. Exit codes: 0 stopped, 1 cannot serve, 2 wrong settings."""
-    end_while_starting()
+    end_while_starting()  # before anything that takes its time to be imported
     if sys.argv[1:2] == ["compare"]:
         from aim_runtime.compare import main as compare
 
         _as_a_filter()
         sys.exit(compare(sys.argv[2:]))
+    from aim_kserve.settings import SettingsError
+    from aim_runtime.settings import RuntimeSettings
+
     try:
         settings = RuntimeSettings.load(sys.argv[1:], prog="aim-runtime", description=_WHAT)
     except SettingsError as error:
@@ -43,8 +46,12 @@ def _as_a_filter() -> None:
 
 
 def _refuse(reason: str) -> int:
-    for line in reason.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    """Settings are wrong, and the one that says where Kubernetes looks may be among them: its variable counts."""
+    from aim_runtime.device_settings import TERMINATION_LOG
+    from aim_runtime.start import say
+
+    given = os.environ.get("AIM_TERMINATION_LOG")
+    say(reason, Path(given or TERMINATION_LOG), create=bool(given))
     return 2
 
 

@@ -56,6 +56,8 @@ def _is_said(value: object) -> object:
     return True if isinstance(value, str) and not value.strip() else value
 
 
+#: Where Kubernetes looks, unless the container says otherwise (terminationMessagePath).
+TERMINATION_LOG = Path("/dev/termination-log")
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
@@ -167,7 +169,7 @@ class DeviceSettings(ServerSettings):
         "text", description="form of --dry_run: text or json", json_schema_extra={"short": "-o"}
     )
     termination_log: Path = Field(
-        Path("/dev/termination-log"), description="where the reason of a refused start is written, if it can be"
+        TERMINATION_LOG, description="where the reason of a refused start is written, if it can be"
     )
 
     @property

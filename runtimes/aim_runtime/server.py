@@ -140,4 +140,4 @@ def serve_models(settings: RuntimeSettings, models: Models, more: Sequence[BaseR
         routes += adapter_routes(lambda: models.served, audit=models.audit, directory=settings.adapter_dir)
     operations = partial(Operations, models=models, max_body_bytes=int(settings.max_body_mib * 1024**2))
     server = Server(settings, routes, [operations], registry=Registry(models), repository=Repository(models))
-    return server.run(models)
+    return server.run(models, partial(refuse, settings, of_several=True))

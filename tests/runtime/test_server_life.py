@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -98,6 +100,42 @@ def test_a_model_that_cannot_be_loaded_ends_with_1_and_one_line() -> None:
         assert server.exit_code() == 1
         assert server.stderr().splitlines()[-1] == "error: model m: /mnt/models/x.gguf: bad magic"
         assert "Traceback" not in server.stderr()
+
+
+def test_whatever_ends_the_start_is_in_the_termination_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for options, says in (
+            ({"http_port": port}, f"cannot listen on 127.0.0.1:{port} (Address already in use): choose another"),
+            ({"grpc_port": port}, f"cannot listen on 127.0.0.1:{port} (gRPC): choose another --grpc_port"),
+            ({}, "model m: /mnt/models/x.gguf: bad magic"),
+        ):
+            arguments = Served.fake_arguments("--termination_log", str(log), load_error="/mnt/models/x.gguf: bad magic")
+            with Served(arguments, wait=False, **options) as server:
+                assert server.exit_code() == 1
+                assert log.read_text().startswith(says)
+                assert server.stderr().splitlines()[-1] == f"error: {log.read_text()}"
+    env = {**os.environ, "AIM_TERMINATION_LOG": str(log), "AIM_MEMORY_LIMIT": "much", "AIM_PARTITION_ID": "none"}
+    done = subprocess.run([sys.executable, "-m", "aim_runtime"], env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert [f"error: {line}" for line in log.read_text().splitlines()] == done.stderr.splitlines()
+    assert "AIM_MEMORY_LIMIT: 'much' is not a memory size" in log.read_text()
+
+
+def test_terminated_while_settings_are_imported_ends_with_0() -> None:
+    """A container's first process ignores a signal that it does not handle: its grace period would pass for nothing."""
+    program = (
+        "import os, runpy, signal, sys, importlib.abc\n"
+        "class Late(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'pydantic': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Late())\n"
+        "runpy.run_module('aim_runtime', run_name='__main__')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=30).returncode == 0
 
 
 def test_terminated_while_loading_ends_with_0() -> None:
