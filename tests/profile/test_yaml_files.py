@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from aim_profile.cli.app import app
 from aim_profile.errors import AimProfileError
+from aim_profile.files import read as reading
 from aim_profile.files.read import parse_yaml
 from aim_profile.files.shape import MAX_DEPTH
 from aim_profile.models.load import by_id
@@ -240,3 +241,9 @@ def test_json_with_its_characters_escaped_is_read_like_any_json(label: str):
     assert node.labels == (("zone", f"\\{label}\U0001f600"),)
     body["nodes"][0]["crads"] = 2
     assert refusal(parse_fleet, json.dumps(body, indent=1)).startswith("f.yaml:10: nodes[0].crads")
+
+
+def test_a_file_without_an_end_is_refused_as_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_MAX_FILE_BYTES", 1000)
+    with pytest.raises(AimProfileError, match="/dev/zero: larger than"):
+        reading.read_text(Path("/dev/zero"), AimProfileError)

@@ -5,6 +5,7 @@ fleet.yaml:7: nodes[2].crads: unknown key; did you mean cards?
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -60,9 +61,11 @@ def _json_as_yaml(text: str) -> str:
 def read_text(file: Path, error: type[AimProfileError]) -> str:
     """The file's text. Raises `error` naming the file."""
     try:
-        if file.stat().st_size > _MAX_FILE_BYTES:
+        with file.open("rb") as opened:  # a device or a pipe has no size, and may have no end
+            raw = opened.read(_MAX_FILE_BYTES + 1)
+        if len(raw) > _MAX_FILE_BYTES:
             raise error(f"{file}: larger than {_MAX_FILE_BYTES // 2**20} MiB", field=str(file))
-        return file.read_text(encoding="utf-8")
+        return io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8").read()  # line ends as of a text file
     except OSError as problem:
         raise error(f"{file}: {problem.strerror or problem}", field=str(file)) from problem
     except UnicodeDecodeError as problem:
