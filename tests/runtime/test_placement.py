@@ -141,6 +141,55 @@ def test_settings_that_contradict_their_placement(place: Place) -> None:
     assert "placement chat/0 says max-model-len 4096, the settings say 1024" in str(refused)
 
 
+@pytest.mark.parametrize(
+    ("said", "field", "says"),
+    [
+        ({"precision": "CPU"}, "precision", "placement chat/0 says precision CPU: Input should be 'int4', "),
+        ({"memory_limit_gib": 24.5}, "memory-limit", "memory-limit 24.500 GiB: one MI300X CPX/NPS4 has 23.998 GiB"),
+    ],
+)
+def test_a_plan_that_somebody_wrote_into(said: dict[str, object], field: str, says: str, place: Place) -> None:
+    plan = planned(TWO)
+    first, *rest = plan.placements
+    refused = place.refusal(
+        plan.model_copy(update={"placements": (first.model_copy(update=said), *rest)}), "chat", "code"
+    )
+    assert refused.field == field
+    assert says in str(refused)
+
+
+def test_a_device_that_is_shared_beyond_its_memory(place: Place) -> None:
+    plan = planned(TWO)
+    chat, other, code = plan.placements
+    shared = [run.model_copy(update={"cards": chat.cards, "partitions": chat.partitions}) for run in (chat, other)]
+    twenty = [run.model_copy(update={"memory_limit_gib": 20.0}) for run in shared]
+    refused = place.refusal(plan.model_copy(update={"placements": (*twenty, code)}), "chat", "code")
+    assert (refused.field, refused.shortfall_gib) == ("memory-limit", 16.002)
+    assert "placement chat/1: card 0 partition 2 is shared up to 40 GiB, 16.002 GiB more than it has" in str(refused)
+
+
+def test_a_refusal_says_which_of_several_models_it_is_of(place: Place, tmp_path: Path) -> None:
+    models = tmp_path / "models.yaml"
+    listed = [f"- {{name: good, path: {place.model}}}", f"- {{name: bad, path: {tmp_path / 'nothing'}}}"]
+    long = f"- {{name: long, path: /{'x' * 5000}}}"
+    for lines, says in (
+        (listed, f"model bad: --model_dir {tmp_path / 'nothing'}: no such file or directory"),
+        ([listed[0], long], "model long: /xxxx"),
+        ([listed[0], f"{listed[1][:-1]}, load: on_demand}}"], "model bad: --model_dir"),
+        ([f"{listed[0][:-1]}, profile: none}}"], "model good: profile: 'none' is not a profile id"),
+    ):
+        models.write_text("\n".join(["version: 1", "models:", *lines]))
+        done = subprocess.run(
+            [sys.executable, "-m", "aim_runtime", "--dry_run", "--models", str(models), "--node", str(place.node)],
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"error: {says}")
+        assert len(line) < 1000
+
+
 def test_a_model_larger_than_planned_for_is_refused(place: Place) -> None:
     place.model = write_model(place.folder / "larger", 30 * 10**9)
     refused = place.refusal(planned(TWO), "chat", "code")

@@ -127,7 +127,7 @@ class Placement(_Frozen):
     need_gib: Gib
     budget_gib: Gib
     headroom_gib: float = Field(allow_inf_nan=False)
-    memory_limit_gib: Gib | None = None
+    memory_limit_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     running: bool = False
     reason: str = ""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from aim_kserve.errors import StartupError
 from aim_profile.errors import AimProfileError
@@ -106,7 +106,7 @@ def narrowed(settings: RuntimeSettings, who: str, said: Mapping[str, object]) ->
     """The settings with what `who` says, by the fields' names.
 
     Raises:
-        Refused: they say something else.
+        Refused: they say something else, or it is nothing that a setting can be: somebody wrote it by hand.
     """
     for name, value in said.items():
         before = getattr(settings, name)
@@ -118,7 +118,22 @@ def narrowed(settings: RuntimeSettings, who: str, said: Mapping[str, object]) ->
                 value=before,
                 remedy="set one of them",
             )
-    return settings.model_copy(update=dict(said))
+    checked = {name: _checked(settings, who, name, value) for name, value in said.items()}
+    return settings.model_copy(update=checked)
+
+
+def _checked(settings: RuntimeSettings, who: str, name: str, value: object) -> object:
+    """The value as that setting has it. Raises Refused."""
+    if value is None:
+        return None
+    field = type(settings).model_fields[name]
+    kind: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, *field.metadata])  # type: ignore[arg-type]
+    try:
+        return kind.validate_python(value)
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        said = name.replace("_", "-")
+        raise Refused(f"{who} says {said} {value}: {why}", field=said, value=value, remedy="correct it there") from None
 
 
 #: What aim_profile calls a part of a request, and which setting asks for it.

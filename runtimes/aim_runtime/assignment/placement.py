@@ -15,10 +15,12 @@ from aim_profile.plans.compare import plan_assert
 from aim_profile.plans.plan import Placement, Plan, PlanError
 from aim_profile.units import GIB, MIB
 
-from .facts import Assignment, At, Case, Refused, narrowed
+from .facts import Assignment, At, Case, Device, Refused, narrowed
 from .make import assign
 
 Held = dict[At, float]
+#: A plan's figures are rounded to a thousandth each.
+_ROUNDED_GIB = 0.01
 
 
 def assignments(
@@ -28,18 +30,19 @@ def assignments(
     *,
     node_name: str | None = None,
     notes: Sequence[str] = (),
+    named: bool = False,
 ) -> list[Assignment]:
     """An assignment per replica: of each placement of the plan, in its order, or without a plan of each model.
 
     cases: model name → what is asked for it; node: this machine as it was read; node_name: its name in the plan, in a
-    pod None where it is not known: then each model is placed once.
+    pod None where it is not known: then each model is placed once; named: refusals say which model they are of.
 
     Raises:
         Refused: a placement names a model that is not among them, the node is not as the plan has it, the plan is of
             another node, or a model does not fit what it is given.
     """
     if plan is None:
-        return list(_in_turn(cases, notes))
+        return list(_in_turn(cases, notes, named=named or len(cases) > 1))
     in_pod = any(case.in_pod for case in cases.values())
     placements = _of_this_node(plan, node, node_name, in_pod=in_pod)
     _check_models(placements, cases)
@@ -47,13 +50,13 @@ def assignments(
     return [_placed(cases[run.workload], run, held, notes) for run in placements]
 
 
-def _in_turn(cases: Mapping[str, Case], notes: Sequence[str]) -> Iterator[Assignment]:
+def _in_turn(cases: Mapping[str, Case], notes: Sequence[str], *, named: bool) -> Iterator[Assignment]:
     taken: frozenset[At] = frozenset()
     for name, case in cases.items():
         try:
             found = assign(case._replace(taken=case.taken | taken), notes)
         except Refused as refused:
-            raise refused if len(cases) == 1 else refused.of(f"model {name}") from None
+            raise refused.of(f"model {name}") if named else refused from None
         taken |= {device.at for device in found.devices}
         yield found
 
@@ -121,7 +124,23 @@ def _placed(case: Case, run: Placement, held: Held, notes: Sequence[str]) -> Ass
         raise refused.of(f"placement {run.id}") from None
     for device in found.devices:
         held[device.at] = held.get(device.at, 0) + (run.memory_limit_gib or float("inf"))
+        if run.memory_limit_gib is not None:
+            _check_shared(run, device, held[device.at])
     return found.model_copy(update={"replica": run.replica})
+
+
+def _check_shared(run: Placement, device: Device, taken_gib: float) -> None:
+    """Raises Refused where those that share a device are promised more than it has: no planner does that."""
+    short_gib = taken_gib - (device.memory_mib or float("inf")) * MIB / GIB
+    if short_gib > _ROUNDED_GIB:
+        raise Refused(
+            f"placement {run.id}: card {device.card} partition {device.partition} is shared up to {taken_gib:g} GiB, "
+            f"{short_gib:.3f} GiB more than it has",
+            field="memory-limit",
+            value=run.memory_limit_gib,
+            remedy="plan anew, or lower the limits of those that share it",
+            shortfall_gib=round(short_gib, 3),
+        )
 
 
 def _said_by(run: Placement) -> dict[str, object]:
