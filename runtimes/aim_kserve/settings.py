@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 ENV_PREFIX = "AIM_"
@@ -107,6 +107,22 @@ class ServerSettings(BaseModel):
     )
     enable_latency_logging: bool = Field(True, description="accepted for KServe; latencies are in the access log")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_empty_path(cls, value: object, info: ValidationInfo) -> object:
+        """``Path("")`` is the current directory, which nobody means. Fields that take nothing for their default say so
+        themselves (``BeforeValidator``)."""
+        field = cls.model_fields[str(info.field_name)]
+        is_path = field.annotation in (Path, Path | None)
+        if value == "" and is_path and not any(isinstance(item, BeforeValidator) for item in field.metadata):
+            raise ValueError("empty: give a path, or leave it out")
+        return value
+
+    @field_validator("model_name")
+    @classmethod
+    def _is_a_served_name(cls, name: str) -> str:
+        return served_name(name)
+
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -156,6 +172,15 @@ class ServerSettings(BaseModel):
             return cls.model_validate({**annotations, **environment, **flags})
         except ValidationError as error:
             raise SettingsError(_explain(error, flags, environment, cls)) from error
+
+
+def served_name(name: str) -> str:
+    """The name, if it can stand in paths, headers and logs. Raises ValueError."""
+    if not name.isprintable():
+        raise ValueError("has a character that cannot be printed: leave it out")
+    if {".", ".."} & set(name.split("/")):
+        raise ValueError("has . or .. between slashes, which clients take out of a path: leave it out")
+    return name
 
 
 def _load_pair(certificate: Path, key: Path | None) -> None:
@@ -247,7 +272,9 @@ def _read_env(cls: type[S], env: Mapping[str, str]) -> dict[str, str]:
         raise SettingsError(f"environment {unknown[0]}: unknown setting; known: {', '.join(sorted(by_variable))}")
     found: dict[str, str] = {}
     for key, name in by_variable.items():
-        if key in ours and found.setdefault(name, ours[key]) != ours[key]:
+        if not found.get(name):
+            found |= {name: ours[key]} if key in ours else {}
+        elif ours.get(key) and found[name] != ours[key]:  # templates leave variables empty
             first = next(known for known in by_variable if by_variable[known] == name and known in ours)
             raise SettingsError(
                 f"environment {key}: {ours[key]!r} contradicts {first}: {found[name]!r}; set one of them"

@@ -135,3 +135,8 @@ def test_log_levels() -> None:
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
+
+
+def test_of_two_names_for_one_setting_the_one_that_is_left_empty_says_nothing() -> None:
+    assert load(AIM_MODEL_ID="", AIM_ID="org/m").model_id == "org/m"
+    assert load(AIM_MODEL_ID="org/m", AIM_ID="").model_id == "org/m"

@@ -96,6 +96,19 @@ def test_a_flag_of_one_engine_is_not_dropped_where_each_model_has_its_own() -> N
             "- {name: a, path: /x}\n- {name: ab, variants: {a: 1}, engine: vllm}",
             "4: models[1].engine: a name with variants is no model of its own: leave it out",
         ),
+        (
+            "- {name: a, path: /x}\n- {name: ab, variants: {a: true}}",
+            "4: models[1].variants.a: Input should be a valid",
+        ),
+        ("- {name: a, path: /x}\n- {name: ab, variants: {a: '5'}}", "models[1].variants.a: Input should be a valid"),
+        (
+            "- {name: a, path: /x}\n- {name: ab, variants: {a: 1}, replicas: 2}",
+            "4: models[1].replicas: a name with variants is no model of its own: leave it out",
+        ),
+        ('- {name: "a\\u001b[2J", path: /x}', "3: models[0].name: has a character that cannot be printed"),
+        ("- {name: a/../b, path: /x}", "3: models[0].name: has . or .. between slashes"),
+        ("- {name: a, path: ''}", "3: models[0].path: empty: give a path, or leave it out"),
+        ("- {name: a, path: /x, python: ''}", "3: models[0].python: empty: give a path, or leave it out"),
         ("- {name: ab, variants: {ab: 1}}", "all of them are names with variants: list the models, too"),
     ],
 )

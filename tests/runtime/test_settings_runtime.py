@@ -56,6 +56,10 @@ def test_engine_args(text: str, expected: object) -> None:
         (["--engine", "vllm", "--threads", "2"], "--threads belongs to the llama_cpp engine; this is vllm"),
         (["--engine", "llama_cpp", "--engine_args", "--dtype half"], "--engine_args belongs to the vllm engine"),
         (["--model_name", "has space"], "--model_name"),
+        (["--model_name", "a\x1b[2J"], "--model_name: has a character that cannot be printed"),
+        (["--model_name", "a/.."], "--model_name: has . or .. between slashes"),
+        (["--model_dir", ""], "--model_dir: empty: give a path, or leave it out"),
+        (["--models", ""], "--models: empty: give a path, or leave it out"),
     ],
 )
 def test_wrong_settings_are_named(argv: list[str], says: str) -> None:

@@ -16,18 +16,36 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
+from aim_kserve.settings import served_name
 from aim_profile.errors import AimProfileError
 from aim_profile.files.place import MisplacedError, did_you_mean
 from aim_profile.files.read import check_as, located, parsed, read_text
 from aim_runtime.models.entry import Priority, VariantEntry
 from aim_runtime.settings import ENGINES, RuntimeSettings
 
-Name = Annotated[str, StringConstraints(pattern=r"^[^/\s]+(/[^/\s]+)*$", max_length=256)]
+
+def _given(value: object) -> object:
+    if value == "":
+        raise ValueError("empty: give a path, or leave it out")
+    return value
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[^/\s]+(/[^/\s]+)*$", max_length=256), AfterValidator(served_name)]
+File = Annotated[Path, BeforeValidator(_given)]
 Whole = Annotated[int, Field(strict=True, ge=1)]
-#: What only a model has, and a name with variants has not.
-_OF_A_MODEL = ("path", "uri", "engine", "python", "profile", "max_model_len", "max_concurrency", "options")
+#: What a name with variants has, too; the rest only a model has.
+_OF_A_NAME = ("name", "aliases", "variants")
 
 
 class ModelsFileError(AimProfileError):
@@ -46,10 +64,10 @@ class ListedModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     name: Name
-    path: Path | None = None
+    path: File | None = None
     uri: str | None = None
     engine: str | None = None
-    python: Path | None = None
+    python: File | None = None
     profile: str | None = None
     aliases: tuple[Name, ...] = ()
     priority: Priority = "medium"
@@ -58,12 +76,12 @@ class ListedModel(BaseModel):
     max_concurrency: Whole | None = None
     load: Literal["at_start", "on_demand"] = "at_start"
     options: Mapping[str, Any] = Field(default_factory=dict)
-    variants: Mapping[Name, Annotated[float, Field(gt=0, lt=math.inf)]] = Field(default_factory=dict)
+    variants: Mapping[Name, Annotated[float, Field(strict=True, gt=0, lt=math.inf)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Self:
         if self.variants:
-            given = next((name for name in _OF_A_MODEL if name in self.model_fields_set), None)
+            given = next((name for name in ListedModel.model_fields if self._says_of_a_model(name)), None)
             if given is not None:
                 raise MisplacedError((given,), "a name with variants is no model of its own: leave it out")
             return self
@@ -72,6 +90,9 @@ class ListedModel(BaseModel):
             raise ValueError("give path, or uri, or variants, or options.server_url: one of them")
         self._check_uri()
         return self
+
+    def _says_of_a_model(self, name: str) -> bool:
+        return name in self.model_fields_set and name not in _OF_A_NAME
 
     def _check_uri(self) -> None:
         if self.uri is not None:
