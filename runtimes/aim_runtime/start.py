@@ -32,6 +32,7 @@ _SERVED_NAME = re.compile(r"[^/\s]+(/[^/\s]+)*")
 #: Kubernetes keeps so much of a container's last words (https://kubernetes.io/docs/tasks/debug/debug-application/
 #: determine-reason-pod-failure/).
 TERMINATION_LOG_BYTES = 4096
+_MOST_OF_A_NAME = 400
 
 _FILES = frozenset({".yaml", ".yml", ".json"})  # what says that a profile is a file's
 
@@ -47,28 +48,57 @@ def prepare(settings: RuntimeSettings, environment: Mapping[str, str] = os.envir
 
 
 def prepare_all(
-    models: Sequence[RuntimeSettings], placement: Path | None, environment: Mapping[str, str] = os.environ
+    models: Sequence[RuntimeSettings],
+    placement: Path | None,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    named: bool = False,
 ) -> list[Assignment]:
     """What the engines for several models are started with: an assignment per replica. Each of ``models`` is the
-    settings of one, with its own name, directory and engine; ``placement``: the planner's file, where there is one.
+    settings of one, with its own name, directory and engine; ``placement``: the planner's file, where there is one;
+    ``named``: refusals say which model they are of.
 
     Raises:
         StartupError: as above; or a plan of another node, of other models, or of modes that the node is not in.
     """
     try:
         node = here(models[0])
-        cases = {settings.model_name: _case(settings, node, environment) for settings in models}
+        cases = {settings.model_name: _case(settings, node, environment, named=named) for settings in models}
         in_pod = is_pod(models[0], environment)
         on_gpus = any(gpus(case.node) and case.engine in ON_GPUS for case in cases.values())
         notes = check_filters(environment, in_pod=in_pod) if on_gpus else ()
         plan = None if placement is None else load_plan(placement)
-        found = assignments(cases, plan, node, node_name=models[0].node_name, notes=notes)
+        found = assignments(cases, plan, node, node_name=models[0].node_name, notes=notes, named=named)
         return [_beside(environment, each) for each in found]
     except AimProfileError as error:
         raise Refused.because(error) from None
 
 
-def _case(settings: RuntimeSettings, node: Node, environment: Mapping[str, str]) -> Case:
+def _case(settings: RuntimeSettings, node: Node, environment: Mapping[str, str], *, named: bool) -> Case:
+    """Raises StartupError: of that model, if it is one of several."""
+    try:
+        return _as_case(settings, node, environment)
+    except AimProfileError as error:
+        refused: StartupError = Refused.because(error)
+    except OSError as error:  # a name that is too long, a link to nowhere, a folder that may not be read
+        refused = _unreadable(error)
+    except StartupError as error:
+        refused = error
+    if not named:
+        raise refused
+    who = f"model {settings.model_name}"
+    raise refused.of(who) if isinstance(refused, Refused) else StartupError(f"{who}: {refused}")
+
+
+def _unreadable(error: OSError) -> Refused:
+    file = str(error.filename or "")
+    what = file if len(file) <= _MOST_OF_A_NAME else f"{file[:_MOST_OF_A_NAME]}…"
+    return Refused(
+        f"{what}: {error.strerror or error}", field="model-dir", value=what, remedy="give one that can be read"
+    )
+
+
+def _as_case(settings: RuntimeSettings, node: Node, environment: Mapping[str, str]) -> Case:
     engine = engine_of(_for_profile(settings))
     model = facts_of(settings)
     settings, given = with_profile(settings, model)
@@ -112,8 +142,11 @@ def located(settings: RuntimeSettings) -> RuntimeSettings:
         return settings
     if "model_name" not in said and _SERVED_NAME.fullmatch(name):
         update["model_name"] = name
-    if "model_dir" not in said and not settings.model_dir.exists():
-        update["model_dir"] = _directory_of(name, settings)
+    try:
+        if "model_dir" not in said and not settings.model_dir.exists():
+            update["model_dir"] = _directory_of(name, settings)
+    except OSError as error:
+        raise _unreadable(error) from None
     return settings.model_copy(update=update)
 
 
@@ -263,11 +296,28 @@ def _memory(fit: Mapping[str, Any]) -> str:
     )
 
 
-def refuse(settings: RuntimeSettings, error: StartupError) -> int:
-    """Say why, where people and Kubernetes look; returns the exit code."""
-    print(f"error: {error}", file=sys.stderr)  # noqa: T201  the one line a person or kubectl logs reads
-    file = settings.termination_log
-    if file.exists() or "termination_log" in settings.model_fields_set:
-        with contextlib.suppress(OSError):
-            file.write_bytes(str(error).encode()[:TERMINATION_LOG_BYTES])
+def refuse(settings: RuntimeSettings, error: StartupError, *, of_several: bool = False) -> int:
+    """Say why, where people and Kubernetes look; returns the exit code. of_several: a line for each model."""
+    reason = str(error)
+    say(
+        reason if of_several else reason.replace("\n", "\\n"),
+        settings.termination_log,
+        create="termination_log" in settings.model_fields_set,
+    )
     return 1
+
+
+def say(reason: str, termination_log: Path, *, create: bool) -> None:
+    """A line for each of ``reason``, on stderr and in the termination log, where there is one or it may be created."""
+    lines = [_printable(line) for line in reason.splitlines()]
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)  # noqa: T201  what a person or kubectl logs reads
+    with contextlib.suppress(OSError):
+        if create or termination_log.exists():
+            text = "\n".join(lines).encode("utf-8", "replace")[:TERMINATION_LOG_BYTES]
+            termination_log.write_bytes(text.decode("utf-8", "ignore").encode())
+
+
+def _printable(line: str) -> str:
+    """Names of files may hold anything: a terminal must not take it for orders."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from aim_profile.nodes.emulated import emulate, export_node
-from aim_profile.units import GIB, MIB
+from aim_profile.units import GIB, MIB, gib, parse_memory
 from aim_runtime.assignment import Assignment, Refused
 from aim_runtime.choose import spec_of
 from aim_runtime.settings import RuntimeSettings
-from aim_runtime.start import prepare
+from aim_runtime.start import prepare, prepare_all
 from model_directory import write_model
 from served import Served
 
@@ -245,6 +245,55 @@ def test_a_cpu_set_is_kept_to(embedded_model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.model
+def test_more_models_than_cpu_sets(embedded_model: Path) -> None:
+    models = [load("--model_dir", str(embedded_model), "--model_name", name, "--card", "0") for name in ("a", "b")]
+    models = [model.model_copy(update={"card": None}) for model in models]
+    with pytest.raises(Refused) as caught:
+        prepare_all(models, None)
+    assert caught.value.field == "devices"
+    assert str(caught.value).startswith("model b: no CPU set is left for it: the only one here is taken; ")
+
+
+@pytest.mark.parametrize("limit", ["300MiB", "1MiB"])
+def test_a_memory_limit_that_is_too_small_says_which_would_do(
+    embedded_model: Path, four_sets: Path, limit: str
+) -> None:
+    flags = ["--model_dir", str(embedded_model), "--node", str(four_sets), "--memory_limit", limit]
+    with pytest.raises(Refused) as caught:
+        prepare(load(*flags))
+    assert f"at 8192 tokens in {gib(parse_memory(limit))} GiB of memory: short by" in caught.value.problem
+    (option,) = [option for option in caught.value.would_fit if "memory" in option]
+    assert option == "q4_1 with a memory limit of 544 MiB, 0.531 GiB"
+    assert prepare(load(*flags[:-1], "544MiB")).fit["fits"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("x" * 5000, "File name too long"),
+        ("folder", "No such file or directory"),
+        ("a\nb", "no such file or directory"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/model.gguf").symlink_to("/nothing")
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "aim_runtime", "--dry_run", "--model_dir", str(tmp_path / name)]
+    done = subprocess.run([*command, "--termination_log", str(log)], capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, line.startswith("error: "), says in line, len(line) < 1000) == (1, True, True, True)
+    assert log.read_text() == line.removeprefix("error: ")
+
+
+@pytest.mark.parametrize("flag", ["--kv-cache-memory-bytes", "--max-model-len", "--max-num-seqs"])
+def test_numbers_that_no_engine_takes(dense: Path, large: Path, flag: str) -> None:
+    flags = ["--model_dir", str(dense), "--node", str(large), "--engine", "vllm", "--engine_args"]
+    with pytest.raises(Refused) as caught:
+        prepare(load(*flags, f"{flag} {'9' * 5000}"))
+    assert caught.value.field == flag.removeprefix("--")
+
+
 def test_this_machine_as_it_is(embedded_model: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "aim_runtime", "--dry_run", "-o", "json", "--model_dir", str(embedded_model)],

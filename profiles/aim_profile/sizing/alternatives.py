@@ -17,7 +17,7 @@ from aim_profile.gpus.catalog import TIERS, Accelerator, Deployment, PartitionMo
 from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.units import MIB, gib
 
-from .fit import DoesNotFit, Fit, Option, Request, budget_bytes, demand, fit
+from .fit import DEFAULT_UTILIZATION, DoesNotFit, Fit, Option, Request, budget_bytes, demand, fit
 
 _PRECISIONS: tuple[Precision, ...] = ("fp8", "int8", "int4")
 _LEAST_USEFUL_CONTEXT = 2048
@@ -58,8 +58,10 @@ def size_on_bytes(model: ModelFacts, device_memory_bytes: int, request: Request)
     return _with_alternatives(model, _Place(device_memory_bytes), None, "bare-metal", request)
 
 
-def size_on_cpus(model: ModelFacts, memory_bytes: int, request: Request) -> Fit | DoesNotFit:
+def size_on_cpus(model: ModelFacts, memory_bytes: int, request: Request, *, limited: bool = False) -> Fit | DoesNotFit:
     """The same for a set of CPUs with that much memory; the alternatives ask less of it, or say how much would do.
+
+    limited: the request's utilization is a memory limit's.
 
     Raises SizingError for tensor parallelism too: a model runs on one set.
     """
@@ -75,16 +77,20 @@ def size_on_cpus(model: ModelFacts, memory_bytes: int, request: Request) -> Fit 
         return answer
     place = _Place(memory_bytes)
     options = [o for o in _smaller_request(model, place, request) if o.kind != "precision"]
-    return answer.model_copy(update={"alternatives": (*options, *_more_memory(model, request))})
+    return answer.model_copy(update={"alternatives": (*options, *_more_memory(model, memory_bytes, request, limited))})
 
 
-def _more_memory(model: ModelFacts, request: Request) -> Iterator[Option]:
-    """The request as it is, where there is enough for it, in whole MiB."""
-    enough = -(-math.ceil(demand(model, request).total / request.utilization) // MIB)
+def _more_memory(model: ModelFacts, memory_bytes: int, request: Request, limited: bool) -> Iterator[Option]:
+    """The request as it is, where there is enough for it, in whole MiB: under a higher limit where the set itself has
+    it, else of a larger set."""
+    need = demand(model, request).total
+    by_limit = limited and need <= memory_bytes * DEFAULT_UTILIZATION
+    utilization = 1.0 if by_limit else DEFAULT_UTILIZATION if limited else request.utilization
+    enough = -(-math.ceil(need / utilization) // MIB)
     place = _Place(enough * MIB)
-    for option in _try("memory", model, place, request):
-        words = f"{option.precision} in {enough} MiB of memory, {gib(place.memory_bytes)} GiB"
-        yield option.model_copy(update={"description": words})
+    for option in _try("memory", model, place, request.model_copy(update={"utilization": utilization})):
+        where = f"with a memory limit of {enough} MiB" if by_limit else f"in {enough} MiB of memory"
+        yield option.model_copy(update={"description": f"{option.precision} {where}, {gib(place.memory_bytes)} GiB"})
 
 
 def _with_alternatives(

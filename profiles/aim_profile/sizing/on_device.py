@@ -53,7 +53,7 @@ def size_on_device(
         max_num_batched_tokens=llama_cpp.STEP_TOKENS if engine == "llama_cpp" else STEP_TOKENS[metric],
     )
     if device.kind == "cpu":
-        return size_on_cpus(model, share, request)
+        return size_on_cpus(model, share, request, limited=memory_limit_bytes is not None)
     if device.mode is None:
         return size_on_bytes(model, share, request)
     return size_on(model, device.mode, by_name(device.mode.accelerator), request, share)

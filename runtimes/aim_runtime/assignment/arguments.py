@@ -17,6 +17,8 @@ Flags = dict[str, JsonValue]
 HTTP_SERVER_FLAGS = ("disable-uvicorn-access-log", "uvicorn-log-level", "host", "port", "api-key", "root-path")
 #: What settings say, too.
 SIZED_BY = ("tensor-parallel-size", "max-model-len", "max-num-seqs")
+#: Of a number that an engine can take: 64 bits.
+_MOST_DIGITS = 18
 #: Devices beyond tensor parallelism, which nothing here sizes or binds.
 _OTHER_PARALLELISM = ("pipeline-parallel-size", "data-parallel-size")
 
@@ -85,11 +87,11 @@ def whole_number(flags: Mapping[str, JsonValue], name: str) -> int | None:
     if value is None:
         return None
     text = str(value).strip()
-    if isinstance(value, bool) or not text.isdecimal() or not int(text):
+    if isinstance(value, bool) or not text.isdecimal() or len(text) > _MOST_DIGITS or not int(text):
         raise Refused(
-            f"engine_args: {name} is {value!r}",
+            f"engine_args: {name} is {value if len(text) <= _MOST_DIGITS else text[:_MOST_DIGITS] + '…'!r}",
             field=name,
-            value=str(value),
+            value=text[:_MOST_DIGITS],
             remedy="give a whole number above 0, written out",
         )
     return int(text)

@@ -87,6 +87,14 @@ def _device(case: Case) -> nodes.Device | None:
     if found is not None or not (here or wanted):
         return found
     numbers = ", ".join(str(device.partition) for device in free) or "none"
+    if wanted is None:
+        taken = "the only one" if len(here) == 1 else f"each of the {len(here)}"
+        raise Refused(
+            f"no CPU set is left for it: {taken} here is taken",
+            field="devices",
+            value=len(here),
+            remedy="describe more sets (--node), load it on demand, or serve less",
+        )
     raise Refused(
         f"partition-id {wanted}: the CPU sets that are free here are {numbers}",
         field="partition-id",
@@ -121,7 +129,8 @@ def _size(case: Case, model: ModelFacts, device: nodes.Device, wanted: _Wanted) 
         longer = _one_sequence(case, model, device, longest, doubled=wanted.doubled)
         answer = longer if isinstance(longer, Fit) else answer
     if isinstance(answer, DoesNotFit):
-        where = f"{answer.precision} at {answer.context} tokens in {gib(device.memory_bytes or 0)} GiB of memory"
+        memory = case.settings.memory_limit or device.memory_bytes or 0
+        where = f"{answer.precision} at {answer.context} tokens in {gib(memory)} GiB of memory"
         raise does_not_fit(model, f"{where}: short by {answer.shortfall_gib} GiB", answer)
     return answer
 
@@ -180,7 +189,7 @@ def _given_pool(user: Flags) -> int | None:
     value = user.get(_KV_FLAG)
     if value is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgGtT]?)", str(value).strip())
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)([kKmMgGtT]?)", str(value).strip())
     if found is None:
         raise Refused(
             f"engine_args: {_KV_FLAG} is {value!r}", field=_KV_FLAG, value=str(value), remedy="write it as in 2G"
