@@ -175,3 +175,18 @@ def test_the_engines_process_knows_no_server(embedded_model: Path) -> None:
         assert not any("httptools" in name or "grpc" in name or "cygrpc" in name for name in mapped)
         own = {Path(region.path).name for region in psutil.Process(server.process.pid).memory_maps() if region.path}
         assert not any(name.startswith("libllama") for name in own)
+
+
+def test_a_pod_that_was_paused_goes_on_where_it_was(embedded_model: Path, pool: ThreadPoolExecutor) -> None:
+    """Longer than the engine may stand still: both processes were stopped, nothing is wrong with either."""
+    with served(embedded_model, "--stall_timeout", "4") as server:
+        asked = pool.submit(post, server, {**ASK, "max_tokens": 300, "ignore_eos": True})
+        time.sleep(0.5)
+        processes = [psutil.Process(server.process.pid), *engines(server)]
+        for process in processes:
+            process.suspend()
+        time.sleep(6)
+        for process in processes:
+            process.resume()
+        assert asked.result().json()["usage"]["completion_tokens"] == 300
+        assert metric(server, "aim_engine_restarts_total") == 0

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from aim_kserve.server import ENDING_S, LATE_S, drain_time_s
-from aim_runtime.engines.llama_cpp.progress import Progress
+from aim_runtime.engines.llama_cpp.progress import MOST_BETWEEN_LOOKS_S, AwakeClock, Progress
 from served import Served
 
 WEDGED = Path(__file__).parents[1] / "fakes/wedged_runtime.py"
@@ -32,6 +32,21 @@ def test_progress_is_time_since_the_last_step_with_work():
     progress.rest()
     now = 99.0
     assert progress.stalled_s == 0
+
+
+def test_time_in_which_the_whole_process_was_stopped_is_no_standstill():
+    now = 0.0
+    progress = Progress(AwakeClock(lambda: now))
+    progress.advance()
+    for _ in range(90):  # looked at every second, and nothing moves
+        now += 1
+        stalled_s = progress.stalled_s
+    assert stalled_s == 90
+    progress.advance()
+    now += 3600  # the container was paused
+    assert progress.stalled_s == MOST_BETWEEN_LOOKS_S
+    now += 1
+    assert progress.stalled_s == MOST_BETWEEN_LOOKS_S + 1
 
 
 @pytest.mark.parametrize(("grace_s", "drain_s"), [(30, 27), (4, 2), (1, 0.5), (0, 0)])

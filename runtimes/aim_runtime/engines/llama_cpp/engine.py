@@ -26,6 +26,7 @@ from .adapters import Adapter, Adapters
 from .answer import CHAT, COMPLETION, Answer, AnswerStream, Form, Mailbox
 from .background import INLINE_CHARACTERS
 from .loading import Loaded, Sizes, load
+from .progress import MOST_BETWEEN_LOOKS_S
 from .prompts import Prompt
 from .request import (
     REQUESTS,
@@ -214,7 +215,7 @@ class LlamaCppEngine:
     async def _watch_progress(self, loaded: Loaded) -> None:
         """Whoever waits for an engine that stands still is told, instead of waiting for ever."""
         while True:
-            await asyncio.sleep(self._stall_timeout_s / 4)
+            await asyncio.sleep(min(self._stall_timeout_s / 4, MOST_BETWEEN_LOOKS_S / 2))
             stalled_s = loaded.stalled_s
             if stalled_s >= self._stall_timeout_s and loaded.scheduler.unanswered:
                 logger.error("the engine has not moved for %.0f s: it is not healthy", stalled_s)
