@@ -154,7 +154,15 @@ async def send_bytes(
 
 async def send_json(send: Send, value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
     extra = [(key.encode("latin-1"), text.encode("latin-1")) for key, text in (headers or {}).items()]
-    await send_bytes(send, orjson.dumps(value), status=status, headers=[JSON, *extra])
+    await send_bytes(send, _encoded(value), status=status, headers=[JSON, *extra])
+
+
+def _encoded(value: Any) -> bytes:
+    """Raises ServingError: an engine, or a server behind it, has answered what JSON has no form for, or too deep."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise ServingError(f"the answer cannot be sent as JSON: {error}", code="answer_unsendable") from error
 
 
 async def send_error(send: Send, error: ServingError) -> None:

@@ -156,3 +156,10 @@ def test_a_dead_engine_is_a_503_everywhere() -> None:
         for path in ("/v2/health/ready", "/v2/health/live", "/v2/models/m/ready", "/v1/models/m"):
             assert httpx.get(server.url + path).status_code == 503, path
         assert httpx.post(f"{server.url}/v1/models/m:predict", json={"instances": ["x"]}).status_code == 503
+
+
+def test_an_answer_that_json_has_no_form_for_is_an_error_without_a_trace(fake: Served) -> None:
+    deep = b"[" * 400 + b"1" + b"]" * 400
+    answer = httpx.post(f"{fake.url}/v1/fake/echo", content=b'{"model":"m","x":%s}' % deep)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "answer_unsendable")
+    assert "Traceback" not in fake.stderr()

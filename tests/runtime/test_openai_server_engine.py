@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -89,6 +90,14 @@ async def test_a_body_travels_as_received_but_for_the_models_name(
     assert seen.headers["traceparent"] == "00-1-2-01"
     assert (seen.headers["x-request-id"], seen.headers["x-vllm-priority"]) == ("abc", "3")
     assert "cookie" not in seen.headers
+
+
+@pytest.mark.parametrize("odd", [functools.reduce(lambda inner, _: [inner], range(400), 1), "\ud800"])
+async def test_a_body_that_cannot_be_sent_is_the_clients_error(engine: OpenAIServerEngine, odd: object) -> None:
+    refused = await failure(engine, {**CHAT, "x": odd})
+    assert refused.status == 400
+    assert "the body cannot be passed on" in refused.message
+    assert engine.stats().running == 0
 
 
 async def test_the_servers_key_is_sent_and_asked_for(server: RawServer, tmp_path: Any) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import orjson
 
-from aim_kserve.errors import ServingError, Unavailable
+from aim_kserve.errors import BadRequest, ServingError, Unavailable
 from aim_runtime.engines.base import EngineStats, Json, ModelLoadError, Operation, RequestContext, Stream
 from aim_runtime.fields import Fields
 
@@ -239,9 +239,9 @@ class OpenAIServerEngine:
         assert self._found is not None
         asked = body.get("model") or self._served_name
         theirs = self._found.model if asked == self._served_name else asked
+        content = _encoded({**body, "model": theirs})
         release = self._taken()
         try:
-            content = orjson.dumps({**body, "model": theirs})
             answer = await self._connection.post(path, content, _headers(context))
             release = _both(answer.release, release)
             if answer.status != 200:
@@ -274,6 +274,14 @@ def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[],
         second()
 
     return release
+
+
+def _encoded(body: Json) -> bytes:
+    """Raises BadRequest: it nests deeper than its encoder goes."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise BadRequest(f"the body cannot be passed on to the server: {error}") from error
 
 
 def _headers(context: RequestContext) -> dict[str, str]:
