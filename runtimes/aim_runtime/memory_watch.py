@@ -150,6 +150,8 @@ class MemoryWatch:
             watched.failed = True
             return
         watched.failed = False
+        if use is not None and use.total <= 0:
+            use = None  # a limit of nothing: no share can be said
         watched.use, watched.read_at = use, self._clock()
         if use is None:
             return

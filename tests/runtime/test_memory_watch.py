@@ -241,6 +241,22 @@ def test_cgroup_v2_in_a_namespace_of_its_own(tmp_path: Path) -> None:
     assert pool.read() == Use(0, 100)
 
 
+def test_a_limit_of_nothing_is_unknown_and_the_watch_goes_on(tmp_path: Path, watch: MemoryWatch) -> None:
+    write(tmp_path / "proc/self", cgroup="0::/")
+    said = {"cgroup__controllers": "", "memory__current": "99", "memory__stat": ""}
+    root = write(tmp_path / "sys/fs/cgroup", memory__max="100", **said)
+    pool = cgroup_pool(tmp_path)
+    assert pool is not None
+    watch.add(pool)
+    assert watch.full(frozenset()) is not None
+    write(root, memory__max="0")  # its pod is being resized, or somebody mistyped
+    watch.read()
+    assert watch.full(frozenset()) is None
+    write(root, memory__max="100")
+    watch.read()
+    assert watch.full(frozenset()) is not None
+
+
 def test_cgroup_v1(tmp_path: Path) -> None:
     write(tmp_path / "proc/self", cgroup="5:devices:/\n4:memory:/docker/abc\n0::/")
     folder = tmp_path / "sys/fs/cgroup/memory"  # a container sees its own group as the root, by another path
