@@ -522,3 +522,25 @@ async def test_metrics_that_are_none(server: RawServer, text: bytes) -> None:
     async with loaded(server) as engine:
         stats = engine.stats()
         assert (stats.running, stats.waiting, stats.kv_cache_usage) == (0, 0, None)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"usage": 5},
+        {"usage": [1]},
+        {"response": 5},
+        {"response": {"usage": 7}},
+        {"usage": {"prompt_tokens": -5, "completion_tokens": "7", "prompt_tokens_details": 5}},
+        {"usage": {"prompt_tokens": True, "completion_tokens": 1.5, "prompt_tokens_details": {"cached_tokens": None}}},
+    ],
+)
+async def test_usage_that_is_none_is_not_counted(server: RawServer, engine: OpenAIServerEngine, odd: Json) -> None:
+    asked = context()
+    server.behave = says(http({**ANSWER, "usage": None, **odd}))
+    assert (await ask(engine, CHAT, asked))["id"] == "1"
+    server.behave = says(
+        SSE_HEAD, part(b"data: " + orjson.dumps({**ANSWER, "usage": None, **odd}) + b"\n\n"), part(DONE), END
+    )
+    assert len(await streamed(engine, asked)) == 1
+    assert (asked.usage.prompt_tokens, asked.usage.completion_tokens, asked.usage.cached_tokens) == (0, 0, 0)

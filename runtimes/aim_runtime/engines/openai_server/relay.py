@@ -37,19 +37,25 @@ class Renaming:
 
 
 def note_usage(answer: Any, usage: Usage) -> None:
-    """Tokens of an answer, or of a chunk that tells them; OpenAI's names and those of its responses API."""
-    if not isinstance(answer, dict):
-        return
-    said = answer.get("usage") or (answer.get("response") or {}).get("usage")
-    if isinstance(said, dict):
-        usage.prompt_tokens = _count(said, "prompt_tokens", "input_tokens") or usage.prompt_tokens
-        usage.completion_tokens = _count(said, "completion_tokens", "output_tokens") or usage.completion_tokens
-        details = said.get("prompt_tokens_details") or said.get("input_tokens_details")
-        usage.cached_tokens = _count(details or {}, "cached_tokens") or usage.cached_tokens
+    """Tokens of an answer, or of a chunk that tells them; OpenAI's names and those of its responses API. What is no
+    count is not noted: a server may say anything."""
+    said = _object(_object(answer), "usage") or _object(_object(answer, "response"), "usage")
+    usage.prompt_tokens = _count(said, "prompt_tokens", "input_tokens") or usage.prompt_tokens
+    usage.completion_tokens = _count(said, "completion_tokens", "output_tokens") or usage.completion_tokens
+    details = _object(said, "prompt_tokens_details") or _object(said, "input_tokens_details")
+    usage.cached_tokens = _count(details, "cached_tokens") or usage.cached_tokens
+
+
+def _object(value: Any, *names: str) -> Json:
+    """The object there; an empty one where there is none."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
 
 
 def _count(said: Json, *names: str) -> int:
-    return next((value for name in names if isinstance(value := said.get(name), int)), 0)
+    counts = (said.get(name) for name in names)
+    return next((count for count in counts if type(count) is int and count >= 0), 0)
 
 
 async def chunks(answer: Answer, renaming: Renaming, usage: Usage) -> AsyncGenerator[bytes, None]:
