@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from aim_profile.errors import ModelError
 from aim_profile.models.facts import ModelFacts
-from aim_profile.models.gguf import _TYPES, read_gguf
+from aim_profile.models.gguf import _TYPES, read_gguf, read_header
 from aim_profile.models.load import by_id, load_model
 from aim_profile.sizing.fit import SizingError, fit, weight_bytes
 from aim_profile.sizing.kv_cache import kv_bytes_per_sequence, kv_bytes_per_token
@@ -547,3 +547,24 @@ def test_an_impossible_dimension_is_named_in_one_line(tmp_path: Path):
     assert str(refused.value).endswith(
         "config.json: impossible dimensions: head_dim: Input should be greater than or equal to 1 (got 0)"
     )
+
+
+def test_a_vocabulary_is_passed_over_and_cut_off_is_named(tmp_path: Path):
+    file = tmp_path / "words.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_token_list([f"token {number} \N{SNOWMAN}" for number in range(1000)])
+    writer.add_array("nested", [["a", "b"], ["c"]])
+    writer.add_block_count(7)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    metadata, _, _ = read_header(file)
+    assert metadata["llama.block_count"] == 7
+    assert metadata["tokenizer.ggml.tokens"].items == 1000
+    whole = file.read_bytes()
+    at = whole.index(b"token 500 ")
+    for cut in (whole[: at + 4], whole[: at - 4], whole[: at - 8] + b"\xff" * 8 + whole[at:]):
+        file.write_bytes(cut)
+        with pytest.raises(ModelError, match=r"words\.gguf: truncated"):
+            read_header(file)

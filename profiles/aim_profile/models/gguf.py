@@ -265,6 +265,9 @@ def _other_shards(file: Path, metadata: dict[str, Any]) -> list[Path]:
     return [shard for shard in shards if shard != file]
 
 
+_LENGTH = struct.Struct("<Q")
+
+
 class _Reader:
     """Reads the header in order; every length is checked against the file's size before it is used."""
 
@@ -307,12 +310,22 @@ class _Reader:
         if kind != _ARRAY:
             return self._scalar(self._code(kind))
         item, count = int(self._scalar("I")), self._count()
-        if item in (_STRING, _ARRAY):
+        if item == _STRING:
+            self._skip_strings(count)
+        elif item == _ARRAY:
             for _ in range(count):
                 self._value(item)
         else:
             self._opened.seek(count * struct.calcsize(self._code(item)), 1)
         return _Length(count)
+
+    def _skip_strings(self, count: int) -> None:
+        """A vocabulary and its merges: hundreds of thousands, most of a start's time if each were built."""
+        read, length_of, most = self._opened.read, _LENGTH.unpack, min(_MAX_ITEMS, self._size)
+        for _ in range(count):
+            (length,) = length_of(read(8))
+            if length > most or len(read(length)) < length:
+                raise _bad(self._file, f"truncated or garbled: a text of {length} bytes")
 
     def _code(self, kind: int) -> str:
         if kind not in _SCALARS:
