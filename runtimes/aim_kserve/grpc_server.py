@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
-
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core prints to stderr what we report in one line
 
 import grpc
 from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]

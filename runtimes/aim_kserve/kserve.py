@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import importlib.util
+import os
 import sys
 import warnings
 from types import ModuleType
@@ -64,6 +65,8 @@ def _make_lazy() -> _LazyPandas | None:
     return lazy
 
 
+# KServe imports gRPC, whose C core would print to stderr what we report in one line.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 # KServe still asks FastAPI for ORJSONResponse; every request would warn.
 warnings.filterwarnings("ignore", message="ORJSONResponse is deprecated")
 # KServe parses sys.argv when imported and would take our flags for its own; our settings are passed by name.
