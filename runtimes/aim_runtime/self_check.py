@@ -28,6 +28,7 @@ MOST_PERPLEXITY = 500.0
 #: Mean probability of the likeliest token. Where all are equal it is one in the vocabulary.
 LEAST_CERTAINTY = 0.01
 _TEXT_TOKENS = 16
+_WARM_UP_TOKENS = 32  # of the prompt, in any vocabulary, and the answer
 _LEAST_READABLE = 0.8
 
 
@@ -62,11 +63,13 @@ def _can_be_checked(engine: Engine) -> bool:
 
 
 async def warm_up(engine: Engine, model: str) -> float:
-    """One short request through the engine; returns its seconds.
+    """One short request through the engine, where its context holds one; returns its seconds.
 
     Raises:
         ModelLoadError: it fails.
     """
+    if 0 < engine.max_model_len < _WARM_UP_TOKENS:
+        return 0.0
     bodies: Mapping[str, Json] = {
         "completions": {"prompt": PROMPT, "max_tokens": 4, "temperature": 0},
         "chat/completions": {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 4, "temperature": 0},

@@ -133,6 +133,7 @@ def test_what_does_not_fit_is_refused_with_the_shortfall(embedded_model: Path, s
     ("argv", "field", "says"),
     [
         (["--partition_id", "4"], "partition-id", "free here are 0, 1, 2, 3"),
+        (["--max_concurrency", "257"], "max-concurrency", "llama.cpp computes at most 256 sequences at once"),
         (["--partition_count", "2"], "partition-count", "a model runs on one CPU set"),
         (["--memory_limit", "3GiB"], "memory-limit", "3.0 GiB"),
         (["--max_model_len", "9000"], "max-model-len", "8192"),

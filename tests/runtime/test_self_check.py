@@ -29,6 +29,7 @@ class Scored:
     """An engine whose log probabilities and text are given: the operations are all that the check looks at."""
 
     name = "scored"
+    max_model_len = 8192
 
     def __init__(self, logprob: object = -1.0, likeliest: object = -0.5, text: str = " 8, 9, 10, 11") -> None:
         self.logprob, self.likeliest, self.text = logprob, likeliest, text
@@ -135,6 +136,12 @@ def test_who_is_asked_what(flags: list[str], unproven: bool, asked: int | None) 
 
 @pytest.mark.model
 async def test_a_real_model_passes_with_room_to_spare(embedded_model: Path) -> None:
+    short = LlamaCppEngine(embedded_model, served_model_name="m", max_model_len=16, threads=1)
+    await short.load()
+    try:
+        assert await warm_up(short, "m") == 0  # no room for it is no reason not to serve
+    finally:
+        await short.close()
     engine = LlamaCppEngine(embedded_model, served_model_name="m", max_model_len=512, threads=1)
     await engine.load()
     try:

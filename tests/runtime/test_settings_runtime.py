@@ -58,6 +58,7 @@ def test_engine_args(text: str, expected: object) -> None:
         (["--model_name", "has space"], "--model_name"),
         (["--model_name", "a\x1b[2J"], "--model_name: has a character that cannot be printed"),
         (["--model_name", "a/.."], "--model_name: has . or .. between slashes"),
+        (["--threads", "513"], "--threads: Input should be less than or equal to 512"),
         (["--model_dir", ""], "--model_dir: empty: give a path, or leave it out"),
         (["--models", ""], "--models: empty: give a path, or leave it out"),
     ],

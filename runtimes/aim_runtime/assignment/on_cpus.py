@@ -25,6 +25,7 @@ from .facts import Assignment, Basis, Case, Device, Refused, does_not_fit, notes
 #: Cache where nobody says how long and how many: the embedded engine's own, and what vLLM's CPU build took by default.
 POOL_BYTES = {"llama_cpp": 512 * MIB, "vllm": 4 * GIB}
 SLOTS = {"llama_cpp": 8, "vllm": 16}
+MOST_SLOTS = 256  # llama.cpp's LLAMA_MAX_SEQ
 _OF_GPUS = ("compute_partition", "memory_partition", "gpu_sharing", "gpu_model", "card", "profile")
 _KV_FLAG = "kv-cache-memory-bytes"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -69,6 +70,13 @@ def _check_settings(case: Case) -> None:
             field = name.replace("_", "-")
             why = f"the {case.engine} engine computes on the CPU" if gpus(case.node) else "no AMD GPU is here"
             raise Refused(f"{field} {value}: {why}", field=field, value=value, remedy="leave it out")
+    if case.engine == "llama_cpp" and (settings.max_concurrency or 0) > MOST_SLOTS:
+        raise Refused(
+            f"max-concurrency {settings.max_concurrency}: llama.cpp computes at most {MOST_SLOTS} sequences at once",
+            field="max-concurrency",
+            value=settings.max_concurrency,
+            remedy=f"give at most {MOST_SLOTS}: more requests wait",
+        )
     if settings.partition_count not in (None, 1):
         raise Refused(
             f"partition-count {settings.partition_count}: a model runs on one CPU set",

@@ -19,7 +19,8 @@ class LlamaCppSettings(EngineSettings):
         description="seconds without a step, while there is work, after which its process is started again (in the "
         "server's process: unhealthy)",
     )
-    threads: int | None = Field(None, ge=1, description="compute threads; default: the CPUs we may use")
+    # GGML_MAX_N_THREADS: it ends the process beyond that.
+    threads: int | None = Field(None, ge=1, le=512, description="compute threads; default: the CPUs we may use")
     kv_cache_memory_bytes: int = Field(
         512 * 2**20, ge=1, description="room for the cache that all requests share; never less than one sequence needs"
     )
