@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aim_runtime.engines.llama_cpp.batch_plan import (
+    LONGEST_PIECE_S,
     LONGEST_STALL_S,
     MIN_PREFILL_TOKENS,
     ROOM_PER_SEQUENCE,
@@ -128,3 +129,16 @@ async def test_only_batches_of_some_size_tell_the_speed(tokens: int, learnt: boo
     made.learn(tokens, tokens * TOKEN_S)
     (batch,) = made.batches([slot(0, 400), slot(1, 400)])
     assert (sum(entry.count for entry in batch) > MIN_PREFILL_TOKENS + 2) is learnt
+
+
+@pytest.mark.parametrize(("token_s", "most"), [(0.1, 64), (0.5, 20), (2.0, 5), (60.0, 1)])
+async def test_a_machine_that_is_very_slow_shows_that_it_goes_on(token_s: float, most: int) -> None:
+    """A long prompt there takes many steps, not one that looks like standing still; the warm-up tells the speed."""
+    made = BatchPlan(512)
+    made.learn(20, 20 * token_s)
+    long = slot(0, 2000)
+    while long.pending > 1000:
+        (part,) = computed(made.batches([long]))[0]
+        assert part <= most + 1  # one of the sequence's own
+        assert part * token_s <= LONGEST_PIECE_S + token_s or part == 2
+        made.learn(part, part * token_s)

@@ -32,6 +32,10 @@ MIN_PREFILL_TOKENS = 32
 #: token 7.0 against 8.3 ms in the first 512, 9 against 20 ms at 1600 (SmolLM2-135M, one thread).
 TILE_TOKENS = 64
 LONG_CONTEXT_TOKENS = 512
+#: However slow the machine, a piece takes no longer: within a step nobody can tell slow work from a standstill.
+LONGEST_PIECE_S = 10.0
+#: So few tokens tell the machine's speed, too, if they take long.
+FEW_TOKENS = 8
 
 
 @dataclass(slots=True)
@@ -82,7 +86,7 @@ class BatchPlan:
         Args:
             computed_s: the thread's own time: what others take from a busy machine is no reason for smaller batches.
         """
-        if tokens >= MIN_PREFILL_TOKENS:
+        if tokens >= MIN_PREFILL_TOKENS or (tokens >= FEW_TOKENS and computed_s >= LONGEST_STALL_S):
             now = computed_s / tokens
             self._token_s = now if not self._token_s else 0.8 * self._token_s + 0.2 * now
 
@@ -122,6 +126,7 @@ class BatchPlan:
         least = TILE_TOKENS if longest > LONG_CONTEXT_TOKENS else MIN_PREFILL_TOKENS
         if not self._token_s:
             return min(self._room, least + sequences)
+        least = max(1, min(least, int(LONGEST_PIECE_S / self._token_s)))
         most, enough = (int(stall_s / self._token_s) for stall_s in (LONGEST_STALL_S, SHORTEST_STALL_S))
         tokens = max(enough, min(most, ROOM_PER_SEQUENCE * sequences)) // groups
         return min(self._room, max(least + sequences, tokens))

@@ -268,6 +268,7 @@ class Scheduler:
         if code != 0:
             self._decode_one_by_one(entries)
         else:
+            self._progress.advance()
             self._plan.learn(sum(entry.count for entry in entries), time.thread_time() - began)
             self._sample_all(entries)
 
