@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -223,13 +223,17 @@ async def test_a_replica_that_cannot_be_loaded_is_left_out() -> None:
 @dataclass
 class Adaptable(Mortal):
     refuses: bool = False
+    paths: dict[str, Path] = field(default_factory=dict)
 
     async def load_adapter(self, name: str, path: Path) -> None:
         if self.refuses:
             raise BadRequest(f"{path}: rank 512 is more than 64")
-        self.adapters = (*self.adapters, name)
+        self.adapters = tuple(dict.fromkeys((*self.adapters, name)))
+        self.paths[name] = path
 
     async def unload_adapter(self, name: str) -> None:
+        if name not in self.adapters:
+            raise NotFound(f"{name} is not loaded")
         self.adapters = tuple(kept for kept in self.adapters if kept != name)
 
 
@@ -251,6 +255,48 @@ async def test_an_adapter_is_on_every_replica_or_on_none() -> None:
     assert [engine.adapters for engine in (*engines, third)] == [(), (), ()]
     with pytest.raises(BadRequest, match="takes no adapters"):
         await Replicas([Replica(Mortal("m"))]).load_adapter("x", Path("/x"))
+
+
+async def test_an_adapter_that_cannot_be_replaced_everywhere_is_replaced_nowhere() -> None:
+    engines = [Adaptable("m", adapters=("start",)), Adaptable("m", adapters=("start",))]
+    both = Replicas([Replica(engine, str(index)) for index, engine in enumerate(engines)])
+    await both.load()
+    await both.load_adapter("polite", Path("/a"))
+    engines[1].refuses = True
+    with pytest.raises(BadRequest, match="rank 512"):
+        await both.load_adapter("polite", Path("/b"))
+    assert [engine.paths["polite"] for engine in engines] == [Path("/a"), Path("/a")]
+    with pytest.raises(BadRequest, match="rank 512"):
+        await both.load_adapter("start", Path("/b"))
+    assert both.adapters == ("start", "polite")
+
+
+async def test_adapters_are_not_changed_while_a_replica_is_down() -> None:
+    engines = [Adaptable("m", adapters=("start",)), Adaptable("m", adapters=("start",))]
+    both = Replicas([Replica(engine, str(index)) for index, engine in enumerate(engines)])
+    await both.load()
+    engines[1].dead = True
+    with pytest.raises(Unavailable, match="a replica of the model is down"):
+        await both.load_adapter("polite", Path("/a"))
+    with pytest.raises(Unavailable, match="a replica of the model is down"):
+        await both.unload_adapter("start")
+    assert [engine.adapters for engine in engines] == [("start",), ("start",)]
+    engines[1].dead = False
+    engines[0].adapters = ()  # a replica died in the middle of an unload once: the rest can be done again
+    await both.unload_adapter("start")
+    assert [engine.adapters for engine in engines] == [(), ()]
+    with pytest.raises(NotFound):
+        await both.unload_adapter("start")
+
+
+async def test_a_new_replica_does_not_bring_back_what_was_unloaded() -> None:
+    engines = [Adaptable("m", adapters=("start", "kept"))]
+    together = Replicas([Replica(engine, str(index)) for index, engine in enumerate(engines)])
+    await together.load()
+    await together.unload_adapter("start")
+    new = Adaptable("m", adapters=("start", "kept"))  # its launch is the first one's
+    await together.add(Replica(new, "1"))
+    assert new.adapters == ("kept",)
 
 
 # --- moving ---------------------------------------------------------------------------------------------------------

@@ -128,7 +128,8 @@ class Replicas:
         self.name = replicas[0].engine.name
         self._choice: Choice[Replica] = Choice(choice or random.Random())
         self._suspects = Suspects()
-        self._adapters: dict[str, Path] = {}
+        self._adapters: dict[str, Path] = {}  # loaded at run time
+        self._unloaded: set[str] = set()
         self._changing = asyncio.Lock()
 
     @property
@@ -220,6 +221,8 @@ class Replicas:
         async with self._changing:
             try:
                 await replica.load()
+                for name in self._unloaded.intersection(replica.engine.adapters):  # its start had it
+                    await _taking(replica.engine).unload_adapter(name)
                 for name, path in self._adapters.items():
                     await _taking(replica.engine).load_adapter(name, path)
             except BaseException:
@@ -256,27 +259,53 @@ class Replicas:
             raise ShutdownError("; ".join(stuck))
 
     async def load_adapter(self, name: str, path: Path) -> None:
-        """On every replica, or on none. See :class:`TakesAdapters`."""
+        """On every replica, or on none. See :class:`TakesAdapters`.
+
+        Raises:
+            Unavailable: a replica is down; nothing has changed.
+        """
         async with self._changing:
+            engines = self._takers()
+            was_there, old = name in self.adapters, self._adapters.get(name)
             done: list[TakesAdapters] = []
             try:
-                for replica in self._replicas:
-                    engine = _taking(replica.engine)
+                for engine in engines:
                     await engine.load_adapter(name, path)
                     done.append(engine)
             except ServingError:
-                if name not in self._adapters:
+                try:
                     for engine in done:
-                        await engine.unload_adapter(name)
+                        if old is not None:
+                            await engine.load_adapter(name, old)
+                        elif not was_there:
+                            await engine.unload_adapter(name)
+                except ServingError as error:
+                    logger.error("adapter %s is not on every replica as it was: %s", name, error)
                 raise
             self._adapters[name] = path
+            self._unloaded.discard(name)
 
     async def unload_adapter(self, name: str) -> None:
-        """On every replica."""
+        """On every replica. Raises as :meth:`load_adapter`."""
         async with self._changing:
-            for replica in self._replicas:
-                await _taking(replica.engine).unload_adapter(name)
+            engines = self._takers()
+            known = any(name in replica.engine.adapters for replica in self._replicas)
+            for replica, engine in zip(self._replicas, engines, strict=True):
+                if name in replica.engine.adapters or not known:  # then the first one says so
+                    await engine.unload_adapter(name)
             self._adapters.pop(name, None)
+            self._unloaded.add(name)
+
+    def _takers(self) -> list[TakesAdapters]:
+        """All of them. Raises BadRequest: one takes no adapters; Unavailable: one is down."""
+        engines = [_taking(replica.engine) for replica in self._replicas]
+        if not all(replica.engine.healthy() for replica in self._replicas):
+            raise Unavailable(
+                "a replica of the model is down: adapters are not changed before all answer; ask again",
+                code="replica_down",
+                retry_after_s=5,
+            )
+        return engines
 
     # --- requests -----------------------------------------------------------------------------------------------
 
