@@ -290,7 +290,7 @@ class Replicas:
         async with self._changing:
             engines = self._takers()
             known = any(name in replica.engine.adapters for replica in self._replicas)
-            for replica, engine in zip(self._replicas, engines, strict=True):
+            for replica, engine in list(zip(self._replicas, engines, strict=True)):
                 if name in replica.engine.adapters or not known:  # then the first one says so
                     await engine.unload_adapter(name)
             self._adapters.pop(name, None)
