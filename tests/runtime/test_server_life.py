@@ -126,7 +126,8 @@ def test_whatever_ends_the_start_is_in_the_termination_log(tmp_path: Path) -> No
     assert "AIM_MEMORY_LIMIT: 'much' is not a memory size" in log.read_text()
 
 
-def test_terminated_while_settings_are_imported_ends_with_0() -> None:
+@pytest.mark.parametrize("package", ["aim_runtime", "aim_guardrail"])
+def test_terminated_while_settings_are_imported_ends_with_0(package: str) -> None:
     """A container's first process ignores a signal that it does not handle: its grace period would pass for nothing."""
     program = (
         "import os, runpy, signal, sys, importlib.abc\n"
@@ -134,7 +135,7 @@ def test_terminated_while_settings_are_imported_ends_with_0() -> None:
         "    def find_spec(self, name, path, target=None):\n"
         "        if name == 'pydantic': os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.meta_path.insert(0, Late())\n"
-        "runpy.run_module('aim_runtime', run_name='__main__')\n"
+        f"runpy.run_module('{package}', run_name='__main__')\n"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=30).returncode == 0
 

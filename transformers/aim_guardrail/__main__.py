@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from aim_guardrail.policy_source import PolicyError
-from aim_guardrail.settings import GuardrailSettings
-from aim_kserve.settings import SettingsError
 from aim_kserve.signals import end_while_starting
 
 
 def main() -> None:
     """Entry point of ``aim-guardrail``. Exit codes: 0 stopped, 1 cannot serve (policy, port), 2 wrong settings."""
-    end_while_starting()
+    end_while_starting()  # before anything that takes its time to be imported
+    from aim_guardrail.policy_source import PolicyError
+    from aim_guardrail.settings import GuardrailSettings
+    from aim_kserve.settings import SettingsError
+
     try:
         settings = GuardrailSettings.load(
             sys.argv[1:],
