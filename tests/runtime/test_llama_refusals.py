@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -242,3 +245,15 @@ async def test_text_parts_are_joined_and_developers_are_the_system(engine: Llama
         engine, "tokenize", messages({"role": "system", "content": "S"}, {"role": "user", "content": "Hello"})
     )
     assert a["tokens"] == b["tokens"]
+
+
+def test_where_ggml_gives_up_its_reason_is_the_last_word() -> None:
+    program = (
+        "import ctypes, pathlib, llama_cpp\n"
+        "from aim_runtime.engines.llama_cpp import bindings\n"
+        "folder = pathlib.Path(llama_cpp.__file__).parent / 'lib'\n"
+        "ctypes.CDLL(str(next(folder.glob('libggml-base*')))).ggml_abort(b'here.c', 7, b'no memory left')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGABRT
+    assert done.stderr.splitlines()[-1] == "here.c:7: no memory left"

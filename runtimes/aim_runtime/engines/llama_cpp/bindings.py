@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ import numpy as np
 
 from .sampling import Logits, TokenIds
 from .special_tokens import SpecialTokens
+
+# Where ggml gives up it would call gdb for a stack, which buries the reason it gave and delays the end.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
 logger = logging.getLogger("aim.engine.llama_cpp")
 
