@@ -190,6 +190,7 @@ def test_what_cannot_be_sized_starts_unless_its_file_alone_is_too_large(tmp_path
     found = assign(odd, small)
     assert found.fit == {}
     assert any(note.startswith("not sized: ") for note in found.evidence.notes)
+    assert refusal(odd, small, "--memory_limit", "60MiB").shortfall_gib == 0.041  # of 96 MiB, not of 4 bytes
     with odd.open("ab") as file:
         file.truncate(300 * MIB)
     assert "short by" in str(refusal(odd, small))

@@ -26,6 +26,8 @@ from .facts import Assignment, Basis, Case, Device, Refused, does_not_fit, notes
 POOL_BYTES = {"llama_cpp": 512 * MIB, "vllm": 4 * GIB}
 SLOTS = {"llama_cpp": 8, "vllm": 16}
 MOST_SLOTS = 256  # llama.cpp's LLAMA_MAX_SEQ
+#: Of a process that has imported an engine. OpenBLAS, which numpy brings, waits for ever where it gets no memory.
+LEAST_BYTES = 96 * MIB
 _OF_GPUS = ("compute_partition", "memory_partition", "gpu_sharing", "gpu_model", "card", "profile")
 _KV_FLAG = "kv-cache-memory-bytes"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -217,12 +219,13 @@ def _of_engine(case: Case, device: nodes.Device | None, wanted: _Wanted, pool: i
 
 
 def _unsized(case: Case, device: nodes.Device | None, wanted: _Wanted) -> Assignment:
-    """What cannot be sized is started, but not where its file alone is more than the memory. Raises Refused."""
+    """What cannot be sized is started, but not where its file and its process alone are more than the memory. Raises
+    Refused."""
     memory = case.settings.memory_limit or (device.memory_bytes if device else None)
-    held = case.model.file_bytes
-    if memory and held and held > memory * DEFAULT_UTILIZATION:
-        short = gib(held - memory * DEFAULT_UTILIZATION)
-        where = f"{gib(held)} GiB of weights in {gib(memory)} GiB of memory"
+    held = case.model.file_bytes or 0
+    if memory and held + LEAST_BYTES > memory * DEFAULT_UTILIZATION:
+        short = gib(held + LEAST_BYTES - memory * DEFAULT_UTILIZATION)
+        where = f"{gib(held)} GiB of weights, and its process, in {gib(memory)} GiB of memory"
         raise Refused(
             f"{case.model.id} does not fit: {where}: short by {short} GiB",
             field="model",

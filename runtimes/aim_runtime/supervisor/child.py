@@ -92,7 +92,6 @@ async def _load(spec: EngineSpec, service: Service) -> Engine | None:
         service.send(LoadFailed(str(error)))
         return None
     except MemoryError:
-        logger.exception("loading failed")
         service.send(LoadFailed("there is not enough memory for the model"))
         return None
     except Exception as error:  # process edge: whatever an engine's library raises, the parent has one line of it
