@@ -45,7 +45,8 @@ def test_temperature_zero_takes_the_likeliest(row: np.ndarray[Any, Any]):
 @given(ROWS, st.integers(1, 10), st.integers(0, 99))
 def test_top_k_draws_among_the_k_likeliest(row: np.ndarray[Any, Any], k: int, seed: int):
     token = sampler(top_k=k, seed=seed).draw(row)
-    assert row[token] >= np.sort(row)[-min(k, row.size)]
+    # Logits this near are equally likely in float32: any of them may be among the k.
+    assert row[token] >= np.sort(row)[-min(k, row.size)] - 1e-6
 
 
 @given(ROWS, st.floats(0.05, 0.99), st.integers(0, 99), st.floats(0.3, 3))
