@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from aim_profile.errors import NodeError
 
+from .bounded import read_bounded
 from .facts import CPU, MOST_CPUS, Card, Partition
 
 _MAX_FILE_BYTES = 2**22
@@ -199,12 +200,8 @@ def _whole(file: Path, text: str) -> int:
 
 def _text(file: Path) -> str | None:
     """The file's text, None where it is absent or refused. Raises NodeError for one that is none of /proc's."""
-    try:
-        if not file.is_file():
-            return None
-        with file.open("rb") as opened:
-            raw = opened.read(_MAX_FILE_BYTES + 1)
-    except (OSError, ValueError):
+    raw = read_bounded(file, _MAX_FILE_BYTES)
+    if raw is None:
         return None
     if len(raw) > _MAX_FILE_BYTES or b"\0" in raw:
         raise _bad(file, "too large, or not plain text")

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar, get_args
 from aim_profile.errors import NodeError
 from aim_profile.gpus.catalog import COMPUTE_MODES, MEMORY_MODES, Compute, Memory
 
+from .bounded import read_bounded
 from .facts import AllocMode
 
 _Mode = TypeVar("_Mode", bound=str)
@@ -184,12 +185,8 @@ def _hexadecimal(file: Path) -> int | None:
 
 def _text(file: Path) -> str | None:
     """The file's single value; None where it is absent, refused, or the driver answers an error."""
-    try:
-        if not file.is_file():
-            return None
-        with file.open("rb") as opened:
-            raw = opened.read(_MAX_FILE_BYTES + 1)
-    except (OSError, ValueError):
+    raw = read_bounded(file, _MAX_FILE_BYTES)
+    if raw is None:
         return None
     if len(raw) > _MAX_FILE_BYTES or not raw.isascii() or b"\0" in raw:
         raise _bad(file, "not a sysfs value: too large, or not plain text")
