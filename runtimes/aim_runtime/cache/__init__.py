@@ -1,0 +1,1 @@
+"""The model cache: models fetched once, verified, and kept on a volume."""

@@ -1,0 +1,1 @@
+"""Measured evidence: load on a live server, and what came of it."""
