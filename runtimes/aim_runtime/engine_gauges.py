@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from aim_runtime.engines.base import Engine
+from aim_runtime.engines.base import Engine, parks
 
 EngineLabels = tuple[str, str, str, str]
 ENGINE_LABELS = ("model_name", "engine", "variant", "replica")
@@ -42,6 +42,7 @@ class _Reading(NamedTuple):
 
     running: int
     waiting: int
+    parked: int | None
     slots: int
     kv_cache_usage: float | None
     stalled_s: float | None
@@ -54,7 +55,8 @@ class _Reading(NamedTuple):
         """``load_seconds`` has an engine in a process of its own only."""
         stats = engine.stats()
         return cls(
-            *(stats.running, stats.waiting, stats.slots_total, stats.kv_cache_usage, stats.stalled_s),
+            *(stats.running, stats.waiting, stats.parked if parks(engine) else None),
+            *(stats.slots_total, stats.kv_cache_usage, stats.stalled_s),
             load_s=getattr(engine, "load_seconds", None),
             restarts=stats.restarts,
             state=stats.state,
@@ -65,13 +67,18 @@ class _Reading(NamedTuple):
         return _Reading(
             running=self.running + other.running,
             waiting=self.waiting + other.waiting,
+            parked=_sum(self.parked, other.parked),
             slots=self.slots + other.slots,
             kv_cache_usage=_largest(self.kv_cache_usage, other.kv_cache_usage),
             stalled_s=_largest(self.stalled_s, other.stalled_s),
             load_s=_largest(self.load_s, other.load_s),
-            restarts=None if self.restarts is other.restarts is None else (self.restarts or 0) + (other.restarts or 0),
+            restarts=_sum(self.restarts, other.restarts),
             state=other.state or self.state,
         )
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is other is None else (one or 0) + (other or 0)
 
 
 def _largest(*values: float | None) -> float | None:
@@ -81,6 +88,7 @@ def _largest(*values: float | None) -> float | None:
 _GAUGES: dict[str, tuple[str, Callable[[_Reading], float | None]]] = {
     "aim_requests_running": ("Requests the engine is computing", lambda now: now.running),
     "aim_requests_waiting": ("Requests waiting for a slot", lambda now: now.waiting),
+    "aim_requests_parked": ("Requests that wait because a more urgent one took their slot", lambda now: now.parked),
     "aim_engine_slots": ("Requests the engine can compute at once", lambda now: now.slots),
     "aim_kv_cache_usage_ratio": ("Share of the KV cache in use, 0 to 1", lambda now: now.kv_cache_usage),
     "aim_engine_stalled_seconds": (

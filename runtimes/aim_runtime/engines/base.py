@@ -72,13 +72,19 @@ State = Literal["loading", "ready", "restarting", "unreachable", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot for metrics and admission. Counts are requests, ``slots_total`` is the most that can run."""
+    """A snapshot for metrics and admission. Counts are requests, ``slots_total`` is the most that can run.
+
+    ``kv_tokens_total``: tokens that the KV cache holds; None where the engine has none or cannot tell (yet).
+    ``parked``: how many of ``waiting`` have run already and were put aside for a more urgent one (see Parks).
+    """
 
     running: int
     waiting: int
     slots_total: int
     kv_cache_usage: float | None = None  # 0..1; None where the engine cannot tell
     stalled_s: float | None = None  # seconds without progress while there is work; None where it cannot tell
+    kv_tokens_total: int | None = None
+    parked: int = 0
     # Of an engine in a process of its own (``aim_runtime.supervisor``) or elsewhere; None where it runs in ours.
     state: State | None = None
     restarts: int | None = None
@@ -192,6 +198,24 @@ class TakesAdapters(Protocol):
             NotFound: it is not loaded.
         """
         ...
+
+
+@runtime_checkable
+class Parks(Protocol):
+    """What an engine may have besides: a running request makes way for a more urgent one.
+
+    ``parks``: where it is True and every slot is taken, a request whose ``context.priority`` is a smaller number takes
+    the slot of a running one with a larger number (never of an equal). That one is put aside and goes on later exactly
+    where it was: its answer is the same as without the pause. Stable after ``load``.
+    """
+
+    @property
+    def parks(self) -> bool: ...
+
+
+def parks(engine: object) -> bool:
+    """Whether ``engine`` lets a running request make way (see Parks); one that does not say so does not."""
+    return isinstance(engine, Parks) and engine.parks
 
 
 #: Asks a loaded engine for what it must show before it gets requests. Raises ModelLoadError: it does not.

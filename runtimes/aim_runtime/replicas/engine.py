@@ -177,6 +177,7 @@ class Replicas:
             return all_stats[0]
         kv = [stats.kv_cache_usage for stats in all_stats if stats.kv_cache_usage is not None]
         stalled = [stats.stalled_s for stats in all_stats if stats.stalled_s is not None]
+        cells = [stats.kv_tokens_total for stats in all_stats if stats.kv_tokens_total is not None]
         states = {stats.state for stats in all_stats}
         restarts = [stats.restarts for stats in all_stats if stats.restarts is not None]
         return EngineStats(
@@ -185,6 +186,8 @@ class Replicas:
             sum(stats.slots_total for stats in all_stats),
             sum(kv) / len(kv) if kv else None,
             min(stalled, default=None),
+            kv_tokens_total=sum(cells) if len(cells) == len(all_stats) else None,
+            parked=sum(stats.parked for stats in all_stats),
             state=next(
                 (state for state in ("ready", "restarting", "unreachable", "loading", "failed") if state in states),
                 None,

@@ -23,7 +23,7 @@ import uvloop
 from aim_kserve.errors import ShutdownError
 from aim_kserve.log import log_to_stderr, set_levels
 from aim_runtime.engines import registry
-from aim_runtime.engines.base import Engine, EngineSpec, ModelLoadError
+from aim_runtime.engines.base import Engine, EngineSpec, ModelLoadError, parks
 from aim_runtime.supervisor.frames import Loaded, LoadFailed, Reader, Start, ToEngine
 from aim_runtime.supervisor.service import Service
 from aim_runtime.supervisor.words import Prefixed
@@ -109,6 +109,7 @@ async def _load(spec: EngineSpec, service: Service) -> Engine | None:
         engine.adapters,
         engine.max_model_len,
         service.takes_adapters,
+        parks(engine),
     )
     service.send(loaded)
     return engine

@@ -97,6 +97,7 @@ class Loaded(Message, tag=20):
     adapters: tuple[str, ...]
     max_model_len: int
     takes_adapters: bool
+    parks: bool
 
 
 class LoadFailed(Message, tag=21):

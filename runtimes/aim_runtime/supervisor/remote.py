@@ -87,6 +87,11 @@ class RemoteEngine:
         return self._loaded.max_model_len if self._loaded is not None else 0
 
     @property
+    def parks(self) -> bool:
+        """See ``engines.base.Parks``: as the loaded engine says."""
+        return self._loaded is not None and self._loaded.parks
+
+    @property
     def state(self) -> State:
         return self._supervisor.state
 
@@ -163,6 +168,7 @@ class RemoteEngine:
             told,
             running=running,
             waiting=max(told.waiting, unanswered - running) if unanswered else 0,
+            parked=told.parked if unanswered else 0,
             stalled_s=supervisor.stalled_s(),
             state=supervisor.state,
             restarts=supervisor.restarts,

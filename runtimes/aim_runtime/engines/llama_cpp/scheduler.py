@@ -153,7 +153,9 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         waiting = max(0, self.in_flight - self._running)
-        return EngineStats(self._running, waiting, self._slot_count, self._kv_usage)
+        return EngineStats(
+            self._running, waiting, self._slot_count, self._kv_usage, kv_tokens_total=self._context.cells
+        )
 
     def give_up(self, reason: str) -> None:
         """Tell every request that no answer comes, while the thread stands still. It goes on without them."""

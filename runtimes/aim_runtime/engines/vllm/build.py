@@ -111,6 +111,13 @@ class Built:
         return bool(self.llm.scheduler_config.policy == "priority")
 
     @property
+    def kv_tokens_total(self) -> int | None:
+        """Tokens that the KV cache holds; vLLM counts its blocks while it loads, and adds up those of its data-parallel
+        ranks. None: a model without such a cache."""
+        config = self.llm.vllm_config.cache_config
+        return int(config.num_gpu_blocks * config.block_size) if config.num_gpu_blocks else None
+
+    @property
     def log_interval_s(self) -> float:
         """Seconds between vLLM's log lines; 0 if it keeps no statistics."""
         return 0.0 if self.args.disable_log_stats else float(envs.VLLM_LOG_STATS_INTERVAL)
@@ -125,7 +132,10 @@ class Built:
         unfinished = self.unfinished()
         waiting = max(unfinished - slots, min(self.live.waiting, unfinished))
         usage = self.live.kv_cache_usage if unfinished else 0.0
-        return EngineStats(unfinished - waiting, waiting, slots, usage if self.log_interval_s else None)
+        return EngineStats(
+            *(unfinished - waiting, waiting, slots, usage if self.log_interval_s else None),
+            kv_tokens_total=self.kv_tokens_total,
+        )
 
     def sequences_of(self, request_id: str) -> list[Any]:
         """vLLM's states of what one request of ours generates: one per choice and prompt."""
