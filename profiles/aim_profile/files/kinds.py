@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["fleet file", "workloads file", "models file", "plan", "emulation file", "profile"]
+Kind = Literal["fleet file", "workloads file", "models file", "plan", "emulation file", "profile", "QoS policy"]
 
 #: Looked for in this order: a plan has `cards` too.
 _SIGNS: dict[Kind, tuple[str, ...]] = {
     "plan": ("placements", "totals"),
     "workloads file": ("workloads",),
     "models file": ("models",),
+    "QoS policy": ("classes", "limits", "tenants"),
     "fleet file": ("nodes",),
     "profile": ("engine_args", "aim_id", "variant_id", "profile_version"),
     "emulation file": ("node", "gpu", "partitions"),

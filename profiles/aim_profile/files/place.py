@@ -58,7 +58,7 @@ def keys_at(model: type[BaseModel], place: Place) -> tuple[str, ...]:
             return ()
         if isinstance(part, str) and part in here.model_fields:
             here = _model_in(here.model_fields[part].annotation)
-    return tuple(here.model_fields) if here else ()
+    return tuple(field.alias or name for name, field in here.model_fields.items()) if here else ()
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -17,8 +17,8 @@ class Caller:
     """What a credential says of whoever sent it.
 
     ``credential_id``: names the credential in logs and metrics, and is no secret: the key's id, a token's subject.
-    ``tenant``: who pays; fairness and limits are by tenant. ``qos_class``: the highest it may ask for; None: the model's
-    own. ``models``: patterns (``fnmatch``) of served names; None: all.
+    ``tenant``: who pays; fairness and limits are by tenant. ``qos_class``: the highest it may ask for; None: the
+    model's own. ``models``: patterns (``fnmatch``) of served names; None: all.
     """
 
     credential_id: str

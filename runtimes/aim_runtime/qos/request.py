@@ -11,8 +11,8 @@ from aim_kserve.identity.caller import QosClass
 CLASSES: tuple[QosClass, ...] = ("high", "medium", "low")
 
 #: Why one was not served. ``queue_full``: as many wait as may; ``rate``: its budget of requests or tokens is used up;
-#: ``deadline``: its first token would come too late; ``too_large``: it fits into no engine; ``throttled``: a class above
-#: burns its error budget.
+#: ``deadline``: its first token would come too late; ``too_large``: it fits into no engine; ``throttled``: a class
+#: above burns its error budget.
 Reason = Literal["queue_full", "rate", "deadline", "too_large", "throttled"]
 
 
