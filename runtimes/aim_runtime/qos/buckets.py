@@ -11,34 +11,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Protocol
 
-from aim_runtime.qos.request import Rejected
+from .policy import Limit
+from .request import Rejected
 
 #: Rounding of the clock does not turn an exact wait into another one: so much may be missing.
 _ROUNDING_S = 1e-6
 
 Clock = Callable[[], float]
-
-
-class Limit(Protocol):
-    """One limit of a policy: for each model, class and tenant apart, or for those alone that it names.
-
-    ``requests_per_minute``, ``tokens_per_minute``: None: unlimited. ``burst_s``: so many seconds' worth can be saved up.
-    """
-
-    @property
-    def model(self) -> str | None: ...
-    @property
-    def qos_class(self) -> str | None: ...
-    @property
-    def tenant(self) -> str | None: ...
-    @property
-    def requests_per_minute(self) -> float | None: ...
-    @property
-    def tokens_per_minute(self) -> float | None: ...
-    @property
-    def burst_s(self) -> float: ...
 
 
 @dataclass(slots=True)
