@@ -11,7 +11,8 @@ from aim_kserve.signals import end_while_starting
 
 _WHAT = (
     "Serve one model, or those of a file (--models), over OpenAI's API and KServe V1 and V2 (REST, gRPC). "
-    "'aim-runtime compare SOURCE' puts the variants of a served name side by side."
+    "'aim-runtime compare SOURCE' puts the variants of a served name side by side; 'aim-runtime keys' makes, lists and "
+    "revokes API keys."
 )
 
 
@@ -23,6 +24,11 @@ def main() -> None:
 
         _as_a_filter()
         sys.exit(compare(sys.argv[2:]))
+    if sys.argv[1:2] == ["keys"]:
+        from aim_runtime.keys import main as keys
+
+        _as_a_filter()
+        sys.exit(keys(sys.argv[2:]))
     from aim_kserve.settings import SettingsError
     from aim_runtime.settings import RuntimeSettings
 

@@ -38,6 +38,7 @@ class Stack:
         """Process name → argv."""
         runtime = ["-m", "aim_runtime", "--model_dir", self.model_dir]
         guardrail = ["-m", "aim_guardrail", "--predictor_host", f"{self.host}:{self.runtime_http_port}"]
+        guardrail += ["--predictor_credentials", "forward"]  # the runtime behind it is ours, and verifies them, too
         if self.policy:
             guardrail += ["--policy", self.policy]
         return {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from aim_guardrail.credentials import Credentials
 from aim_guardrail.settings import GuardrailSettings
 from aim_guardrail.upstream import Answer, PredictorSaid, Upstream, sent_on
 from aim_guardrail.v2 import from_rest, to_rest
@@ -32,10 +33,11 @@ class Predictor:
         only_grpc: it cannot be asked by HTTP.
     """
 
-    def __init__(self, settings: GuardrailSettings, upstream: Upstream) -> None:
+    def __init__(self, settings: GuardrailSettings, upstream: Upstream, credentials: Credentials | None = None) -> None:
         self._settings = settings
         self.only_grpc = settings.speaks == "grpc-v2"
         self._upstream = upstream
+        self._credentials = credentials or Credentials()
         self._grpc: GrpcUpstream | None = None
         self._health = (float("-inf"), False)
         self._asking = asyncio.Lock()
@@ -46,7 +48,7 @@ class Predictor:
         if address is not None:
             from aim_guardrail.upstream_grpc import GrpcUpstream  # grpc's C core: only where it is needed
 
-            self._grpc = GrpcUpstream(address, self._settings)
+            self._grpc = GrpcUpstream(address, self._settings, self._credentials)
 
     async def close(self) -> None:
         await self._upstream.close()

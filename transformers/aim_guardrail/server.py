@@ -14,6 +14,7 @@ def run(settings: GuardrailSettings, policy: Policy) -> int:
     """Serve until a signal; returns the exit code."""
     guard = ThreadPoolExecutor(1, "guard").submit(Guard.load, policy)
     # The guard's engines and KServe load side by side: a second each.
+    from aim_guardrail.credentials import Credentials, OwnKey
     from aim_guardrail.metrics import Metrics
     from aim_guardrail.predictor import Predictor
     from aim_guardrail.proxy import Proxy
@@ -25,6 +26,8 @@ def run(settings: GuardrailSettings, policy: Policy) -> int:
     log_to_stderr()
     metrics = Metrics()
     metrics.policy(policy)
+    own = settings.predictor_api_key_file
+    credentials = Credentials(settings.predictor_credentials, None if own is None else OwnKey(own))
     upstream = Upstream(
         settings.predictor_host,
         metrics,
@@ -32,8 +35,9 @@ def run(settings: GuardrailSettings, policy: Policy) -> int:
         connect_timeout_s=settings.predictor_connect_timeout_seconds,
         silence_timeout_s=settings.predictor_request_timeout_seconds,
         retries=settings.predictor_request_retries,
+        credentials=credentials,
     )
-    model = GuardrailModel(settings, Predictor(settings, upstream), metrics, _awaitable(guard))
+    model = GuardrailModel(settings, Predictor(settings, upstream, credentials), metrics, _awaitable(guard))
     max_body_bytes = int(settings.max_body_mib * 1024**2)
     return Server(settings, wrap=[lambda app: Proxy(app, model, metrics, max_body_bytes)]).run(model)
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from aim_guardrail.credentials import Mode, read_key
 from aim_guardrail.policy import Policy, load_policy, parse_policy, shipped_policy
 from aim_kserve.settings import ServerSettings
 
@@ -26,6 +27,7 @@ class GuardrailSettings(ServerSettings):
             *("predictor_host", "predictor_protocol", "protocol", "predictor_grpc_host", "predictor_use_ssl"),
             *("predictor_request_timeout_seconds", "predictor_connect_timeout_seconds", "predictor_request_retries"),
             *("enable_predictor_health_check", "predictor_health_cache_seconds"),
+            *("predictor_credentials", "predictor_api_key_file"),
         ),
     }
 
@@ -50,6 +52,16 @@ class GuardrailSettings(ServerSettings):
         False, description="ready only while the predictor's model is ready, too"
     )
     predictor_health_cache_seconds: float = Field(1, ge=0, description="how long the predictor's readiness is believed")
+    predictor_credentials: Mode = Field(
+        "strip",
+        description="what becomes of a client's credential (authorization, x-api-key, api-key): strip: it ends here; "
+        "forward: it goes on, to a runtime of ours that verifies it, too",
+    )
+    predictor_api_key_file: Path | None = Field(
+        None,
+        description="file of the transformer's own key, which the predictor gets as a bearer token; read anew when it "
+        "changes",
+    )
     policy: Path | None = Field(
         None,
         description="policy file; default: the shipped policy 'chat'",
@@ -69,12 +81,24 @@ class GuardrailSettings(ServerSettings):
             raise ValueError("must be HOST or HOST:PORT, without scheme and path")
         return value
 
+    @field_validator("predictor_api_key_file")
+    @classmethod
+    def _holds_a_key(cls, file: Path | None) -> Path | None:
+        if file is not None:
+            read_key(file)
+        return file
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.policy is not None and self.guardrails is not None:
             raise ValueError("policy and guardrails are both given: give one")
         if self.protocol is not None and self.protocol != self.speaks and "predictor_protocol" in self.model_fields_set:
             raise ValueError(f"protocol {self.protocol} and predictor_protocol {self.speaks} differ: drop the former")
+        if self.predictor_api_key_file is not None and self.predictor_credentials == "forward":
+            raise ValueError(
+                "predictor_api_key_file is given and predictor_credentials is forward: the predictor takes one "
+                "credential, drop one of the two"
+            )
         return self
 
     @property

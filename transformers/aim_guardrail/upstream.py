@@ -16,6 +16,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from aim_guardrail.credentials import Credentials
 from aim_guardrail.metrics import Metrics
 from aim_kserve.errors import ServingError, Unavailable, UpstreamFailed
 from aim_kserve.http import header
@@ -57,6 +58,7 @@ class Upstream:
         connect_timeout_s: name look-up and TCP (and TLS) connection together.
         silence_timeout_s: longest wait for the next byte of an answer.
         retries: further tries to connect.
+        credentials: whose the predictor gets.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Upstream:
         connect_timeout_s: float = 1.5,
         silence_timeout_s: float = 600,
         retries: int = 0,
+        credentials: Credentials | None = None,
     ) -> None:
         self.host = host
         self._base = f"{'https' if use_ssl else 'http'}://{host}"
@@ -75,6 +78,7 @@ class Upstream:
         self._connect_timeout_s = connect_timeout_s
         self._silence_timeout_s = silence_timeout_s
         self._retries = retries
+        self._credentials = credentials or Credentials()
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
@@ -99,6 +103,7 @@ class Upstream:
             Unavailable: no connection (503), or it broke before an answer began.
             UpstreamTimeout: connected, but no answer began in time (504).
         """
+        headers = self._credentials.sent(headers)
         connecting, stale = self._retries, 1
         while True:
             self._metrics.connection_taken(1)

@@ -1,0 +1,221 @@
+"""Whose credential reaches the predictor: on every way there is to it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aim_guardrail.credentials import RECHECK_S, Credentials, OwnKey, read_key
+from aim_guardrail.settings import GuardrailSettings
+from aim_kserve.kserve import pb, pb_grpc
+from aim_kserve.settings import SettingsError
+from fake_predictor import FakePredictor
+from guarded import ask, eventually, guardrail
+from served import Served
+
+CLIENTS = {"authorization": "Bearer client-secret", "x-api-key": "client-secret", "api-key": "client-secret"}
+OWN = "own-secret-1"
+
+
+@pytest.fixture(scope="module")
+def forwarding(predictor: FakePredictor) -> Iterator[Served]:
+    with guardrail(
+        predictor.host,
+        *("--predictor_credentials", "forward"),
+        *("--predictor_grpc_host", f"127.0.0.1:{predictor.grpc_port}"),
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("own") / "key"
+    file.write_text(f"{OWN}\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def with_own_key(predictor: FakePredictor, key_file: Path) -> Iterator[Served]:
+    with guardrail(
+        predictor.host,
+        *("--predictor_api_key_file", str(key_file)),
+        *("--predictor_grpc_host", f"127.0.0.1:{predictor.grpc_port}"),
+        *("--enable_predictor_health_check", "true"),
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def to_grpc_only(predictor: FakePredictor, key_file: Path) -> Iterator[Served]:
+    """Whose V2 REST goes on as gRPC."""
+    with guardrail(f"127.0.0.1:{predictor.grpc_port}", "--predictor_protocol", "grpc-v2") as server:
+        yield server
+
+
+V2 = {"inputs": [{"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
+#: Every kind of way: checked, streamed, KServe's protocols, routes that are passed on as they are.
+ROUTES: list[tuple[str, str, dict[str, Any] | None]] = [
+    ("POST", "/v1/chat/completions", ask("hi")),
+    ("POST", "/v1/chat/completions", ask("hi", stream=True)),
+    ("POST", "/openai/v1/completions", {"model": "m", "prompt": "hi"}),
+    ("POST", "/v1/responses", {"model": "m", "input": "hi", "stream": True}),
+    ("POST", "/v1/embeddings", {"model": "m", "input": "hi"}),
+    ("POST", "/v1/models/m:predict", {"instances": ["hi"]}),
+    ("POST", "/v2/models/m/infer", V2),
+    ("GET", "/v2/models/m", None),
+    ("GET", "/v1/models", None),
+    ("POST", "/tokenize", {"prompt": "hi"}),
+    ("DELETE", "/v1/files/f", None),
+]
+
+
+def credentials_of(seen: dict[str, Any]) -> dict[str, str]:
+    sent = {key.lower(): value for key, value in seen["headers"]}
+    return {name: value for name, value in sent.items() if name in CLIENTS or "secret" in str(value)}
+
+
+def asked(server: Served, predictor: FakePredictor, method: str, path: str, body: Any) -> dict[str, str]:
+    """What of credentials reached the predictor."""
+    before = len(predictor.seen)
+    httpx.request(method, server.url + path, json=body, headers=CLIENTS, timeout=20)
+    (seen,) = (one for one in predictor.seen[before:] if one.get("path") == path or one["method"] == "GRPC")
+    return credentials_of(seen)
+
+
+def infer_by_grpc(server: Served, metadata: list[tuple[str, str]]) -> None:
+    message = pb.ModelInferRequest(model_name="m")
+    tensor = message.inputs.add(name="prompt", datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(b"hi")
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer(message, metadata=metadata, timeout=20)
+
+
+@pytest.mark.parametrize(("method", "path", "body"), ROUTES)
+def test_by_default_no_credential_goes_on(
+    transformer: Served, predictor: FakePredictor, method: str, path: str, body: Any
+) -> None:
+    assert asked(transformer, predictor, method, path, body) == {}
+
+
+@pytest.mark.parametrize(("method", "path", "body"), ROUTES)
+def test_forwarded_as_it_came(forwarding: Served, predictor: FakePredictor, method: str, path: str, body: Any) -> None:
+    assert asked(forwarding, predictor, method, path, body) == CLIENTS
+
+
+@pytest.mark.parametrize(("method", "path", "body"), ROUTES)
+def test_the_transformers_own_in_the_clients_place(
+    with_own_key: Served, predictor: FakePredictor, method: str, path: str, body: Any
+) -> None:
+    assert asked(with_own_key, predictor, method, path, body) == {"authorization": f"Bearer {OWN}"}
+
+
+def test_over_grpc(
+    transformer: Served, forwarding: Served, with_own_key: Served, to_grpc_only: Served, predictor: FakePredictor
+) -> None:
+    own = {"authorization": f"Bearer {OWN}"}
+    for server, expected in ((transformer, {}), (forwarding, CLIENTS), (with_own_key, own), (to_grpc_only, {})):
+        infer_by_grpc(server, list(CLIENTS.items()))
+        assert credentials_of(predictor.last) == expected
+    assert asked(to_grpc_only, predictor, "POST", "/v2/models/m/infer", V2) == {}
+
+
+def test_the_transformers_own_questions_carry_its_own_key(with_own_key: Served, predictor: FakePredictor) -> None:
+    def was_asked() -> bool:
+        httpx.get(f"{with_own_key.url}/v2/models/m/ready")
+        asked = [seen for seen in predictor.seen if seen.get("path") == "/v1/models/m"]
+        return bool(asked) and credentials_of(asked[-1]) == {"authorization": f"Bearer {OWN}"}
+
+    assert eventually(was_asked)
+
+
+def test_a_header_that_grpc_cannot_carry_ends_no_request(to_grpc_only: Served, predictor: FakePredictor) -> None:
+    answer = httpx.post(f"{to_grpc_only.url}/v2/models/m/infer", json=V2, headers={"x-odd": "é".encode("latin-1")})
+    assert answer.status_code == 200
+    assert "x-odd" not in dict(predictor.last["headers"])
+
+
+def test_a_new_key_is_taken_up_and_a_broken_file_changes_nothing(
+    with_own_key: Served, predictor: FakePredictor, key_file: Path
+) -> None:
+    def sends(key: str) -> bool:
+        return asked(with_own_key, predictor, *ROUTES[0]) == {"authorization": f"Bearer {key}"}
+
+    def put(text: str) -> None:
+        key_file.with_suffix(".new").write_text(text)
+        os.replace(key_file.with_suffix(".new"), key_file)
+
+    put("own-secret-2\n")
+    assert eventually(lambda: sends("own-secret-2"))
+    put("own-secret-3 and more")
+    assert eventually(lambda: sends("own-secret-2") and "does not hold one key" in with_own_key.stderr())
+    assert sends("own-secret-2")
+    key_file.unlink()
+    assert eventually(lambda: sends("own-secret-2") and "cannot be read" in with_own_key.stderr())
+    put(OWN)
+    assert eventually(lambda: sends(OWN))
+    told = with_own_key.stderr() + str(with_own_key.access_lines())
+    assert "secret" not in told
+
+
+# --- the parts ------------------------------------------------------------------------------------------------------
+
+TOKEN = st.text("abcdefghijklmnopqrstuvwxyz-_", min_size=1, max_size=20).map(str.encode)
+
+
+@given(st.lists(st.tuples(TOKEN, TOKEN)))
+def test_stripping_takes_credentials_only_and_keeps_the_order(headers: list[tuple[bytes, bytes]]) -> None:
+    secret = [(name, b"x") for name in (b"authorization", b"x_api_key", b"api-key", b"proxy-authorization")]
+    kept = [item for item in headers if item[0] not in dict(secret)]
+    assert Credentials().sent([*secret, *headers, *secret]) == kept
+    assert Credentials("forward").sent([*secret, *headers]) == [*secret, *headers]
+
+
+def test_a_file_is_looked_at_once_a_second(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file, now = tmp_path / "key", 0.0
+    file.write_text("first-secret")
+    own = OwnKey(file, lambda: now)
+    file.write_text("second-secret")
+    assert own.key == b"first-secret"
+    now += RECHECK_S
+    with caplog.at_level(logging.INFO):
+        assert own.key == b"second-secret"
+        file.write_text("")
+        now += RECHECK_S
+        assert own.key == own.key == b"second-secret"
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    assert "secret" not in caplog.text.replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"a b", b"a\nb", "ä".encode(), b"a" * 20_000, b"a\0"])
+def test_a_file_that_holds_no_key_ends_the_start(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="does not hold one key"):
+        read_key(file)
+    with pytest.raises(SettingsError, match=r"predictor_api_key_file.*does not hold one key"):
+        settings("--predictor_api_key_file", str(file))
+
+
+def test_settings_that_cannot_go_together(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        settings("--predictor_api_key_file", str(tmp_path / "none"))
+    (tmp_path / "key").write_text("k")
+    with pytest.raises(SettingsError, match="drop one of the two"):
+        settings("--predictor_api_key_file", str(tmp_path / "key"), "--predictor_credentials", "forward")
+    with pytest.raises(SettingsError, match="predictor_credentials"):
+        settings("--predictor_credentials", "keep")
+    assert settings().predictor_credentials == "strip"
+
+
+def settings(*flags: str) -> GuardrailSettings:
+    argv = ["--predictor_host", "x", *flags]
+    return GuardrailSettings.load(argv, {}, prog="aim-guardrail", description="")

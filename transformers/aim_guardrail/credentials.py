@@ -1,0 +1,107 @@
+"""Whose credential the predictor gets: the client's, the transformer's own, or nobody's.
+
+All that is sent to the predictor passes :meth:`Credentials.sent` on its last step, so that no route can forget it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal
+
+logger = logging.getLogger("aim.server")
+
+Mode = Literal["forward", "strip"]
+
+#: Headers and gRPC metadata that carry a client's credential. Servers that speak CGI take ``_`` for ``-``.
+_OF_CLIENTS = frozenset(b"authorization proxy-authorization x-api-key x_api_key api-key api_key".split())
+_MOST_BYTES = 16 * 1024  # a token of an identity provider is 1 to 4 KiB
+_KEY = re.compile(rb"[!-~]+")
+#: A file that changes is noticed within this many seconds.
+RECHECK_S = 1.0
+
+
+class Credentials:
+    """What goes on.
+
+    Args:
+        mode: ``strip``: no credential of a client's leaves this process; ``forward``: it does, as it came.
+        own: sent in its place; only with ``strip``.
+    """
+
+    def __init__(self, mode: Mode = "strip", own: OwnKey | None = None) -> None:
+        self._mode = mode
+        self._own = own
+
+    def sent(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """``headers`` (names in lower case) as the predictor gets them."""
+        if self._mode == "forward":
+            return list(headers)
+        kept = [item for item in headers if item[0] not in _OF_CLIENTS]
+        if self._own is not None:
+            kept.append((b"authorization", b"Bearer " + self._own.key))
+        return kept
+
+
+class OwnKey:
+    """A key in a file, read again when the file has changed. While it cannot be read, the last good one serves.
+
+    Raises:
+        ValueError: it holds no key to begin with; never with what it holds.
+    """
+
+    def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._file = file
+        self._clock = clock
+        self._looked_s = clock()
+        self._stamp = _stamp(file)
+        self._key = read_key(file)
+
+    @property
+    def key(self) -> bytes:
+        """As it stands in the file now, or did at most ``RECHECK_S`` ago."""
+        if self._clock() - self._looked_s >= RECHECK_S:
+            self._looked_s = self._clock()
+            self._look()
+        return self._key
+
+    def _look(self) -> None:
+        stamp = _stamp(self._file)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._key = read_key(self._file)
+        except ValueError as error:
+            logger.warning("--predictor_api_key_file %s: %s; the last good key serves", self._file, error)
+        else:
+            logger.info("--predictor_api_key_file %s: read anew", self._file)
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """Differs once the file, or what a link to it names, is another. None: it is not there."""
+    try:
+        state = os.stat(file)
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size, state.st_ino
+
+
+def read_key(file: Path) -> bytes:
+    """The key that a file holds: one word of visible ASCII.
+
+    Raises:
+        ValueError: it holds none; never with what it holds.
+    """
+    try:
+        with file.open("rb") as opened:
+            key = opened.read(_MOST_BYTES + 1).strip()
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror}): give a readable file that holds the key alone") from error
+    if len(key) > _MOST_BYTES or not _KEY.fullmatch(key):
+        raise ValueError("does not hold one key: give a file of one word, visible ASCII, at most 16 KiB")
+    return key
