@@ -75,7 +75,8 @@ class BatchPlan:
         parts = self._parts(busy, len(generating), groups)
         entries = [Entry(slot, 1) for slot in generating]
         if self._deterministic:
-            entries += [Entry(slot, size) for slot, part in parts.items() for size in exact.chunks(part)]
+            cuts = {slot: exact.cuts(part, slot.running.prompt_left(slot.cached)) for slot, part in parts.items()}
+            entries += [Entry(slot, size) for slot, sizes in cuts.items() for size in sizes]
             return [[entry] for entry in entries]
         entries += [Entry(slot, part) for slot, part in parts.items()]
         return [entries] if entries else []
@@ -135,4 +136,5 @@ class BatchPlan:
 def _wanted(slot: Slot, taken: int) -> int:
     """Tokens that a prompt could use, of which it has ``taken`` already."""
     wanted = slot.pending - taken
-    return min(wanted, ROWS_PER_STEP - taken) if slot.running.scoring else wanted
+    scored = slot.running.scores is not None and slot.running.prompt_left(slot.cached) > 0
+    return min(wanted, ROWS_PER_STEP - taken) if scored else wanted

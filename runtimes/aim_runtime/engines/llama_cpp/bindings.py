@@ -16,6 +16,7 @@ from typing import Any
 import llama_cpp as lib
 import numpy as np
 
+from .parking import State
 from .sampling import Logits, TokenIds
 from .special_tokens import SpecialTokens
 
@@ -364,5 +365,30 @@ class LlamaContext:
         if self._streams:
             self.keep(target, length)
 
+    def state_bytes(self, slot: int) -> int:
+        """The size of what ``save`` copies."""
+        return int(lib.llama_state_seq_get_size(self._context, slot))
+
+    def save(self, slot: int) -> State:
+        """A copy of everything that is computed of a slot's tokens.
+
+        Raises:
+            MemoryError: there is none for it.
+        """
+        state = np.empty(self.state_bytes(slot), np.uint8)
+        lib.llama_state_seq_get_data(self._context, _bytes(state), state.nbytes, slot)
+        return state
+
+    def load(self, slot: int, state: State) -> bool:
+        """Put into a slot what was saved of any. False: there are not enough free cells; the slot is empty then."""
+        if lib.llama_state_seq_set_data(self._context, _bytes(state), state.nbytes, slot):
+            return True
+        self.keep(slot, 0)
+        return False
+
     def close(self) -> None:
         lib.llama_free(self._context)
+
+
+def _bytes(state: State) -> Any:
+    return _pointer(state, ctypes.c_uint8)

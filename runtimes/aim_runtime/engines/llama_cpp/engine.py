@@ -71,6 +71,8 @@ class LlamaCppEngine:
         kv_cache_memory_bytes: room for the cache that all slots share. It holds at least one sequence of
             max_model_len, and at most ``slots`` of them.
         stall_timeout_s: time without a step, while there is work, after which the engine is no longer healthy.
+        parked_memory_bytes: host memory for what requests had computed that made way for more urgent ones; beyond it,
+            that is computed again. None: as kv_cache_memory_bytes.
         adapters: LoRA adapters (GGUF files) to load with the model: name → file.
         deterministic: a prompt's log probabilities are the same to the bit whatever runs beside it (see ``exact``).
             Each slot then has its own cache for max_model_len tokens: ``slots`` is how many of them
@@ -78,6 +80,7 @@ class LlamaCppEngine:
     """
 
     name = "llama_cpp"
+    parks = True  # see ``engines.base.Parks``
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class LlamaCppEngine:
         max_waiting: int = 256,
         batch_tokens: int = 512,
         kv_cache_memory_bytes: int = 512 * 2**20,
+        parked_memory_bytes: int | None = None,
         stall_timeout_s: float = 60.0,
         adapters: Mapping[str, Path] | None = None,
         deterministic: bool = False,
@@ -104,6 +108,7 @@ class LlamaCppEngine:
             max_waiting=max_waiting,
             batch_tokens=max(batch_tokens, slots),
             kv_cache_memory_bytes=kv_cache_memory_bytes,
+            parked_memory_bytes=kv_cache_memory_bytes if parked_memory_bytes is None else parked_memory_bytes,
             deterministic=deterministic,
         )
         self._stall_timeout_s = stall_timeout_s

@@ -29,6 +29,8 @@ def whole_chunks(tokens: int) -> int:
     return tokens // CHUNK_TOKENS * CHUNK_TOKENS
 
 
-def chunks(tokens: int) -> list[int]:
-    """The sizes that so many tokens are computed in."""
-    return [min(CHUNK_TOKENS, tokens - at) for at in range(0, tokens, CHUNK_TOKENS)]
+def cuts(tokens: int, prompt: int) -> list[int]:
+    """The sizes that so many tokens are computed in, the first ``prompt`` of which are a prompt's. Those after it were
+    generated, and are computed again as they were: one by one."""
+    chunked = min(tokens, prompt)
+    return [min(CHUNK_TOKENS, chunked - at) for at in range(0, chunked, CHUNK_TOKENS)] + [1] * (tokens - chunked)

@@ -24,6 +24,12 @@ class LlamaCppSettings(EngineSettings):
     kv_cache_memory_bytes: int = Field(
         512 * 2**20, ge=1, description="room for the cache that all requests share; never less than one sequence needs"
     )
+    parked_memory_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="host memory for what requests had computed that made way for more urgent ones, beyond which it is "
+        "computed again; default: kv_cache_memory_bytes",
+    )
     adapters: AdapterPaths = Field(default_factory=dict, description=ADAPTERS_SETTING)
     deterministic: bool = Field(False, description=DETERMINISTIC)
 
@@ -40,6 +46,7 @@ def create(spec: EngineSpec, settings: LlamaCppSettings) -> Engine:
         max_waiting=settings.max_waiting,
         stall_timeout_s=settings.stall_timeout,
         kv_cache_memory_bytes=settings.kv_cache_memory_bytes,
+        parked_memory_bytes=settings.parked_memory_bytes,
         adapters=settings.adapters,
         deterministic=settings.deterministic,
     )

@@ -39,6 +39,7 @@ class Sizes:
     max_waiting: int
     batch_tokens: int
     kv_cache_memory_bytes: int
+    parked_memory_bytes: int
     deterministic: bool = False
 
     def cells(self, max_model_len: int, kv_bytes_per_token: int) -> int:
@@ -105,7 +106,14 @@ def load(model_dir: Path, sizes: Sizes) -> Loaded:
     except LlamaError as error:
         raise ModelLoadError(f"llama.cpp cannot load {path}: {error}") from error
     template = _template_of(model, path)
-    scheduler = Scheduler(model, context, slots=slots, max_waiting=sizes.max_waiting, deterministic=sizes.deterministic)
+    scheduler = Scheduler(
+        model,
+        context,
+        slots=slots,
+        max_waiting=sizes.max_waiting,
+        parked_memory_bytes=sizes.parked_memory_bytes,
+        deterministic=sizes.deterministic,
+    )
     scheduler.start()
     limits = Limits(max_model_len, model.token_bytes, model.vocabulary_size, scheduler.capacity)
     background = Background("llama-background")

@@ -1,6 +1,7 @@
 """Continuous batching: one thread, one context, all sequences advance together.
 
-Each step computes what ``batch_plan`` plans (one batch; if deterministic, several), samples from it, and
+While every slot is taken, a sequence that is more urgent takes the slot of the least urgent one, which is parked. Each
+step computes what ``batch_plan`` plans (one batch; if deterministic, several), samples from it, and
 hands ``deliveries`` what is new.
 """
 
@@ -25,6 +26,7 @@ from .batch_plan import BatchPlan, Entry
 from .bindings import NO_KV_SLOT, LlamaContext, LlamaModel
 from .chooser import Chooser
 from .deliveries import Deliveries
+from .parking import Parking
 from .progress import Progress
 from .sampling import Logits, NoToken
 from .sequence import Delta, Sequence
@@ -59,16 +61,25 @@ class Scheduler:
         context: taken over; closed by ``close``.
         slots: sequences that run at once.
         max_waiting: sequences that may wait beyond those.
+        parked_memory_bytes: host memory for what parked sequences had computed.
         deterministic: an answer is the same to the bit (see ``exact``); the context has a stream per slot.
     """
 
     def __init__(
-        self, model: LlamaModel, context: LlamaContext, *, slots: int, max_waiting: int, deterministic: bool = False
+        self,
+        model: LlamaModel,
+        context: LlamaContext,
+        *,
+        slots: int,
+        max_waiting: int,
+        parked_memory_bytes: int,
+        deterministic: bool = False,
     ) -> None:
         self._model = model
         self._chooser = Chooser(model)
         self._context = context
         self._slots = Slots(slots, context, keeps_prefixes=model.keeps_prefixes, exact=deterministic)
+        self._parking = Parking(context, parked_memory_bytes)
         self._slot_count = slots
         self.capacity = slots + max_waiting
         self._inbox: queue.SimpleQueue[Sequence | Errand | None] = queue.SimpleQueue()
@@ -81,7 +92,7 @@ class Scheduler:
         self._turns = Turns()
         self._deliveries = Deliveries()
         self._plan = BatchPlan(context.batch.room, deterministic=deterministic)
-        self._running = 0
+        self._running = self._parked = 0
         self._kv_usage = 0.0
         self._progress = Progress()
         self._gate = threading.Lock()  # between the last submission and the end of the thread
@@ -154,7 +165,9 @@ class Scheduler:
     def stats(self) -> EngineStats:
         waiting = max(0, self.in_flight - self._running)
         return EngineStats(
-            self._running, waiting, self._slot_count, self._kv_usage, kv_tokens_total=self._context.cells
+            *(self._running, waiting, self._slot_count, self._kv_usage),
+            kv_tokens_total=self._context.cells,
+            parked=min(self._parked, waiting),
         )
 
     def give_up(self, reason: str) -> None:
@@ -239,19 +252,36 @@ class Scheduler:
 
     def _admit(self) -> None:
         for sequence in [s for s in self._waiting if s.may_start]:
-            if not self._start(sequence):
+            if not (self._start(sequence) or self._start_instead(sequence)):
                 return
 
     def _start(self, sequence: Sequence) -> bool:
         """Seat a waiting sequence. False when there is no room for it yet."""
-        slot = self._slots.seat(sequence)
+        slot = self._slots.seat(sequence, self._parking.kept(sequence))
         if slot is None:
             return False
         self._waiting.remove(sequence)
-        if sequence.generated == 0:
-            sequence.cached = slot.cached
-            sequence.place()
+        self._parking.forget(sequence)
+        sequence.place(slot.cached)
         return True
+
+    def _start_instead(self, sequence: Sequence) -> bool:
+        """Seat it in the place of less urgent ones, the least urgent first. Equals never make way for each other."""
+        less_urgent = [slot for slot in self._slots.busy if slot.running.priority > sequence.priority]
+        if not less_urgent or not self._slots.fits(sequence, without=less_urgent):
+            return False
+        for slot in sorted(less_urgent, key=lambda slot: slot.running.order, reverse=True):
+            self._park(slot)
+            if self._start(sequence):
+                return True
+        return False
+
+    def _park(self, slot: Slot) -> None:
+        """Its sequence waits, at its place, and goes on later where it is now."""
+        sequence = slot.running
+        self._parking.put(sequence, slot.number, slot.cached)
+        self._slots.leave(slot)
+        bisect.insort(self._waiting, sequence, key=lambda s: s.order)
 
     def _step(self) -> None:
         turn = self._turns.next(self._slots.busy)
@@ -289,18 +319,16 @@ class Scheduler:
         return self._context.decode()
 
     def _make_room(self, entries: list[Entry]) -> bool:
-        """Free cache cells: idle prefixes first, then the least urgent sequence, which starts over later."""
+        """Free cache cells: idle prefixes first, then the least urgent sequence, which goes on later."""
         if self._slots.evict():
             return True
         busy = self._slots.busy
         if len(busy) < 2:
             return False
         victim = max(busy, key=lambda slot: slot.running.order)
-        sequence = victim.running
-        logger.info("the KV cache is full: a sequence of %d tokens is put back", sequence.length)
-        self._slots.leave(victim)
+        logger.info("the KV cache is full: a sequence of %d tokens is put back", victim.running.length)
+        self._park(victim)
         self._slots.empty(victim)
-        bisect.insort(self._waiting, sequence, key=lambda s: s.order)
         entries[:] = [entry for entry in entries if entry.slot is not victim]
         return True
 
@@ -389,13 +417,14 @@ class Scheduler:
     def _conclude(self, sequence: Sequence, delta: Delta) -> None:
         sequence.finished = True
         self._chooser.forget(sequence)
+        self._parking.forget(sequence)
         self._finished += 1
         self._deliveries.add(sequence, delta)
 
     def _flush(self) -> None:
         """Publish figures and hand over the step's deltas: one call into each event loop per step."""
         busy = self._slots.busy
-        self._running = len(busy)
+        self._running, self._parked = len(busy), len(self._parking)
         self._kv_usage = min(1.0, self._slots.cells_in_use / self._context.cells)
         self._deliveries.flush()
 

@@ -133,6 +133,10 @@ class Sequence:
     def generated(self) -> int:
         return self.length - len(self.generation.prompt)
 
+    def prompt_left(self, computed: int) -> int:
+        """Tokens of the prompt after the first ``computed``."""
+        return max(0, len(self.generation.prompt) - computed)
+
     @property
     def scoring(self) -> bool:
         """Whether log probabilities of its prompt are still to come: every token of it must be computed then."""
@@ -147,10 +151,11 @@ class Sequence:
     def order(self) -> tuple[int, int]:
         return self.priority, self.arrival
 
-    def place(self) -> None:
-        """It has a slot. One that is put back and placed again has waited for its first one only."""
+    def place(self, cached: int) -> None:
+        """It has a slot, where ``cached`` of its tokens are computed already. Of one that is parked and placed again
+        the first time counts."""
         if self._placed_at is None:
-            self._placed_at = time.monotonic()
+            self._placed_at, self.cached = time.monotonic(), cached
 
     def append(self, token: int) -> None:
         self._tokens[self.length] = token

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from .exact import whole_chunks
+from .parking import Kept, State
 from .sampling import TokenIds
 from .sequence import Sequence
 
@@ -26,6 +27,8 @@ class Cache(Protocol):
     def keep(self, slot: int, length: int) -> bool: ...
 
     def share(self, source: int, target: int, length: int) -> None: ...
+
+    def load(self, slot: int, state: State) -> bool: ...
 
 
 def _no_tokens() -> TokenIds:
@@ -91,14 +94,18 @@ class Slots:
     @property
     def cells_in_use(self) -> int:
         """Cells that running sequences hold or are about to fill; a shared cell counts once."""
-        return sum(max(slot.cached, slot.running.length) - slot.shared for slot in self.busy)
+        return _cells_of(self.busy)
 
-    def seat(self, sequence: Sequence) -> Slot | None:
-        """Give ``sequence`` the best free slot. None when there is none, or no room for its tokens."""
+    def seat(self, sequence: Sequence, kept: Kept | None = None) -> Slot | None:
+        """Give ``sequence`` the best free slot. None when there is none, or no room for its tokens.
+
+        Args:
+            kept: what it had computed before it was parked; the slot then holds this again.
+        """
         free = self.free
         if not free:
             return None
-        source, length = self._best_prefix(sequence)
+        source, length = self._best_prefix(sequence) if kept is None else (None, 0)
         wanted = self.cells_in_use + sequence.length - length + 1
         if len(free) < len(self._slots) and wanted > self._cache.cells:
             return None
@@ -109,8 +116,16 @@ class Slots:
             slot = min(free, key=lambda s: (s is source, s.used_at))
             self._share(source, slot, length)
         slot.sequence, slot.tokens, slot.weights = sequence, sequence.tokens, sequence.weights
+        if kept is not None:
+            self._put_back(slot, kept)
         self._touch(slot)
         return slot
+
+    def fits(self, sequence: Sequence, *, without: list[Slot]) -> bool:
+        """Whether ``sequence`` would get a seat if these busy slots were free."""
+        others = len(self.busy) - len(without)
+        wanted = self.cells_in_use - _cells_of(without) + sequence.length + 1
+        return others == 0 or (others < len(self._slots) and wanted <= self._cache.cells)
 
     def leave(self, slot: Slot) -> None:
         """The sequence is done; its cached tokens stay, as far as others can use them."""
@@ -140,7 +155,7 @@ class Slots:
     def _best_prefix(self, sequence: Sequence) -> tuple[Slot | None, int]:
         """The slot of the same weights that shares most with ``sequence``. At least its last token is always
         computed anew."""
-        if not self._keeps_prefixes or sequence.scoring:
+        if not self._keeps_prefixes or sequence.scoring or (self._exact and sequence.scores is not None):
             return None, 0
         alike = [slot for slot in self._slots if slot.weights == sequence.weights]
 
@@ -159,6 +174,13 @@ class Slots:
         if slot.running.scores is not None:  # cut differently
             return 0
         return min(slot.cached, whole_chunks(len(slot.running.generation.prompt)))
+
+    def _put_back(self, slot: Slot, kept: Kept) -> None:
+        """Where idle prefixes hold the cells, without them. If it cannot be, everything is computed again."""
+        loaded = self._cache.load(slot.number, kept.state)
+        while not loaded and self.evict():
+            loaded = self._cache.load(slot.number, kept.state)
+        slot.cached = kept.length if loaded else 0
 
     def _share(self, source: Slot | None, target: Slot, length: int) -> None:
         if source is target:
@@ -180,3 +202,7 @@ class Slots:
     def _touch(self, slot: Slot) -> None:
         self._clock += 1
         slot.used_at = self._clock
+
+
+def _cells_of(busy: list[Slot]) -> int:
+    return sum(max(slot.cached, slot.running.length) - slot.shared for slot in busy)
