@@ -117,6 +117,11 @@ class DeviceSettings(ServerSettings):
         json_schema_extra={**_annotated("profile"), "env": ["AIM_PROFILE_ID"]},
     )
     profiles: Path | None = Field(None, description="directory of profiles to select from, laid out as AIM's")
+    evidence: Path | None = Field(
+        None,
+        description="what aim-runtime measure wrote, a file or a directory to look in: a profile that it speaks for is "
+        "measured; a file of other hardware is refused",
+    )
     model_id: Annotated[str | None, BeforeValidator(_none_if_empty)] = Field(
         None,
         description="what the model is called where it was published, as in org/model: profiles are selected by it",

@@ -27,7 +27,7 @@ class _Shared(DeviceSettings):
         ),
         "several models": ("models", "placement", "eviction"),
         "what is started": (
-            *("dry_run", "output", "node", "profile", "profiles", "allow_general_profile_fallback"),
+            *("dry_run", "output", "node", "profile", "profiles", "evidence", "allow_general_profile_fallback"),
             *("precision", "metric", "unsized", "termination_log"),
         ),
         "devices": (

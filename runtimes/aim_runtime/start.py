@@ -19,6 +19,7 @@ from aim_profile.nodes.devices import refuse_larger
 from aim_profile.nodes.facts import Node
 from aim_profile.nodes.read import load_emulated, read_node
 from aim_profile.plans.plan import load_plan
+from aim_profile.serving.evidence_files import read_evidence
 from aim_profile.serving.files import read_file
 from aim_profile.serving.profile import Profile, ProfileId, parse_id
 from aim_profile.serving.selection import Candidate, stored_profiles
@@ -104,7 +105,9 @@ def _as_case(settings: RuntimeSettings, node: Node, environment: Mapping[str, st
     settings, given = with_profile(settings, model)
     stored = _stored(settings, model)
     in_pod = is_pod(settings, environment)
-    return Case(settings, engine, processors(node, engine, settings), model, given, stored, in_pod)
+    known = read_evidence(settings.evidence) if settings.evidence else None
+    here = processors(node, engine, settings)
+    return Case(settings, engine, here, model, given, stored, in_pod, evidence=known)
 
 
 def _for_profile(settings: RuntimeSettings) -> RuntimeSettings:

@@ -153,7 +153,7 @@ def test_a_validated_mode_does_not_speak_for_tensor_parallelism_over_its_partiti
     cards = profile_of(by_id("meta-llama/Llama-3.3-70B-Instruct"), mode("SPX/NPS1"), tensor_parallel=2)
     assert (cards.unproven, cards.standing) == (False, "validated")
     measured = together.model_copy(update={"evidence": together.evidence.model_copy(update={"measured": True})})
-    assert measured.standing == "validated"
+    assert measured.standing == "validated, measured"
 
 
 def test_listing_prefers_one_device_to_partitions_together() -> None:

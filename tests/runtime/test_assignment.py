@@ -509,3 +509,45 @@ def test_a_refused_start_is_one_line_here_and_in_the_termination_log(
         assert json.loads(done.stdout)["refused"]["shortfall_gib"] == 13.255
     else:
         assert done.stdout == ""
+
+
+def evidence_file(folder: Path, model: Path, **hardware: Any) -> Path:
+    """As `aim-runtime measure` writes it, of the model in bf16 on vLLM."""
+    percentiles = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
+    counts = {"answered": 9, "requests_per_s": 1.0, "output_tokens_per_s": 9.0, "prompt_tokens": 9, "output_tokens": 9}
+    lengths = {"prompt_tokens": "constant:1", "output_tokens": "constant:1", "prompts": "sha256:0", "seed": 1}
+    measured = {
+        "version": 1,
+        "model": str(model),
+        "served_as": "m",
+        "precision": "bf16",
+        "hardware": {"told_by": "node", "gpu": "MI300X", "partition": CPX, "gpu_count": 4, **hardware},
+        "engine": {"name": "vllm"},
+        "load": {"generator": "g", "arrivals": "poisson", **lengths, "warm_up": 0, "requests": 9, "duration_s": 9.0},
+        "points": [{"offered": 1.0, "duration_s": 9.0, **counts, "ttft_ms": percentiles}],
+        "command": "c",
+        "date": "2026-01-02T03:04:05Z",
+        "tool": "t",
+    }
+    file = folder / "evidence.json"
+    file.write_text(json.dumps({"measurements": [measured]}))
+    return file
+
+
+def test_what_was_measured_is_said_and_evidence_of_other_hardware_refused(
+    cpx: Machine, llama: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    split = ("--partition_count", "4")
+    file = evidence_file(folder, llama)
+    for where in (file, folder):
+        found = cpx.assign(llama, *split, "--evidence", str(where)).evidence
+        assert (found.measured, found.unproven) == (True, False)
+    evidence_file(folder, llama, gpu="MI325X")
+    refused = cpx.refusal(llama, *split, "--evidence", str(file))
+    assert (refused.field, refused.value) == ("measurements[0].hardware.gpu", "MI325X")
+    assert refused.remedy.startswith("give evidence measured there")
+    elsewhere = cpx.assign(llama, *split, "--evidence", str(folder)).evidence
+    assert (elsewhere.measured, elsewhere.unproven) == (False, True)
+    assert any("hardware.gpu MI325X, this is MI300X" in note for note in elsewhere.notes)

@@ -19,6 +19,7 @@ from .options import (
     AmdSmiOption,
     DeploymentOption,
     Engine,
+    EvidenceOption,
     Form,
     GpuOption,
     KvDtypeOption,
@@ -192,6 +193,7 @@ def list_profiles(
     every_mode: Annotated[
         bool, typer.Option("--every-mode", help="Each partition mode, not only the smallest validated one that fits.")
     ] = False,
+    evidence: EvidenceOption = None,
     deployment: DeploymentOption = "bare-metal",
     output: OutputOption = "table",
 ) -> None:
@@ -205,7 +207,13 @@ def list_profiles(
 
     guarded(
         lambda: profiles.list_profiles(
-            output, gpu=gpu, deployment=deployment, model=model, precision=precision, everything=every_mode
+            output,
+            gpu=gpu,
+            deployment=deployment,
+            model=model,
+            precision=precision,
+            everything=every_mode,
+            evidence=evidence,
         )
     )
 
@@ -223,6 +231,7 @@ def select(
     profiles: Annotated[
         Path | None, typer.Option(help="Profiles of yours or AIM's: `custom/`, `<org>/<model>/`, `general/`.")
     ] = None,
+    evidence: EvidenceOption = None,
     alloc_mode: AllocModeOption = "CAPPING",
     root: RootOption = None,
     node: NodeOption = None,
@@ -248,7 +257,7 @@ def select(
             if gpu is not None
             else verbs.devices_of(device.find_node(root, (), node), card)
         )
-        return verbs.select_profile(output, model, devices, Wish(engine, metric, precision), profiles)
+        return verbs.select_profile(output, model, devices, Wish(engine, metric, precision), profiles, evidence)
 
     guarded(verb)
 
@@ -272,6 +281,7 @@ def show(
     priority: Annotated[Priority, typer.Option(help="Who yields to whom.")] = "medium",
     lora_slots: Annotated[int, typer.Option(help="LoRA adapters resident at once.", min=0)] = 0,
     lora_rank: Annotated[int, typer.Option(help="Their highest rank.", min=1)] = 16,
+    evidence: EvidenceOption = None,
     deployment: DeploymentOption = "bare-metal",
     output: OutputOption = "table",
 ) -> None:
@@ -297,7 +307,7 @@ def show(
             lora_rank=lora_rank,
         )
         found = profiles.find_profile(profile, wanted, partition, gpu, deployment)
-        return profiles.show_profile(output, found)
+        return profiles.show_profile(output, profiles.with_evidence(found, evidence))
 
     guarded(verb)
 
@@ -313,6 +323,7 @@ def export(
     folder: Annotated[
         Path | None, typer.Option("--dir", help="Write under this folder as AIM does: `<org>/<model>/<id>.yaml`.")
     ] = None,
+    evidence: EvidenceOption = None,
     deployment: DeploymentOption = "bare-metal",
 ) -> None:
     """Write a profile as a file. For more options, `aim-profile show … -o yaml` gives the same as `--form ours`.
@@ -326,7 +337,7 @@ def export(
             refuse_beside(f"--dir {folder}", {"out": out})
         wanted = profiles.wanted(precision=precision)
         found = profiles.find_profile(profile, wanted, partition, gpu, deployment)
-        return profiles.export_profile(found, form, out, folder)
+        return profiles.export_profile(profiles.with_evidence(found, evidence), form, out, folder)
 
     guarded(verb)
 

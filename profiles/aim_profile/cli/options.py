@@ -22,7 +22,7 @@ KvDtype = Literal["auto", "bf16", "fp16", "fp8"]
 AllocMode = Literal["CAPPING", "ALL"]
 Priority = Literal["low", "medium", "high"]
 Form = Literal["ours", "aim", "unified"]
-SchemaKind = Literal["profile", "unified", "fleet", "workloads", "plan"]
+SchemaKind = Literal["profile", "unified", "fleet", "workloads", "plan", "evidence"]
 Tier = Literal["validated", "driver-legal", "unsupported"]
 Strategy = Literal["mixed", "single"]
 
@@ -47,6 +47,10 @@ RootOption = Annotated[
 ]
 AmdSmiOption = Annotated[list[Path] | None, typer.Option(help="Saved `amd-smi … --json` output; may be repeated.")]
 NodeOption = Annotated[Path | None, typer.Option("--node", help="An emulation file (`aim-profile node export`).")]
+EvidenceOption = Annotated[
+    Path | None,
+    typer.Option(help="What `aim-runtime measure` wrote: a file, or a directory to look in."),
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of stdout.")]
 StrategyOption = Annotated[Strategy, typer.Option(help="The device plugin's resource naming strategy.")]
 ReferenceArgument = Annotated[

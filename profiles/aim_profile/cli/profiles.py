@@ -23,6 +23,8 @@ from aim_profile.plans.plan import Plan
 from aim_profile.plans.workload import Workloads
 from aim_profile.serving.check import Finding, check
 from aim_profile.serving.derive import NoSuchProfileError, Refusal, Wanted, derive, derive_from_id
+from aim_profile.serving.evidence import NO_GPU
+from aim_profile.serving.evidence_files import EvidenceFile, read_evidence
 from aim_profile.serving.files import Form, Unified, body_of, form_of, read_file, write
 from aim_profile.serving.profile import (
     Metric,
@@ -36,6 +38,7 @@ from aim_profile.serving.selection import Devices, Judged, Selection, Wish, sele
 from aim_profile.units import parse_memory
 
 from .device import card_of
+from .measured import measured_blocks
 from .options import refuse_beside
 from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, show, write_out
 
@@ -99,11 +102,14 @@ def list_profiles(
     model: str | None,
     precision: Precision | None,
     everything: bool,
+    evidence: Path | None = None,
 ) -> int:
     """One row per derivable profile; what is not sized or does not fit is said on stderr."""
+    known = read_evidence(evidence) if evidence else None
     names = [by_id(model).id] if model else list(known_ids())
     rows = list(listed(by_name(gpu), deployment, names, (precision,) if precision else LISTED_PRECISIONS, everything))
     kept = [row.found for row in rows if isinstance(row.found, Profile)]
+    kept = known.on_all(kept) if known else kept
     columns = ("profile", "precision", "device", "tier", "tp", "context", "sequences", "weights", "type")
     table = Table(columns, [_list_row(profile) for profile in kept], right=("tp", "context", "sequences"))
     show(output, [_list_data(profile) for profile in kept], table)
@@ -183,10 +189,16 @@ def _possible_mode(gpu: str, partition: str, deployment: Deployment) -> Partitio
     return mode
 
 
-def select_profile(output: Output, model_id: str, devices: Devices, wish: Wish, folder: Path | None) -> int:
+def select_profile(
+    output: Output, model_id: str, devices: Devices, wish: Wish, folder: Path | None, evidence: Path | None = None
+) -> int:
     """The profile chosen for the devices, and every other with the reason it lost."""
+    known = read_evidence(evidence) if evidence else None
     model = load_model(model_id)
-    found = select(model, devices, wish, stored_profiles(folder, model.id) if folder else ())
+    stored = stored_profiles(folder, model.id) if folder else ()
+    found = select(model, devices, wish, stored, known.measurements if known else ())
+    if known and found.chosen:
+        known.on(found.chosen)  # a file that was named must be of what was chosen
     show(output, _selection_data(found, devices), _selection_facts(found, devices), _judged(found.judged))
     return FITS if found.chosen else DOES_NOT_FIT
 
@@ -195,6 +207,7 @@ def _selection_data(found: Selection, devices: Devices) -> dict[str, Any]:
     return {
         "devices": devices.label,
         "chosen": found.chosen.reference if found.chosen else None,
+        "measured": found.chosen.evidence.measured if found.chosen else None,
         "relaxed": list(found.relaxed),
         "candidates": [judged._asdict() for judged in found.judged],
     }
@@ -206,6 +219,7 @@ def _selection_facts(found: Selection, devices: Devices) -> Facts:
         (
             ("devices", f"{devices.label}, {mode.memory_mib} MiB and {mode.cus} CUs each"),
             ("chosen", found.chosen.reference if found.chosen else "nothing matches"),
+            ("standing", (found.chosen.standing or "") if found.chosen and found.chosen.evidence.measured else ""),
             ("let go", ", ".join(found.relaxed)),
         )
     )
@@ -263,6 +277,20 @@ def find_profile(
     return found
 
 
+def with_evidence(profile: Profile, path: Path | None) -> Profile:
+    """The profile with the evidence there; what is of something else is said on stderr.
+
+    Raises ProfileError: a file that was named is of something else, or nothing there is evidence.
+    """
+    if path is None:
+        return profile
+    known = read_evidence(path)
+    found = known.on(profile)
+    if note := known.passed_over(found):
+        print_note(note)
+    return found
+
+
 def _contradicting(asked: Wanted, parts: ProfileId) -> dict[str, object]:
     """The options that ask for something else than the id says."""
     says = {
@@ -283,7 +311,7 @@ def show_profile(output: Output, profile: Profile) -> int:
             ("profile", profile.reference),
             ("model loaded", profile.model_id or "any"),
             ("engine", metadata.engine),
-            ("devices", f"{metadata.gpu_count} x {metadata.gpu}{f' {use.label}' if use else ''}"),
+            ("devices", _devices(profile)),
             ("each", f"{use.device_memory_mib} MiB, {use.compute_units} CUs, {use.alloc_mode}" if use else ""),
             ("tier", f"{use.tier} on {use.deployment}{unproven}" if use and use.tier else ""),
             ("type", f"{metadata.type}, {'measured' if evidence.measured else 'not measured'}"),
@@ -295,8 +323,13 @@ def show_profile(output: Output, profile: Profile) -> int:
     arguments = Facts([(key, _scalar(value)) for key, value in profile.engine_args.items()], title="Engine arguments")
     variables = Facts(list(profile.env_vars.items()), title="Environment")
     notes = "\n".join(f"- {note}" for note in evidence.notes)
-    show(output, body_of(profile), head, _memory(profile), arguments, variables, notes)
+    show(output, body_of(profile), head, _memory(profile), *measured_blocks(profile), arguments, variables, notes)
     return FITS
+
+
+def _devices(profile: Profile) -> str:
+    kept, use = profile.metadata, profile.partition
+    return "processors" if kept.gpu == NO_GPU else f"{kept.gpu_count} x {kept.gpu}{f' {use.label}' if use else ''}"
 
 
 def _memory(profile: Profile) -> Facts:
@@ -375,4 +408,5 @@ def schema_of(kind: str) -> dict[str, Any]:
 
 
 def _models() -> dict[str, Any]:
-    return {"profile": Profile, "unified": Unified, "fleet": FleetFile, "workloads": Workloads, "plan": Plan}
+    plans = {"fleet": FleetFile, "workloads": Workloads, "plan": Plan}
+    return {"profile": Profile, "unified": Unified, **plans, "evidence": EvidenceFile}

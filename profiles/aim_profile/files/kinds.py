@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["fleet file", "workloads file", "models file", "plan", "emulation file", "profile", "QoS policy"]
+Kind = Literal[
+    "fleet file", "workloads file", "models file", "plan", "emulation file", "profile", "QoS policy", "evidence file"
+]
 
 #: Looked for in this order: a plan has `cards` too.
 _SIGNS: dict[Kind, tuple[str, ...]] = {
@@ -12,13 +14,14 @@ _SIGNS: dict[Kind, tuple[str, ...]] = {
     "workloads file": ("workloads",),
     "models file": ("models",),
     "QoS policy": ("classes", "limits", "tenants"),
+    "evidence file": ("measurements",),
     "fleet file": ("nodes",),
     "profile": ("engine_args", "aim_id", "variant_id", "profile_version"),
     "emulation file": ("node", "gpu", "partitions"),
 }
 
 _SAID: dict[Kind, str] = {"emulation file": "version: 1 and node: …, gpu: … or kind: cpu"}
-_ARTICLED: dict[Kind, str] = {"emulation file": "an emulation file"}
+_ARTICLED: dict[Kind, str] = {"emulation file": "an emulation file", "evidence file": "an evidence file"}
 
 
 def looks_like(raw: object) -> Kind | None:

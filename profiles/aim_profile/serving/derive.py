@@ -26,6 +26,7 @@ from aim_profile.units import gib
 
 from .engine_args import DeviceShare, engine_args, environment, share_of, weights_state
 from .profile import (
+    NOT_MEASURED,
     Evidence,
     FineTuning,
     GpuSharing,
@@ -261,7 +262,7 @@ def _notes(
     weights: Weights,
     devices: int,
 ) -> tuple[str, ...]:
-    notes = ["derived from facts, not measured: throughput and latency are unknown until someone runs it"]
+    notes = [NOT_MEASURED]
     if mode.tier != "validated":
         notes.append(f"{accelerator.name} {mode.label} is {mode.tier} on {mode.deployment}, not validated by AMD")
     if mode.unproven(devices):

@@ -11,12 +11,13 @@ one: `vllm-mi300x-cpx-nps4-fp8-tp1-latency`. A reference names the model too: `o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from aim_profile.errors import AimProfileError
+from aim_profile.files.place import MisplacedError, Place
 from aim_profile.gpus.catalog import (
     COMPUTE_MODES,
     MEMORY_MODES,
@@ -32,13 +33,16 @@ from aim_profile.gpus.catalog import (
 from aim_profile.models.facts import Precision
 from aim_profile.nodes.facts import AllocMode
 
+from .evidence import NO_GPU, Measurement, Subject
+from .evidence import AimPrecision as AimPrecision  # profiles and their evidence have one list of them
+
 PROFILE_VERSION: Literal[1] = 1
+#: What a derived profile says of itself until it carries figures.
+NOT_MEASURED = "derived from facts, not measured: throughput and latency are unknown until someone runs it"
 
 Engine = Literal["vllm", "llama_cpp"]
 Metric = Literal["latency", "throughput"]
 ProfileType = Literal["optimized", "preview", "unoptimized", "general"]
-# AIM's names; its fp4 is what model facts call mxfp4.
-AimPrecision = Literal["int4", "int8", "fp4", "fp8", "fp16", "bf16", "fp32"]
 Priority = Literal["low", "medium", "high"]
 Weights = Literal["as published", "quantised at load", "needs a quantised checkpoint", "checkpoint given"]
 
@@ -139,11 +143,12 @@ class Evidence(_Frozen):
     """How sure this profile is. Legal is not validated, validated is not measured; a validated mode says nothing of
     tensor parallelism over its partitions.
 
-    measured: someone ran this profile and kept the figures; a derived one never is. The GiB are per device
-    and estimated: the engine's own start-up profiling is the last word.
+    measured: someone ran this very profile and kept the figures, which are in measurements. The GiB are per device and
+    estimated: the engine's own start-up profiling is the last word.
     """
 
     measured: bool = False
+    measurements: tuple[Measurement, ...] = ()
     weights: Weights = "as published"
     weights_gib: float | None = None
     kv_gib: float | None = None
@@ -151,6 +156,24 @@ class Evidence(_Frozen):
     budget_gib: float | None = None
     headroom_gib: float | None = None
     notes: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _measured_by_its_figures(cls, raw: object) -> object:
+        """Left out, it follows from the figures."""
+        if isinstance(raw, Mapping) and "measured" not in raw and raw.get("measurements"):
+            return {**raw, "measured": True}
+        return raw
+
+    @model_validator(mode="after")
+    def _says_what_was_measured(self) -> Self:
+        if self.measured and not self.measurements:
+            raise MisplacedError(
+                ("measured",), "true, but measurements has none: leave it out and give figures (--evidence)"
+            )
+        if self.measurements and not self.measured:
+            raise MisplacedError(("measured",), "false, but there are measurements: leave it out")
+        return self
 
 
 class Profile(_Frozen):
@@ -211,6 +234,39 @@ class Profile(_Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _carries_its_own_figures(self) -> Self:
+        for index, measurement in enumerate(self.evidence.measurements):
+            if found := measurement.mismatch(self.subject):
+                place: Place = ("evidence", "measurements", index, *found.field.split("."))
+                raise MisplacedError(place, f"{found.found}, the profile is for {found.wanted}: take the figures out")
+        return self
+
+    @property
+    def subject(self) -> Subject:
+        """What a measurement must be of to speak for it."""
+        kept, use = self.metadata, self.partition
+        on_gpu = kept.gpu != NO_GPU
+        return Subject(
+            model=self.aim_id,
+            engine=kept.engine,
+            precision=kept.precision,
+            gpu=kept.gpu,
+            partition=use.label if use else "SPX/NPS1" if on_gpu else "CPU",
+            alloc_mode=use.alloc_mode if use else "CAPPING",
+            gpu_count=kept.gpu_count if on_gpu else 0,
+        )
+
+    def carrying(self, measurements: Iterable[Measurement]) -> Profile:
+        """The same with those of the measurements that speak for it, once each, beside what it carries already."""
+        found = list(self.evidence.measurements)
+        found += [each for each in _once(measurements) if each not in found and each.mismatch(self.subject) is None]
+        if len(found) == len(self.evidence.measurements):
+            return self
+        notes = tuple(note for note in self.evidence.notes if note != NOT_MEASURED)
+        update = {"measured": True, "measurements": tuple(found), "notes": notes}
+        return self.model_copy(update={"evidence": self.evidence.model_copy(update=update)})
+
     @property
     def is_partitioned(self) -> bool:
         """Whether it is for a part of a card; SPX is the whole card."""
@@ -223,9 +279,11 @@ class Profile(_Frozen):
 
     @property
     def standing(self) -> str | None:
-        """Its mode's tier, and what that does not speak for; None where it has none."""
+        """Its mode's tier, what that does not speak for, and whether it was measured; None where nothing is known."""
         tier = self.partition.tier if self.partition else None
-        return f"{tier}, tensor parallelism unproven" if tier and self.unproven else tier
+        unproven = "tensor parallelism unproven" if tier and self.unproven else None
+        measured = "measured" if self.evidence.measured else None
+        return ", ".join(word for word in (tier, unproven, measured) if word) or None
 
     @property
     def id(self) -> str:
@@ -246,6 +304,14 @@ class Profile(_Frozen):
     def engine_arg(self, name: str) -> JsonValue:
         """An engine argument by its dashed name, in whichever spelling the profile has it; None if absent."""
         return self.engine_args.get(name, self.engine_args.get(name.replace("-", "_")))
+
+
+def _once(measurements: Iterable[Measurement]) -> list[Measurement]:
+    found: list[Measurement] = []
+    for each in measurements:
+        if each not in found:  # the same run as YAML and as JSON
+            found.append(each)
+    return found
 
 
 class ProfileId(NamedTuple):

@@ -21,6 +21,7 @@ from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.nodes.facts import AllocMode
 
 from .derive import Refusal, Wanted, derive
+from .evidence import Measurement
 from .files import read_file
 from .profile import (
     TYPES,
@@ -77,13 +78,14 @@ class Candidate(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """A candidate and what became of it. refused: no such profile exists, and why."""
+    """A candidate and what became of it. refused: no such profile exists, and why; measured: it carries figures."""
 
     reference: str
     origin: Origin
     path: str
     verdict: Literal["chosen", "eligible", "lost", "refused"]
     reason: str
+    measured: bool = False
 
 
 class Selection(NamedTuple):
@@ -95,12 +97,20 @@ class Selection(NamedTuple):
 
 
 def select(
-    model: ModelFacts, devices: Devices, wish: Wish | None = None, stored: Sequence[Candidate] = ()
+    model: ModelFacts,
+    devices: Devices,
+    wish: Wish | None = None,
+    stored: Sequence[Candidate] = (),
+    measurements: Sequence[Measurement] = (),
 ) -> Selection:
-    """The best profile for `model` on `devices` among the stored and the derived ones, with every reason."""
+    """The best profile for `model` on `devices` among the stored and the derived ones, with every reason.
+
+    measurements: profiles carry those that speak for them. The order stays AIM's: figures choose nothing.
+    """
     wish = wish or Wish()
     derived, refused = _derived(model, devices, wish)
-    candidates = [*stored, *derived]
+    found = [*stored, *derived]
+    candidates = [item._replace(profile=item.profile.carrying(measurements)) for item in found]
     for steps in range(len(_RELAXATIONS) + 1):
         relaxed = _RELAXATIONS[:steps]
         lost = {id(c): reason for c in candidates if (reason := why_not(c.profile, model.id, devices, wish, relaxed))}
@@ -231,7 +241,9 @@ def _why_second(best: Candidate, other: Candidate, wish: Wish) -> str:
 
 
 def _judge(candidate: Candidate, verdict: Literal["chosen", "eligible", "lost"], reason: str) -> Judged:
-    return Judged(candidate.profile.reference, candidate.origin, candidate.path, verdict, reason)
+    measured = candidate.profile.evidence.measured
+    said = f"{reason}; measured" if measured else reason
+    return Judged(candidate.profile.reference, candidate.origin, candidate.path, verdict, said, measured)
 
 
 def _derived(model: ModelFacts, devices: Devices, wish: Wish) -> tuple[list[Candidate], list[Judged]]:

@@ -9,6 +9,7 @@ from .facts import Assignment, Basis, Case, Refused
 _OF_DEVICES = (
     "card",
     "compute_partition",
+    "evidence",
     "gpu_model",
     "gpu_sharing",
     "memory_limit",

@@ -12,6 +12,7 @@ from aim_kserve.errors import StartupError
 from aim_profile.errors import AimProfileError
 from aim_profile.models.facts import ModelFacts
 from aim_profile.nodes.facts import Node
+from aim_profile.serving.evidence_files import Evidence
 from aim_profile.serving.profile import Profile
 from aim_profile.serving.selection import Candidate
 from aim_profile.sizing.fit import Sizing
@@ -84,7 +85,7 @@ class Case(NamedTuple):
     """What is asked for and what is here.
 
     given: the profile that somebody named; stored: those to select from where none is named; taken: the devices that
-    others have; bound: the only ones it may have, None: any.
+    others have; bound: the only ones it may have, None: any; evidence: figures that a profile may turn out to have.
     """
 
     settings: RuntimeSettings
@@ -96,6 +97,7 @@ class Case(NamedTuple):
     in_pod: bool = False
     taken: frozenset[At] = frozenset()
     bound: frozenset[At] | None = None
+    evidence: Evidence | None = None
 
     def may_have(self, at: At) -> bool:
         """Whether that device is free for it."""

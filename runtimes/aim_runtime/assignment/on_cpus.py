@@ -28,7 +28,7 @@ SLOTS = {"llama_cpp": 8, "vllm": 16}
 MOST_SLOTS = 256  # llama.cpp's LLAMA_MAX_SEQ
 #: Of a process that has imported an engine. OpenBLAS, which numpy brings, waits for ever where it gets no memory.
 LEAST_BYTES = 96 * MIB
-_OF_GPUS = ("compute_partition", "memory_partition", "gpu_sharing", "gpu_model", "card", "profile")
+_OF_GPUS = ("compute_partition", "memory_partition", "gpu_sharing", "gpu_model", "card", "profile", "evidence")
 _KV_FLAG = "kv-cache-memory-bytes"
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

@@ -57,13 +57,13 @@ def _on(kind: Kind, case: Case) -> Assignment:
     asked = agreed(settings, case.engine, user)
     if not case.model.sizable:
         return _unsized(kind, case, {**user, **asked})
-    profile = _profile(kind, case, case.model, asked)
+    profile, unseen = _with_evidence(_profile(kind, case, case.model, asked), case)
     own, notes = of_profile(profile.engine_args)
     flags = _sized({**own, **user, **asked}, kind, settings)
     flags = flags if case.engine == "vllm" else {name: flags[name] for name in flags if name in {*_SGLANG, *user}}
     answer = _fit(kind, settings, case.model, profile, flags, asked)
     built = _assigned(kind, case, flags, profile.env_vars, measured=profile.evidence.measured)
-    notes = (*built.evidence.notes, *notes, *profile.evidence.notes, *answer.notes)
+    notes = (*built.evidence.notes, *notes, *profile.evidence.notes, unseen, *answer.notes)
     return built.model_copy(
         update={
             "fit": answer.model_dump(mode="json", exclude={"alternatives"}),
@@ -140,6 +140,14 @@ def _profile(kind: Kind, case: Case, model: ModelFacts, asked: Mapping[str, int]
         if found.chosen and not found.relaxed and found.chosen in [item.profile for item in case.stored]:
             return found.chosen
     return _derived(kind, case.settings, model, asked)
+
+
+def _with_evidence(profile: Profile, case: Case) -> tuple[Profile, str]:
+    """The profile with the figures that speak for it, and a note where none do. Raises AimProfileError."""
+    if case.evidence is None:
+        return profile, ""
+    found = case.evidence.on(profile)
+    return found, case.evidence.passed_over(found) or ""
 
 
 def _numbers(kind: Kind, case: Case, asked: Mapping[str, int]) -> Sequence[int]:
