@@ -6,6 +6,7 @@ from typing import Any
 
 from aim_kserve.errors import BadRequest, Unavailable
 from aim_kserve.http import JSON_LENGTH, json_length
+from aim_kserve.identity.permission import may_use
 from aim_kserve.kserve import DataPlane, InferRequest, InvalidInput, ModelNotFound, ModelRepositoryExtension
 from aim_kserve.v2_body import read_binary
 
@@ -54,10 +55,11 @@ class FixedRepository(ModelRepositoryExtension):  # type: ignore[misc]
     """The repository extension for a process whose model lives as long as the process."""
 
     async def index(self, filter_ready: bool | None = False) -> list[dict[str, str]]:
-        """The model, in Triton's form."""
+        """The model, in Triton's form, if whoever asks may use it."""
         rows = [
             {"name": name, "state": "READY" if await model.healthy() else "UNAVAILABLE", "reason": ""}
             for name, model in self._model_registry.get_models().items()
+            if may_use(name)
         ]
         return [row for row in rows if row["state"] == "READY"] if filter_ready else rows
 

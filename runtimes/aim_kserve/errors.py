@@ -5,6 +5,8 @@
     ServingError                  carries status, OpenAI type/code/param and Retry-After
     ├── BadRequest          400   the request is malformed: names the field, the value and the remedy
     │   └── ContentBlocked  400   a guardrail refused it: names the family, never the value
+    ├── Unauthorized        401   no credential, or none that counts: names what is wrong with it, never itself
+    ├── Forbidden           403   a credential that does not reach so far
     ├── NotFound            404   no such model or route
     ├── TooLarge            413   the body is larger than the server accepts
     ├── UnsupportedMedia    415   the body is no JSON, or compressed: names what is taken
@@ -99,6 +101,37 @@ class BadRequest(ServingError):
 
 class ContentBlocked(BadRequest):
     type = "content_filter"
+
+
+class Unauthorized(ServingError):
+    """Args: ``credential_id``: whose it would be, where it is proven to be theirs."""
+
+    status = 401
+    type = "authentication_error"
+
+    def __init__(self, message: str, *, code: str, credential_id: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.credential_id = credential_id
+
+    def headers(self) -> dict[str, str]:
+        """How to do better: https://www.rfc-editor.org/rfc/rfc6750#section-3."""
+        said = "" if self.code == "missing_credential" else ', error="invalid_token"'
+        return {**super().headers(), "www-authenticate": f'Bearer realm="aim"{said}'}
+
+
+class Forbidden(ServingError):
+    """Args: ``scope``: what the credential lacks, where that is a scope."""
+
+    status = 403
+    type = "permission_error"
+
+    def __init__(self, message: str, *, code: str, scope: str | None = None, param: str | None = None) -> None:
+        super().__init__(message, code=code, param=param)
+        self.scope = scope
+
+    def headers(self) -> dict[str, str]:
+        said = f', scope="{self.scope}"' if self.scope else ""
+        return {**super().headers(), "www-authenticate": f'Bearer realm="aim", error="insufficient_scope"{said}'}
 
 
 class NotFound(ServingError):

@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route
 
 from aim_kserve.errors import BadRequest, NotFound, ServingError
 from aim_kserve.http import ClientDisconnected, check_media, parse_object, read_body
+from aim_kserve.identity.permission import check_use, may_use
 from aim_runtime.engines.adapters import not_loaded
 from aim_runtime.engines.base import TakesAdapters
 from aim_runtime.model import RuntimeModel
@@ -37,7 +38,8 @@ class Audit(Protocol):
 
 
 class LoadAdapter(BaseModel):
-    """vLLM's fields, and ``base_model_name`` where several models are served."""
+    """vLLM's fields, and ``base_model_name`` where several models are served. Whoever asks must be
+    permitted both names."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -74,6 +76,7 @@ def migration_routes(models: Models, launch_at: Callable[[str, int, int], Launch
 
     async def migrate(request: Request) -> Response:
         name, body = request.path_params["name"], await _read(Migrate, request)
+        models.permit(name, "migrate")
         launch = await asyncio.to_thread(launch_at, name, body.card, body.partition)
         await models.migrate(name, launch, body.leaving)
         return JSONResponse({"name": name, "migrate": True, "place": launch.place})
@@ -139,13 +142,17 @@ class _Adapters:
 
     async def _load(self, body: LoadAdapter) -> None:
         model = self._base(body.base_model_name)
+        check_use(body.lora_name, self._names())
         self._check_free(body, model)
         await _taking(model).load_adapter(body.lora_name, self._inside(body.lora_path))
 
     async def _unload(self, name: str) -> None:
+        check_use(name, self._names())
         model = self._owner(name)
         if model is None:
-            raise not_loaded(name, [name for model in self._served() for name in model.runs_on.adapters])
+            adapters = [name for model in self._served() for name in model.runs_on.adapters]
+            raise not_loaded(name, list(filter(may_use, adapters)))
+        check_use(str(model.name), self._names())
         await _taking(model).unload_adapter(name)
         model.metrics.remove_adapter(name)
 
@@ -153,17 +160,23 @@ class _Adapters:
         """The model that it is loaded for."""
         return next((model for model in self._served() if adapter in model.runs_on.adapters), None)
 
+    def _names(self) -> list[str]:
+        return [name for model in self._served() for name in model.names]
+
     def _base(self, name: str | None) -> RuntimeModel:
         """The model that an adapter is loaded for.
 
         Raises:
+            Forbidden: whoever asks may not use it.
             BadRequest: several are served, and none is named.
             NotFound: no such model.
             Unavailable: it is not ready.
         """
         served = self._served()
-        names = ", ".join(str(model.name) for model in served) or "none"
-        if name is None and len(served) != 1:
+        names = ", ".join(filter(may_use, (str(model.name) for model in served))) or "none"
+        if name is not None or len(served) == 1:
+            check_use(name or str(served[0].name), self._names())
+        else:
             raise BadRequest(f"base_model_name: missing; the models served are: {names}", param="base_model_name")
         model = served[0] if name is None else next((model for model in served if model.name == name), None)
         if model is None:
@@ -178,8 +191,9 @@ class _Adapters:
         if owner is None or (body.load_inplace and owner is base and body.lora_name in base.runs_on.adapters):
             return
         how = "" if owner is not base else ", or set load_inplace to replace it"
+        whose = f" (model {owner.name})" if may_use(str(owner.name)) else ""
         raise BadRequest(
-            f"lora_name: {body.lora_name!r} is taken (model {owner.name}): choose another name, unload it first{how}",
+            f"lora_name: {body.lora_name!r} is taken{whose}: choose another name, unload it first{how}",
             param="lora_name",
             code="adapter_name_taken",
         )

@@ -18,6 +18,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
 from aim_kserve.access import log_if_any, write_all
 from aim_kserve.errors import StartupError
+from aim_kserve.identity import current_caller
 
 logger = logging.getLogger("aim.audit")
 
@@ -31,7 +32,8 @@ class Audit:
 
     Actions: ``load``, ``unload``, ``evict``, ``migrate``, ``load_adapter``, ``unload_adapter``; outcomes: ``ok``,
     ``refused``, ``failed``. The line also says who asked, where it was a request: its id and trace (as in the access
-    log) and the caller's address; null where the process itself did (a model of the start, a placement).
+    log), the caller's address, and its credential's id and tenant where identity is on; null where the process itself
+    did (a model of the start, a placement).
 
     Args:
         write: takes each line whole; raises OSError or ValueError where it cannot.
@@ -60,7 +62,7 @@ class Audit:
         return cls(lambda line: _append(file, line), registry)
 
     def __call__(self, action: str, **fields: Any) -> None:
-        log = log_if_any()
+        log, caller = log_if_any(), current_caller()
         entry = {
             "ts": time.time(),
             "audit": action,
@@ -69,6 +71,8 @@ class Audit:
             "reason": None,
             "seconds": None,
             "client": log and log.client,
+            "credential": caller and caller.credential_id,
+            "tenant": caller and caller.tenant,
             "request_id": log and log.request_id,
             "trace_id": log and log.trace_id,
             **fields,

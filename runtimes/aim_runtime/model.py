@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from aim_kserve.access import current_log
 from aim_kserve.errors import BadRequest, NotFound, ServingError, StartupError, Unavailable
 from aim_kserve.http import ShutDown, is_shutdown
+from aim_kserve.identity.permission import may_use
 from aim_kserve.kserve import InferRequest, InferResponse, Model
 from aim_runtime.engines.base import Engine, Json, ModelLoadError, Operation, RequestContext, Stream
 from aim_runtime.fields import header_of, ignored_fields
@@ -216,7 +217,7 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         asked = body.get("model")  # vLLM takes a body without it: so do we, where it is clear which model is meant
         if asked is not None and asked not in self.names:
             check_model_name(asked)
-            raise unknown_model(asked, self.names)
+            raise unknown_model(asked, [name for name in self.names if self._permits(name)])
         return operation
 
     def _judge_fields(self, operation: str, body: Json, context: RequestContext, metrics: Metrics) -> None:
@@ -230,6 +231,10 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
     def names(self) -> tuple[str, ...]:
         """What ``body["model"]`` may say: the served name first, then its aliases and the engine's adapters."""
         return (self.name, *self.aliases, *self.runs_on.adapters)
+
+    def _permits(self, name: str) -> bool:
+        """As :meth:`Models.permits`."""
+        return may_use(name, self.name) if name in self.aliases else may_use(name)
 
     async def predict(self, payload: Any, headers: Mapping[str, str] | None = None) -> Json | InferResponse:
         """V1 (``payload``: the parsed JSON) and V2 (an InferRequest); see :mod:`aim_runtime.kserve_api`."""

@@ -169,6 +169,7 @@ class ServerState:
         by_model = {
             model.name: {"version": model.runs_on.version, "engine": model.runs_on.name}
             for model in self._models.served
+            if self._models.permits(model.name)
         }
         first = next(iter(by_model.values()), {})
         return JSONResponse(first if len(by_model) < 2 else {**first, "models": by_model})
@@ -181,19 +182,22 @@ class ServerState:
 
 class ModelCards:
     """``GET …/models`` and ``GET …/models/NAME``, which OpenAI and KServe's V1 protocol both own: both are answered
-    in one body. A model that is not ready is listed (it is here) but its own card is a 503, KServe's readiness."""
+    in one body. A model that is not ready is listed (it is here) but its own card is a 503, KServe's readiness. Whoever
+    asks sees what it may use."""
 
     def __init__(self, models: Models) -> None:
         self.models = models
 
     async def all(self, _: Request) -> Response:
-        served = self.models.served
-        cards = [_card(model, name) for model in served for name in model.names]
-        cards += [_split_card(split, name) for split in self.models.splits for name in _names(split)]
-        return JSONResponse({"object": "list", "data": cards, "models": [model.name for model in served]})
+        served, may_see = self.models.served, self.models.permits
+        cards = [_card(model, name) for model in served for name in model.names if may_see(name)]
+        cards += [_split_card(split, name) for split in self.models.splits for name in _names(split) if may_see(name)]
+        names = [model.name for model in served if may_see(model.name)]
+        return JSONResponse({"object": "list", "data": cards, "models": names})
 
     async def one(self, request: Request) -> Response:
         asked = request.path_params["name"]
+        self.models.permit(asked)
         refusal = self.models.refusal_of(asked)
         if refusal is not None:
             raise refusal

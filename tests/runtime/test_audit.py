@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 import os
@@ -17,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from aim_kserve.access import AccessLog
 from aim_kserve.errors import StartupError
+from aim_kserve.identity import Caller, set_caller
 from aim_runtime.audit import Audit
 
 
@@ -43,6 +45,7 @@ async def test_a_line_says_who_asked_and_what_came_of_it(file: Path, registry: C
     access: list[bytes] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        set_caller(Caller("console", "ops", frozenset(["admin"])))
         audit("load", model="m", outcome="refused", reason="3.2 GiB short", seconds=0.25, device="card 0")
         await send({"type": "http.response.start", "status": 503, "headers": []})
         await send({"type": "http.response.body", "body": b""})
@@ -57,7 +60,8 @@ async def test_a_line_says_who_asked_and_what_came_of_it(file: Path, registry: C
         "client": ("10.1.2.3", 4567),
         "headers": [(b"x-request-id", b"r-9")],
     }
-    await AccessLog(app, write=access.append)(scope, None, send)  # type: ignore[arg-type]
+    serving = AccessLog(app, write=access.append)(scope, None, send)  # type: ignore[arg-type]
+    await asyncio.create_task(serving)  # whose caller stays in its context
     (line,), (request,) = lines(file), [orjson.loads(item) for item in access]
     assert abs(line.pop("ts") - request["ts"]) < 60
     assert line == {
@@ -67,6 +71,8 @@ async def test_a_line_says_who_asked_and_what_came_of_it(file: Path, registry: C
         "reason": "3.2 GiB short",
         "seconds": 0.25,
         "client": "10.1.2.3",
+        "credential": "console",
+        "tenant": "ops",
         "request_id": "r-9",
         "trace_id": request["trace_id"],
         "device": "card 0",

@@ -14,6 +14,7 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from aim_kserve.errors import BadRequest, NotFound, ServingError, ShutdownError, StartupError, Unavailable
+from aim_kserve.identity.permission import forbidden, may_use
 from aim_kserve.kserve import Model
 from aim_runtime.engine_gauges import Device
 from aim_runtime.engines.base import Json, RequestContext
@@ -30,6 +31,7 @@ logger = logging.getLogger("aim.server")
 DRAIN_S = 300.0
 #: So long a model must have been loaded and unused before it makes way for another.
 COOLDOWN_S = 60.0
+_AUDITED_CHARACTERS = 200  # of a name that somebody made up
 
 
 def admit_all(entry: ModelEntry, *, without: Collection[str] = ()) -> None:
@@ -109,11 +111,13 @@ class Models:
         Raises:
             NotFound: no such model, or it is not loaded.
             BadRequest: it names none, and several are served.
+            Forbidden: whoever asks may not use it.
             Unavailable: it has been unloaded to make room, or no variant of it is ready.
         """
         asked = body.get("model")
         served = self.served
         if len(served) == 1 and not (isinstance(asked, str) and asked in self._by_name):
+            self.permit(asked if isinstance(asked, str) else str(served[0].name))
             return Route(served[0])  # which refuses what it is not
         if asked is None:
             raise BadRequest(
@@ -122,6 +126,7 @@ class Models:
                 code="model_missing",
             )
         check_model_name(asked)
+        self.permit(asked)
         split = self.split(asked)
         if split is None:
             return Route(self.get(asked))
@@ -129,6 +134,25 @@ class Models:
         if route is None:
             raise no_variant(split)
         return route
+
+    def permits(self, name: str) -> bool:
+        """Whether whoever asks may use that name. It is the name that counts, whatever stands behind it; an alias is
+        also what it stands for."""
+        one = self._by_name.get(name)
+        return may_use(name) if one is None else may_use(name, one.name)
+
+    def permit(self, name: str, action: str | None = None) -> None:
+        """Refuse what may not be used; where it is an admin ``action``, the audit is told.
+
+        Raises:
+            Forbidden: whoever asks may not use that name, whether or not there is such a model.
+        """
+        if self.permits(name):
+            return
+        refusal = forbidden(name, self.names)
+        if action is not None:
+            self.audit(action, model=name[:_AUDITED_CHARACTERS], outcome="refused", reason=refusal.message)
+        raise refusal
 
     def split(self, name: str) -> Split | None:
         """The name with variants; None where it is not one."""
@@ -176,7 +200,10 @@ class Models:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What ``body["model"]`` may say now."""
+        """What ``body["model"]`` may say now, of what whoever asks may use."""
+        return tuple(filter(self.permits, self._all_names()))
+
+    def _all_names(self) -> tuple[str, ...]:
         models = (name for model in self.served for name in model.names)
         return (*models, *(name for split in self.splits for name in (split.name, *split.entry.aliases)))
 
@@ -208,7 +235,8 @@ class Models:
         return {name: self.kserve_model(name) for name in self.names}
 
     def kserve_model(self, name: str) -> Model:
-        """The same for one name. Raises as :meth:`get`."""
+        """The same for one name. Raises as :meth:`get`, and as :meth:`permit`."""
+        self.permit(name)
         split = self.split(name)
         if split is not None:
             return SplitModel(name, split)
@@ -238,12 +266,13 @@ class Models:
         """Load a model that is known; return when it is ready. Goes on if the caller leaves.
 
         Raises:
+            Forbidden: whoever asks may not use it.
             NotFound: no such model.
             ServingError: 409, it does not fit: with the shortfall. Nothing has changed.
             BadRequest: it cannot be loaded; says why.
             Unavailable: the server is ending; or it is loaded, and its engine is being started again.
         """
-        held = self._known(name)
+        held = self._known(name, "load")
         try:
             await self._loader.load(held)
         except DoesNotFit as error:
@@ -259,7 +288,7 @@ class Models:
             NotImplementedError: it is the only one: the process would stay without a model.
             ServingError: a part of it does not end.
         """
-        held = self._known(name)
+        held = self._known(name, "unload")
         if len(self._held) == 1:
             raise NotImplementedError(
                 f"model {name} lives as long as this process: scale or delete its InferenceService"
@@ -279,11 +308,11 @@ class Models:
             Unavailable: the model does not serve.
             ServingError: 409, it does not fit beside the old one: nothing has changed.
         """
-        await self._loader.migrate(self._known(name), to, leaving)
+        await self._loader.migrate(self._known(name, "migrate"), to, leaving)
 
     async def add_replica(self, name: str, to: Launch) -> None:
         """Load one more. Raises as :meth:`migrate`."""
-        await self._loader.add_replica(self._known(name), to)
+        await self._loader.add_replica(self._known(name, "add_replica"), to)
 
     async def remove_replica(self, name: str, leaving: str) -> None:
         """Send it no more requests and free it once its own are done.
@@ -293,18 +322,20 @@ class Models:
             BadRequest: it is the last one.
             Unavailable: the model does not serve.
         """
-        await self._loader.remove_replica(self._known(name), leaving)
+        await self._loader.remove_replica(self._known(name, "remove_replica"), leaving)
 
-    def _known(self, name: str) -> Held:
+    def _known(self, name: str, action: str) -> Held:
         if self._ending:
             raise Unavailable("the server is shutting down")
+        self.permit(name, action)
         held = self._held.get(name)
         if held is None:
             if name in self._splits:
                 variants = ", ".join(self._splits[name].entry.weights)
                 raise BadRequest(f"model {name} has variants: load or unload one of those: {variants}")
             raise NotFound(
-                f"model {name!r} does not exist; this server knows: {', '.join(self._held)}", code="model_not_found"
+                f"model {name!r} does not exist; this server knows: {', '.join(filter(self.permits, self._held))}",
+                code="model_not_found",
             )
         return held
 

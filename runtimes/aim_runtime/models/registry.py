@@ -27,7 +27,7 @@ class Registry(ModelRepository):  # type: ignore[misc]  # KServe ships no types
         self._directory = models
 
     def get_model(self, name: str) -> Model:
-        """Raises as :meth:`Models.get`, instead of KServe's None: a client is told what there is."""
+        """Raises as :meth:`Models.kserve_model`, instead of KServe's None: a client is told what there is."""
         return self._directory.kserve_model(name)
 
     def get_models(self) -> dict[str, Model]:
@@ -45,11 +45,13 @@ class Repository(ModelRepositoryExtension):  # type: ignore[misc]
         self._directory = models
 
     async def index(self, filter_ready: bool | None = False) -> list[dict[str, str]]:
-        """Every model that is known, in Triton's form. An engine that has died is UNAVAILABLE."""
+        """Every model that is known and that whoever asks may use, in Triton's form. An engine that has died is
+        UNAVAILABLE."""
         reasons = self._directory.reasons()
         rows = [
             {"name": name, "state": _state(state, reasons[name]), "reason": reasons[name]}
             for name, state in self._directory.states().items()
+            if self._directory.permits(name)
         ]
         return [row for row in rows if row["state"] == "READY"] if filter_ready else rows
 
