@@ -56,6 +56,8 @@ def _is_said(value: object) -> object:
     return True if isinstance(value, str) and not value.strip() else value
 
 
+#: Where AIM's images look for models (aim-build@2be2cf8, src/aim_runtime/config.py).
+AIM_CACHE = Path("/workspace/model-cache")
 #: Where Kubernetes looks, unless the container says otherwise (terminationMessagePath).
 TERMINATION_LOG = Path("/dev/termination-log")
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
@@ -139,6 +141,12 @@ class DeviceSettings(ServerSettings):
     cache_path: Annotated[Path | None, BeforeValidator(_none_if_empty)] = Field(
         None, description="where models lie by their id, as AIM's download-to-cache puts them: --model_id is looked for"
     )
+    model_uri: Annotated[str | None, BeforeValidator(_none_if_empty)] = Field(
+        None,
+        description="source of a model in the cache (--cache_path; docs/cache.md), instead of --model_dir: a path, "
+        "http(s)://, s3://, hf://ORG/NAME or oci://",
+    )
+    fetch: bool = Field(False, description="--model_uri: fetch it where the cache does not have it, before the start")
     custom_model_name: Annotated[str | None, BeforeValidator(_none_if_empty)] = Field(
         None, description="--cache_path: the model's directory below it, where it is not its id"
     )

@@ -18,7 +18,7 @@ from aim_runtime.assignment import Assignment, Refused
 from aim_runtime.engines.base import Engine, Prove
 from aim_runtime.self_check import proof
 from aim_runtime.settings import RuntimeSettings
-from aim_runtime.start import check_machine, described, located, prepare, refuse
+from aim_runtime.start import check_machine, described, hold, located, prepare, refuse
 from aim_runtime.supervisor.create import start_engine
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ def run(settings: RuntimeSettings) -> int:
         return run_several(settings, settings.models)
     try:
         settings = located(settings)
+        held = hold(settings)
+        if held is not None:
+            logger.info("model %s: from the cache: %s", settings.model_name, held)
         assignment = prepare(settings)
         check_machine(settings)
         for line in described(assignment):

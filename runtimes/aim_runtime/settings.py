@@ -22,7 +22,7 @@ class _Shared(DeviceSettings):
 
     HEADINGS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "the model": (
-            *("model_name", "model_dir", "model_id", "cache_path", "custom_model_name"),
+            *("model_name", "model_dir", "model_id", "cache_path", "custom_model_name", "model_uri", "fetch"),
             *("engine", "max_model_len", "max_concurrency", "strict_fields"),
         ),
         "several models": ("models", "placement", "eviction"),
@@ -117,6 +117,16 @@ class _Shared(DeviceSettings):
         named = next((name for name in ENGINES.owners if name in self.model_fields_set), None)
         if self.models is not None and named is not None:
             raise ValueError(f"--{named} is one engine's: say in {self.models} which model it is for (options)")
+        return self
+
+    @model_validator(mode="after")
+    def _is_of_one_place(self) -> RuntimeSettings:
+        if self.fetch and self.model_uri is None:
+            raise ValueError("--fetch is for a model of a source: say which (--model_uri)")
+        if self.model_uri is not None and "model_dir" in self.model_fields_set:
+            raise ValueError("--model_uri and --model_dir both say where the model is: leave one of them out")
+        if self.model_uri is not None and self.models is not None:
+            raise ValueError(f"--model_uri is of one model: say in {self.models} where each lies (path, uri)")
         return self
 
     @model_validator(mode="after")

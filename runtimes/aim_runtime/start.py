@@ -25,10 +25,9 @@ from aim_profile.serving.profile import Profile, ProfileId, parse_id
 from aim_profile.serving.selection import Candidate, stored_profiles
 from aim_runtime.assignment import ON_GPUS, Assignment, Case, Refused, assignments, check_filters, gpus, narrowed
 from aim_runtime.choose import engine_of
+from aim_runtime.device_settings import AIM_CACHE
 from aim_runtime.settings import RuntimeSettings
 
-#: Where AIM's images look for models (aim-build@2be2cf8, src/aim_runtime/config.py).
-AIM_CACHE = Path("/workspace/model-cache")
 _SERVED_NAME = re.compile(r"[^/\s]+(/[^/\s]+)*")
 #: Kubernetes keeps so much of a container's last words (https://kubernetes.io/docs/tasks/debug/debug-application/
 #: determine-reason-pod-failure/).
@@ -132,13 +131,17 @@ def _beside(environment: Mapping[str, str], assignment: Assignment) -> Assignmen
 
 
 def located(settings: RuntimeSettings) -> RuntimeSettings:
-    """The settings with the directory and the name that ``--model_id`` stands for, where they are not said.
+    """The settings with the directory and the name that ``--model_id`` or ``--model_uri`` stand for, where they are not
+    said.
 
-    AIM's layouts: ``CACHE/org/model``, else the Hugging Face hub's own below ``CACHE/hub``. Nothing is downloaded.
+    AIM's layouts: ``CACHE/org/model``, else the Hugging Face hub's own below ``CACHE/hub``. Nothing is downloaded,
+    unless ``--fetch`` says so.
 
     Raises:
-        Refused: the model is in neither.
+        Refused: the model is in neither, or its source is not in the cache.
     """
+    if settings.model_uri is not None:
+        settings = _from_cache(settings, settings.model_uri)
     said, name = settings.model_fields_set, settings.model_id
     update: dict[str, object] = {}
     if name is None:
@@ -151,6 +154,43 @@ def located(settings: RuntimeSettings) -> RuntimeSettings:
     except OSError as error:
         raise _unreadable(error) from None
     return settings.model_copy(update=update)
+
+
+def _from_cache(settings: RuntimeSettings, uri: str) -> RuntimeSettings:
+    from aim_runtime.cache import progress, use  # only who names a source has one
+    from aim_runtime.cache.errors import CacheError
+
+    root = settings.cache_path or AIM_CACHE
+    fetch = settings.fetch and not settings.dry_run
+    try:
+        found = use.fetched(root, uri, progress.Lines()) if fetch else use.cached(root, uri)
+    except CacheError as error:
+        remedy = "" if fetch else "or start with --fetch"
+        raise Refused(str(error), field="model-uri", value=uri, remedy=remedy) from None
+    except OSError as error:
+        raise _unreadable(error) from None
+    return settings.model_copy(update={"model_dir": found})
+
+
+def hold(settings: RuntimeSettings) -> str | None:
+    """Keep a model of a cache from being pruned while this process lives. Returns what it is, if it is one.
+
+    Raises:
+        Refused: it is being removed, or is damaged.
+    """
+    place = settings.model_dir
+    if ".aim-cache" not in place.resolve().parts:
+        return None
+    from aim_runtime.cache import use
+    from aim_runtime.cache.errors import CacheError
+
+    try:
+        entry = use.hold(place)
+    except CacheError as error:
+        raise Refused(str(error), field="model-dir", value=str(place), remedy="") from None
+    except OSError as error:
+        raise _unreadable(error) from None
+    return None if entry is None else f"{entry.source} {entry.revision}".strip()
 
 
 def _directory_of(name: str, settings: RuntimeSettings) -> Path:

@@ -15,6 +15,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aim_runtime.audit import Audit
+from aim_runtime.cache.gauges import CacheGauges
+from aim_runtime.cache.index import Cache
+from aim_runtime.cache.stats import count
 from aim_runtime.engine_gauges import Device
 from aim_runtime.engines.base import EngineStats, State, Usage
 from aim_runtime.memory_watch import MemoryWatch
@@ -261,12 +264,15 @@ def test_engines_behind_one_name_are_told_apart_by_replica() -> None:
 DOCS = Path(__file__).parents[2] / "docs/metrics.md"
 
 
-def test_the_page_names_every_family_and_no_other() -> None:
+def test_the_page_names_every_family_and_no_other(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     families(registry)
     MemoryWatch(registry)
     Audit(lambda _: None, registry)
     ours = {name for name in registry._names_to_collectors if name.startswith("aim_")}
+    cache = Cache(tmp_path)
+    count(cache, hits=1)
+    CacheGauges(cache, hit=True, fetched_bytes=0, saved_bytes=1, registry=registry)
     spans = {"aim_trace_spans_lost_total"}  # test_tracing.py sees it
     known = {name for name in ours if not name.endswith(("_created", "_bucket", "_sum", "_count"))} | spans
     named = set(re.findall(r"`(aim_\w+)`", DOCS.read_text()))

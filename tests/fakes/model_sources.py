@@ -1,0 +1,221 @@
+"""Real servers that models come from (rclone's S3 and HTTP, a Docker registry), and a wire that counts."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import httpx
+
+from ports import free_ports
+
+ROOT = Path(__file__).parents[2]
+S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def random_model(directory: Path, *sizes: int) -> dict[str, str]:
+    """Shards of those sizes and a configuration; file → SHA-256."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text('{"model_type": "llama"}')
+    for number, size in enumerate(sizes, 1):
+        (directory / f"model-{number:05}-of-{len(sizes):05}.safetensors").write_bytes(os.urandom(size))
+    return digests(directory)
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {
+        path.relative_to(directory).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def rclone() -> str:
+    return shutil.which("rclone") or str(Path(sys.executable).with_name("rclone"))
+
+
+@contextlib.contextmanager
+def process(command: Sequence[str], port: int, env: Mapping[str, str] | None = None) -> Iterator[None]:
+    """A server that listens on ``port``; ended with the block."""
+    started = subprocess.Popen(
+        command, env={**os.environ, **(env or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            assert started.poll() is None, f"{command[:3]} ended"
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert time.monotonic() < deadline, f"{command[:3]} does not listen"
+            time.sleep(0.03)
+        yield
+    finally:
+        started.kill()
+        started.wait()
+
+
+@contextlib.contextmanager
+def s3_server(directory: Path) -> Iterator[int]:
+    """rclone's S3 server; each folder of ``directory`` is a bucket. Yields its port."""
+    (port,) = free_ports(1)
+    flags = [
+        "--addr",
+        f"127.0.0.1:{port}",
+        "--auth-key",
+        "key,secret",
+        "--vfs-cache-mode",
+        "off",
+        "--dir-cache-time",
+        "0s",
+    ]
+    with process([rclone(), "serve", "s3", *flags, "--config", "/dev/null", str(directory)], port):
+        yield port
+
+
+@contextlib.contextmanager
+def http_server(directory: Path) -> Iterator[int]:
+    """rclone's HTTP server: ranges, and index pages."""
+    (port,) = free_ports(1)
+    flags = ["--addr", f"127.0.0.1:{port}", "--dir-cache-time", "0s", "--config", "/dev/null"]
+    with process([rclone(), "serve", "http", *flags, str(directory)], port):
+        yield port
+
+
+class Wire:
+    """``with Wire(port) as wire``: a TCP relay to ``port`` that counts the bytes that come back.
+
+    ``at(count, call)``: call once, when so many have passed.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._to, self.bytes = port, 0
+        self._lock, self._due = threading.Lock(), (sys.maxsize, lambda: None)
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+
+    def at(self, count: int, call: Callable[[], object]) -> None:
+        with self._lock:
+            self._due = (count, call)  # type: ignore[assignment]
+
+    def __enter__(self) -> Wire:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.create_connection(("127.0.0.1", self._to))
+                for side in (client, server):  # small buffers: what was sent and not read is a kill's loss
+                    side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+                threading.Thread(target=self._relay, args=(client, server, False), daemon=True).start()
+                threading.Thread(target=self._relay, args=(server, client, True), daemon=True).start()
+
+    def _relay(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+                if counted:
+                    self._count(len(data))
+        for side in (source, target):
+            with contextlib.suppress(OSError):
+                side.shutdown(socket.SHUT_RDWR)
+            side.close()
+
+    def _count(self, count: int) -> None:
+        with self._lock:
+            self.bytes += count
+            due, call = self._due
+            if self.bytes < due:
+                return
+            self._due = (sys.maxsize, lambda: None)  # type: ignore[assignment]
+        call()
+
+
+def cache_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "aim_runtime", "cache", *arguments]
+
+
+def cache_verb(
+    *arguments: str, env: Mapping[str, str] | None = None, preexec_fn: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """``aim-runtime cache`` in a process of its own."""
+    return subprocess.run(
+        cache_command(*arguments),
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=preexec_fn,
+        timeout=120,
+    )
+
+
+class Registry:
+    """``with Registry(directory) as registry``: Debian's docker-registry, its storage below ``directory``."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        (self.port,) = free_ports(1)
+        self.host = f"127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Registry:
+        config = {
+            "version": 0.1,
+            "log": {"level": "error"},
+            "storage": {"filesystem": {"rootdirectory": str(self._directory)}},
+            "http": {"addr": self.host},
+        }
+        self._directory.mkdir()
+        file = self._directory.with_suffix(".yml")
+        file.write_text(json.dumps(config))  # JSON is YAML
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(process(["docker-registry", "serve", str(file)], self.port))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def push(self, repository: str, tag: str, files: Mapping[str, bytes]) -> str:
+        """As oras pushes: a layer for each file, titled. Returns the manifest's digest."""
+        layers = [{**self._blob(repository, data), "annotations": {TITLE: name}} for name, data in files.items()]
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "artifactType": "application/vnd.example.model",
+            "config": {**self._blob(repository, b"{}"), "mediaType": "application/vnd.oci.empty.v1+json"},
+            "layers": layers,
+        }
+        url = f"http://{self.host}/v2/{repository}/manifests/{tag}"
+        text = json.dumps(manifest).encode()
+        httpx.put(url, content=text, headers={"content-type": MANIFEST}).raise_for_status()
+        return f"sha256:{hashlib.sha256(text).hexdigest()}"
+
+    def _blob(self, repository: str, data: bytes) -> dict[str, object]:
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        started = httpx.post(f"http://{self.host}/v2/{repository}/blobs/uploads/")
+        place = httpx.URL(started.headers["location"]).copy_merge_params({"digest": digest})
+        httpx.put(place, content=data, headers={"content-type": "application/octet-stream"}).raise_for_status()
+        return {"mediaType": "application/octet-stream", "digest": digest, "size": len(data)}
+
+    def stored(self, data: bytes) -> Path:
+        """Where the registry keeps a blob: to damage it behind its back."""
+        digest = hashlib.sha256(data).hexdigest()
+        return self._directory / f"docker/registry/v2/blobs/sha256/{digest[:2]}/{digest}/data"
+
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+TITLE = "org.opencontainers.image.title"
