@@ -18,6 +18,8 @@ import orjson
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from aim_kserve.redacted import redacted
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 #: https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
@@ -95,10 +97,10 @@ def open_log(headers: list[tuple[bytes, bytes]]) -> RequestLog:
         trace_id, parent_id, flags = match[2], match[3], match[4]
     else:
         trace_id, parent_id, flags = os.urandom(16).hex(), None, "00"
-    request = given if _REQUEST_ID.fullmatch(given) else trace_id
+    request = given if _REQUEST_ID.fullmatch(given) and redacted(given) == given else trace_id
     log = RequestLog(request, trace_id, span_id, parent_id, flags)
     if parent_id is not None and len(state) <= _TRACESTATE_BYTES:
-        log.tracestate = state.decode("latin-1")
+        log.tracestate = redacted(state.decode("latin-1"))
     _current.set(log)
     return log
 
@@ -188,7 +190,7 @@ class AccessLog:
                 )
 
 
-def access_line(log: RequestLog, started: float, **known: Any) -> bytes:
+def access_line(log: RequestLog, started: float, *, path: str, **known: Any) -> bytes:
     """The JSON line of a request that ends now and began at ``started`` (``time.perf_counter()``)."""
     line = {
         "ts": time.time(),
@@ -197,6 +199,7 @@ def access_line(log: RequestLog, started: float, **known: Any) -> bytes:
         "span_id": log.span_id,
         "parent_id": log.parent_id,
         "duration_ms": round((time.perf_counter() - started) * 1e3, 3),
+        "path": redacted(path),
         **known,
         **log.fields,
     }

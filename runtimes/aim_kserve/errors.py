@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from aim_kserve.redacted import redacted
+
 GRPC_CODE_BY_STATUS = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -66,9 +68,9 @@ class ServingError(Exception):
         status: int | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        self.message = _cut(message, _MESSAGE_CHARACTERS)
+        self.message = _cut(redacted(message), _MESSAGE_CHARACTERS)
         super().__init__(self.message)
-        self.param = None if param is None else _cut(param, _PARAM_CHARACTERS)
+        self.param = None if param is None else _cut(redacted(param), _PARAM_CHARACTERS)
         self.code = code
         self.status = type(self).status if status is None else status
         self.retry_after_s = type(self).retry_after_s if retry_after_s is None else retry_after_s

@@ -8,19 +8,21 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from aim_kserve.redacted import redacted
+
 #: Loggers that tell of every request what the access log tells.
 NOISY = ("kserve", "uvicorn", "httpx")
 
 
 class OneLine(logging.Formatter):
     """A record is one line, whatever stands in it; a trace's lines are indented. So that what somebody sends, or an
-    engine prints, never looks like a line of ours, nor commands a terminal."""
+    engine prints, never looks like a line of ours, nor commands a terminal. Nor does a credential stand in it."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(super().formatMessage(record))
+        return redacted(printable(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:
-        return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).split("\n"))
+        return "\n".join(f"  {redacted(printable(line))}" for line in super().formatException(ei).split("\n"))
 
 
 def printable(text: str) -> str:

@@ -46,6 +46,7 @@ from aim_kserve.kserve import (
     register_v1_endpoints,
     register_v2_endpoints,
 )
+from aim_kserve.redacted import redacted
 from aim_kserve.repository_routes import repository_routes
 from aim_kserve.v2_body import check_v2
 
@@ -157,7 +158,7 @@ async def _answer(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     headers = refusal.headers()
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
-        refusal.message = f"no such route: {request.method} {request.url.path}"
+        refusal.message = redacted(f"no such route: {request.method} {request.url.path}")
         headers |= error.headers or {}
     body = refusal.body() if _speaks_openai(request.url.path) else {"error": refusal.message}
     return JSONResponse(body, status_code=refusal.status, headers=headers)

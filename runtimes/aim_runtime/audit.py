@@ -19,6 +19,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter
 from aim_kserve.access import log_if_any, write_all
 from aim_kserve.errors import StartupError
 from aim_kserve.identity import current_caller
+from aim_kserve.redacted import redacted
 
 logger = logging.getLogger("aim.audit")
 
@@ -78,7 +79,8 @@ class Audit:
             **fields,
         }
         try:
-            self._write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS, default=str))
+            line = orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS, default=str)
+            self._write(redacted(line.decode()).encode())
         except (OSError, ValueError, TypeError) as error:  # full, closed; a field that JSON has no form for
             self._lost.inc()
             logger.warning("an audit line is lost (%s): %s", error, entry)

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from aim_kserve.errors import BadRequest
+from aim_kserve.redacted import redacted
 
 Json = dict[str, Any]
 
@@ -198,4 +199,4 @@ def shown(name: str) -> str:
 def header_of(names: list[str]) -> str:
     """The value of ``x-ignored-fields``."""
     more = f", and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
-    return ", ".join(shown(name) for name in names[:_NAMED_AT_MOST]) + more
+    return redacted(", ".join(shown(name) for name in names[:_NAMED_AT_MOST])) + more
