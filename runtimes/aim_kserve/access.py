@@ -35,6 +35,7 @@ class RequestLog:
     ``trace_id``/``span_id`` are W3C hex ids. ``parent_id`` is the caller's span, None where the trace starts here.
     ``tracestate``: what the caller's tracing systems said beside it. ``spans``: how many were made of this request.
     ``client``: the caller's address, None where it is not known.
+    ``headers``: further headers of the answer (gRPC: trailing metadata), whatever it is; names are lower-case.
     ``client_left``: the client did not wait for its answer; logged as status 499 where none had begun.
     """
 
@@ -44,6 +45,7 @@ class RequestLog:
     parent_id: str | None
     flags: str
     fields: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
     client_left: bool = False
     client: str | None = None
     tracestate: str = ""
@@ -167,7 +169,8 @@ class AccessLog:
             if message["type"] == "http.response.start":
                 status, first_byte_at = message["status"], time.perf_counter()
                 headers = [item for item in message.get("headers", ()) if item[0] != b"x-request-id"]
-                message["headers"] = [*headers, (b"x-request-id", request_id)]
+                more = [(name.encode(), value.encode()) for name, value in log.headers.items()] if log.headers else ()
+                message["headers"] = [*headers, *more, (b"x-request-id", request_id)]
             elif not message.get("more_body", False):
                 complete = True
             await send(message)

@@ -125,6 +125,7 @@ class _Edge(aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
             started, code = time.perf_counter(), "CANCELLED"
             try:
                 answer = await call(request, context)
+                context.set_trailing_metadata(tuple(log.headers.items()))
                 code = "OK"
                 return answer
             except aio.AbortError:
@@ -135,7 +136,8 @@ class _Edge(aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
                 code = refusal.grpc_code
                 if code == "INTERNAL":
                     logger.exception("%s failed", method)
-                return await context.abort(grpc.StatusCode[code], refusal.message)
+                trailing = tuple({**log.headers, **refusal.headers()}.items())
+                return await context.abort(grpc.StatusCode[code], refusal.message, trailing)
             finally:
                 if self._access_log and not (code == "OK" and method.endswith(_PROBES)):
                     write_line(access_line(log, started, client=log.client, method="GRPC", path=method, status=code))

@@ -44,6 +44,8 @@ MISLEADING = {
     **dict.fromkeys(("guided_choice", "guided_grammar", "guided_json", "guided_regex"), _CONSTRAINTS),
     "json_schema": "give it as 'response_format.json_schema.schema'",
 }
+#: Fields of other servers' that no client has a say in here, and why. They never reach an engine.
+DECIDED = {"priority": "who goes first is decided by the class of the caller (header x-qos-priority lowers it)"}
 _FIELDS_AT_MOST = 500
 _NAMED_AT_MOST = 10
 _NAME_CHARACTERS = 64
@@ -150,16 +152,21 @@ def ignored_fields(operation: str, body: Json, requests: Mapping[str, Fields | N
         BadRequest: an unknown field that must not be ignored; names it and the remedy.
     """
     known = requests.get(operation)
-    if known is None or body.keys() <= known.keys():
+    if (known is None or body.keys() <= known.keys()) and DECIDED.keys().isdisjoint(body):
         return []
     if len(body) > _FIELDS_AT_MOST:
         raise BadRequest(f"the body has {len(body)} fields: at most {_FIELDS_AT_MOST} are looked at")
-    unknown = [name for name in body if name not in known and name not in HARMLESS and _asks(body[name])]
+    unknown = [name for name in body if _is_unknown(name, known) and _asks(body[name])]
     for name in unknown:
-        _refuse_misleading(name, operation, requests)
+        if name not in DECIDED:
+            _refuse_misleading(name, operation, requests)
     if strict and unknown:
-        raise BadRequest(_strictly(unknown[0], known), param=shown(unknown[0]), code="unknown_field")
+        raise BadRequest(_strictly(unknown[0], known or ()), param=shown(unknown[0]), code="unknown_field")
     return unknown
+
+
+def _is_unknown(name: str, known: Fields | None) -> bool:
+    return name in DECIDED or (known is not None and name not in known and name not in HARMLESS)
 
 
 def _asks(value: Any) -> bool:
@@ -180,6 +187,8 @@ def _refuse_misleading(name: str, operation: str, requests: Mapping[str, Fields 
 
 
 def _strictly(name: str, known: Iterable[str]) -> str:
+    if name in DECIDED:
+        return f"{name}: {DECIDED[name]}; leave it out, or start the server without --strict_fields"
     near = nearest(name, known)
     remedy = f"did you mean {near}?" if near else "leave it out, or start the server without --strict_fields"
     return f"{shown(name)}: unknown field; {remedy}"

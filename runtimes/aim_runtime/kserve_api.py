@@ -52,7 +52,6 @@ _PRIORITY, _TIMEOUT = "priority", "timeout"
 _TENSOR_PARAMETERS = frozenset({"binary_data", "binary_data_size", "content_type"})
 #: Of a V2 body. KServe's own client sends the model's name, too.
 _V2_FIELDS = frozenset({"id", "inputs", "model_name", "model_version", "outputs", "parameters"})
-_LOWEST_PRIORITY = 2**31 - 1
 _COMPLETIONS, _CHAT = "completions", "chat/completions"
 
 Requests = Mapping[str, Fields | None]
@@ -76,14 +75,14 @@ _USUAL: Fields = {
 @dataclass(frozen=True, slots=True)
 class Question:
     """One prompt as an OpenAI request. ``where`` names it in errors; ``plain``: the answer is bare text;
-    ``priority`` and ``timeout_s`` as in RequestContext."""
+    ``timeout_s`` as in RequestContext; ``ignored``: parameters that were given and do nothing."""
 
     operation: str
     body: Json
     where: str
     plain: bool = True
-    priority: int = 0
     timeout_s: float | None = None
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +174,11 @@ def read_v2(request: InferRequest, requests: Requests) -> list[Question]:
         for name, value in given.items()
         if name not in _NOT_OURS and name not in (_PRIORITY, _TIMEOUT)
     }
-    priority, timeout_s = _triton_priority(given), _triton_timeout_s(given)
+    timeout_s = _triton_timeout_s(given)
+    # Who goes first is not for the client to say: a level above 1 asks for what it does not get.
+    ignored = (_PRIORITY,) if _unsigned(given, _PRIORITY) > 1 else ()
     return [
-        Question(_COMPLETIONS, {**shared, "prompt": prompt}, f"prompt[{index}]", priority=priority, timeout_s=timeout_s)
+        Question(_COMPLETIONS, {**shared, "prompt": prompt}, f"prompt[{index}]", timeout_s=timeout_s, ignored=ignored)
         for index, prompt in enumerate(_prompts(request.inputs[0]))
     ]
 
@@ -209,12 +210,6 @@ def _meant(fields: Fields | None, name: str, value: Any, *, scalars: bool) -> An
     if not isinstance(parsed, (dict, list)):
         return parsed if scalars and not takes(fields, name, value) else value
     return parsed if takes(fields, name, parsed) or not takes(fields, name, value) else value
-
-
-def _triton_priority(given: Mapping[str, Any]) -> int:
-    """Triton's levels, 1 the highest, as ours. No level (0) is the highest, Triton's ``default_priority_level: 1``:
-    a client may step back behind the others, and never in front of them."""
-    return min(max(0, _unsigned(given, _PRIORITY) - 1), _LOWEST_PRIORITY)
 
 
 def _triton_timeout_s(given: Mapping[str, Any]) -> float | None:

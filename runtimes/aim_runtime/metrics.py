@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, d
 
 from aim_kserve.access import current_log
 from aim_runtime.engine_gauges import Device, EngineGauges, Watched
-from aim_runtime.engines.base import Engine, Usage
+from aim_runtime.engines.base import Engine, Moments, Usage
 from aim_runtime.spans import Call, SpanSink
 
 Labels = tuple[str, str, str, str]
@@ -238,17 +238,24 @@ class Meter:
         operation: URL suffix below ``/v1``.
         usage: filled in by the engine.
         body: of the request, for its span.
+        moments: who else is told of a stream's first token.
     """
 
-    __slots__ = ("_body", "_last", "_metrics", "_operation", "_started", "_ttft_s", "_usage")
+    __slots__ = ("_body", "_last", "_metrics", "_moments", "_operation", "_started", "_ttft_s", "_usage")
 
     def __init__(
-        self, metrics: RequestMetrics, operation: str, usage: Usage, body: Mapping[str, Any] = MappingProxyType({})
+        self,
+        metrics: RequestMetrics,
+        operation: str,
+        usage: Usage,
+        body: Mapping[str, Any] = MappingProxyType({}),
+        moments: Moments | None = None,
     ) -> None:
         self._metrics = metrics
         self._operation = operation
         self._usage = usage
         self._body = body
+        self._moments = moments
         self._started = time.perf_counter()
         self._last = 0.0
         self._ttft_s: float | None = None
@@ -283,6 +290,8 @@ class Meter:
         else:
             self._ttft_s = now - self._started
             self._metrics.first_token.observe(self._ttft_s)
+            if self._moments is not None:
+                self._moments.first_token()
         self._last = now
 
     def _call(self, status: int, duration_s: float) -> Call:

@@ -18,7 +18,7 @@ from aim_kserve.http import ShutDown, is_shutdown
 from aim_kserve.identity.permission import may_use
 from aim_kserve.kserve import InferRequest, InferResponse, Model
 from aim_runtime.engines.base import Engine, Json, ModelLoadError, Operation, RequestContext, Stream
-from aim_runtime.fields import header_of, ignored_fields
+from aim_runtime.fields import DECIDED, header_of, ignored_fields
 from aim_runtime.in_flight import InFlight
 from aim_runtime.kserve_api import INPUTS, OUTPUTS, Answer, Question, read_v1, read_v2, write_v1, write_v2
 from aim_runtime.metrics import Meter, Metrics, RequestMetrics
@@ -179,7 +179,7 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
     async def _call(
         self, operation: str, body: Json, context: RequestContext, metrics: Metrics, refusal: Unavailable | None
     ) -> Json | Stream:
-        meter = Meter(self._counts(body, metrics), operation, context.usage, body)
+        meter = Meter(self._counts(body, metrics), operation, context.usage, body, context.moments)
         self.last_used_s = time.monotonic()
         with self.in_flight:
             try:
@@ -187,7 +187,7 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
                     raise refusal
                 run = self._operation(operation, body)
                 self._judge_fields(operation, body, context, metrics)
-                answer = await _in_time(run(self._under_its_name(body), context), context.timeout_s)
+                answer = await _in_time(run(self._for_engine(body), context), context.timeout_s)
             except BaseException as error:
                 meter.end(_status_of(error))
                 raise
@@ -202,8 +202,12 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         adapters = self.runs_on.adapters
         return metrics.for_adapter(body["model"]) if adapters and body.get("model") in adapters else metrics
 
-    def _under_its_name(self, body: Json) -> Json:
-        return {**body, "model": self.name} if body.get("model") in self.aliases else body
+    def _for_engine(self, body: Json) -> Json:
+        """Under the name that the engine knows, without what is not for the client to say."""
+        body = {**body, "model": self.name} if body.get("model") in self.aliases else body
+        if DECIDED.keys().isdisjoint(body):
+            return body
+        return {name: value for name, value in body.items() if name not in DECIDED}
 
     def _operation(self, name: str, body: Json) -> Operation:
         operation = self.runs_on.operations.get(name)
@@ -222,10 +226,13 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
 
     def _judge_fields(self, operation: str, body: Json, context: RequestContext, metrics: Metrics) -> None:
         ignored = ignored_fields(operation, body, self.runs_on.requests, strict=self._strict_fields)
+        self._count_ignored(ignored, operation, context, metrics)
+
+    def _count_ignored(self, ignored: Sequence[str], operation: str, context: RequestContext, metrics: Metrics) -> None:
         if ignored:
             context.ignored.extend(ignored)
             metrics.ignored(operation, len(ignored))
-            current_log().fields["ignored_fields"] = header_of(ignored)
+            current_log().fields["ignored_fields"] = header_of(context.ignored)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -279,11 +286,10 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         index: int,
         question: Question,
     ) -> Answer:
-        context = RequestContext(
-            f"{current_log().unique_id}-{index}", headers, question.priority, timeout_s=question.timeout_s
-        )
+        context = RequestContext(f"{current_log().unique_id}-{index}", headers, timeout_s=question.timeout_s)
         body = {"model": model, **question.body}
         try:
+            self._ignore(question, context, metrics)
             answer = await self._call(question.operation, body, context, metrics, refusal)
         except ServingError as error:
             named = copy(error)  # an engine that dies gives all its requests the same one
@@ -291,6 +297,11 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
             raise named from error
         assert isinstance(answer, dict)  # stream is not among the parameters
         return Answer.of(question, answer)
+
+    def _ignore(self, question: Question, context: RequestContext, metrics: Metrics) -> None:
+        for name in question.ignored if self._strict_fields else ():
+            raise BadRequest(f"parameters.{name}: {DECIDED[name]}; leave it out", param=name, code="unknown_field")
+        self._count_ignored(question.ignored, question.operation, context, metrics)
 
     async def _metered(self, chunks: Stream, meter: Meter) -> Stream:
         """``chunks`` timed and counted; closes them; every failure but the client's leaving is a ServingError."""

@@ -22,10 +22,13 @@ from aim_runtime.start import check_machine, described, hold, located, prepare, 
 from aim_runtime.supervisor.create import start_engine
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
     from starlette.routing import BaseRoute
 
+    from aim_runtime.admission.engine import InTurn
     from aim_runtime.models.directory import Models
-    from aim_runtime.models.entry import Launch
+    from aim_runtime.models.entry import Launch, ModelEntry
+    from aim_runtime.models.held import PutInTurn
 
 logger = logging.getLogger("aim.server")
 
@@ -79,6 +82,7 @@ def run_several(settings: RuntimeSettings, file: Path) -> int:
             admit=where_free(assignments, lambda: models.devices(), planned=settings.placement is not None),
             audit=telemetry.audit,
             gate=telemetry.gate,
+            in_turn=put_in_turn(settings),
             eviction=settings.eviction,
             strict_fields=settings.strict_fields,
         )
@@ -120,15 +124,44 @@ def serve(settings: RuntimeSettings, engine: Engine, launch: Launch | None = Non
     from aim_runtime.models.entry import Launch, ModelEntry
     from aim_runtime.telemetry import Telemetry
 
-    entry = ModelEntry(settings.model_name, (launch or Launch(lambda: engine),))
+    launches = (launch or Launch(lambda: engine),)
+    entry = ModelEntry(
+        settings.model_name, launches, priority=settings.qos_priority, latency_slo_ms=settings.latency_slo_ms
+    )
     try:
-        telemetry = Telemetry(settings)
+        telemetry, in_turn = Telemetry(settings), put_in_turn(settings)
+    except AimProfileError as error:
+        return refuse(settings, Refused.because(error))
     except StartupError as error:
         return refuse(settings, error)
     with telemetry:
-        models = Models([entry], strict_fields=settings.strict_fields, audit=telemetry.audit, gate=telemetry.gate)
+        models = Models(
+            [entry],
+            strict_fields=settings.strict_fields,
+            audit=telemetry.audit,
+            gate=telemetry.gate,
+            in_turn=in_turn,
+        )
         telemetry.show(models.states)
         return serve_models(settings, models)
+
+
+def put_in_turn(settings: RuntimeSettings) -> PutInTurn | None:
+    """What puts engines behind queues, where the settings ask for service levels.
+
+    Raises:
+        QosPolicyError: the policy cannot be used.
+    """
+    if not settings.takes_turns:
+        return None
+    from aim_runtime.admission.create import ServiceLevels, policy_of
+
+    levels = ServiceLevels(policy_of(settings.qos_policy))
+
+    def put(entry: ModelEntry, engine: Engine, registry: CollectorRegistry) -> InTurn:
+        return levels.in_turn(engine, entry.name, entry.priority, entry.latency_slo_ms, registry)
+
+    return put
 
 
 def serve_models(settings: RuntimeSettings, models: Models, more: Sequence[BaseRoute] = ()) -> int:

@@ -26,6 +26,7 @@ class _Shared(DeviceSettings):
             *("engine", "max_model_len", "max_concurrency", "strict_fields"),
         ),
         "several models": ("models", "placement", "eviction"),
+        "service levels": ("qos", "qos_policy", "qos_priority", "latency_slo_ms"),
         "what is started": (
             *("dry_run", "output", "node", "profile", "profiles", "evidence", "allow_general_profile_fallback"),
             *("precision", "metric", "unsized", "termination_log"),
@@ -84,6 +85,24 @@ class _Shared(DeviceSettings):
         None, description="file for the lines that say who loaded and unloaded what; default: stdout"
     )
 
+    qos: bool = Field(False, description="requests take turns by class, tenant and deadline (docs/qos.md)")
+    qos_policy: Path | None = Field(
+        None, description="file with classes, tenants and limits; implies --qos; default: what docs/qos.md says"
+    )
+    qos_priority: Literal["low", "medium", "high"] = Field(
+        "medium",
+        description="class of requests whose caller has none; of several models, their priority in --models says it",
+        json_schema_extra={"annotation": "qos-priority"},
+    )
+    latency_slo_ms: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="milliseconds within which requests of that class get their first token, or are refused at once; "
+        "implies --qos",
+        json_schema_extra={"annotation": "latency-slo-ms"},
+    )
+
     supervise: Literal["auto", "always", "never"] = Field(
         "auto",
         description="run the engine in a process of its own, watched and started again (always) or in the server's "
@@ -117,6 +136,19 @@ class _Shared(DeviceSettings):
         named = next((name for name in ENGINES.owners if name in self.model_fields_set), None)
         if self.models is not None and named is not None:
             raise ValueError(f"--{named} is one engine's: say in {self.models} which model it is for (options)")
+        return self
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether requests wait for their turn."""
+        return self.qos or self.qos_policy is not None or self.latency_slo_ms is not None
+
+    @model_validator(mode="after")
+    def _says_whether(self) -> RuntimeSettings:
+        if "qos" in self.model_fields_set and not self.qos:
+            said = next((name for name in ("qos_policy", "latency_slo_ms") if getattr(self, name) is not None), None)
+            if said is not None:
+                raise ValueError(f"--{said} needs --qos: leave one of both out")
         return self
 
     @model_validator(mode="after")

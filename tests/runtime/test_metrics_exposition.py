@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from aim_runtime.admission.metrics import families as service_levels
 from aim_runtime.audit import Audit
 from aim_runtime.cache.gauges import CacheGauges
 from aim_runtime.cache.index import Cache
@@ -267,6 +268,7 @@ DOCS = Path(__file__).parents[2] / "docs/metrics.md"
 def test_the_page_names_every_family_and_no_other(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     families(registry)
+    service_levels(registry)
     MemoryWatch(registry)
     Audit(lambda _: None, registry)
     cache = Cache(tmp_path)

@@ -134,7 +134,7 @@ class V2(OpenAI):
     """Parameters are scalars: the rest is JSON text."""
 
     carries_all = False
-    own = frozenset({"prompt", "priority"})
+    own = frozenset({"prompt"})
 
     def sent(self, value: Any) -> Any:
         return orjson.dumps(value).decode() if isinstance(value, (list, dict)) else value

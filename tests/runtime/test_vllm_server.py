@@ -268,7 +268,6 @@ V1_PARAMETERS = [
     "min_tokens",
     "mm_processor_kwargs",
     "presence_penalty",
-    "priority",
     "reasoning_effort",
     "repetition_detection",
     "repetition_penalty",

@@ -40,6 +40,17 @@ class Usage:
     prefill_s: float | None = None
 
 
+def _nobody() -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(slots=True)
+class Moments:
+    """Who is told when something happens to a request. ``first_token``: of a stream, when the server has it."""
+
+    first_token: Callable[[], None] = _nobody
+
+
 @dataclass(frozen=True, slots=True)
 class RequestContext:
     """What the server knows about a request besides its body.
@@ -49,6 +60,7 @@ class RequestContext:
     ``timeout_s``: the server ends the request after this many seconds; None is never.
     ``ignored`` is filled in by the server: the body's fields that the operation does not know.
     ``shortcut``: where an engine that reads a stream off a socket may offer its chunks.
+    ``moments``: set by whoever stands between the server and the engine.
     """
 
     request_id: str
@@ -58,6 +70,7 @@ class RequestContext:
     usage: Usage = field(default_factory=Usage)
     ignored: list[str] = field(default_factory=list)
     shortcut: Shortcut = field(default_factory=Shortcut)
+    moments: Moments = field(default_factory=Moments)
 
 
 #: One operation, e.g. chat. It validates *before* it returns, so that a bad request is a 4xx and never an
@@ -225,6 +238,10 @@ Prove = Callable[[Engine], Awaitable[None]]
 @runtime_checkable
 class StartsAgain(Protocol):
     """What an engine may have besides: it loads its model again by itself. ``prove``: what it asks of itself then, as
-    its user did after ``load``; it is not ready before."""
+    its user did after ``load``; it is not ready before. ``on_ready``: called each time that it is."""
 
     prove: Prove | None
+    on_ready: Callable[[], None]
+
+    @property
+    def state(self) -> State: ...

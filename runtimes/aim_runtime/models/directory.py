@@ -21,7 +21,7 @@ from aim_runtime.engines.base import Json, RequestContext
 from aim_runtime.model import NamedModel, RuntimeModel, State, check_model_name, unknown_model
 from aim_runtime.models.entry import RANK, Launch, ModelEntry, VariantEntry
 from aim_runtime.models.eviction import DoesNotFit
-from aim_runtime.models.held import Held, MakeGate
+from aim_runtime.models.held import Held, MakeGate, PutInTurn
 from aim_runtime.models.loader import Admit, Eviction, Loader, Trail, does_not_fit
 from aim_runtime.models.variants import Route, Split, SplitModel, no_variant, sticky_key
 
@@ -51,6 +51,7 @@ class Models:
         admit: asked before a load; see :class:`Admit`.
         audit: told every load and unload.
         gate: makes what a replica asks before it admits a request, by its engine, devices and memory.
+        in_turn: puts a replica's engine behind a queue; None: requests go to the engine as they come.
         eviction: ``idle``: idle models of a lower priority make way for one that does not fit.
         strict_fields: refuse unknown fields of bodies.
         cooldown_s, drain_s: seconds; see the constants.
@@ -69,6 +70,7 @@ class Models:
         admit: Admit = admit_all,
         audit: Trail = _to_the_log,
         gate: MakeGate | None = None,
+        in_turn: PutInTurn | None = None,
         eviction: Eviction = "never",
         strict_fields: bool = False,
         cooldown_s: float = COOLDOWN_S,
@@ -77,7 +79,7 @@ class Models:
     ) -> None:
         self.audit = audit
         self._ending = False
-        self._held = {entry.name: Held(entry, gate) for entry in entries}
+        self._held = {entry.name: Held(entry, gate, in_turn) for entry in entries}
         self._splits = {entry.name: Split(entry, _variants(entry, self._held)) for entry in variants}
         self._by_name: dict[str, Held | Split] = {}
         names: list[Held | Split] = [*self._held.values(), *self._splits.values()]

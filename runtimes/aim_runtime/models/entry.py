@@ -35,7 +35,8 @@ class ModelEntry:
     """One served name and how to serve it.
 
     ``launches``: one per replica. ``aliases``: further names for it. ``at_start`` False: known, and loaded when the
-    repository API is asked to. ``priority``: who makes way for whom where eviction is allowed.
+    repository API is asked to. ``priority``: who makes way for whom where eviction is allowed, and the class of
+    requests whose caller has none. ``latency_slo_ms``: within which that class is promised its first token.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ModelEntry:
     aliases: tuple[str, ...] = ()
     priority: Priority = "medium"
     at_start: bool = True
+    latency_slo_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

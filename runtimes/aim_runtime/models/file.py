@@ -58,7 +58,8 @@ class ListedModel(BaseModel):
 
     engine: as ``--engine``. python: the interpreter whose environment has the engine; ours by default. profile: as
     ``--profile``. load: ``on_demand`` is known and loaded when the repository API is asked to. options: the engine's
-    own settings by the names of their flags. variants: served name → weight.
+    own settings by the names of their flags. variants: served name → weight. priority: who makes way for whom, and
+    the class of requests whose caller has none; latency_slo_ms: as ``--latency_slo_ms``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -71,6 +72,7 @@ class ListedModel(BaseModel):
     profile: str | None = None
     aliases: tuple[Name, ...] = ()
     priority: Priority = "medium"
+    latency_slo_ms: Annotated[float, Field(strict=True, gt=0, lt=math.inf)] | None = None
     replicas: Annotated[Whole, Field(le=1024)] = 1
     max_model_len: Whole | None = None
     max_concurrency: Whole | None = None
@@ -185,7 +187,7 @@ def settings_of(base: RuntimeSettings, model: ListedModel) -> RuntimeSettings:
         if name not in ENGINES.fields:
             raise MisplacedError(("options", name), f"unknown option; {did_you_mean(name, ENGINES.fields)}")
     # Of the one model that flags name; of the server.
-    others = {*ENGINES.fields, "model_id", "custom_model_name", "models", "placement", "eviction"}
+    others = {*ENGINES.fields, "model_id", "custom_model_name", "models", "placement", "eviction", "qos_priority"}
     shared = {name: getattr(base, name) for name in base.model_fields_set if name not in others}
     own = {
         "engine": model.engine,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from aim_kserve.errors import BadRequest, NotFound, ServingError, ShutdownError, StartupError, Unavailable
+from aim_runtime.admission.engine import InTurn
 from aim_runtime.engine_gauges import Device, Watched
 from aim_runtime.engines.base import Engine, ModelLoadError
 from aim_runtime.memory_watch import Gate
@@ -23,6 +24,8 @@ logger = logging.getLogger("aim.server")
 
 #: A replica's gate, by its engine, devices and memory in bytes.
 MakeGate = Callable[[Engine, Sequence[Device], int | None], Gate]
+#: A replica's engine behind the queue of its model's service levels.
+PutInTurn = Callable[[ModelEntry, Engine, CollectorRegistry], InTurn]
 
 
 @dataclass(eq=False)
@@ -32,6 +35,7 @@ class Held:
 
     entry: ModelEntry
     gate: MakeGate | None = None
+    in_turn: PutInTurn | None = None
     model: RuntimeModel | None = None
     replicas: Replicas | None = None
     reason: str = ""
@@ -119,7 +123,17 @@ class Held:
     def _replica(self, launch: Launch) -> Replica:
         engine = launch.create()
         gate = self.gate and self.gate(engine, launch.devices, launch.memory_bytes)
-        return Replica(engine, launch.place, gate, launch.prove)
+        if self.in_turn is None:
+            return Replica(engine, launch.place, gate, launch.prove)
+        queued = self.in_turn(self.entry, engine, self._registry)
+        replica = Replica(queued, launch.place, gate, launch.prove)
+        queued.elsewhere = lambda: self._others_answer(replica)
+        return replica
+
+    def _others_answer(self, one: Replica) -> bool:
+        return self.replicas is not None and any(
+            other is not one and other.answers() for other in self.replicas.replicas
+        )
 
     def watch(self) -> None:
         """Show the gauges of the replicas there are, and of no other."""

@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from aim_kserve.errors import BadRequest, ServingError, ShutdownError, Unavailable
+from aim_runtime.admission.engine import bare, followed
+from aim_runtime.admission.queue import Full
 from aim_runtime.engines.base import (
     Engine,
     EngineDied,
@@ -53,9 +55,10 @@ class Replica:
         """Raises ModelLoadError: it cannot be loaded, or does not show what it must."""
         await self.engine.load()
         if self._prove is not None:
-            if isinstance(self.engine, StartsAgain):
-                self.engine.prove = self._prove
-            await self._prove(self.engine)
+            engine = bare(self.engine)
+            if isinstance(engine, StartsAgain):
+                engine.prove = self._prove
+            await self._prove(engine)
 
     def full(self) -> Unavailable | None:
         """Why its memory admits no request now; None if it does."""
@@ -326,7 +329,7 @@ class Replicas:
         replica = self._choice.of(healthy or self._replicas, prefix)
         try:
             answer = await self._on(replica, operation, body, context)
-        except Unavailable as error:
+        except (Unavailable, Full) as error:
             return await self._elsewhere(replica, error, operation, body, context, prefix)
         if isinstance(answer, dict):
             return answer
@@ -348,8 +351,9 @@ class Replicas:
         try:
             with replica.in_flight:
                 async with aclosing(chunks):
-                    async for chunk in chunks:
-                        yield chunk
+                    with followed(chunks):
+                        async for chunk in chunks:
+                            yield chunk
         except EngineDied as death:
             raise self._suspects.blame(operation, body, death) from None
         self._suspects.acquit(operation, body)
@@ -357,7 +361,7 @@ class Replicas:
     async def _elsewhere(
         self,
         failed: Replica,
-        error: Unavailable,
+        error: ServingError,
         operation: str,
         body: Json,
         context: RequestContext,

@@ -50,9 +50,14 @@ class RemoteEngine:
     def __init__(self, launch: Launch, *, start_timeout_s: float = 1800.0, stall_timeout_s: float = 60.0) -> None:
         self.name = launch.spec.engine
         self.prove: Prove | None = None  #: see ``engines.base.StartsAgain``
+        self.on_ready: Callable[[], None] = _nobody  #: the same
         self._slots = launch.spec.max_concurrency or 0
         self._supervisor = Supervisor(
-            launch, start_timeout_s=start_timeout_s, stall_timeout_s=stall_timeout_s, on_loaded=self._on_loaded
+            launch,
+            start_timeout_s=start_timeout_s,
+            stall_timeout_s=stall_timeout_s,
+            on_loaded=self._on_loaded,
+            on_ready=lambda: self.on_ready(),
         )
         self._loaded: Loaded | None = None
         self._operations: Mapping[str, Operation] = {}
@@ -223,6 +228,10 @@ class RemoteEngine:
         self._changing.add(task)
         task.add_done_callback(self._changing.discard)
         await asyncio.shield(task)
+
+
+def _nobody() -> None:
+    """Nobody waits for it."""
 
 
 def _without_adapters(launch: Launch, loaded: Loaded) -> Launch:

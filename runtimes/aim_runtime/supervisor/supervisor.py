@@ -116,6 +116,7 @@ class Supervisor:
         start_timeout_s: for the model to be loaded.
         stall_timeout_s: without progress while there is work, or without a sign of life.
         on_loaded: with what each new process has loaded, before it is said to be ready.
+        on_ready: when it is.
     """
 
     def __init__(
@@ -125,12 +126,14 @@ class Supervisor:
         start_timeout_s: float,
         stall_timeout_s: float,
         on_loaded: Callable[[Loaded, Link], Awaitable[None]],
+        on_ready: Callable[[], None],
     ) -> None:
         self.launch = launch  #: of the next process
         self._model = launch.spec.served_model_name
         self._start_timeout_s = start_timeout_s
         self._stall_timeout_s = stall_timeout_s
         self._on_loaded = on_loaded
+        self._on_ready = on_ready
         self._process: Process | None = None  # started, and not attached to a loop yet
         self._child: _Child | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -245,6 +248,7 @@ class Supervisor:
         self.load_seconds = time.monotonic() - self._began
         self._ready_at = time.monotonic()
         self.state = "ready"
+        self._on_ready()
 
     async def _prepare(self, child: _Child, loaded: Loaded) -> None:
         """Whatever is asked of the new process before it is ready ends with it, or when the time is over."""

@@ -384,9 +384,8 @@ class LlamaCppEngine:
                 param="prompt",
             )
         mailbox = Mailbox(n * len(generations), wake_at_end=not request.stream)
-        priority = context.priority or request.priority or 0
         adapter = self._adapters_of_model.asked_for(request.model)
-        sequences = _sequences([g for _, g in generations], n, mailbox.put, priority, adapter)
+        sequences = _sequences([g for _, g in generations], n, mailbox.put, context.priority, adapter)
         context.usage.prompt_tokens = sum(len(prompt.tokens) for prompt, _ in generations)
         options = request.stream_options or StreamOptions()
         answer = Answer(

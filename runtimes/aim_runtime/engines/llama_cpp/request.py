@@ -58,7 +58,6 @@ class GenerationBody(UnsupportedFields):
 
     model: str | None = None
     user: str | None = None
-    priority: Annotated[int, Field(ge=-_SEED_RANGE, lt=_SEED_RANGE)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None

@@ -286,8 +286,6 @@ def _encoded(body: Json) -> bytes:
 
 def _headers(context: RequestContext) -> dict[str, str]:
     passed = {name: context.headers[name] for name in _PASSED_ON if name in context.headers}
-    if context.priority:
-        passed["x-vllm-priority"] = str(context.priority)  # vLLM's own convention, which is ours; others ignore it
     return {**passed, "x-request-id": context.request_id}
 
 

@@ -66,7 +66,8 @@ TOKENS = frozenset({"tokenize", "detokenize"})
 
 DONE = "data: [DONE]\n\n"
 ERROR = 'data: {"error"'
-PRIORITY_HEADER = "x-vllm-priority"
+#: What clients of vLLM's own server say with them is decided here: ``RequestContext.priority``.
+PRIORITY, PRIORITY_HEADER = "priority", "x-vllm-priority"
 
 NO_LEASE = Lease(None, None)
 
@@ -99,8 +100,14 @@ async def attach(built: Built, served: str, model_dir: Path) -> Attached:
         for path, (kind, serving, method) in found.items()
         if serving is not None
     }
-    requests = {path: fields_of(kind) for path, (kind, _, _) in ROUTES.items() if path in operations}
+    requests = {path: _fields(kind) for path, (kind, _, _) in ROUTES.items() if path in operations}
     return Attached(operations, requests, adapters)
+
+
+def _fields(kind: Any) -> Fields | None:
+    """What a client may say of vLLM's request."""
+    fields = fields_of(kind)
+    return fields and {name: kinds for name, kinds in fields.items() if name != PRIORITY}
 
 
 class Headers(dict[str, str]):
@@ -118,6 +125,7 @@ class RawRequest:
     def __init__(self, ctx: RequestContext) -> None:
         self.headers = Headers((name.lower(), value) for name, value in ctx.headers.items())
         self.headers["x-request-id"] = ctx.request_id
+        self.headers.pop(PRIORITY_HEADER, None)
         self.state = SimpleNamespace(request_metadata=None)
 
 
@@ -169,9 +177,8 @@ class Endpoint:
             request.add_generation_prompt = False  # vLLM's default would contradict it
         if isinstance(request, ResponsesRequest):
             request.request_id = f"resp_{ctx.request_id}"
-        if ctx.priority and self.built.schedules_by_priority and hasattr(request, "priority"):
-            request.priority = ctx.priority
-            raw.headers.pop(PRIORITY_HEADER, None)
+        if hasattr(request, PRIORITY):
+            request.priority = ctx.priority if self.built.schedules_by_priority else 0
         if getattr(request, "encoding_format", None) in ("bytes", "bytes_only"):
             raise BadRequest(
                 f"encoding_format: {request.encoding_format!r} is not JSON; use 'float' or 'base64'",

@@ -1,0 +1,77 @@
+"""From settings to queues: one policy for the process, a queue for each engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from aim_kserve.identity import QosClass
+from aim_runtime.admission.engine import InTurn
+from aim_runtime.admission.estimate import Estimate
+from aim_runtime.admission.levels import Levels, of_model
+from aim_runtime.admission.metrics import ClassMeters
+from aim_runtime.engines.base import Engine
+from aim_runtime.qos.buckets import Buckets
+from aim_runtime.qos.policy import QosPolicy
+from aim_runtime.qos.scheduler import Scheduler
+from aim_runtime.qos.slo import Slo
+
+
+def policy_of(file: Path | None) -> QosPolicy:
+    """What ``--qos_policy`` says, or what holds without it.
+
+    Raises:
+        QosPolicyError: the file cannot be used: its line, the key and the remedy.
+    """
+    return QosPolicy.default() if file is None else QosPolicy.read(file)
+
+
+class ServiceLevels:
+    """Puts engines behind queues. What a tenant may have is counted over all of them together.
+
+    Args:
+        policy: of the process.
+        clock: seconds; never goes back.
+    """
+
+    def __init__(self, policy: QosPolicy, clock: Callable[[], float] = time.monotonic) -> None:
+        self._policy, self._clock = policy, clock
+        self._rates = Buckets(policy.limits, clock)
+        self._estimates: dict[str, Estimate] = {}
+        self._slos: dict[str, Slo] = {}
+
+    def in_turn(
+        self,
+        engine: Engine,
+        model: str,
+        own: QosClass,
+        latency_slo_ms: float | None = None,
+        registry: CollectorRegistry = REGISTRY,
+    ) -> InTurn:
+        """``engine``, not loaded yet, behind a queue.
+
+        Args:
+            model: the served name.
+            own: the class of requests whose caller has none.
+            latency_slo_ms: within which that class is promised its first token, whatever the policy says.
+        """
+        policy = of_model(self._policy, own, latency_slo_ms)
+        slo = self._slos.setdefault(model, Slo(policy, self._clock))
+
+        def make(slots: int, kv_tokens: int | None, parks: bool) -> Scheduler:
+            return Scheduler(policy, self._clock, slots=slots, kv_tokens=kv_tokens, parks=parks)
+
+        return InTurn(
+            engine,
+            model,
+            Levels(policy, own),
+            make,
+            ClassMeters(model, slo, registry),
+            self._rates,
+            estimate=self._estimates.setdefault(model, Estimate()),
+            replay=policy.replay,
+            clock=self._clock,
+        )

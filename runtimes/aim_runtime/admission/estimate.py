@@ -1,0 +1,92 @@
+"""How many tokens a request has, before its engine has counted them. Linear in the body, and bounded by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aim_runtime.engines.base import Json
+
+#: Fields whose text the engine computes.
+_TEXTS = ("messages", "prompt", "input", "instructions", "tools", "functions", "query", "documents", "text_1", "text_2")
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+#: Of a text, before one of this model has been seen: English in vocabularies of 50,000 tokens and more.
+BYTES_PER_TOKEN = 4.0
+ANSWER_TOKENS = 256.0  # before one has been seen
+_WEIGHT = 0.1  # of the last request in the average
+_LOOKED_AT_MOST = 20_000
+_LEAST_BYTES = 64  # shorter prompts are mostly the chat template's own tokens
+
+
+class Estimate:
+    """Of one model, learned from the requests that it has counted: bytes of text per token, and how many tokens its
+    answers have."""
+
+    __slots__ = ("_answer", "_bytes", "_tokens")
+
+    def __init__(self) -> None:
+        self._bytes, self._tokens, self._answer = BYTES_PER_TOKEN * 100, 100.0, ANSWER_TOKENS
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self._bytes / self._tokens
+
+    @property
+    def answer_tokens(self) -> int:
+        """Of an answer that names no limit."""
+        return int(self._answer)
+
+    def tokens(self, size_bytes: int, known: int = 0) -> int:
+        """Of a text of that size, and ``known`` tokens beside it."""
+        return known + int(size_bytes / self.bytes_per_token) + 1
+
+    def learn(self, size_bytes: int, prompt_tokens: int, answer_tokens: int) -> None:
+        """A request had so many. A ratio of averages, so that long prompts weigh more; what an image adds to the tokens
+        is no text and does not count (a token of less than a byte is none)."""
+        if size_bytes >= _LEAST_BYTES and 0 < prompt_tokens <= size_bytes:
+            self._bytes += _WEIGHT * (size_bytes - self._bytes)
+            self._tokens += _WEIGHT * (prompt_tokens - self._tokens)
+        if answer_tokens:
+            self._answer += _WEIGHT * (answer_tokens - self._answer)
+
+
+def text_bytes(body: Json) -> tuple[int, int]:
+    """UTF-8 bytes of the text in a body, and how many tokens it gives as numbers. Whatever the fields hold: they have
+    not been validated. Beyond ``_LOOKED_AT_MOST`` values the rest is taken to be like those."""
+    size = tokens = seen = 0
+    left: list[Any] = [body[name] for name in _TEXTS if name in body]
+    while left and seen < _LOOKED_AT_MOST:
+        value = left.pop()
+        seen += 1
+        if isinstance(value, str):
+            if not value.startswith("data:"):  # an image or a sound: counted when the engine has
+                size += len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+        elif isinstance(value, dict):
+            left.extend(value.values())
+        elif isinstance(value, list):
+            if value and type(value[0]) is int:
+                tokens += len(value)
+            else:
+                left.extend(value)
+    more = 1 + len(left) / max(1, seen)
+    return int(size * more), int(tokens * more)
+
+
+def max_tokens(body: Json) -> int | None:
+    """The most that one answer may have; None: up to the model's limit. What is no number the engine refuses."""
+    given = [body[name] for name in _LIMITS if isinstance(body.get(name), int)]
+    return max(1, min(given)) if given else None
+
+
+def choices(body: Json) -> int:
+    """Answers computed side by side: ``n`` or ``best_of`` for each prompt of a list."""
+    each = 1
+    for name in ("n", "best_of"):
+        value = body.get(name)
+        if isinstance(value, int):
+            each = max(each, value)
+    return each * _prompts(body.get("prompt"))
+
+
+def _prompts(prompt: Any) -> int:
+    """A list of numbers is one prompt, as tokens."""
+    return len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)) else 1

@@ -1,0 +1,106 @@
+"""Which class, tenant and deadline a request has: from its caller and its model. Headers may only ask for less."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from aim_kserve.errors import BadRequest
+from aim_kserve.identity import QosClass, current_caller
+from aim_runtime.engines.base import Json
+from aim_runtime.fields import shown
+from aim_runtime.qos.policy import QosPolicy, SloPolicy
+from aim_runtime.qos.request import CLASSES
+
+CLASS_HEADER = "x-qos-priority"
+DEADLINE_HEADER = "x-slo-ttft-ms"
+#: What the engine is told (``RequestContext.priority``): lower is served first.
+PRIORITY: Mapping[QosClass, int] = {"high": -1, "medium": 0, "low": 1}
+#: https://platform.openai.com/docs/api-reference/chat/create#chat-create-service_tier: ``flex`` is cheaper and slower.
+_TIERS = frozenset({"auto", "default", "flex", "priority", "scale"})
+_RANK = {name: rank for rank, name in enumerate(CLASSES)}
+#: Of callers that are not told apart.
+EVERYBODY = "default"
+
+
+class Level(NamedTuple):
+    """``ttft_slo_s``: the first token is wanted within so many seconds; None: whenever."""
+
+    tenant: str
+    qos_class: QosClass
+    ttft_slo_s: float | None
+
+
+def of_model(policy: QosPolicy, own: QosClass, latency_slo_ms: float | None) -> QosPolicy:
+    """The policy as a model keeps it that promises its own class a first token within ``latency_slo_ms``: the classes
+    above are promised no less, those below what the policy says."""
+    if latency_slo_ms is None:
+        return policy
+    classes = {name: policy.of(name) for name in CLASSES}
+    for name in CLASSES[: _RANK[own] + 1]:
+        slo = classes[name].slo or SloPolicy(ttft_ms=latency_slo_ms)
+        ttft_ms = latency_slo_ms if name == own else min(slo.ttft_ms, latency_slo_ms)
+        classes[name] = classes[name].model_copy(update={"slo": slo.model_copy(update={"ttft_ms": ttft_ms})})
+    return policy.model_copy(update={"classes": classes})
+
+
+class Levels:
+    """Of one model.
+
+    Args:
+        policy: what each class is promised.
+        own: the class of callers that have none.
+    """
+
+    def __init__(self, policy: QosPolicy, own: QosClass) -> None:
+        self._own = own
+        slos = {name: policy.of(name).slo for name in CLASSES}
+        self._slo_s = {name: None if slo is None else slo.ttft_ms / 1e3 for name, slo in slos.items()}
+
+    def of(self, body: Json, headers: Mapping[str, str]) -> Level:
+        """Raises BadRequest: a header or ``service_tier`` that says nothing known."""
+        caller = current_caller()
+        allowed = (caller and caller.qos_class) or self._own
+        qos_class = _lower(_lower(allowed, _asked(headers.get(CLASS_HEADER))), _tier(body.get("service_tier")))
+        slo_s, wanted_s = self._slo_s[qos_class], _deadline_s(headers.get(DEADLINE_HEADER))
+        if wanted_s is not None and (slo_s is None or wanted_s < slo_s):
+            slo_s = wanted_s
+        return Level(EVERYBODY if caller is None else caller.tenant, qos_class, slo_s)
+
+
+def _lower(one: QosClass, other: QosClass | None) -> QosClass:
+    return one if other is None or _RANK[other] <= _RANK[one] else other
+
+
+def _asked(value: str | None) -> QosClass | None:
+    if value is None:
+        return None
+    found = next((name for name in CLASSES if name == value.strip().lower()), None)
+    if found is None:
+        raise BadRequest(f"{CLASS_HEADER}: {shown(value)!r} is no class: give high, medium or low", param=CLASS_HEADER)
+    return found
+
+
+def _tier(value: object) -> QosClass | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or value not in _TIERS:
+        raise BadRequest(
+            f"service_tier: {shown(str(value))!r} is no tier: give auto, default or flex", param="service_tier"
+        )
+    return "low" if value == "flex" else None
+
+
+def _deadline_s(value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        milliseconds = float(value)
+    except ValueError:
+        milliseconds = math.nan
+    if not 0 < milliseconds < math.inf:
+        raise BadRequest(
+            f"{DEADLINE_HEADER}: {shown(value)!r} is no time: give milliseconds > 0", param=DEADLINE_HEADER
+        )
+    return milliseconds / 1e3

@@ -1,0 +1,199 @@
+"""Service levels in ``/metrics``: who waits, who was refused and why, what was promised and kept.
+
+Counters are fed where something is refused or predicted, never by a request that is served at once; what stands in a
+queue is asked at each scrape. Tenants are bounded: those that wait most are named, the rest are ``other``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter as Count
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from aim_kserve.errors import ServingError
+from aim_kserve.identity import QosClass
+from aim_runtime.admission.queue import Queue
+from aim_runtime.qos.request import CLASSES, Reason
+from aim_runtime.qos.slo import WINDOWS, Slo, Window
+from aim_runtime.qos.ticket import Ticket
+
+#: How a request ended: with a whole answer; ``failed``, which is the server's fault; ``left``: its client's.
+Outcome = Literal["whole", "failed", "left"]
+#: Reasons that are the server's: it promised, and has no room.
+_BROKEN_PROMISES = frozenset({"queue_full", "deadline", "throttled"})
+
+#: Tenants that have a series of their own, of those that wait.
+TENANTS_AT_MOST = 20
+OTHER = "other"
+
+
+class Families(Collector):
+    """Every family of service levels, once in a registry; use :func:`families`. Thread-safe: a scrape may meet a load
+    or an unload."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.rejected = Counter(
+            "aim_qos_rejections",
+            "Requests refused because of service levels, by reason",
+            ("model_name", "class", "reason"),
+            registry=registry,
+        )
+        self._lock = threading.Lock()
+        self._queues: list[tuple[str, Queue]] = []
+        self._slos: dict[str, Slo] = {}
+        registry.register(self)
+
+    def add(self, model: str, queue: Queue, slo: Slo) -> None:
+        with self._lock:
+            self._queues.append((model, queue))
+            self._slos[model] = slo
+
+    def discard(self, model: str, queue: Queue) -> None:
+        """The last one of a model takes its counters along."""
+        with self._lock:
+            self._queues.remove((model, queue))
+            left = any(name == model for name, _ in self._queues)
+            if not left:
+                del self._slos[model]
+        if not left:
+            self.rejected.remove_by_labels({"model_name": model})
+
+    def describe(self) -> Iterator[Metric]:
+        for name, text in (_WAITING, _RUNNING, _ATTAINMENT, _BURN, _THROTTLED):
+            yield GaugeMetricFamily(name, text)
+        yield CounterMetricFamily(*_REPLAYS)
+
+    def collect(self) -> Iterator[Metric]:
+        with self._lock:
+            queues, slos = list(self._queues), dict(self._slos)
+        if not queues:
+            return
+        yield _gauge(_WAITING, ("model_name", "class", "tenant"), _waiting(queues))
+        yield _gauge(_RUNNING, ("model_name", "class"), _running(queues))
+        for name, of in ((_ATTAINMENT, Slo.attainment), (_BURN, Slo.burn)):
+            yield _gauge(name, ("model_name", "class", "window"), dict(_windows(slos, of)))
+        yield _gauge(_THROTTLED, ("model_name", "class"), dict(_throttled(slos)))
+        replays = CounterMetricFamily(*_REPLAYS, labels=("model_name",))
+        for (model,), count in _sums(((model,), queue.replayed) for model, queue in queues).items():
+            replays.add_metric((model,), count)
+        yield replays
+
+
+_WAITING = ("aim_qos_waiting", "Requests that wait for their turn")
+_RUNNING = ("aim_qos_running", "Requests that have had their turn and have not ended")
+_ATTAINMENT = ("aim_slo_attainment_ratio", "Share of requests that kept the promise to their class, over a window")
+_BURN = ("aim_slo_burn_rate", "How many times faster than it may a class uses up its error budget, over a window")
+_THROTTLED = ("aim_qos_throttled", "1 while a class is held back because one above burns its error budget")
+_REPLAYS = ("aim_qos_replays", "Calls aborted before their first byte for a more urgent one, and made again")
+
+
+def _gauge(name: tuple[str, str], labels: tuple[str, ...], rows: Mapping[tuple[str, ...], float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(*name, labels=labels)
+    for row, value in rows.items():
+        family.add_metric(row, value)
+    return family
+
+
+def _waiting(queues: Iterable[tuple[str, Queue]]) -> Mapping[tuple[str, ...], float]:
+    rows: Count[tuple[str, str, str]] = Count()
+    tenants: Count[str] = Count()
+    for model, queue in queues:
+        for (qos_class, tenant), count in queue.scheduler.waiting().items():
+            rows[model, qos_class, tenant] += count
+            tenants[tenant] += count
+    named = {tenant for tenant, _ in tenants.most_common(TENANTS_AT_MOST)}
+    return _sums(
+        ((model, qos_class, tenant if tenant in named else OTHER), count)
+        for (model, qos_class, tenant), count in rows.items()
+    )
+
+
+def _running(queues: Iterable[tuple[str, Queue]]) -> Mapping[tuple[str, ...], float]:
+    return _sums(((model, ticket.ask.qos_class), 1) for model, queue in queues for ticket in queue.scheduler.running())
+
+
+def _windows(
+    slos: Mapping[str, Slo], of: Callable[[Slo, QosClass, Window], float | None]
+) -> Iterator[tuple[tuple[str, ...], float]]:
+    for model, slo in slos.items():
+        for qos_class in CLASSES:
+            for window in WINDOWS:
+                if (value := of(slo, qos_class, window)) is not None:
+                    yield (model, qos_class, window), value
+
+
+def _throttled(slos: Mapping[str, Slo]) -> Iterator[tuple[tuple[str, ...], float]]:
+    for model, slo in slos.items():
+        for qos_class in CLASSES:
+            yield (model, qos_class), float(slo.throttled(qos_class))
+
+
+def _sums(rows: Iterable[tuple[tuple[str, ...], float]]) -> Mapping[tuple[str, ...], float]:
+    sums: dict[tuple[str, ...], float] = {}
+    for labels, value in rows:
+        sums[labels] = sums.get(labels, 0) + value
+    return sums
+
+
+_LOCK = threading.Lock()
+_FAMILIES: WeakKeyDictionary[CollectorRegistry, Families] = WeakKeyDictionary()
+
+
+def families(registry: CollectorRegistry = REGISTRY) -> Families:
+    """The registry's families, made at the first call."""
+    with _LOCK:
+        found = _FAMILIES.get(registry)
+        if found is None:
+            found = _FAMILIES[registry] = Families(registry)
+        return found
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """Of a request that ended so."""
+    if isinstance(error, ServingError):
+        return "failed" if error.status >= 500 else "left"
+    return "failed" if isinstance(error, Exception) else "left"
+
+
+class ClassMeters:
+    """What the queues of one model feed.
+
+    Args:
+        model: its served name.
+        slo: its promises, and how they are kept.
+    """
+
+    def __init__(self, model: str, slo: Slo, registry: CollectorRegistry = REGISTRY) -> None:
+        self._model, self._slo = model, slo
+        self._families = families(registry)
+
+    def watch(self, queue: Queue) -> None:
+        self._families.add(self._model, queue, self._slo)
+
+    def unwatch(self, queue: Queue) -> None:
+        self._families.discard(self._model, queue)
+
+    def rejected(self, qos_class: QosClass, reason: Reason) -> None:
+        self._families.rejected.labels(self._model, qos_class, reason).inc()
+        if reason in _BROKEN_PROMISES:
+            self._slo.observe(qos_class, None, ok=False)
+
+    def left(self, ticket: Ticket, outcome: Outcome) -> None:
+        """A request has ended. Of one whose client left before its first token nobody knows what would have been."""
+        qos_class = ticket.ask.qos_class
+        if ticket.rejected is not None:
+            self.rejected(qos_class, ticket.rejected.reason)
+        elif outcome == "failed":
+            self._slo.observe(qos_class, None, ok=False)
+        elif ticket.first_token_s is not None:
+            self._slo.observe(qos_class, ticket.first_token_s - ticket.arrived_s, ok=True)
+        elif outcome == "whole":
+            self._slo.observe(qos_class, None, ok=True)
