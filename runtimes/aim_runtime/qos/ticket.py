@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from aim_kserve.identity.caller import QosClass
 
 from .request import Ask, Rejected
+
+if TYPE_CHECKING:
+    from .ttft import Prediction
 
 #: ``waiting`` → ``running`` → ``ended``; a replayed one is ``waiting`` once more.
 State = Literal["waiting", "running", "ended"]
@@ -17,20 +20,40 @@ State = Literal["waiting", "running", "ended"]
 class Ticket:
     """What the scheduler knows of one request. Only the scheduler changes it.
 
-    ``served_as``: the class whose turn it was served in; above its own where it had waited too long. Of a running one
-    it is the urgency to tell the engine. ``rejected``: why it was dropped while it waited. ``delivered``: tokens of all
-    its answers so far. Times are seconds of the scheduler's clock.
+    ``level``: the class among whose requests it waits, and by whose counters its tenant pays: its own, or the one above
+    once it has waited too long. ``served_as``: how urgent it is to the engine. It differs from ``level`` only for one
+    that was dispatched out of turn because its class would not have come to its turn at all.
+
+    ``deadline_s``: when its first token is wanted; ``hopeless_s``: from when on, if still waiting, it is dropped; None:
+    never. ``rejected``: why it was dropped. ``prompt_tokens``: as estimated, then as the engine counted them.
+    ``delivered``: tokens of all its answers so far; ``expected_tokens``: how long each is thought to become.
+    ``prediction``: of its first token, made when it came. ``to_prefill``: prompt tokens of others that were to be
+    computed when it was dispatched. Times are seconds of the scheduler's clock.
     """
 
     number: int
     ask: Ask
     arrived_s: float
     served_as: QosClass
+    level: QosClass = field(init=False)
     state: State = "waiting"
+    deadline_s: float | None = None
+    hopeless_s: float | None = None
     rejected: Rejected | None = None
     dispatched_s: float | None = None
     first_token_s: float | None = None
-    delivered: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    delivered: int = 0
+    expected_tokens: int = 0
     replays: int = 0
+    prediction: Prediction | None = None
+    to_prefill: int = 0
+
+    def __post_init__(self) -> None:
+        self.level = self.ask.qos_class
+
+    @property
+    def uncached_tokens(self) -> int:
+        """Of its prompt, what has to be computed."""
+        return max(0, self.prompt_tokens - self.cached_tokens)
