@@ -1,7 +1,7 @@
 """Whose turn it is. Pure.
 
 While a sequence has no first token yet, all that are less urgent leave the step to it, so that its first token comes as
-soon as if it were alone; but one step in ``EVERYBODYS_STEP`` is everybody's, so that they go on, too.
+soon as if it were alone; after ``MOST_YIELDED_STEPS`` such steps it leaves one to them, so that they go on, too.
 
 A step computes sequences of one adapter, or of none. The groups take turns step by step, so that nobody waits for
 longer than one step of each other group. Changing the adapter costs llama.cpp some 2 ms of rebuilding its graph
@@ -15,9 +15,8 @@ from typing import NamedTuple
 
 from .slots import Slot
 
-#: Of so many steps the last one is everybody's: a first token takes no more than a seventh of its steps longer, and an
-#: answer never stands still for more than seven.
-EVERYBODYS_STEP = 8
+#: A first token comes no more than a seventh of its steps later, and an answer never stands still for more than seven.
+MOST_YIELDED_STEPS = 7
 
 
 class Turn(NamedTuple):
@@ -33,13 +32,17 @@ class Turns:
     def __init__(self) -> None:
         self._rounds = _Rounds()
         self._urgent_rounds = _Rounds()
-        self._yielded = 0  # steps since everybody had one
+        self._yielded = 0
 
     def next(self, busy: Sequence[Slot]) -> Turn:
-        urgent = _urgent(busy)
-        if len(urgent) == len(busy) or self._yielded == EVERYBODYS_STEP - 1:
+        first = min((slot.running.priority for slot in busy if slot.running.generated == 0), default=None)
+        urgent = [slot for slot in busy if first is None or slot.running.priority <= first]
+        if len(urgent) == len(busy):
             self._yielded = 0
             return self._rounds.next(busy)
+        if self._yielded == MOST_YIELDED_STEPS:
+            self._yielded = 0
+            return self._rounds.next([slot for slot in busy if slot not in urgent or slot.running.generated])
         self._yielded += 1
         return self._urgent_rounds.next(urgent)
 
@@ -57,9 +60,3 @@ class _Rounds:
             return Turn(list(busy), 1)
         self._last = next((key for key in keys if key > self._last), keys[0])
         return Turn([slot for slot in busy if slot.running.weights == self._last], len(keys))
-
-
-def _urgent(busy: Sequence[Slot]) -> Sequence[Slot]:
-    """All but those that are less urgent than one that has no first token yet."""
-    first = min((slot.running.priority for slot in busy if slot.running.generated == 0), default=None)
-    return busy if first is None else [slot for slot in busy if slot.running.priority <= first]
