@@ -18,6 +18,7 @@ POLICY ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_REQUESTS ?= 10000
+SOAK_KILLS ?= 50
 
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
@@ -74,8 +75,9 @@ bench: $(BIN)/.dev $(MODEL) ## our layers beside their peers, in one run: tables
 bench-isolation: $(BIN)/.dev $(MODEL) ## a model's CPU per token and wall time alone and beside a busy neighbour on other CPUs or devices
 	$(BIN)/python bench/run.py isolation $(BENCH_ARGS)
 
-soak: $(BIN)/.dev $(MODEL) ## SOAK_REQUESTS=10000 requests, 64 at once, while the engine is killed three times (the test asks 500)
+soak: $(BIN)/.dev $(MODEL) ## SOAK_REQUESTS=10000 requests, 64 at once, while the engine is killed three times (the test asks 500); SOAK_KILLS=50 of a fetch (5)
 	SOAK_REQUESTS=$(SOAK_REQUESTS) $(BIN)/python -m pytest -q -s tests/runtime/test_soak.py $(PYTEST_ARGS)
+	SOAK_KILLS=$(SOAK_KILLS) $(BIN)/python -m pytest -q -s tests/runtime/test_cache_kill.py -k random_bytes $(PYTEST_ARGS)
 
 vllm: $(VLLM_BIN)/.installed $(HF_MODEL) ## the vLLM lane on CPU (3.3 GB): a second environment and the model as safetensors
 
@@ -84,7 +86,7 @@ model: $(MODEL) ## fetch the embedded model
 system-deps: ## system packages that builds and some tests use (Debian, needs root)
 	apt-get update -q
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-	  build-essential cmake ninja-build curl openssl python3-venv prometheus
+	  build-essential cmake ninja-build curl openssl python3-venv prometheus docker-registry
 
 lock: $(BIN)/.dev ## pin every dependency anew, all extras together (review the diff, give the reason in CHANGELOG.md)
 	$(BIN)/python -m pip install --quiet uv

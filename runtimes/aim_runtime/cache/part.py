@@ -46,9 +46,10 @@ class Part:
         word = hashlib.sha256(file.path.encode()).hexdigest()[:32]
         self._state = directory / "state" / f"{word}.json"
         self._bytes = directory / "state" / f"{word}.part"
-        self._of = self._here()
+        self._of, self._is_same = self._here()
 
-    def _here(self) -> _Of:
+    def _here(self) -> tuple[_Of, bool]:
+        """What is recorded, and whether it is of this very file; else a fresh record."""
         fresh = _Of(
             path=self.file.path,
             size=self.file.size,
@@ -60,9 +61,10 @@ class Part:
         try:
             known = _Of.model_validate_json(self._state.read_bytes())
         except (FileNotFoundError, ValidationError):
-            return fresh
+            return fresh, False
         same = known.model_copy(update={"boot": fresh.boot, "synced": 0, "sha256": ""}) == fresh
-        return known if same and self.file.resumable else fresh
+        same = same and self.file.resumable
+        return (known if same else fresh), same
 
     @property
     def done(self) -> str:
@@ -74,12 +76,12 @@ class Part:
 
     @property
     def size(self) -> int:
-        """Bytes that can be built upon: all that a killed process wrote; after a power cut those that were synced."""
+        """Bytes to go on from: all that a killed process wrote; after a power cut those that were synced."""
         try:
             here = self._bytes.stat().st_size
         except OSError:
             return 0
-        if not self._state.exists() or here > self.file.size:
+        if not self._is_same or here > self.file.size:
             return 0
         return here if self._of.boot and self._of.boot == boot() else min(here, self._of.synced)
 

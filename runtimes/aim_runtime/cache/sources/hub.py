@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import httpx2
 import requests
 from huggingface_hub import HfApi, hf_hub_url
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
@@ -67,10 +67,10 @@ class Hub:
             raise CacheError(f"{text}: gated: ask for access on its page, and {_CREDENTIALS}") from error
         except RevisionNotFoundError as error:
             raise CacheError(f"{text}: no such revision") from error
-        except RepositoryNotFoundError as error:
-            raise CacheError(f"{text}: no such repository, or a private one: {_CREDENTIALS}") from error
         except HfHubHTTPError as error:
             status = error.response.status_code
+            if status in (401, 403, 404):
+                raise CacheError(f"{text}: no such repository, or a private one: {_CREDENTIALS}") from error
             kind = Transient if status == 429 or status >= 500 else CacheError
             raise kind(f"{text}: the hub answers {status}") from error
         except (httpx2.HTTPError, OSError) as error:
