@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
@@ -14,6 +14,7 @@ from grpc import aio
 from aim_kserve.access import access_line, open_log, write_line
 from aim_kserve.errors import StartupError
 from aim_kserve.grpc_parameters import decode, encode
+from aim_kserve.identity.guard import check_call
 from aim_kserve.kserve import (
     DataPlane,
     InferenceServicer,
@@ -26,6 +27,9 @@ from aim_kserve.rest import as_serving_error
 from aim_kserve.settings import ServerSettings
 from aim_kserve.v2_body import check_parts
 
+if TYPE_CHECKING:
+    from aim_kserve.identity.verify import Verifier
+
 logger = logging.getLogger("aim.server")
 
 #: grpc_service.proto of Triton: ``RepositoryModelLoadRequest.model_name``; field 1 is ``repository_name``.
@@ -35,8 +39,14 @@ _TRITONS_NAME = 2
 class GrpcServer:
     """Start, stop; nothing else. ``start`` raises StartupError when the port is taken."""
 
-    def __init__(self, settings: ServerSettings, dataplane: DataPlane, repository: ModelRepositoryExtension) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: ServerSettings,
+        dataplane: DataPlane,
+        repository: ModelRepositoryExtension,
+        verifier: Verifier | None = None,
+    ) -> None:
+        self._settings, self._verifier = settings, verifier
         self._servicer = _Servicer(dataplane, repository)
         self._server: Any = None
 
@@ -44,7 +54,7 @@ class GrpcServer:
         """The address it listens on."""
         address = f"{self._settings.host}:{self._settings.grpc_port}"
         self._server = aio.server(
-            interceptors=(_Edge(access_log=self._settings.access_log),),
+            interceptors=(_Edge(self._verifier, access_log=self._settings.access_log),),
             options=[
                 ("grpc.max_send_message_length", self._settings.grpc_max_send_message_length),
                 ("grpc.max_receive_message_length", self._settings.grpc_max_receive_message_length),
@@ -104,18 +114,26 @@ class _Edge(aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
     """Every exception becomes the status code that says what it is (KServe's own interceptor crashes on some), every
     call an access line; calls that succeed and only ask whether we are well are not logged."""
 
-    def __init__(self, *, access_log: bool) -> None:
-        self._access_log = access_log
+    def __init__(self, verifier: Verifier | None, *, access_log: bool) -> None:
+        self._verifier, self._access_log = verifier, access_log
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         handler = await continuation(details)
         if handler is None or handler.unary_unary is None:
-            return handler
+            return handler if self._verifier is None else self._closed(details.method)
         return grpc.unary_unary_rpc_method_handler(
             self._guarded(handler.unary_unary, details.method),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
+
+    def _closed(self, method: str) -> Any:
+        """What is not served is no more to be found out than what is, by those who may not ask."""
+
+        async def refuse(_: Any, __: Any) -> Any:
+            raise NotImplementedError(f"no such method: {method}")
+
+        return grpc.unary_unary_rpc_method_handler(self._guarded(refuse, method))
 
     def _guarded(self, call: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
         async def guarded(request: Any, context: Any) -> Any:
@@ -124,6 +142,8 @@ class _Edge(aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
             log.client = context.peer()
             started, code = time.perf_counter(), "CANCELLED"
             try:
+                if self._verifier is not None:
+                    await check_call(self._verifier, method, metadata, log)
                 answer = await call(request, context)
                 context.set_trailing_metadata(tuple(log.headers.items()))
                 code = "OK"

@@ -143,6 +143,11 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return value
 
 
+def speaks_openai(path: str) -> bool:
+    """Whether an error there has OpenAI's shape; KServe's V1 and V2 clients read ``{"error": "text"}``."""
+    return path.startswith(("/openai/", "/v1/")) and not path.endswith((":predict", ":explain"))
+
+
 async def send_bytes(
     send: Send, body: bytes, *, status: int = 200, headers: list[tuple[bytes, bytes]] | None = None
 ) -> None:

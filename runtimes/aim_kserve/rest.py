@@ -31,6 +31,7 @@ from aim_kserve.http import (
     header,
     json_length,
     read_body,
+    speaks_openai,
 )
 from aim_kserve.kserve import (
     DataPlane,
@@ -160,7 +161,7 @@ async def _answer(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
         refusal.message = redacted(f"no such route: {request.method} {request.url.path}")
         headers |= error.headers or {}
-    body = refusal.body() if _speaks_openai(request.url.path) else {"error": refusal.message}
+    body = refusal.body() if speaks_openai(request.url.path) else {"error": refusal.message}
     return JSONResponse(body, status_code=refusal.status, headers=headers)
 
 
@@ -199,10 +200,6 @@ def _label_json(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]
     else:
         return headers
     return [*(item for item in headers if item[0] != b"content-type"), (b"content-type", kind)]
-
-
-def _speaks_openai(path: str) -> bool:
-    return path.startswith(("/openai/", "/v1/")) and not path.endswith((":predict", ":explain"))
 
 
 #: KServe's exceptions → ours.

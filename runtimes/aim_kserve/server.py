@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import uvicorn
 import uvloop
@@ -31,6 +31,7 @@ from aim_kserve.dataplane import FixedRepository, TruthfulDataPlane
 from aim_kserve.errors import ShutdownError, StartupError
 from aim_kserve.grpc_server import GrpcServer
 from aim_kserve.http import SHUTDOWN
+from aim_kserve.identity.guard import Guard
 from aim_kserve.kserve import (
     Model,
     ModelRepository,
@@ -41,6 +42,9 @@ from aim_kserve.kserve import (
 from aim_kserve.protocol import patient
 from aim_kserve.rest import Tolerant, install
 from aim_kserve.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from aim_kserve.identity.verify import Verifier
 
 logger = logging.getLogger("aim.server")
 
@@ -80,7 +84,8 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
     Args:
         settings: ports, host, limits.
         routes: Starlette routes that take precedence over KServe's (the OpenAI surface).
-        wrap: ASGI middlewares, innermost first, around the whole app (the access log is always outermost).
+        wrap: ASGI middlewares, innermost first, around the whole app. Outside them: who asks (``identity``), where that
+            is asked at all; CORS, whose preflights browsers send without a credential; the access log.
         registry: where KServe's routes find models by name; by default, what :meth:`run` is given, by its name.
         repository: what loads and unloads at run time; by default, nothing does.
     """
@@ -111,6 +116,9 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
         )
         for middleware in wrap:
             app = middleware(app)
+        self._verifier = _verifier_of(settings)
+        if self._verifier is not None:
+            app = Guard(app, self._verifier)
         if settings.cors_origins:
             app = allow_origins(app, settings.cors_origins)
         self.app: ASGIApp = AccessLog(app, enabled=settings.access_log)
@@ -120,6 +128,8 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
         if isinstance(served, Model):
             self.register_model(served)
         try:
+            if self._verifier is not None:
+                self._verifier.start()
             http_socket = bind(self.settings.host, self.settings.http_port, "--http_port")
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(self._run(served, http_socket))
@@ -127,7 +137,7 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
             return refuse(error)
 
     async def _run(self, served: Served, http_socket: socket.socket) -> int:
-        grpc = GrpcServer(self.settings, self.dataplane, self.model_repository_extension)
+        grpc = GrpcServer(self.settings, self.dataplane, self.model_repository_extension, self._verifier)
         host, port = http_socket.getsockname()[:2]
         logger.info("listening on %s:%d (HTTP)", host, port)
         if self.settings.enable_grpc:
@@ -182,6 +192,15 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
             ssl_certfile=self.settings.ssl_certfile,
             ssl_keyfile=self.settings.ssl_keyfile,
         )
+
+
+def _verifier_of(settings: ServerSettings) -> Verifier | None:
+    """None where every route is open. Nothing is read yet."""
+    if not settings.asks_who:
+        return None
+    from aim_kserve.identity.verify import Verifier  # and what it needs; most starts do without
+
+    return Verifier(settings)
 
 
 def drain_time_s(grace_period_s: float) -> float:

@@ -18,8 +18,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+
+from aim_kserve.identity_settings import IdentitySettings
 
 ENV_PREFIX = "AIM_"
 ANNOTATION_PREFIX = "aim.amd.com/"
@@ -62,7 +64,7 @@ class SettingsError(Exception):
     """A setting is wrong. The message is one line a setting: source, name, value and what is allowed."""
 
 
-class ServerSettings(BaseModel):
+class ServerSettings(IdentitySettings):
     """What every process of ours accepts: KServe's flags by KServe's names.
 
     Flags that KServe's controller injects (``--model_name --http_port --workers --predictor_host``) are all

@@ -16,6 +16,7 @@ from aim_kserve.errors import (
     Unavailable,
     UpstreamFailed,
 )
+from aim_kserve.http import speaks_openai
 from aim_kserve.kserve import (
     InferenceError,
     InvalidInput,
@@ -25,7 +26,7 @@ from aim_kserve.kserve import (
     ServerNotReady,
     UnsupportedProtocol,
 )
-from aim_kserve.rest import _label_json, _speaks_openai, as_serving_error
+from aim_kserve.rest import _label_json, as_serving_error
 
 
 @pytest.mark.parametrize(
@@ -84,8 +85,8 @@ def test_grpc_codes_exist() -> None:
         ("/v2/models/m/infer", False),
     ],
 )
-def test_who_speaks_openai(path: str, openai: bool) -> None:
-    assert _speaks_openai(path) is openai
+def test_whospeaks_openai(path: str, openai: bool) -> None:
+    assert speaks_openai(path) is openai
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -24,14 +23,14 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from aim_kserve.errors import StartupError
 from aim_kserve.identity.caller import Caller, QosClass, Scope
+from aim_kserve.identity.files import read_bounded, write_whole
+from aim_kserve.identity.identifiers import RESERVED
 from aim_kserve.identity.key_text import parse
 
 PREFIX = "aim_"
 SECRET_BYTES = 32
 #: What a Kubernetes Secret may hold, which is some 6,000 keys.
 MAX_FILE_BYTES = 1024 * 1024
-#: What metrics call requests that no key of the file is behind (see guard.py).
-RESERVED_IDS = frozenset({"jwt", "none", "unknown"})
 WORLD = 0o007
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")]
@@ -59,7 +58,7 @@ class ApiKey(BaseModel):
     @field_validator("id")
     @classmethod
     def _is_free(cls, value: str) -> str:
-        if value in RESERVED_IDS:
+        if value in RESERVED:
             raise ValueError(f"{value!r} means something else in metrics: choose another")
         return value
 
@@ -153,16 +152,13 @@ def read(path: Path) -> KeyFile:
         StartupError: it cannot be read, or is no key file: file, line, which key, field, value, remedy.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+        return parse(read_bounded(path, MAX_FILE_BYTES).decode(), str(path), KeyFile, _told)
     except OSError as error:
         raise StartupError(f"{path}: cannot be read ({error.strerror}): give a readable key file") from error
-    if len(raw) > MAX_FILE_BYTES:
-        raise StartupError(f"{path}: larger than {MAX_FILE_BYTES} bytes: remove keys that are not used")
-    try:
-        return parse(raw.decode(), str(path), KeyFile, _told)
     except UnicodeDecodeError as error:
         raise StartupError(f"{path}: not UTF-8 at byte {error.start}: give a YAML or JSON file") from None
+    except ValueError as error:
+        raise StartupError(f"{path}: {error}: remove keys that are not used") from None
 
 
 def write(path: Path, keys: KeyFile) -> None:
@@ -172,18 +168,8 @@ def write(path: Path, keys: KeyFile) -> None:
     Raises:
         StartupError: it cannot be written.
     """
-    target = path.resolve()
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)  # 0600
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(_text(keys, is_json=target.suffix == ".json"))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, target)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write_whole(path, _text(keys, is_json=path.suffix == ".json").encode())
     except OSError as error:
         raise StartupError(f"{path}: cannot be written ({error.strerror}): give a path in a writable folder") from error
 
