@@ -97,6 +97,8 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
         (f"version: 1\nkeys:\n{ENTRY.replace('infer', 'infr')}}}", r"scopes.*got 'infr'"),
         (f"version: 1\nkeys:\n{ENTRY.replace('[infer]', '[]')}}}", r"scopes: "),
         ("version: 1\nversion: 1", r":2: .*'version' is given twice"),
+        ("{}", r":1: version: missing"),
+        ("version: 1", r":1: keys: missing"),
         ("a: [", r":2: not valid YAML"),
         ("[]", r":1: a key file is a mapping"),
         ("", r":1: a key file is a mapping"),

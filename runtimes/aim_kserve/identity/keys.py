@@ -100,6 +100,13 @@ class KeyFile(BaseModel):
         return keys
 
 
+class _Written(KeyFile):
+    """As it must be in a file: nothing is guessed there."""
+
+    version: Literal[1]
+    keys: tuple[ApiKey, ...]
+
+
 def digest(text: str) -> str:
     """What the file keeps of a key."""
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
@@ -152,7 +159,7 @@ def read(path: Path) -> KeyFile:
         StartupError: it cannot be read, or is no key file: file, line, which key, field, value, remedy.
     """
     try:
-        return parse(read_bounded(path, MAX_FILE_BYTES).decode(), str(path), KeyFile, _told)
+        return parse(read_bounded(path, MAX_FILE_BYTES).decode(), str(path), _Written, _told)
     except OSError as error:
         raise StartupError(f"{path}: cannot be read ({error.strerror}): give a readable key file") from error
     except UnicodeDecodeError as error:
