@@ -196,7 +196,7 @@ class Simulation:
         for ticket in self.scheduler.ready():
             outcome = self.outcomes[ticket.number]
             self.engine.jobs.append(_Job(outcome, ticket, outcome.arrival.prompt_tokens))
-        self.late.extend(self.outcomes[ticket.number] for ticket in self.scheduler.expired())
+        self._drop()
         while (blocked := self.scheduler.blocked()) is not None:
             victim = self.scheduler.victim(blocked)
             if victim is None:
@@ -206,7 +206,14 @@ class Simulation:
             for ticket in self.scheduler.ready():
                 outcome = self.outcomes[ticket.number]
                 self.engine.jobs.append(_Job(outcome, ticket, outcome.arrival.prompt_tokens))
+        self._drop()
         self.check()
+
+    def _drop(self) -> None:
+        for ticket in self.scheduler.expired():
+            outcome = self.outcomes[ticket.number]
+            outcome.ended_s = self.clock.now_s
+            self.late.append(outcome)
 
 
 def poisson(rng: random.Random, per_s: float, until_s: float) -> Iterator[float]:

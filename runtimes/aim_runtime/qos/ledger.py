@@ -8,6 +8,7 @@ becomes known replaces what was thought: the prompt at its count, the answers as
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import NamedTuple
 
 from aim_kserve.identity.caller import QosClass
@@ -105,12 +106,16 @@ class Ledger:
             return slots <= self.slots
         if share is not None and self._slots_by_level[ticket.level] + slots > share * self.slots:
             return False
-        if self.kv_tokens is not None:
-            ceiling = self._policy.ceiling(served_as) * self.kv_tokens
-            if self.kv_used + min(_kv_tokens(ticket), int(ceiling)) > ceiling:
+        over, paused = self.slots_used + slots - self.slots, list[_Held]()
+        if over > -self._reserves[served_as]:
+            paused = self._to_pause(over, served_as) if pause and slots <= self.slots else []
+            if sum(held.ticket.ask.choices for held in paused) < max(1, over):
                 return False
-        over = self.slots_used + slots - self.slots
-        return over <= -self._reserves[served_as] or (pause and self._can_pause(over, slots, served_as))
+        if self.kv_tokens is None:
+            return True
+        ceiling = self._policy.ceiling(served_as) * self.kv_tokens
+        kv_used = self.kv_used - sum(held.kv_tokens for held in paused)
+        return kv_used + min(_kv_tokens(ticket), int(ceiling)) <= ceiling
 
     def take(self, ticket: Ticket) -> None:
         """It runs from now on."""
@@ -141,13 +146,17 @@ class Ledger:
         """Slots that the class may have if it is alone."""
         return max(min(1, self.slots), self.slots - self._reserves[served_as])
 
-    def _can_pause(self, over: int, slots: int, served_as: QosClass) -> bool:
-        """Whether ``over`` slots' worth of less urgent ones are there to be paused; never more than there are slots."""
-        if not self.parks or slots > self.slots or not 0 < over <= self.slots:
-            return False
+    def _to_pause(self, over: int, served_as: QosClass) -> list[_Held]:
+        """The last come of the less urgent ones, ``over`` slots of them, those paused already included; fewer where
+        there are not as many, and never more than there are slots. What they hold of the cache is put aside with them.
+        """
+        if not self.parks or not 0 < over <= self.slots:
+            return []
         rank, now_s = CLASSES.index(served_as), self._clock()
-        below = (held.ticket for held in self._held.values() if self._rank(held.ticket, now_s) > rank)
-        return over <= sum(ticket.ask.choices for ticket in below)
+        below = [held for held in self._held.values() if self._rank(held.ticket, now_s) > rank]
+        below.sort(key=lambda held: (self._rank(held.ticket, now_s), held.ticket.arrived_s), reverse=True)
+        slots = list(accumulate((held.ticket.ask.choices for held in below), initial=0))
+        return [held for held, before in zip(below, slots, strict=False) if before < over]
 
     def _rank(self, ticket: Ticket, now_s: float) -> int:
         """A low one that runs ages as those do that wait: then nothing but high pauses it."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -119,7 +119,7 @@ class QosPolicy(_Part):
     default_weight: Weight = 1.0
     limits: tuple[Limit, ...] = ()
     ageing_s: Positive = 30.0
-    floor: Annotated[float, Field(ge=0, le=0.5, strict=True)] = 0.05
+    floor: Annotated[float, Field(ge=0, le=0.5, strict=True)] = 0.02
     preemption: Literal["pause", "off"] = "pause"
     replay: Annotated[bool, Field(strict=True)] = False
     epsilon: Annotated[float, Field(ge=0, le=10, strict=True)] = 0.2
@@ -160,7 +160,7 @@ class QosPolicy(_Part):
 
     @model_validator(mode="after")
     def _lower_classes_get_no_more(self) -> Self:
-        for above, below in pairwise(CLASSES):
+        for above, below in combinations(CLASSES, 2):
             most, more = self.ceiling(above), self.ceiling(below)
             if more > most:
                 problem = f"{below} has {more}, {above} {most}: give {below} no more than {above}"

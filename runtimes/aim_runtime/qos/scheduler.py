@@ -96,7 +96,7 @@ class Scheduler:
         """Those to be dispatched now, each of them once; from now on they count as running."""
         now_s, dispatched = self._clock(), list[Ticket]()
         for ticket in self._deadlines.past(now_s):
-            self._drop(ticket, self._deadlines.too_late(ticket, now_s))
+            self._give_up(ticket, now_s)
         throttled = self._throttled()
         if "low" not in throttled:
             self._queue.age(now_s)
@@ -111,7 +111,7 @@ class Scheduler:
                 self._blocked = ticket
                 break
             elif self._deadlines.hopeless(ticket, self.running(), now_s):
-                self._drop(ticket, self._deadlines.too_late(ticket, now_s))
+                self._give_up(ticket, now_s)
             else:
                 self._dispatch(ticket, served_as, now_s)
                 dispatched.append(ticket)
@@ -279,6 +279,13 @@ class Scheduler:
     def _wait(self, ticket: Ticket) -> None:
         self._queue.push(ticket)
         self._deadlines.watch(ticket, len(self._queue))
+
+    def _give_up(self, ticket: Ticket, now_s: float) -> None:
+        """Of one that was let in and has waited in vain it is learnt that it took so long at least. One that was not
+        let in is counted nowhere."""
+        if ticket.prediction is not None and not ticket.replays:
+            self.ttft.observe(ticket.prediction, now_s - ticket.arrived_s)
+        self._drop(ticket, self._deadlines.too_late(ticket, now_s))
 
     def _drop(self, ticket: Ticket, why: Rejected) -> None:
         self._queue.remove(ticket)
