@@ -12,7 +12,8 @@ from aim_kserve.signals import end_while_starting
 _WHAT = (
     "Serve one model, or those of a file (--models), over OpenAI's API and KServe V1 and V2 (REST, gRPC). "
     "'aim-runtime compare SOURCE' puts the variants of a served name side by side; 'aim-runtime keys' makes, lists and "
-    "revokes API keys; 'aim-runtime cache' fetches models, verifies and keeps them."
+    "revokes API keys; 'aim-runtime cache' fetches models, verifies and keeps them; 'aim-runtime batch' "
+    "has a file of requests answered."
 )
 
 
@@ -33,6 +34,10 @@ def main() -> None:
         from aim_runtime.cache.verbs import main as cache
 
         sys.exit(cache(sys.argv[2:]))
+    if sys.argv[1:2] == ["batch"]:
+        from aim_runtime.batch.command import main as batch
+
+        sys.exit(batch(sys.argv[2:]))
     from aim_kserve.settings import SettingsError
     from aim_runtime.settings import RuntimeSettings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aim_runtime.qos.buckets import Buckets
@@ -143,6 +143,7 @@ def histories(draw: st.DrawFn) -> tuple[Limit, list[tuple[float, int, str]]]:
     return limit, draw(st.lists(steps, max_size=60))
 
 
+@settings(deadline=None)
 @given(histories())
 def test_never_more_than_the_burst_and_what_came_in_since(history: tuple[Limit, list[tuple[float, int, str]]]):
     limit, steps = history
@@ -162,6 +163,7 @@ def test_never_more_than_the_burst_and_what_came_in_since(history: tuple[Limit, 
             assert requests[tenant] <= burst + 1e-3 + rounded_s * limit.requests_per_minute / 60
 
 
+@settings(deadline=None)
 @given(histories())
 def test_a_wait_is_exact(history: tuple[Limit, list[tuple[float, int, str]]]):
     limit, steps = history

@@ -6,7 +6,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aim_runtime.qos.lengths import Lengths
@@ -80,6 +80,7 @@ def test_a_hundred_thousand_observations_neither_overflow_nor_grow():
 lengths_strategy = st.lists(st.integers(1, 2**21), max_size=50)
 
 
+@settings(deadline=None)
 @given(lengths_strategy, st.lists(st.floats(0, 1), min_size=2, max_size=6), st.integers(0, 2**21))
 def test_quantiles_rise_and_lie_beyond_the_age(lengths: list[int], shares: list[float], age: int):
     histogram = seen(lengths)
@@ -88,6 +89,7 @@ def test_quantiles_rise_and_lie_beyond_the_age(lengths: list[int], shares: list[
     assert all(one <= other for one, other in pairwise(found))
 
 
+@settings(deadline=None)
 @given(lengths_strategy, st.integers(0, 2**21), st.lists(st.floats(0, 2**21), min_size=2, max_size=6))
 def test_done_within_is_a_distribution(lengths: list[int], age: int, horizons: list[float]):
     histogram = seen(lengths)
@@ -96,6 +98,7 @@ def test_done_within_is_a_distribution(lengths: list[int], age: int, horizons: l
     assert all(one <= other + 1e-12 for one, other in pairwise(shares))
 
 
+@settings(deadline=None)
 @given(lengths_strategy, st.floats(0.01, 0.99), st.integers(0, 10_000))
 def test_a_quantile_is_what_is_done_within_it(lengths: list[int], q: float, age: int):
     histogram = seen(lengths)

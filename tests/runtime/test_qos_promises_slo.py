@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aim_runtime.qos.policy import ClassPolicy, Enforcement, QosPolicy, SloPolicy
@@ -137,6 +137,7 @@ def test_memory_does_not_grow(clock: Clock):
     assert sizes[0] == sizes[1]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 5000), st.booleans()), max_size=80), st.sampled_from(list(WINDOWS)))
 def test_as_counted_by_hand(events: list[tuple[float, bool]], window: Window):
     clock = Clock()

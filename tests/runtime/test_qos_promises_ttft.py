@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aim_kserve.identity.caller import QosClass
@@ -235,6 +235,7 @@ tickets = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(tickets, max_size=80), st.lists(tickets, max_size=80), asks, st.integers(1, 64))
 def test_a_prediction_is_a_time_and_more_ahead_is_no_sooner(
     queue: list[Ticket], running: list[Ticket], ask: Ask, slots: int
@@ -245,6 +246,7 @@ def test_a_prediction_is_a_time_and_more_ahead_is_no_sooner(
     assert again.raw_s[0] >= found.raw_s[0] * (1 - 1e-9) or queue  # of other classes the mean length may be smaller
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6)), max_size=400))
 def test_whatever_comes_of_it_predictions_stay_finite(observed: list[tuple[float, float]]):
     ttft = Ttft(Lengths(), lambda: 0.0)
