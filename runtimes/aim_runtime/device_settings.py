@@ -56,8 +56,6 @@ def _is_said(value: object) -> object:
     return True if isinstance(value, str) and not value.strip() else value
 
 
-#: Where AIM's images look for models (aim-build@2be2cf8, src/aim_runtime/config.py).
-AIM_CACHE = Path("/workspace/model-cache")
 #: Where Kubernetes looks, unless the container says otherwise (terminationMessagePath).
 TERMINATION_LOG = Path("/dev/termination-log")
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]

@@ -24,8 +24,8 @@ from aim_profile.serving.files import read_file
 from aim_profile.serving.profile import Profile, ProfileId, parse_id
 from aim_profile.serving.selection import Candidate, stored_profiles
 from aim_runtime.assignment import ON_GPUS, Assignment, Case, Refused, assignments, check_filters, gpus, narrowed
+from aim_runtime.cache import AIM_CACHE
 from aim_runtime.choose import engine_of
-from aim_runtime.device_settings import AIM_CACHE
 from aim_runtime.settings import RuntimeSettings
 
 _SERVED_NAME = re.compile(r"[^/\s]+(/[^/\s]+)*")

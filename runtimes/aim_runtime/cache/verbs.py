@@ -19,6 +19,7 @@ from rich.table import Table
 
 from aim_profile.errors import AimProfileError
 from aim_profile.units import gib, parse_memory
+from aim_runtime.cache import AIM_CACHE
 from aim_runtime.cache.add import Added, Options, add, present
 from aim_runtime.cache.errors import CacheError
 from aim_runtime.cache.fetch import Effort
@@ -29,7 +30,6 @@ from aim_runtime.cache.prune import prune, size_bytes
 from aim_runtime.cache.stats import read_stats
 from aim_runtime.cache.uri import parse_uri
 from aim_runtime.cache.verify import verify
-from aim_runtime.device_settings import AIM_CACHE
 
 _AGE = re.compile(r"([0-9]{1,6})([smhdw])")
 _AGE_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
