@@ -70,7 +70,7 @@ class OddEngine(FakeEngine):
         await super().load()
         own = (self._pid, self._kill, self._exit, self._stall, self._hang, self._garbage, self._flood, self._fail)
         own += (self._large, self._usage, self._blocks, self._environment, self._unsendable, self._spawn, self._hush)
-        own += (self._paths, self._say)
+        own += (self._paths, self._say, self._linger)
         self._operations |= {f"odd/{each.__name__[1:]}": each for each in own}
 
     def stats(self) -> EngineStats:
@@ -179,6 +179,24 @@ class OddEngine(FakeEngine):
         os.write(2, bytes.fromhex(body.get("hex", "")))
         if "text" in body:
             logging.getLogger("aim.odd").log(body["level"], body["text"])
+        return {}
+
+    async def _linger(self, body: Json, context: RequestContext) -> Json | Stream:
+        """An engine that takes a while to let go of what is aborted, and says when it has."""
+
+        async def chunks() -> Stream:
+            try:
+                while True:
+                    yield b"{}"
+                    await asyncio.sleep(0.01)
+            finally:
+                await asyncio.sleep(body["linger_s"])
+                self.aborted.append(context.request_id)
+
+        if body.get("stream"):
+            return chunks()
+        async for _ in chunks():
+            pass
         return {}
 
     async def _hush(self, _: Json, __: RequestContext) -> Json:

@@ -25,6 +25,7 @@ from aim_kserve.errors import BadRequest, NotFound, ServingError, Unavailable
 from aim_runtime.engines.base import Engine, EngineDied, EngineSpec, Json, ModelLoadError, RequestContext, Stream, Usage
 from aim_runtime.fields import fields_of
 from aim_runtime.supervisor import launch as launching
+from aim_runtime.supervisor import link
 from aim_runtime.supervisor import supervisor as supervising
 from aim_runtime.supervisor.frames import NOTHING, WINDOW_BYTES, Abort, Ask, Chunks, Ended, FromEngine, Reader, encode
 from aim_runtime.supervisor.launch import Launch, Process
@@ -211,6 +212,35 @@ async def test_who_leaves_is_aborted() -> None:
         while {"whole", "s"} - set(aborted):
             aborted = (await ask(engine, "fake/state", {}))["aborted"]
         assert engine.stats().running + engine.stats().waiting == 0
+
+
+async def test_whoever_has_left_has_nothing_left_in_the_engine() -> None:
+    """However it leaves: by the time that it is gone, the engine has let go of its request."""
+    async with loaded() as engine:
+        body = {"linger_s": 0.2}
+        whole = asyncio.create_task(ask(engine, "odd/linger", body, RequestContext("whole")))
+        opened = await stream(engine, "odd/linger", {**body, "stream": True}, RequestContext("opened"))
+        read = await stream(engine, "odd/linger", {**body, "stream": True}, RequestContext("read"))
+        reading = asyncio.create_task(read.__anext__())
+        await reading
+        whole.cancel()
+        gone = await asyncio.gather(whole, opened.aclose(), read.aclose(), return_exceptions=True)
+        assert [type(each) for each in gone] == [asyncio.CancelledError, type(None), type(None)]
+        assert set((await ask(engine, "fake/state", {}))["aborted"]) == {"whole", "opened", "read"}
+
+
+async def test_whoever_leaves_an_engine_that_does_not_answer_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "DROP_S", 0.05)
+    async with loaded() as engine:
+        opened = await stream(engine, "odd/linger", {"linger_s": 30, "stream": True})
+        await opened.aclose()
+        assert (await ask(engine, "fake/state", {}))["aborted"] == []
+        opened = await stream(engine, "odd/linger", {"linger_s": 30, "stream": True})
+        monkeypatch.setattr(link, "DROP_S", 60)
+        leaving = asyncio.create_task(opened.aclose())
+        with pytest.raises(Unavailable):
+            await ask(engine, "odd/kill", {})
+        await leaving  # it is gone with its process
 
 
 async def test_a_slow_reader_waits_alone_and_loses_nothing() -> None:

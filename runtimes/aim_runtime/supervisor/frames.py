@@ -140,6 +140,12 @@ class Ended(Message, tag=26):
     adapters: tuple[str, ...] | None = None
 
 
+class Dropped(Message, tag=28):
+    """After an Abort: nothing of the request is left in the engine."""
+
+    call: int
+
+
 class Failed(Message, tag=27):
     """A ServingError, as ``errors`` puts it into words."""
 
@@ -156,7 +162,7 @@ class Failed(Message, tag=27):
 
 
 ToEngine = Start | Ask | Abort | Credit | LoadAdapter | UnloadAdapter | Close
-FromEngine = Loaded | LoadFailed | Beat | Answer | Opened | Chunks | Ended | Failed
+FromEngine = Loaded | LoadFailed | Beat | Answer | Opened | Chunks | Ended | Failed | Dropped
 
 
 class Garbage(Exception):

@@ -20,6 +20,7 @@ from .frames import (
     Beat,
     Chunks,
     Credit,
+    Dropped,
     Ended,
     Failed,
     FromEngine,
@@ -31,6 +32,9 @@ from .frames import (
     Spent,
     encode,
 )
+
+#: As long the engine may take to let go of what was aborted; whoever waits for it goes on then.
+DROP_S = 5.0
 
 
 class Call:
@@ -109,6 +113,7 @@ class Link(asyncio.Protocol):
         self._on_garbage = on_garbage
         self._numbers = 0
         self.calls: dict[int, Call] = {}
+        self._leaving: dict[int, asyncio.Future[None]] = {}
         self.heard_at = time.monotonic()
 
     # --- out ----------------------------------------------------------------------------------------------------------
@@ -147,7 +152,7 @@ class Link(asyncio.Protocol):
             self.write(frame)
             return await call.reply
         except BaseException:
-            self.abandon(call)
+            await self.leave(call)
             raise
 
     def send(self, message: Any) -> None:
@@ -160,7 +165,15 @@ class Link(asyncio.Protocol):
     def abandon(self, call: Call) -> None:
         """Nobody waits for this any more."""
         if self.calls.pop(call.number, None) is not None and not call.over:
+            self._leaving[call.number] = self._loop.create_future()
             self.send(Abort(call.number))
+
+    async def leave(self, call: Call) -> None:
+        """... and when this returns, nothing of it is left in the engine: its slot is free. It takes DROP_S at most."""
+        self.abandon(call)
+        dropped = self._leaving.get(call.number)
+        if dropped is not None:
+            await asyncio.wait([dropped], timeout=DROP_S)
 
     def read(self, call: Call, size: int) -> None:
         """The client has taken ``size`` bytes of a stream."""
@@ -174,6 +187,8 @@ class Link(asyncio.Protocol):
         calls, self.calls = self.calls, {}
         for call in calls.values():
             call.end(why())
+        for number in list(self._leaving):
+            self._dropped(number)
         self._writable.set()
         return len(calls)
 
@@ -212,6 +227,9 @@ class Link(asyncio.Protocol):
         if kind is Loaded or kind is LoadFailed:
             self._on_loaded(message)
             return
+        if kind is Dropped:
+            self._dropped(message.call)
+            return
         call = self.calls.get(message.call)
         if call is None:  # its client has left
             return
@@ -225,6 +243,11 @@ class Link(asyncio.Protocol):
             call.answer(message)
         else:
             self._finish(call, message)
+
+    def _dropped(self, number: int) -> None:
+        dropped = self._leaving.pop(number, None)
+        if dropped is not None and not dropped.done():
+            dropped.set_result(None)
 
     def _finish(self, call: Call, message: Answer | Ended | Failed) -> None:
         del self.calls[call.number]
@@ -271,9 +294,11 @@ class Stream(AsyncGenerator[bytes, None]):
         return await super().athrow(*error)
 
     async def aclose(self) -> None:
+        """Returns once the engine has let go of the request."""
         self._link.abandon(self._call)
         self._call.chunks.clear()
         self._call.over = True
+        await self._link.leave(self._call)
 
     def __del__(self) -> None:
         self._link.abandon(self._call)

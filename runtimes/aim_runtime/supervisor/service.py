@@ -25,6 +25,7 @@ from .frames import (
     Chunks,
     Close,
     Credit,
+    Dropped,
     Ended,
     Garbage,
     LoadAdapter,
@@ -113,8 +114,11 @@ class Service(asyncio.Protocol):
                 stream.room.set()
         elif isinstance(message, Abort):
             task = self._tasks.get(message.call)
-            if task is not None:
+            if task is None:
+                self.send(Dropped(message.call))  # its answer is on its way
+            else:
                 task.cancel()
+                task.add_done_callback(lambda _: self.send(Dropped(message.call)))
         elif isinstance(message, LoadAdapter):
             load = partial(self._change_adapters, message.call, "load_adapter", message.name, Path(message.path))
             self._run(message.call, load)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import multiprocessing
 from argparse import Namespace
@@ -24,6 +25,7 @@ from vllm.tool_parsers import ToolParserManager
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from aim_runtime.engines.base import EngineStats, ModelLoadError
 
@@ -31,6 +33,9 @@ from .output import one_line
 
 #: vLLM's default is 0: SIGKILL at once, which leaves GPU drivers to clean up.
 SHUTDOWN_TIMEOUT_S = 5.0
+
+#: For the engine to take what it is told: it does so between two steps.
+DROP_S = 5.0
 
 #: Flags of vLLM's own HTTP server. Ours serves instead, so they would be without effect, and ``--api-key`` without
 #: effect is worse than an error.
@@ -112,10 +117,11 @@ class Built:
 
     @property
     def kv_tokens_total(self) -> int | None:
-        """Tokens that the KV cache holds; vLLM counts its blocks while it loads, and adds up those of its data-parallel
-        ranks. None: a model without such a cache."""
-        config = self.llm.vllm_config.cache_config
-        return int(config.num_gpu_blocks * config.block_size) if config.num_gpu_blocks else None
+        """Tokens that the KV caches of all data-parallel ranks hold: vLLM measures it while it loads. None: a model
+        without such a cache."""
+        config = self.llm.vllm_config
+        tokens = config.cache_config.kv_cache_size_tokens
+        return int(tokens * config.parallel_config.data_parallel_size) if tokens else None
 
     @property
     def log_interval_s(self) -> float:
@@ -141,6 +147,19 @@ class Built:
         """vLLM's states of what one request of ours generates: one per choice and prompt."""
         states = self.llm.output_processor.request_states.values()
         return [state for state in states if f"{state.external_req_id}-".startswith(f"{request_id}-")]
+
+    async def drop(self, request_id: str | None) -> None:
+        """Abort what is left of one request of ours; returns when vLLM's engine has let go of it, after DROP_S at the
+        latest. ``abort`` itself only sends a message: the engine takes our messages one after the other, between two
+        steps, so its answer to a later one says that it has taken that, too."""
+        if self.llm.errored:
+            return
+        with contextlib.suppress(TimeoutError, EngineDeadError):
+            async with asyncio.timeout(DROP_S):
+                left = [state.request_id for state in self.sequences_of(request_id)] if request_id else []
+                if left:
+                    await self.llm.abort(left, internal=True)
+                await self.llm.is_sleeping()
 
     async def abort_all(self) -> None:
         await self.llm.abort(list(self.llm.output_processor.request_states), internal=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -128,6 +129,12 @@ class RawRequest:
         self.headers.pop(PRIORITY_HEADER, None)
         self.state = SimpleNamespace(request_metadata=None)
 
+    @property
+    def request_id(self) -> str | None:
+        """vLLM's own name for the request, once it has one."""
+        metadata = self.state.request_metadata
+        return metadata.request_id if metadata is not None else None
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -156,17 +163,27 @@ class Endpoint:
         try:
             request = self.body.validate_python(body)
             self._prepare(request, raw, ctx)
-            answer = await self.handler(request, raw)
+            answer = await self._asked(request, raw)
         except REFUSALS as error:
             raise from_exception(error) from error
         if isinstance(answer, ErrorResponse):
-            raise_if_cancelled()
             raise from_response(answer)
         if isinstance(answer, AsyncGenerator):
             stream = chunks(answer, raw, ctx.usage, self.built, lease)
             await anext(stream)
             return stream
         return whole(answer, raw, ctx.usage)
+
+    async def _asked(self, request: Any, raw: RawRequest) -> Any:
+        """vLLM's answer. If it is cancelled, nothing of the request is left in the engine when this raises."""
+        try:
+            answer = await self.handler(request, raw)
+            if isinstance(answer, ErrorResponse):
+                raise_if_cancelled()
+            return answer
+        except asyncio.CancelledError:
+            await self.built.drop(raw.request_id)
+            raise
 
     def _prepare(self, request: Any, raw: RawRequest, ctx: RequestContext) -> None:
         refuse_ignored(request)
@@ -209,20 +226,24 @@ async def chunks(
     """vLLM's events as the protocol's chunks.
 
     The first item is empty and taken before the stream is handed out: by then vLLM's first event is here (or its
-    refusal), and from then on ``aclose`` runs the ``finally`` below, which aborts the request and ends ``lease``.
+    refusal), and from then on ``aclose`` runs the ``finally`` below, which aborts the request and ends ``lease``, and
+    returns once nothing of it is left in the engine.
     """
     encode = named_event(usage)
     sequences: list[Any] = []
+    over = False
     try:
         event = await anext(events, DONE)
         chunk = sse_payload(event) if isinstance(event, str) else encode(event)
         sequences = built.sequences_of(raw.state.request_metadata.request_id)
+        over = event == DONE
         yield b""
-        if event == DONE:
+        if over:
             return
         yield chunk
         async for event in events:
-            if event == DONE:
+            over = event == DONE
+            if over:
                 break
             yield sse_payload(event) if isinstance(event, str) else encode(event)
     except REFUSALS as error:
@@ -230,6 +251,8 @@ async def chunks(
     finally:
         try:
             await events.aclose()
+            if not over:
+                await built.drop(raw.request_id)
         finally:
             lease.end()
         take_metadata(raw, usage)
