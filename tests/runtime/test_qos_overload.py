@@ -160,12 +160,22 @@ def test_nobody_waits_past_its_deadline_and_then_fails(seed: int, parks: bool, t
     assert len(simulation.late) <= 0.15 * len(served)
 
 
-@pytest.mark.parametrize(("seed", "parks", "times"), LOADS)
-def test_nine_of_ten_first_tokens_come_when_they_were_said_to(seed: int, parks: bool, times: float) -> None:
-    calibration = promised(seed, parks, times).scheduler.ttft.calibration()
-    assert calibration.observed >= 1000
-    assert calibration.within_q90 is not None
-    assert abs(calibration.within_q90 - 0.9) <= 0.03
+def test_nine_of_ten_first_tokens_come_when_they_were_said_to() -> None:
+    within, every = 0, 0
+    for seed, parks, times in LOADS:
+        served = [each for each in promised(seed, parks, times).all if each.first_s is not None]
+        kept = sum(said(each) >= each.ttft_s for each in served)
+        assert abs(kept / len(served) - 0.9) <= 0.05
+        within, every = within + kept, every + len(served)
+    assert every >= 4000
+    assert abs(within / every - 0.9) <= 0.03
+
+
+def said(outcome: Outcome) -> float:
+    """Seconds within which its first token was said to come, nine times of ten."""
+    assert outcome.ticket is not None
+    assert outcome.ticket.prediction is not None
+    return outcome.ticket.prediction.q90_s
 
 
 def test_who_leaves_takes_nothing_along() -> None:

@@ -677,3 +677,26 @@ def test_the_work_of_a_decision_does_not_grow_with_those_that_wait() -> None:
         return count
 
     assert operations(2000) <= 1.3 * 4 * operations(500)
+
+
+def test_a_flood_of_refusals_costs_one_prediction_in_fifty_milliseconds() -> None:
+    bench = Bench(slots=1)
+    predictions = 0
+    predict = bench.scheduler.ttft.predict
+
+    def counting(*args: object) -> object:
+        nonlocal predictions
+        predictions += 1
+        return predict(*args)  # type: ignore[arg-type]
+
+    bench.scheduler.ttft.predict = counting  # type: ignore[assignment, method-assign]
+    bench.offer("low", max_tokens=None)
+    bench.ready()
+    before = predictions
+    for _ in range(100):
+        bench.clock.now_s += 0.001
+        with pytest.raises(Rejected, match=r"wanted within 0\.001 s") as refused:
+            bench.offer("low", ttft_slo_s=0.001)
+        assert refused.value.reason == "deadline"
+    assert predictions - before <= 3
+    assert bench.offer("low", "another tenant", ttft_slo_s=60.0).state == "waiting"

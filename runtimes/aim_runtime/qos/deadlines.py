@@ -11,6 +11,9 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
+
+from aim_kserve.identity.caller import QosClass
 
 from .policy import QosPolicy
 from .request import Ask, Rejected
@@ -23,6 +26,8 @@ _GOLDEN = 0.6180339887498949
 _JITTER = 0.25
 #: Entries of the heap that may be of requests gone before it is built anew.
 _SLACK = 64
+#: For so long one refusal stands for those that ask for no less.
+_SAME_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,12 @@ class Before:
     waiting: Sequence[Ticket]
     running: Sequence[Ticket]
     slots: int
+
+
+class _Refused(NamedTuple):
+    ticket: Ticket
+    predicted_s: float
+    slo_s: float
 
 
 def retry_after(seconds: float, ticket: Ticket) -> float:
@@ -46,6 +57,7 @@ class Deadlines:
     def __init__(self, policy: QosPolicy, ttft: Ttft) -> None:
         self._policy, self._ttft = policy, ttft
         self._watched: list[tuple[float, int, Ticket]] = []
+        self._refused: dict[QosClass, _Refused] = {}
 
     def admit(self, ticket: Ticket, before: Before) -> None:
         """Give it its deadline.
@@ -53,15 +65,27 @@ class Deadlines:
         Raises:
             Rejected: ``deadline``: its first token is not going to come in time.
         """
-        ticket.prediction = self._ttft.predict(before.waiting, before.running, ticket.ask, before.slots)
         slo_s = self._slo_s(ticket.ask)
+        if slo_s is not None:
+            self._refuse_like_the_last(ticket, slo_s)
+        ticket.prediction = self._ttft.predict(before.waiting, before.running, ticket.ask, before.slots)
         if slo_s is None:
             return
         latest_s = slo_s * (1 + self._policy.epsilon)
         if ticket.prediction.q90_s > latest_s:
+            self._refused[ticket.ask.qos_class] = _Refused(ticket, ticket.prediction.q90_s, slo_s)
             raise self._refusal(ticket, ticket.prediction.q90_s, slo_s)
         ticket.deadline_s = ticket.arrived_s + slo_s
         ticket.hopeless_s = min(ticket.deadline_s, ticket.arrived_s + latest_s - self._alone_s(ticket, ()))
+
+    def _refuse_like_the_last(self, ticket: Ticket, slo_s: float) -> None:
+        """What asks for no less than one that was refused a moment ago: a flood must not cost a prediction each."""
+        last = self._refused.get(ticket.ask.qos_class)
+        if last is None or ticket.arrived_s - last.ticket.arrived_s > _SAME_S:
+            return
+        alike = last.ticket.ask.tenant == ticket.ask.tenant and last.slo_s >= slo_s
+        if alike and last.ticket.ask.prompt_tokens <= ticket.ask.prompt_tokens:
+            raise self._refusal(ticket, last.predicted_s, slo_s)
 
     def watch(self, ticket: Ticket, waiting: int) -> None:
         """It waits. waiting: how many do."""

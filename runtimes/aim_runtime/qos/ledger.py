@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import accumulate
+from math import inf
 from typing import NamedTuple
 
 from aim_kserve.identity.caller import QosClass
@@ -20,6 +21,7 @@ from .ticket import Ticket
 
 #: Of a class's answers, so many are no longer than what is set aside for one.
 _QUANTILE = 0.8
+_KEPT_S = 0.5
 #: A prompt's tokens are estimated: one that may still fit is the engine's to refuse, which counts them.
 _DOUBT = 1.5
 
@@ -65,6 +67,7 @@ class Ledger:
         self._policy, self._clock, self._lengths = policy, clock, lengths
         self.parks = parks and policy.preemption == "pause"
         self._held: dict[int, _Held] = {}
+        self._usually: dict[QosClass, tuple[int, float]] = {}  # tokens, until when that is taken to be so
         self.slots_used = self.kv_used = 0
         self._slots_by_level = dict.fromkeys(CLASSES, 0)
         self.resize(slots, kv_tokens)
@@ -81,8 +84,19 @@ class Ledger:
 
     def expected_tokens(self, ask: Ask, at_least: int = 0) -> int:
         """How long each of its answers is thought to become, once it has ``at_least``."""
-        expected = self._lengths.quantile(ask.qos_class, _QUANTILE, at_least)
+        expected = self._usual(ask.qos_class) if not at_least else self._quantile(ask.qos_class, at_least)
         return expected if ask.max_tokens is None else min(expected, ask.max_tokens)
+
+    def _usual(self, qos_class: QosClass) -> int:
+        """Of an answer that has not begun; it changes slowly."""
+        known, until_s = self._usually.get(qos_class, (0, -inf))
+        if self._clock() >= until_s:
+            known = self._quantile(qos_class, 0)
+            self._usually[qos_class] = known, self._clock() + _KEPT_S
+        return known
+
+    def _quantile(self, qos_class: QosClass, at_least: int) -> int:
+        return self._lengths.quantile(qos_class, _QUANTILE, at_least)
 
     def too_large(self, ask: Ask) -> str | None:
         """Why the engine could not hold it even alone; None: it could."""

@@ -67,6 +67,9 @@ class ClassPolicy(_Part):
     slo: SloPolicy | None = None
 
 
+_UNLISTED = ClassPolicy()
+
+
 class TenantPolicy(_Part):
     """weight: of two tenants who both wait, one of weight 2 is served twice the tokens of one of weight 1."""
 
@@ -146,7 +149,7 @@ class QosPolicy(_Part):
 
     def of(self, qos_class: QosClass) -> ClassPolicy:
         """What holds for that class, listed or not."""
-        return self.classes.get(qos_class) or ClassPolicy()
+        return self.classes.get(qos_class, _UNLISTED)
 
     def ceiling(self, qos_class: QosClass) -> float:
         """Up to which share of the KV tokens it is dispatched."""
