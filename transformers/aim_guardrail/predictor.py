@@ -31,11 +31,13 @@ class Predictor:
 
     Attributes:
         only_grpc: it cannot be asked by HTTP.
+        knows_callers: it gets the client's credential, and decides itself which models that is for.
     """
 
     def __init__(self, settings: GuardrailSettings, upstream: Upstream, credentials: Credentials | None = None) -> None:
         self._settings = settings
         self.only_grpc = settings.speaks == "grpc-v2"
+        self.knows_callers = settings.predictor_credentials == "forward"
         self._upstream = upstream
         self._credentials = credentials or Credentials()
         self._grpc: GrpcUpstream | None = None

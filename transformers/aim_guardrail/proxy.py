@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from aim_guardrail.asked import check_asked, is_restricted, usable_only
 from aim_guardrail.exact_json import exact
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.openai_stream import StreamScreen
@@ -146,6 +147,8 @@ class _Exchange:
         if body and self._screening.guard.watches("prompt"):
             with Timed(self._screening, self._metrics, "prompt"):
                 body = await self._checked_prompt(body, own)
+        if self._decides_models and not self._lists_models:
+            body = await self._run(self._permitted, body)
         headers = sent_on(scope["headers"], own)
         query = scope["query_string"]
         target = (scope["raw_path"] + b"?" + query if query else scope["raw_path"]).decode("latin-1")
@@ -181,11 +184,21 @@ class _Exchange:
     def _check_tensors(self, direction: Direction, body: bytes, json_length: bytes) -> tuple[bytes, int]:
         return check_binary(self._screening, direction, body, json_length)
 
+    def _permitted(self, body: bytes) -> bytes:
+        """``body`` as the predictor gets it, in which whoever asks may use the model that is meant."""
+        checked = self._screening.guard.watches("prompt")
+        if body and not checked and not header(self._scope["headers"], JSON_LENGTH):
+            body = orjson.dumps(exact(parse_object(body), body))  # of two "model" the predictor sees the one we do
+        check_asked(self._scope["path"], body, self._model.name)
+        return body
+
     # --- the way back ---------------------------------------------------------------------------------------------
 
     async def _bring_back(self, answer: Answer) -> None:
         kind = answer.header(b"content-type")
-        if not self._screening.guard.watches("answer") or (
+        if self._lists_models and b"json" in kind and answer.status == 200:
+            await self._answer_checked(answer, is_json=True)
+        elif not self._screening.guard.watches("answer") or (
             self._endpoint in _NO_TEXT_IN_ANSWER and answer.status < 400
         ):
             await self._stream_through(answer)
@@ -216,7 +229,9 @@ class _Exchange:
             parsed = exact(orjson.loads(body), body)
         except orjson.JSONDecodeError:
             raise UpstreamFailed("the predictor's answer is not the JSON it says it is") from None
-        return orjson.dumps(parsed) if self._screening.body("answer", boxed(parsed), skip=self._skip) else body
+        shortened = self._lists_models and usable_only(parsed)
+        changed = self._screening.body("answer", boxed(parsed), skip=self._skip)
+        return orjson.dumps(parsed) if changed or shortened else body
 
     def _check_text(self, body: bytes) -> bytes:
         try:
@@ -224,6 +239,16 @@ class _Exchange:
         except UnicodeDecodeError:
             raise UpstreamFailed("the predictor's answer is neither JSON nor text: it cannot be checked") from None
         return self._screening.text("answer", text, "the answer").encode()
+
+    @property
+    def _decides_models(self) -> bool:
+        """Whether it is ours to say which models whoever asks may use."""
+        return is_restricted() and not self._model.predictor.knows_callers
+
+    @property
+    def _lists_models(self) -> bool:
+        """Whether the answer's models are to be those that whoever asks may use."""
+        return self._endpoint == "models" and self._decides_models
 
     async def _stream_checked(self, answer: Answer) -> None:
         stream, reader = StreamScreen(self._screening, self._metrics), EventReader()

@@ -21,6 +21,7 @@ from aim_guardrail.upstream import PredictorSaid
 from aim_guardrail.v2 import check_tensors, size_bytes
 from aim_kserve.access import current_log
 from aim_kserve.errors import BadRequest, StartupError, Unavailable
+from aim_kserve.identity.permission import check_use
 from aim_kserve.kserve import InferRequest, InferResponse, Model, to_http_parameters
 
 
@@ -93,10 +94,12 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
 
         Raises:
             Blocked: a text may not pass.
+            Forbidden: whoever asks may not use the model.
             ServingError: what the predictor, or the way to it, said.
         """
         if not isinstance(payload, InferRequest):
             raise BadRequest("only V2 inference requests are served here")
+        self._check_caller(payload.model_name)
         screening = Screening(self.guard, self._metrics)
         try:
             payload.parameters = to_http_parameters(payload.parameters or {})
@@ -112,6 +115,10 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         finally:
             current_log().fields.update(screening.log_fields())
 
+    def _check_caller(self, model: str) -> None:
+        if not self.predictor.knows_callers:
+            check_use(model)
+
     async def _check(self, screening: Screening, direction: Direction, tensors: InferRequest | InferResponse) -> None:
         if not screening.guard.watches(direction):
             return
@@ -122,7 +129,9 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
                 await asyncio.to_thread(check_tensors, screening, direction, tensors)
 
     async def get_input_types(self) -> list[Json]:
+        self._check_caller(self.name)
         return await self.predictor.tensors("inputs")
 
     async def get_output_types(self) -> list[Json]:
+        self._check_caller(self.name)
         return await self.predictor.tensors("outputs")
