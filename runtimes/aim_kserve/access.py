@@ -159,7 +159,8 @@ class AccessLog:
             await self.app(scope, receive, send)
             return
         log = scope["aim.log"] = open_log(scope["headers"])
-        log.client = (scope.get("client") or (None,))[0]
+        address = scope.get("client")
+        log.client = redacted(address[0]) if address else None  # what a proxy that is trusted says: any text
         started = time.perf_counter()
         status, first_byte_at, complete = 500, 0.0, False
         request_id = log.request_id.encode("latin-1")

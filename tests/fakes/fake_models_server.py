@@ -13,7 +13,9 @@ from typing import Any
 
 import orjson
 
+from aim_kserve.errors import BadRequest
 from aim_kserve.log import log_to_stderr
+from aim_runtime.admin_api import migration_routes
 from aim_runtime.model import State
 from aim_runtime.models.directory import Models
 from aim_runtime.models.entry import Launch, ModelEntry, VariantEntry
@@ -46,6 +48,13 @@ def room_for(count: int, models: Callable[[], Models]) -> Any:
     return admit
 
 
+def launch_at(name: str, card: int, partition: int) -> Launch:
+    """Where a model may be moved to: partition 1 of card 0."""
+    if (card, partition) != (0, 1):
+        raise BadRequest(f"card {card} partition {partition} is not here: give card 0 partition 1")
+    return Launch(partial(FakeEngine, name), f"card {card} partition {partition}")
+
+
 def main() -> None:
     settings = RuntimeSettings.load(sys.argv[2:], prog="fake-models-server", description="tests only")
     log_to_stderr()
@@ -63,7 +72,7 @@ def main() -> None:
             **options,
         )
         telemetry.show(models.states)
-        code = serve_models(settings, models)
+        code = serve_models(settings, models, migration_routes(models, launch_at))
     sys.exit(code)
 
 
