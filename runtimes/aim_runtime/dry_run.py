@@ -10,6 +10,8 @@ from aim_profile.errors import AimProfileError
 from aim_runtime.assignment import Assignment, Refused
 from aim_runtime.models.assigned import assigned
 from aim_runtime.models.file import load_models
+from aim_runtime.qos.policy import QosPolicy
+from aim_runtime.qos.request import CLASSES
 from aim_runtime.settings import RuntimeSettings
 from aim_runtime.start import described, located, prepare, refuse
 
@@ -17,17 +19,17 @@ from aim_runtime.start import described, located, prepare, refuse
 def dry_run(settings: RuntimeSettings) -> int:
     """Print the assignment, of several models (``--models``) all of them; exit code 0, or 1 with why there is none."""
     try:
-        found = _assignments(settings)
+        found, levels = _assignments(settings), _service_levels(settings)
     except StartupError as error:
         if settings.output == "json":
             _print(json.dumps({"refused": _reason(error)}, indent=2))
         return refuse(settings, error)
     if settings.output == "text":
-        _print("\n\n".join(map(as_text, found)))
+        _print("\n\n".join([*map(as_text, found), *_titled_levels(levels)]))
     elif settings.models is None:
-        _print(as_json(found[0]))
+        _print(json.dumps(found[0].model_dump(mode="json") | levels, indent=2))
     else:
-        _print(json.dumps([each.model_dump(mode="json") for each in found], indent=2))
+        _print(json.dumps([each.model_dump(mode="json") | levels for each in found], indent=2))
     return 0
 
 
@@ -41,9 +43,20 @@ def _assignments(settings: RuntimeSettings) -> list[Assignment]:
     return assigned(listed, own, settings.placement)
 
 
-def as_json(assignment: Assignment) -> str:
-    """``{engine, model, model_dir, devices, engine_args, env, fit, profile, evidence, …}``."""
-    return json.dumps(assignment.model_dump(mode="json"), indent=2)
+def _service_levels(settings: RuntimeSettings) -> dict[str, Any]:
+    """``{"qos_policy": {…}}`` as it holds, where requests take turns."""
+    if not settings.takes_turns:
+        return {}
+    try:
+        policy = QosPolicy.default() if settings.qos_policy is None else QosPolicy.read(settings.qos_policy)
+    except AimProfileError as error:
+        raise Refused.because(error) from None
+    told = policy.model_copy(update={"classes": {name: policy.of(name) for name in CLASSES}})
+    return {"qos_policy": told.model_dump(mode="json", by_alias=True)}
+
+
+def _titled_levels(levels: dict[str, Any]) -> list[str]:
+    return [f"service levels:\n{json.dumps(policy, indent=2)}" for policy in levels.values()]
 
 
 def as_text(assignment: Assignment) -> str:

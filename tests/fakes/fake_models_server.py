@@ -20,7 +20,7 @@ from aim_runtime.model import State
 from aim_runtime.models.directory import Models
 from aim_runtime.models.entry import Launch, ModelEntry, VariantEntry
 from aim_runtime.models.eviction import DoesNotFit
-from aim_runtime.server import serve_models
+from aim_runtime.server import put_in_turn, serve_models
 from aim_runtime.settings import RuntimeSettings
 from aim_runtime.telemetry import Telemetry
 from fake_engine import FakeEngine
@@ -69,6 +69,7 @@ def main() -> None:
             admit=room_for(budget, lambda: models),
             audit=telemetry.audit,
             gate=telemetry.gate,
+            in_turn=put_in_turn(settings),
             **options,
         )
         telemetry.show(models.states)

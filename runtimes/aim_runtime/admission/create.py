@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -15,6 +16,7 @@ from aim_runtime.admission.levels import Levels, of_model
 from aim_runtime.admission.metrics import ClassMeters
 from aim_runtime.engines.base import Engine
 from aim_runtime.qos.buckets import Buckets
+from aim_runtime.qos.lengths import Lengths
 from aim_runtime.qos.policy import QosPolicy
 from aim_runtime.qos.scheduler import Scheduler
 from aim_runtime.qos.slo import Slo
@@ -29,6 +31,15 @@ def policy_of(file: Path | None) -> QosPolicy:
     return QosPolicy.default() if file is None else QosPolicy.read(file)
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Of one model, whichever of its engines answers, and when it is loaded again."""
+
+    estimate: Estimate
+    lengths: Lengths
+    slo: Slo
+
+
 class ServiceLevels:
     """Puts engines behind queues. What a tenant may have is counted over all of them together.
 
@@ -40,8 +51,7 @@ class ServiceLevels:
     def __init__(self, policy: QosPolicy, clock: Callable[[], float] = time.monotonic) -> None:
         self._policy, self._clock = policy, clock
         self._rates = Buckets(policy.limits, clock)
-        self._estimates: dict[str, Estimate] = {}
-        self._slos: dict[str, Slo] = {}
+        self._models: dict[str, _Known] = {}
 
     def in_turn(
         self,
@@ -59,19 +69,30 @@ class ServiceLevels:
             latency_slo_ms: within which that class is promised its first token, whatever the policy says.
         """
         policy = of_model(self._policy, own, latency_slo_ms)
-        slo = self._slos.setdefault(model, Slo(policy, self._clock))
+        known = self._models.get(model)
+        if known is None:
+            known = self._models[model] = _Known(Estimate(), Lengths(), Slo(policy, self._clock))
+        rule = policy.enforcement
 
         def make(slots: int, kv_tokens: int | None, parks: bool) -> Scheduler:
-            return Scheduler(policy, self._clock, slots=slots, kv_tokens=kv_tokens, parks=parks)
+            return Scheduler(
+                policy,
+                self._clock,
+                slots=slots,
+                kv_tokens=kv_tokens,
+                parks=parks,
+                lengths=known.lengths,
+                burns=lambda: rule is not None and known.slo.throttled(rule.throttle),
+            )
 
         return InTurn(
             engine,
             model,
             Levels(policy, own),
             make,
-            ClassMeters(model, slo, registry),
+            ClassMeters(model, known.slo, registry),
             self._rates,
-            estimate=self._estimates.setdefault(model, Estimate()),
+            estimate=known.estimate,
             replay=policy.replay,
             clock=self._clock,
         )

@@ -295,7 +295,7 @@ class InTurn:
         self._rates.settle(self._model, level.qos_class, level.tenant, charged=visit.charged, used=used)
         if outcome == "whole":
             self._estimate.learn(visit.size_bytes, usage.prompt_tokens, usage.completion_tokens)
-        self._meters.left(place.ticket, outcome)
+        self._meters.left(place, outcome)
         self._queue.leave(place, ok=outcome == "whole")
 
 

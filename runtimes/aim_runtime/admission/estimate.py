@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
+
+import orjson
 
 from aim_runtime.engines.base import Json
 
@@ -51,7 +54,7 @@ class Estimate:
 
 def text_bytes(body: Json) -> tuple[int, int]:
     """UTF-8 bytes of the text in a body, and how many tokens it gives as numbers. Whatever the fields hold: they have
-    not been validated. Beyond ``_LOOKED_AT_MOST`` values the rest is taken to be like those."""
+    not been validated. Beyond ``_LOOKED_AT_MOST`` values the rest counts as long as its JSON is."""
     size = tokens = seen = 0
     left: list[Any] = [body[name] for name in _TEXTS if name in body]
     while left and seen < _LOOKED_AT_MOST:
@@ -67,8 +70,10 @@ def text_bytes(body: Json) -> tuple[int, int]:
                 tokens += len(value)
             else:
                 left.extend(value)
-    more = 1 + len(left) / max(1, seen)
-    return int(size * more), int(tokens * more)
+    if left:
+        with suppress(orjson.JSONEncodeError):  # nested deeper than its encoder goes
+            size += len(orjson.dumps(left))
+    return size, tokens
 
 
 def max_tokens(body: Json) -> int | None:

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 from weakref import WeakKeyDictionary
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, disable_created_metrics
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from aim_kserve.errors import ServingError
 from aim_kserve.identity import QosClass
-from aim_runtime.admission.queue import Queue
+from aim_runtime.admission.queue import Place, Queue
+from aim_runtime.engines.base import Usage
 from aim_runtime.qos.request import CLASSES, Reason
 from aim_runtime.qos.slo import WINDOWS, Slo, Window
 from aim_runtime.qos.ticket import Ticket
@@ -31,6 +32,7 @@ _BROKEN_PROMISES = frozenset({"queue_full", "deadline", "throttled"})
 
 #: Tenants that have a series of their own, of those that wait.
 TENANTS_AT_MOST = 20
+RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 4, 8)
 OTHER = "other"
 
 
@@ -44,6 +46,13 @@ class Families(Collector):
             "aim_qos_rejections",
             "Requests refused because of service levels, by reason",
             ("model_name", "class", "reason"),
+            registry=registry,
+        )
+        self.ratio = Histogram(
+            "aim_qos_ttft_prediction_ratio",
+            "Time from a stream's arrival to its first token over what was predicted with 90 % certainty",
+            ("model_name", "class"),
+            buckets=RATIO_BUCKETS,
             registry=registry,
         )
         self._lock = threading.Lock()
@@ -64,10 +73,11 @@ class Families(Collector):
             if not left:
                 del self._slos[model]
         if not left:
-            self.rejected.remove_by_labels({"model_name": model})
+            for family in (self.rejected, self.ratio):
+                family.remove_by_labels({"model_name": model})
 
     def describe(self) -> Iterator[Metric]:
-        for name, text in (_WAITING, _RUNNING, _ATTAINMENT, _BURN, _THROTTLED):
+        for name, text in (_WAITING, _RUNNING, _ATTAINMENT, _BURN, _THROTTLED, _CALIBRATION):
             yield GaugeMetricFamily(name, text)
         yield CounterMetricFamily(*_REPLAYS)
 
@@ -81,6 +91,7 @@ class Families(Collector):
         for name, of in ((_ATTAINMENT, Slo.attainment), (_BURN, Slo.burn)):
             yield _gauge(name, ("model_name", "class", "window"), dict(_windows(slos, of)))
         yield _gauge(_THROTTLED, ("model_name", "class"), dict(_throttled(slos)))
+        yield _gauge(_CALIBRATION, ("model_name",), _calibration(queues))
         replays = CounterMetricFamily(*_REPLAYS, labels=("model_name",))
         for (model,), count in _sums(((model,), queue.replayed) for model, queue in queues).items():
             replays.add_metric((model,), count)
@@ -92,6 +103,10 @@ _RUNNING = ("aim_qos_running", "Requests that have had their turn and have not e
 _ATTAINMENT = ("aim_slo_attainment_ratio", "Share of requests that kept the promise to their class, over a window")
 _BURN = ("aim_slo_burn_rate", "How many times faster than it may a class uses up its error budget, over a window")
 _THROTTLED = ("aim_qos_throttled", "1 while a class is held back because one above burns its error budget")
+_CALIBRATION = (
+    "aim_qos_ttft_calibration_ratio",
+    "Share of the last streams whose first token came within what was predicted with 90 % certainty: 0.9 is right",
+)
 _REPLAYS = ("aim_qos_replays", "Calls aborted before their first byte for a more urgent one, and made again")
 
 
@@ -136,6 +151,16 @@ def _throttled(slos: Mapping[str, Slo]) -> Iterator[tuple[tuple[str, ...], float
             yield (model, qos_class), float(slo.throttled(qos_class))
 
 
+def _calibration(queues: Iterable[tuple[str, Queue]]) -> Mapping[tuple[str, ...], float]:
+    """Of several engines of a model together."""
+    within: dict[str, list[float]] = {}
+    for model, queue in queues:
+        share = queue.scheduler.ttft.calibration().within_q90
+        if share is not None:
+            within.setdefault(model, []).append(share)
+    return {(model,): sum(shares) / len(shares) for model, shares in within.items()}
+
+
 def _sums(rows: Iterable[tuple[tuple[str, ...], float]]) -> Mapping[tuple[str, ...], float]:
     sums: dict[tuple[str, ...], float] = {}
     for labels, value in rows:
@@ -163,6 +188,12 @@ def outcome_of(error: BaseException) -> Outcome:
     return "failed" if isinstance(error, Exception) else "left"
 
 
+def _first_token_s(ticket: Ticket, usage: Usage) -> float:
+    """Of an answer that was not streamed, from its arrival: at least so long, as far as the engine tells."""
+    waited_s = (ticket.dispatched_s or ticket.arrived_s) - ticket.arrived_s
+    return waited_s + (usage.queue_s or 0.0) + (usage.prefill_s or 0.0)
+
+
 class ClassMeters:
     """What the queues of one model feed.
 
@@ -174,6 +205,7 @@ class ClassMeters:
     def __init__(self, model: str, slo: Slo, registry: CollectorRegistry = REGISTRY) -> None:
         self._model, self._slo = model, slo
         self._families = families(registry)
+        self._ratio_by: dict[QosClass, Histogram] = {}
 
     def watch(self, queue: Queue) -> None:
         self._families.add(self._model, queue, self._slo)
@@ -186,14 +218,24 @@ class ClassMeters:
         if reason in _BROKEN_PROMISES:
             self._slo.observe(qos_class, None, ok=False)
 
-    def left(self, ticket: Ticket, outcome: Outcome) -> None:
+    def left(self, place: Place, outcome: Outcome) -> None:
         """A request has ended. Of one whose client left before its first token nobody knows what would have been."""
+        ticket = place.ticket
         qos_class = ticket.ask.qos_class
         if ticket.rejected is not None:
             self.rejected(qos_class, ticket.rejected.reason)
         elif outcome == "failed":
             self._slo.observe(qos_class, None, ok=False)
         elif ticket.first_token_s is not None:
-            self._slo.observe(qos_class, ticket.first_token_s - ticket.arrived_s, ok=True)
+            ttft_s = ticket.first_token_s - ticket.arrived_s
+            self._slo.observe(qos_class, ttft_s, ok=True)
+            if ticket.prediction is not None:
+                self._ratio(qos_class).observe(ttft_s / ticket.prediction.q90_s)
         elif outcome == "whole":
-            self._slo.observe(qos_class, None, ok=True)
+            self._slo.observe(qos_class, _first_token_s(ticket, place.usage), ok=True)
+
+    def _ratio(self, qos_class: QosClass) -> Histogram:
+        found = self._ratio_by.get(qos_class)
+        if found is None:
+            found = self._ratio_by[qos_class] = self._families.ratio.labels(self._model, qos_class)
+        return found

@@ -6,7 +6,6 @@ A request has no task of its own here: its task waits for a future, and only whe
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Iterator
 
 from aim_kserve.errors import BadRequest, Overloaded, ServingError, Unavailable
@@ -106,6 +105,11 @@ class Queue:
         ticket = self.scheduler.offer(ask)
         place = self._places[ticket] = Place(ticket, usage)
         self.decide()
+        if ticket.state == "waiting":
+            place.turn = asyncio.get_running_loop().create_future()
+            self._waiting.add(place)
+            self._make_way()
+            self._arm()
         return place
 
     async def turn(self, place: Place) -> None:
@@ -114,19 +118,14 @@ class Queue:
         Raises:
             ServingError: it is not going to be: nothing has been begun.
         """
-        ticket = place.ticket
-        if ticket.state == "running":
-            return
-        if ticket.rejected is not None:
-            raise too_late(ticket.rejected)
-        place.turn = asyncio.get_running_loop().create_future()
-        self._waiting.add(place)
-        self._arm()
-        try:
-            await place.turn
-        finally:
-            self._waiting.discard(place)
-            place.turn = None
+        if place.turn is not None:
+            try:
+                await place.turn
+            finally:
+                self._waiting.discard(place)
+                place.turn = None
+        elif place.ticket.rejected is not None:
+            raise too_late(place.ticket.rejected)
 
     def again(self, place: Place) -> None:
         """Its call has been aborted, and has ended: it waits once more. Follow with :meth:`turn`."""
@@ -134,6 +133,8 @@ class Queue:
         place.looked = 0
         _forget(place.usage)
         self.scheduler.requeue(place.ticket)
+        place.turn = asyncio.get_running_loop().create_future()
+        self._waiting.add(place)
         self.decide()
 
     def first_token(self, place: Place) -> None:
@@ -148,6 +149,7 @@ class Queue:
             return
         place.ended = True
         del self._places[place.ticket]
+        self._waiting.discard(place)
         if place.ticket.state == "running":
             self._count_prompt(place)
             self.scheduler.progress(place.ticket, place.usage.completion_tokens)
@@ -206,15 +208,10 @@ class Queue:
     def _make_way(self) -> None:
         """Abort the one that is in the way of the first of those that wait, if calls may be made again. The scheduler
         names no other before that one is queued again."""
-        if not self._replay:
-            return
-        for waiting in self._waiting:
-            if waiting.ticket.state != "waiting":
-                continue
-            victim = self.scheduler.victim(waiting.ticket)
-            if victim is not None and (place := self._places.get(victim)) is not None:
-                place.abort()
-                return
+        blocked = self.scheduler.blocked() if self._replay else None
+        victim = blocked and self.scheduler.victim(blocked)
+        if victim is not None and (place := self._places.get(victim)) is not None:
+            place.abort()
 
     # --- time ---------------------------------------------------------------------------------------------------
 
@@ -292,14 +289,9 @@ def refused(rejected: Rejected) -> ServingError:
     if rejected.retry_after_s is None:
         return BadRequest(rejected.message, code=rejected.reason)
     kind = Full if rejected.reason in ("queue_full", "deadline") else Overloaded
-    return kind(rejected.message, code=rejected.reason, retry_after_s=_spread(rejected.retry_after_s))
+    return kind(rejected.message, code=rejected.reason, retry_after_s=rejected.retry_after_s)
 
 
 def too_late(rejected: Rejected) -> ServingError:
     """As its client is told who has waited, and cannot be served in time any more: a fault of the server."""
-    return Unavailable(rejected.message, code=rejected.reason, retry_after_s=_spread(rejected.retry_after_s or 1.0))
-
-
-def _spread(retry_after_s: float) -> float:
-    """Up to a quarter more, so that those refused together do not come back together."""
-    return retry_after_s * (1 + 0.25 * random.random())
+    return Unavailable(rejected.message, code=rejected.reason, retry_after_s=rejected.retry_after_s or 1.0)
