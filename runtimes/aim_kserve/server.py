@@ -135,6 +135,9 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
                 return runner.run(self._run(served, http_socket))
         except StartupError as error:
             return refuse(error)
+        finally:
+            if self._verifier is not None:
+                self._verifier.stop()
 
     async def _run(self, served: Served, http_socket: socket.socket) -> int:
         grpc = GrpcServer(self.settings, self.dataplane, self.model_repository_extension, self._verifier)

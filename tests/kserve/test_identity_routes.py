@@ -84,6 +84,10 @@ def test_a_path_needs_what_it_needs_as_the_most_lenient_server_reads_it(path: st
     assert lenient(lenient(path)) == lenient(path) or "%" in lenient(path)
 
 
+def test_a_path_that_is_no_routes_needs_all_there_is() -> None:
+    assert needed("GET", "/readyz/" + "a" * 5000) == {"infer", "admin", "metrics", "filter"}
+
+
 def test_grpc_by_the_same_table() -> None:
     def of(name: str) -> frozenset[str]:
         return needed_by_grpc(f"/inference.GRPCInferenceService/{name}")

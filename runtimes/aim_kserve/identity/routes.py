@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Final
+from typing import Final, get_args
 from urllib.parse import unquote
 
 from aim_kserve.identity.caller import Scope
@@ -52,6 +52,7 @@ _GRPC: Final[dict[str, Scope | None]] = {
 }
 _SERVICE = "/inference.GRPCInferenceService/"
 _CACHED_CHARACTERS = 256  # of a path: longer ones are looked up each time
+MAX_CHARACTERS = 4096  # longer ones are no route's, and are not looked through: they need all there is
 
 
 def needed(method: str, path: str) -> frozenset[Scope]:
@@ -71,6 +72,8 @@ def needed_by_grpc(method: str) -> frozenset[Scope]:
 
 
 def _needed(method: str, path: str) -> frozenset[Scope]:
+    if len(path) > MAX_CHARACTERS:
+        return frozenset(get_args(Scope))
     plain = lenient(path)
     written = _scope(method, path)
     read = written if plain == path else _scope(method, plain)
