@@ -45,9 +45,7 @@ def run(settings: RuntimeSettings) -> int:
         return run_several(settings, settings.models)
     try:
         settings = located(settings)
-        held = hold(settings)
-        if held is not None:
-            logger.info("model %s: from the cache: %s", settings.model_name, held)
+        hold_cached([settings])
         assignment = prepare(settings)
         check_machine(settings)
         for line in described(assignment):
@@ -71,6 +69,7 @@ def run_several(settings: RuntimeSettings, file: Path) -> int:
         listed, own = load_models(file, settings)
         assignments = assigned(listed, own, settings.placement)
         check_machine(settings)
+        hold_cached(own)
         for assignment in assignments:
             for line in described(assignment):
                 logger.info("%s", line)
@@ -94,6 +93,14 @@ def run_several(settings: RuntimeSettings, file: Path) -> int:
         telemetry.show(models.states)
         destinations = Destinations(listed, own, assignments, prove_of)
         return serve_models(settings, models, migration_routes(models, destinations.at))
+
+
+def hold_cached(models: Sequence[RuntimeSettings]) -> None:
+    """Those of a cache are not pruned while this process lives. Raises Refused."""
+    for settings in models:
+        held = hold(settings)
+        if held is not None:
+            logger.info("model %s: from the cache: %s", settings.model_name, held)
 
 
 def set_levels(settings: RuntimeSettings) -> None:

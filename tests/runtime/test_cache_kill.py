@@ -42,7 +42,7 @@ LOSS_BYTES = FILES * 2 * MIB
 
 
 def test_killed_at_random_bytes_of_a_fetch_from_s3(tmp_path: Path) -> None:
-    sizes = [max(40, 8 * KILLS) * MIB // FILES + number for number in range(FILES)]
+    sizes = [max(40, 4 * KILLS) * MIB // FILES + number for number in range(FILES)]
     expected = random_model(tmp_path / "s3/bucket/m", *sizes)
     cache, uri = Cache(tmp_path / "cache"), "s3://bucket/m"
     dice, seen, passed = random.Random(), 0, 0

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from aim_profile.errors import AimProfileError
 from aim_runtime.cache.add import Options, add, present
 from aim_runtime.cache.errors import CacheError
 from aim_runtime.cache.index import Cache, Entry
@@ -24,6 +25,8 @@ from aim_runtime.cache.uri import parse_uri
 from aim_runtime.cache.use import cached, hold
 from aim_runtime.cache.verbs import main
 from aim_runtime.cache.verify import verify
+from aim_runtime.models.file import parse_models
+from aim_runtime.settings import RuntimeSettings
 from model_sources import S3_ENVIRONMENT, cache_verb, digests, random_model, s3_server
 from served import Served
 
@@ -318,6 +321,37 @@ def test_a_server_fetches_when_told_and_starts_from_a_warm_cache_without_a_netwo
     with Served([*FLAGS, "--model_id", "smollm2", "--cache_path", str(cache.root)]) as server:
         assert "from the cache: s3://bucket/smollm2" in server.stderr()
     assert prune(cache, max_size_bytes=1, max_age_s=None).kept == {}
+
+
+def test_models_of_a_file_come_from_the_cache_and_are_held(cache: Cache, tmp_path: Path) -> None:
+    entry = have(cache, "org/m")
+    other = have(cache, "org/other")
+    listed = f"version: 1\nmodels:\n- {{name: a, uri: 'URI'}}\n- {{name: b, path: '{cache.link('org/other')}'}}\n"
+    cache.write(entry.model_copy(update={"source": "hf://org/m", "revision": "1" * 40}))
+    base = RuntimeSettings.load(["--models", "x", "--cache_path", str(cache.root)], {}, prog="p", description="d")
+    for uri in ("hf://org/m", f"hf://org/m@{'1' * 40}"):
+        _, own = parse_models(listed.replace("URI", uri), base, "models.yaml")
+        assert own[0].model_dir == cache.content(entry.key)
+    with pytest.raises(AimProfileError, match=r"models\.yaml:3: models\[0\]\.uri: hf://org/no is not in the cache"):
+        parse_models(listed.replace("URI", "hf://org/no"), base, "models.yaml")
+    script = (
+        "import sys; from pathlib import Path; from prometheus_client import REGISTRY\n"
+        "from aim_runtime.server import hold_cached; from aim_runtime.models.file import load_models\n"
+        "from aim_runtime.settings import RuntimeSettings\n"
+        "flags = ['--models', sys.argv[1], '--cache_path', sys.argv[2]]\n"
+        "base = RuntimeSettings.load(flags, {}, prog='p', description='d')\n"
+        "hold_cached(load_models(Path(sys.argv[1]), base)[1])\n"
+        "print(REGISTRY.get_sample_value('aim_cache_lookups_total', {'result': 'hit'}), flush=True); sys.stdin.read()"
+    )
+    file = tmp_path / "models.yaml"
+    file.write_text(listed.replace("URI", "hf://org/m"))
+    command = [sys.executable, "-c", script, str(file), str(cache.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "2.0\n"
+        kept = prune(cache, max_size_bytes=1, max_age_s=None).kept
+        assert kept == {entry.key: "in use", other.key: "in use"}
+        server.kill()
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,11 @@ def test_a_flag_of_one_engine_is_not_dropped_where_each_model_has_its_own() -> N
         ("- {name: a, path: /x, replicas: '2'}", "3: models[0].replicas: Input should be a valid integer (got '2')"),
         ("- {name: a, path: /x, load: never}", "3: models[0].load: Input should be 'at_start' or 'on_demand'"),
         ("- {name: a, path: /x, priority: urgent}", "3: models[0].priority: Input should be 'low', 'medium' or 'high'"),
-        ("- {name: a, uri: 's3://b/m'}", "3: models[0].uri: 's3://b/m' is not on this machine; nothing is downloaded"),
-        ("- {name: a, uri: 'file://host/m'}", "3: models[0].uri: 'file://host/m' is not on this machine"),
+        (
+            "- {name: a, uri: 's3://bucket/m'}",
+            "3: models[0].uri: s3://bucket/m is not in the cache /workspace/model-cache: aim-runtime cache add s3://bucket/m",
+        ),
+        ("- {name: a, uri: 'file://host/m'}", "3: models[0].uri: source file://host/m: a file: source has no host"),
         (
             "- {name: a, path: /x, options: {thraeds: 2}}",
             "3: models[0].options.thraeds: unknown option; did you mean threads?",

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -23,7 +24,7 @@ _STALE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class _Volume:
-    """The volume at one moment, all processes that share it together."""
+    """The volume at one moment, of all processes that share it; of several volumes all, and the least room."""
 
     entries: int
     size_bytes: int
@@ -32,35 +33,47 @@ class _Volume:
 
 
 class CacheGauges(Collector):
-    """Families ``aim_cache_*``. What this process did is counted; the volume is read behind, at most once a minute: one
-    that hangs does not hold a scrape up.
-
-    hit: whether the model was here. fetched_bytes, saved_bytes: what its start fetched, and need not fetch.
+    """Families ``aim_cache_*``. What this process did is counted; the volumes are read behind, once a minute at most:
+    one that hangs does not hold a scrape up.
     """
 
-    def __init__(
-        self, cache: Cache, *, hit: bool, fetched_bytes: int, saved_bytes: int, registry: CollectorRegistry = REGISTRY
-    ) -> None:
-        self._hit = hit
-        self._cache, self._fetched_bytes, self._saved_bytes = cache, fetched_bytes, saved_bytes
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._hits = self._misses = self._fetched_bytes = self._saved_bytes = 0
+        self._caches: dict[Path, Cache] = {}
         self._volume: _Volume | None = None
         self._read_at = -_STALE_S
         self._reading = threading.Lock()
-        self.refresh()
         registry.register(self)
 
-    def refresh(self) -> None:
-        """Read the volume."""
+    def used(self, cache: Cache, *, hit: bool, fetched_bytes: int, saved_bytes: int) -> None:
+        """A model of ``cache`` is served.
+
+        hit: it was here. fetched_bytes, saved_bytes: what its start fetched, and need not fetch.
+        """
+        self._hits += hit
+        self._misses += not hit
+        self._fetched_bytes += fetched_bytes
+        self._saved_bytes += saved_bytes
+        self._caches[cache.root] = cache
+        self._refresh()
+
+    def _refresh(self) -> None:
         with contextlib.suppress(CacheError, OSError):
-            entries = self._cache.entries()
-            size = sum(entry.size_bytes for entry in entries)
-            free = shutil.disk_usage(self._cache.root).free
-            self._volume = _Volume(len(entries), size, free, read_stats(self._cache).hit_rate)
+            caches = list(self._caches.values())
+            entries = [entry for cache in caches for entry in cache.entries()]
+            counted = [read_stats(cache) for cache in caches]
+            asked = sum(known.hits + known.misses for known in counted)
+            self._volume = _Volume(
+                len(entries),
+                sum(entry.size_bytes for entry in entries),
+                min(shutil.disk_usage(cache.root).free for cache in caches),
+                sum(known.hits for known in counted) / asked if asked else None,
+            )
         self._read_at = time.monotonic()
 
     def _behind(self) -> None:
         try:
-            self.refresh()
+            self._refresh()
         finally:
             self._reading.release()
 
@@ -79,8 +92,8 @@ class CacheGauges(Collector):
         lookups = CounterMetricFamily(
             "aim_cache_lookups", "Models asked of the cache: hit, or miss and fetched", labels=("result",)
         )
-        lookups.add_metric(("hit",), float(self._hit))
-        lookups.add_metric(("miss",), float(not self._hit))
+        lookups.add_metric(("hit",), float(self._hits))
+        lookups.add_metric(("miss",), float(self._misses))
         yield lookups
         yield CounterMetricFamily("aim_cache_fetched_bytes", "Bytes fetched at the start", value=self._fetched_bytes)
         yield CounterMetricFamily("aim_cache_saved_bytes", "Bytes not fetched: they were here", value=self._saved_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from aim_runtime.cache.add import Options, Watching, add
@@ -16,6 +17,12 @@ from aim_runtime.cache.uri import parse_uri
 _HELD: list[Lease] = []
 #: Entry → what this process fetched for it.
 _FETCHED_BYTES: dict[str, int] = {}
+
+
+@lru_cache(1)
+def _gauges() -> CacheGauges:
+    """One for the process, made with the first model of a cache."""
+    return CacheGauges()
 
 
 def cached(root: Path, wanted: str) -> Path:
@@ -79,5 +86,6 @@ def hold(directory: Path) -> Entry | None:
     if not new:
         count(cache, hits=1, saved_bytes=entry.size_bytes)
     fetched_bytes = _FETCHED_BYTES.get(entry.key, 0)
-    CacheGauges(cache, hit=not new, fetched_bytes=fetched_bytes, saved_bytes=max(0, entry.size_bytes - fetched_bytes))
+    saved_bytes = max(0, entry.size_bytes - fetched_bytes)
+    _gauges().used(cache, hit=not new, fetched_bytes=fetched_bytes, saved_bytes=saved_bytes)
     return entry

@@ -31,6 +31,7 @@ from aim_kserve.settings import served_name
 from aim_profile.errors import AimProfileError
 from aim_profile.files.place import MisplacedError, did_you_mean
 from aim_profile.files.read import check_as, located, parsed, read_text
+from aim_runtime.cache import AIM_CACHE
 from aim_runtime.models.entry import Priority, VariantEntry
 from aim_runtime.settings import ENGINES, RuntimeSettings
 
@@ -97,16 +98,34 @@ class ListedModel(BaseModel):
         return name in self.model_fields_set and name not in _OF_A_NAME
 
     def _check_uri(self) -> None:
-        if self.uri is not None:
-            parts = urlsplit(self.uri)
-            if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path:
-                remedy = "nothing is downloaded at start: give file:///DIRECTORY, or the path it is mounted at"
-                raise MisplacedError(("uri",), f"{self.uri!r} is not on this machine; {remedy}")
+        if self.uri is None:
+            return
+        from aim_runtime.cache.errors import CacheError
+        from aim_runtime.cache.uri import parse_uri
 
-    @property
-    def directory(self) -> Path | None:
-        """Where the model lies; None where another server has it."""
-        return self.path if self.uri is None else Path(unquote(urlsplit(self.uri).path))
+        try:
+            parse_uri(self.uri)
+        except CacheError as error:
+            raise MisplacedError(("uri",), str(error)) from None
+
+    def directory(self, cache: Path) -> Path | None:
+        """Where the model lies, for a ``uri`` in ``cache``; None where another server has it.
+
+        Raises:
+            MisplacedError: it is not in the cache; nothing is downloaded.
+        """
+        if self.uri is None:
+            return self.path
+        parts = urlsplit(self.uri)
+        if parts.scheme == "file":
+            return Path(unquote(parts.path))
+        from aim_runtime.cache.errors import CacheError
+        from aim_runtime.cache.use import cached
+
+        try:
+            return cached(cache, self.uri)
+        except (CacheError, OSError) as error:
+            raise MisplacedError(("uri",), str(error)) from None
 
 
 class ModelsFile(BaseModel):
@@ -181,7 +200,7 @@ def settings_of(base: RuntimeSettings, model: ListedModel) -> RuntimeSettings:
     """``base`` as this model's own settings.
 
     Raises:
-        MisplacedError: an option that no engine has, or that this engine does not take.
+        MisplacedError: an option that no engine has, or that this engine does not take; a source that is not cached.
     """
     for name in model.options:
         if name not in ENGINES.fields:
@@ -194,7 +213,7 @@ def settings_of(base: RuntimeSettings, model: ListedModel) -> RuntimeSettings:
         "profile": model.profile,
         "max_model_len": model.max_model_len,
         "max_concurrency": model.max_concurrency,
-        "model_dir": model.directory,
+        "model_dir": model.directory(base.cache_path or AIM_CACHE),
     }
     own = {name: value for name, value in own.items() if value is not None}
     said = {**shared, **own, "model_name": model.name, **model.options}
