@@ -197,7 +197,9 @@ async def test_a_terminated_run_says_where_it_is(tmp_path: Path):
 
 
 def test_killed_at_any_point_no_line_is_lost_or_done_twice(tmp_path: Path):
-    rng, count = random.Random(), 200
+    seed, count = random.randrange(2**32), 200
+    print(f"seed {seed}")  # shown when it fails
+    rng = random.Random(seed)
     source, out = write(tmp_path / "in.jsonl", [line(number) for number in range(count)]), tmp_path / "out.jsonl"
     kills = 0
     with Served.fake(token_s=0.005) as server:

@@ -165,15 +165,6 @@ def test_nine_of_ten_first_tokens_come_within_what_was_promised(load: str):
     assert found.within_q90 == pytest.approx(0.9, abs=0.04)
 
 
-def test_what_was_true_of_a_slow_engine_is_not_believed_for_ever():
-    """Once everything is refused there is nothing to learn from but the passing of time."""
-    engine = Engine(deadline_s=2.0, speed=lambda now: 0.02 if 100 < now < 200 else 1.0)
-    engine.run(poisson(2), 2400)
-    served_at = [at for at, _, _ in engine.pairs]
-    assert engine.refused > 20
-    assert sum(400 < at < 1100 for at in served_at) > 1000
-
-
 def ticket(number: int, ask: Ask, **known: object) -> Ticket:
     return Ticket(number, ask, 0.0, ask.qos_class, **known)  # type: ignore[arg-type]
 
@@ -214,6 +205,32 @@ def test_an_old_engine_forgets_a_fast_one():
     for _ in range(150):
         ttft.prefilled(500, 5.0)
     assert ttft.predict([], [], Ask("t", "high", 500), 4).p50_s == pytest.approx(5.0, rel=0.05)
+
+
+def test_what_was_true_of_a_slow_engine_is_not_believed_for_ever():
+    """Once everything is refused there is nothing to learn from but the passing of time."""
+    now, ask = [0.0], Ask("t", "high", 500)
+    ttft = Ttft(Lengths(), lambda: now[0])
+    for _ in range(100):
+        ttft.prefilled(500, 60.0)
+        ttft.observe(ttft.predict([], [], ask, 4), 60.0)
+    refused = [ttft.predict([], [], ask, 4).p50_s for _ in range(30)]
+    assert min(refused) == pytest.approx(60, rel=0.1)
+    now[0] += 30 + 10 * 30
+    assert ttft.predict([], [], ask, 4).q90_s < 0.1
+    ttft.observe(ttft.predict([], [], ask, 4), 60.0)  # it is let in, and tells that nothing has changed
+    assert ttft.predict([], [], ask, 4).p50_s == pytest.approx(60, rel=0.1)
+
+
+def test_a_prediction_that_nobody_asked_for_in_vain_does_not_age():
+    now, ask = [0.0], Ask("t", "high", 500)
+    ttft = Ttft(Lengths(), lambda: now[0])
+    for _ in range(100):
+        now[0] += 600
+        prediction = ttft.predict([], [], ask, 4)
+        ttft.prefilled(500, 60.0)
+        ttft.observe(prediction, 60.0)
+    assert ttft.predict([], [], ask, 4).p50_s == pytest.approx(60, rel=0.1)
 
 
 asks = st.builds(

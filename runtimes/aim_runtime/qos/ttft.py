@@ -6,9 +6,9 @@ of their class's lengths at their age, whoever takes their place ends once in a 
 there when as many are expected to have ended as are needed.
 
 Whatever that model gets wrong is made good online: the share of real ones within each promised figure is held by the
-quantiles of the last ratios real / raw (split conformal over a sliding window), whose level moves a little with every
-miss and hit (Robbins-Monro; Gibbs and Candès, "Adaptive Conformal Inference Under Distribution Shift"). Requests that
-wait for a slot and those that need not are held apart. Only what was served is learnt from.
+quantiles of the last ratios real / raw (split conformal over a sliding window), with a margin that moves a little with
+every miss and hit (Robbins-Monro; Gibbs and Candès, "Adaptive Conformal Inference Under Distribution Shift"). Requests
+that wait for a slot and those that need not are held apart. Only what was served is learnt from.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _HALF_LIFE = 30
 #: Until there is an observation: fast, so that nothing is refused because of a guess.
 _PREFILL_S_PER_TOKEN, _DECODE_S_PER_TOKEN = 1e-5, 1e-3
 #: Ratios of so many last requests are the window; with fewer than the second, the raw figure stands.
-_WINDOW, _FEWEST = 300, 9
-#: How far a level moves with an observation, and how far from its own at most.
-_STEP, _MOST = 0.004, 0.06
+_WINDOW, _FEWEST = 150, 9
+#: How far the margin (a logarithm) moves with an observation, and how far at most.
+_STEP, _MOST = 0.02, 0.7
 #: So many running requests stand for all, where there are more: work per prediction is bounded.
 _SAMPLED = 32
 #: Lengths of time are tried each so many times the one before, that many at most.
@@ -95,7 +95,7 @@ class _Held:
     """Corrects a raw figure so that a share ``level`` of the real ones is within it."""
 
     def __init__(self, level: float) -> None:
-        self._level = self._aim = level
+        self._level, self._margin = level, 0.0
         self._ratios: deque[float] = deque()
         self._sorted: list[float] = []
 
@@ -103,13 +103,13 @@ class _Held:
         count = len(self._sorted)
         if count < _FEWEST:
             return raw_s
-        at = math.ceil(self._aim * (count + 1)) - 1
-        return raw_s * self._sorted[min(at, count - 1)]
+        at = math.ceil(self._level * (count + 1)) - 1
+        return raw_s * self._sorted[min(at, count - 1)] * math.exp(self._margin)
 
     def observe(self, raw_s: float, promised_s: float, real_s: float) -> None:
         missed = real_s > promised_s
-        aim = self._aim + _STEP * (missed - (1 - self._level))
-        self._aim = min(self._level + _MOST, max(self._level - _MOST, aim))
+        margin = self._margin + _STEP * (missed - (1 - self._level))
+        self._margin = min(_MOST, max(-_MOST, margin))
         ratio = real_s / raw_s
         self._ratios.append(ratio)
         insort(self._sorted, ratio)
