@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,15 +14,19 @@ from typing import Any
 import grpc
 import httpx
 import openai
+import orjson
 import pytest
 
+from aim_kserve.errors import StartupError
 from aim_kserve.identity import keys as key_file
+from aim_kserve.identity.key_source import KeySource
 from aim_kserve.kserve import pb, pb_grpc
 from guarded import eventually, guardrail
 from issuer import Issuer
 from served import Served
 
 NOW = datetime.now(UTC)
+TRITON = Path(__file__).parent.parent / "fakes" / "triton_grpc_client.py"
 DAY = timedelta(days=1)
 HTTP = httpx.Client()  # one for all: each loads what it trusts
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
@@ -69,13 +75,6 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
         Served.fake("--api_keys", str(file), "--cors_origins", "https://page.example", *issuer.flags()) as server,
     ):
         yield Closed(server, keys, issuer, file)
-
-
-def test_nobody_is_asked_where_identity_is_off(closed: Closed) -> None:
-    with Served.fake() as server:
-        assert HTTP.post(server.url + "/v1/chat/completions", json=CHAT).status_code == 200
-        assert HTTP.get(server.url + "/metrics").status_code == 200
-        assert HTTP.get(server.url + "/metrics").text.count("aim_identity") == 0
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/healthz", "/readyz", "/v2/health/live", "/v2/models/m/ready"])
@@ -224,6 +223,26 @@ def test_grpc_asks_by_the_same_table(closed: Closed) -> None:
             assert refused.value.code().name == code
 
 
+def test_tritons_client_knows_the_refusals(closed: Closed) -> None:
+    def infer(key: str) -> dict[str, Any]:
+        return {"infer": {"prompts": ["hello"], "headers": bearer(key)}}
+
+    calls = [infer(closed.keys["caller"]), infer(closed.keys["scraper"]), infer("aim_nobody_0f")]
+    calls += [{"ask": "is_model_ready", "arguments": ["m"]}, {"ask": "get_server_metadata", "arguments": []}]
+    client = subprocess.run(
+        [sys.executable, str(TRITON), closed.server.grpc_url],
+        input=b"\n".join(map(orjson.dumps, calls)),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    right, scraper, nobody, ready, metadata = map(orjson.loads, client.stdout.splitlines())
+    assert right["text"]
+    assert scraper["status"] == "StatusCode.PERMISSION_DENIED"
+    assert nobody["status"] == "StatusCode.UNAUTHENTICATED"
+    assert ready is True
+    assert metadata["status"] == "StatusCode.UNAUTHENTICATED"
+
+
 def test_logs_and_metrics_name_the_credential_and_never_hold_it(closed: Closed) -> None:
     token = closed.issuer.token(sub="bob")
     closed.chat(bearer(closed.keys["caller"]))
@@ -285,34 +304,27 @@ def test_keys_are_read_again_and_a_broken_file_changes_nothing(tmp_path: Path) -
         assert HTTP.get(server.url + "/v2/health/ready").status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("version: 1\nkeys: [{id: a}]", "keys.yaml:2: keys[0] ('a'): hash: missing"),
-        ("version: 1\nkeys: []", "keys: has none"),
-    ],
-)
-def test_a_start_that_would_let_nobody_in_is_refused(tmp_path: Path, text: str, told: str) -> None:
+def test_a_start_that_would_let_nobody_in_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
-    file.write_text(text)
+    file.write_text("version: 1\nkeys: [{id: a}]")
     with Served.fake("--api_keys", str(file), wait=False) as server:
         assert server.exit_code() == 1
-        assert told in server.stderr()
+        assert f"error: {file}:2: keys[0] ('a'): hash: missing" in server.stderr()
         assert "Traceback" not in server.stderr()
-
-
-def test_a_start_with_expired_keys_only_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "keys.yaml"
+    file.write_text("version: 1\nkeys: []")
+    with pytest.raises(StartupError, match=r"keys: has none, so that nobody is let in: add one"):
+        KeySource(file)
     key_file.add(file, key_file.new_key("old", tenant="t", expires=NOW - DAY)[1])
-    with Served.fake("--api_keys", str(file), wait=False) as server:
-        assert server.exit_code() == 1
-        assert "every one has expired, 'old' as the last on" in server.stderr()
+    with pytest.raises(StartupError, match=r"every one has expired, 'old' as the last on"):
+        KeySource(file)
 
 
 def test_the_transformer_asks_too(tmp_path: Path) -> None:
     keys = made(tmp_path / "keys.yaml")
     (tmp_path / "keys.yaml").chmod(0o644)
     with Served.fake() as predictor:
+        # Nobody is asked where identity is off.
+        assert "aim_identity" not in HTTP.get(predictor.url + "/metrics").text
         with guardrail(f"127.0.0.1:{predictor.http_port}", "--api_keys", str(tmp_path / "keys.yaml")) as server:
             url = server.url
             assert HTTP.post(url + "/v1/chat/completions", json=CHAT).status_code == 401
