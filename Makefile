@@ -17,6 +17,9 @@ RUNTIME_GRPC_PORT ?= 8091
 POLICY ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+REPORT_DIR ?= .run/hardware
+HARDWARE_ARGS ?=
+CPU ?=
 SOAK_REQUESTS ?= 10000
 SOAK_KILLS ?= 50
 
@@ -36,7 +39,7 @@ LOCAL = $(BIN)/python -m aim_runtime.local --model_name $(MODEL_NAME) --model_di
 	--http_port $(HTTP_PORT) --grpc_port $(GRPC_PORT) \
 	--runtime_http_port $(RUNTIME_HTTP_PORT) --runtime_grpc_port $(RUNTIME_GRPC_PORT) $(if $(POLICY),--policy $(POLICY))
 
-.PHONY: help run demo test coverage check format bench bench-isolation soak vllm model system-deps lock clean distclean
+.PHONY: help run demo test coverage check format bench bench-isolation hardware soak vllm model system-deps lock clean distclean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -74,6 +77,9 @@ bench: $(BIN)/.dev $(MODEL) ## our layers beside their peers, in one run: tables
 
 bench-isolation: $(BIN)/.dev $(MODEL) ## a model's CPU per token and wall time alone and beside a busy neighbour on other CPUs or devices
 	$(BIN)/python bench/run.py isolation $(BENCH_ARGS)
+
+hardware: $(BIN)/.dev $(MODEL) ## a GPU node's report to send back: modes, kernel files, self-check, evidence, isolation (CPU=1: without a GPU)
+	$(BIN)/python -m aim_runtime.measure.node_report --output $(REPORT_DIR) --model_dir $(MODEL_DIR) $(if $(CPU),--cpu) $(HARDWARE_ARGS)
 
 soak: $(BIN)/.dev $(MODEL) ## SOAK_REQUESTS=10000 requests, 64 at once, while the engine is killed three times (the test asks 500); SOAK_KILLS=50 of a fetch (5)
 	SOAK_REQUESTS=$(SOAK_REQUESTS) $(BIN)/python -m pytest -q -s tests/runtime/test_soak.py $(PYTEST_ARGS)

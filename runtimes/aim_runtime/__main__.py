@@ -38,6 +38,10 @@ def main() -> None:
         from aim_runtime.batch.command import main as batch
 
         sys.exit(batch(sys.argv[2:]))
+    if sys.argv[1:2] == ["measure"]:
+        from aim_runtime.measure.verb import main as measure
+
+        sys.exit(measure(sys.argv[2:]))
     from aim_kserve.settings import SettingsError
     from aim_runtime.settings import RuntimeSettings
 

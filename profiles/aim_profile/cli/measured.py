@@ -57,12 +57,17 @@ def _different_arguments(measurement: Measurement, profile: Profile) -> str:
 def _row(point: Point, measurement: Measurement) -> tuple[str, ...]:
     at_knee = measurement.knee is not None and point.offered == measurement.knee.offered
     mark = "* " if at_knee else "" if point.valid else "invalid "
-    goodput = "-" if point.goodput_per_s is None else f"{point.goodput_per_s:.3g}"
+    goodput = "-" if point.goodput_per_s is None else _figure(point.goodput_per_s)
     counts = (str(point.answered), str(sum(point.failed.values())))
-    rates = (f"{point.requests_per_s:.3g}", f"{point.output_tokens_per_s:.4g}", goodput)
+    rates = (_figure(point.requests_per_s), _figure(point.output_tokens_per_s), goodput)
     latencies = (text for found in (point.ttft_ms, point.itl_ms, point.e2e_ms) for text in _three(found))
     return (f"{mark}{point.offered:g}", *counts, *rates, *latencies)
 
 
 def _three(found: Percentiles | None) -> tuple[str, str, str]:
-    return ("-", "-", "-") if found is None else (f"{found.p50:.4g}", f"{found.p95:.4g}", f"{found.p99:.4g}")
+    return ("-", "-", "-") if found is None else (_figure(found.p50), _figure(found.p95), _figure(found.p99))
+
+
+def _figure(value: float) -> str:
+    """Three or four digits that count, never 1.2e+04."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"

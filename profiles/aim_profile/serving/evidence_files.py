@@ -86,7 +86,8 @@ def read_evidence(path: Path) -> Evidence:
         if not found:
             writes = "`aim-runtime measure` writes it"
             raise ProfileError(f"{path}: no evidence in it", field="evidence", value=str(path), remedy=writes)
-        return Evidence(path, False, tuple(found))
+        once = {measurement.model_dump_json(): measurement for measurement in found}  # the same as YAML and as JSON
+        return Evidence(path, False, tuple(once.values()))
     file = check_as(EvidenceFile, read_parsed(path, ProfileError), ProfileError, "evidence file")
     return Evidence(path, True, file.measurements)
 
