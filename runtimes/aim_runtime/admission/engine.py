@@ -106,6 +106,7 @@ class InTurn:
         self._meters, self._rates = meters, rates
         self._estimate = estimate or Estimate()
         self._replay, self._clock = replay, clock
+        self._again = engine if isinstance(engine, StartsAgain) else None  # asked at every decision
         self._queue: Queue | None = None
         self._looked_s = 0.0
         self._size: tuple[int, int | None] = (0, None)
@@ -168,11 +169,11 @@ class InTurn:
         self._meters.watch(self._queue)
         if isinstance(self.engine, TakesAdapters):
             self.load_adapter, self.unload_adapter = self.engine.load_adapter, self.engine.unload_adapter
-        if isinstance(self.engine, StartsAgain):
-            self.engine.on_ready = self._back
+        if self._again is not None:
+            self._again.on_ready = self._back
 
     def _is_away(self) -> bool:
-        return isinstance(self.engine, StartsAgain) and self.engine.state == "restarting"
+        return self._again is not None and self._again.state == "restarting"
 
     def _back(self) -> None:
         self._size = _size(self.engine)

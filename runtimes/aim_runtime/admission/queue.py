@@ -32,7 +32,7 @@ class Place:
     ``task``: makes its call, as long as it may be aborted and made again; None: it may not.
     """
 
-    __slots__ = ("_aborted", "ended", "looked", "task", "ticket", "turn", "usage")
+    __slots__ = ("_aborted", "counted", "ended", "looked", "task", "ticket", "turn", "usage")
 
     def __init__(self, ticket: Ticket, usage: Usage) -> None:
         self.ticket = ticket
@@ -40,6 +40,7 @@ class Place:
         self.turn: asyncio.Future[None] | None = None  # while it waits
         self.task: asyncio.Task[object] | None = None
         self.looked = 0  # tokens the scheduler knows of
+        self.counted = (0, 0)  # prompt tokens that the scheduler knows of, and how many of them were cached
         self.ended = False
         self._aborted = False
 
@@ -130,7 +131,7 @@ class Queue:
     def again(self, place: Place) -> None:
         """Its call has been aborted, and has ended: it waits once more. Follow with :meth:`turn`."""
         self.replayed += 1
-        place.looked = 0
+        place.looked, place.counted = 0, (0, 0)
         _forget(place.usage)
         self.scheduler.requeue(place.ticket)
         place.turn = asyncio.get_running_loop().create_future()
@@ -160,9 +161,10 @@ class Queue:
             self.decide()
 
     def _count_prompt(self, place: Place) -> None:
-        usage = place.usage
-        if usage.prompt_tokens:
-            self.scheduler.counted(place.ticket, usage.prompt_tokens, usage.cached_tokens)
+        counted = place.usage.prompt_tokens, place.usage.cached_tokens
+        if counted[0] and counted != place.counted:
+            place.counted = counted
+            self.scheduler.counted(place.ticket, *counted)
 
     # --- deciding -----------------------------------------------------------------------------------------------
 
