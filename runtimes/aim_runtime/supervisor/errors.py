@@ -7,8 +7,12 @@ from aim_kserve.errors import ServingError
 
 from .frames import Failed, Spent
 
+#: Those that can be made again of what travels. The others are the server's own (who may ask); one of an engine would
+#: arrive as a ServingError of its status, type and headers.
 _KINDS: dict[str, type[ServingError]] = {
-    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, ServingError)
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, ServingError) and kind.__init__ is ServingError.__init__
 }
 
 
