@@ -3,7 +3,7 @@
 ``bench/parking.py [--tokens N] [--rounds N] [--model FILE]``
 
 One thread; medians over rounds. ``park`` copies the cells into host memory (the first time it takes ten times as long:
-the kernel has to find that memory), ``resume`` puts them back into another slot; ``again`` computes the same tokens as a
+the kernel has to find that memory), ``resume`` puts them back into another slot; ``again`` computes the tokens as a
 prompt, 512 at a time. ``shared``: slots share the cells; ``own``: each has its own, as with ``--deterministic``.
 """
 

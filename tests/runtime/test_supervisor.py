@@ -245,6 +245,7 @@ async def test_whoever_leaves_an_engine_that_does_not_answer_is_not_held(monkeyp
         with pytest.raises(Unavailable):
             await ask(engine, "odd/kill", {})
         await leaving  # it is gone with its process
+        await until(lambda: engine.state == "ready")
 
 
 async def test_a_slow_reader_waits_alone_and_loses_nothing() -> None:

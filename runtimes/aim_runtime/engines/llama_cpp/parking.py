@@ -2,9 +2,9 @@
 protocol.
 
 A sequence that makes way gives its slot and its cells away. Reading 1,000 tokens out and back takes 7 ms, into memory
-never used before up to 57, computing them again 7 s (SmolLM2-135M, one thread: ``bench/parking.py``). A spare sequence of
-the context would cost nothing, but keeps the cells, which whoever is more urgent may need; and where each slot has cells
-of its own (see ``exact``) it would hold as much memory all the time.
+never used before up to 57, computing them again 7 s (SmolLM2-135M, one thread: ``bench/parking.py``). A spare sequence
+of the context would cost nothing, but keeps the cells, which whoever is more urgent may need; and where each slot has
+cells of its own (see ``exact``) it would hold as much memory all the time.
 """
 
 from __future__ import annotations
