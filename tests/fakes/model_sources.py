@@ -173,18 +173,33 @@ class Registry:
         self.host = f"127.0.0.1:{self.port}"
 
     def __enter__(self) -> Registry:
+        self._directory.mkdir()
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(self._serving(self.port, {}))
+        return self
+
+    @contextlib.contextmanager
+    def _serving(self, port: int, auth: Mapping[str, object]) -> Iterator[None]:
         config = {
             "version": 0.1,
             "log": {"level": "error"},
             "storage": {"filesystem": {"rootdirectory": str(self._directory)}},
-            "http": {"addr": self.host},
+            "http": {"addr": f"127.0.0.1:{port}"},
+            **auth,
         }
-        self._directory.mkdir()
-        file = self._directory.with_suffix(".yml")
+        file = self._directory.with_suffix(f".{port}.yml")
         file.write_text(json.dumps(config))  # JSON is YAML
-        self._stack = contextlib.ExitStack()
-        self._stack.enter_context(process(["docker-registry", "serve", str(file)], self.port))
-        return self
+        with process(["docker-registry", "serve", str(file)], port):
+            yield
+
+    @contextlib.contextmanager
+    def with_password(self) -> Iterator[str]:
+        """The same artifacts from another process, for ``user`` and ``s3cret`` only. Yields its host and port."""
+        passwords = self._directory.with_suffix(".htpasswd")
+        passwords.write_text("user:$2y$05$abcdefghijklmnopqrstuuLK7U1u6pVRmL7L1BBM2aS35PSZnDXlK\n")
+        (port,) = free_ports(1)
+        with self._serving(port, {"auth": {"htpasswd": {"realm": "models", "path": str(passwords)}}}):
+            yield f"127.0.0.1:{port}"
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()

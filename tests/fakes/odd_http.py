@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 @dataclass
 class Odd:
     """files: path (without the query) → bytes. moved: path → where it is redirected to. cuts: so many answers end
-    after ``cut_bytes``. statuses: answered first, in that order. types: path → Content-Type.
+    after ``cut_bytes`` and a silence of ``silent_s``. statuses: answered first, in that order. types: path → its type.
     """
 
     files: dict[str, bytes]
@@ -24,6 +25,7 @@ class Odd:
     etags: bool = True
     cuts: int = 0
     cut_bytes: int = 0
+    silent_s: float = 0
     statuses: list[int] = field(default_factory=list)
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # path, Range
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -79,6 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
             body, self.close_connection = body[: self.odd.cut_bytes], True
         with contextlib.suppress(OSError):
             self.wfile.write(body)
+            if self.close_connection:
+                time.sleep(self.odd.silent_s)
 
     def log_message(self, *_: object) -> None: ...
 

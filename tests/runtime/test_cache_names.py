@@ -21,6 +21,7 @@ DIGEST = "sha256:" + "a" * 64
     ("given_uri", "text", "location", "revision", "name"),
     [
         ("hf://org/m", "hf://org/m", "org/m", "", "org/m"),
+        ("hf://org/m@main", "hf://org/m", "org/m", "", "org/m"),
         ("hf://org/m@refs/pr/1", "hf://org/m@refs/pr/1", "org/m", "refs/pr/1", "org/m"),
         ("s3://bucket/models/m/", "s3://bucket/models/m", "bucket/models/m", "", "m"),
         ("oci://r.io:5000/a/b", "oci://r.io:5000/a/b:latest", "r.io:5000/a/b", "latest", "a/b"),

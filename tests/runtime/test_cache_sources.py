@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -75,6 +76,13 @@ def test_a_cut_answer_is_continued_at_its_byte(cache: Cache, odd: Odd) -> None:
     starts = [asked for _, asked in odd.requests]
     assert starts == ["bytes=0-", None, *(f"bytes={number * 500_000}-" for number in range(1, 5))]
     assert added.fetched_bytes == len(WEIGHTS)
+
+
+def test_a_connection_that_falls_silent_is_given_up_and_continued(cache: Cache, odd: Odd) -> None:
+    odd.cuts, odd.cut_bytes, odd.silent_s = 1, 500_000, 3
+    added = add(cache, parse_uri(f"{odd.url}/m.gguf"), replace(OPTIONS, stall_s=0.3))
+    assert content(cache, added) == {"m.gguf": hashlib.sha256(WEIGHTS).hexdigest()}
+    assert [asked for _, asked in odd.requests] == ["bytes=0-", None, "bytes=500000-"]
 
 
 def test_a_file_that_changed_in_between_begins_anew(cache: Cache, odd: Odd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +275,21 @@ def test_a_registry_whose_layer_is_not_what_its_digest_says(cache: Cache, regist
     assert not cache.link("org/m").exists()
     stored.write_bytes(WEIGHTS)
     assert content(cache, add(cache, parse_uri(f"oci://{registry.host}/org/m:v1"), OPTIONS))
+
+
+@pytest.mark.system
+def test_a_registry_that_wants_a_password_finds_it_where_docker_keeps_it(
+    tmp_path: Path, cache: Cache, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = registry.push("org/m", "v1", FILES)
+    with registry.with_password() as closed:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        with pytest.raises(CacheError, match="docker login"):
+            add(cache, parse_uri(f"oci://{closed}/org/m:v1"), OPTIONS)
+        (tmp_path / ".docker").mkdir()
+        said = {"auths": {closed: {"auth": base64.b64encode(b"user:s3cret").decode()}}}
+        (tmp_path / ".docker/config.json").write_text(json.dumps(said))
+        assert add(cache, parse_uri(f"oci://{closed}/org/m:v1"), OPTIONS).entry.revision == digest
 
 
 def layer(data: bytes, **other: object) -> dict[str, object]:

@@ -130,7 +130,9 @@ def _hf(given: str, rest: str) -> ModelUri:
     if found is None or ".." in rest:
         raise CacheError(f"source {_shown(given)}: give hf://ORG/NAME or hf://ORG/NAME@REVISION")
     repository, revision = found.group(1), found.group(2) or ""
-    return ModelUri("hf", f"hf://{rest}", repository, revision, checked_name(repository))
+    revision = "" if revision == "main" else revision  # the same, said
+    text = f"hf://{repository}@{revision}" if revision else f"hf://{repository}"
+    return ModelUri("hf", text, repository, revision, checked_name(repository))
 
 
 def _oci(given: str, rest: str) -> ModelUri:

@@ -40,9 +40,14 @@ def main(argv: Sequence[str]) -> int:
     given = _parser().parse_args(argv)
     before = signal.signal(signal.SIGTERM, _ended)  # as Ctrl-C: the locks are let go, what has been fetched stays
     try:
-        return int(given.verb(Cache(given.cache), given))
+        code = int(given.verb(Cache(given.cache), given))
+        sys.stdout.flush()
+        return code
     except CacheError as error:
         return _refused(str(error))
+    except BrokenPipeError:  # … | head: sources make errors of their own of theirs
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         return _refused(f"{error.filename or given.cache}: {error.strerror or error}")
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ import requests
 from oras.auth import AuthenticationException
 from oras.provider import Registry
 
-from aim_runtime.cache.errors import CacheError, Corrupt
+from aim_runtime.cache.errors import CacheError, Corrupt, Transient
 from aim_runtime.cache.source import Listing, RemoteFile
 from aim_runtime.cache.sources.web import check_status, ranged, session, transport_errors
 from aim_runtime.cache.uri import ModelUri, safe_path, sha256_of
@@ -37,11 +37,21 @@ class Oci:
     def __init__(self, uri: ModelUri, stall_s: float) -> None:
         host = uri.location.partition("/")[0]
         self._uri = uri
-        self._registry = Registry(hostname=host, insecure=host.rpartition(":")[0] in _HERE or host in _HERE)
-        self._registry.session = self._registry.auth.session = session(stall_s)
+        insecure, self._session = host.rpartition(":")[0] in _HERE or host in _HERE, session(stall_s)
+        backend = self._backend(f"http{'' if insecure else 's'}://{host}/v2/")
+        self._registry = Registry(hostname=host, insecure=insecure, auth_backend=backend)
+        self._registry.session = self._registry.auth.session = self._session
         mark = "@" if ":" in uri.revision else ":"
         self._container = self._registry.get_container(f"{uri.location}{mark}{uri.revision}")
         self._registry.auth.load_configs(self._container)
+
+    def _backend(self, url: str) -> str:
+        """How the registry wants to know who asks: oras does not tell a Basic challenge from one for a token."""
+        try:
+            with transport_errors(self._uri.text), closing(self._session.get(url, stream=True)) as answer:
+                return "basic" if answer.headers.get("WWW-Authenticate", "").lower().startswith("basic") else "token"
+        except Transient:
+            return "token"  # the listing is what is tried again
 
     def listing(self) -> Listing:
         digest, manifest = self._manifest(self._uri.revision)
@@ -111,7 +121,7 @@ class Oci:
         with transport_errors(self._uri.text):
             try:
                 answer: requests.Response = self._registry.do_request(url, "GET", headers=dict(headers), stream=True)
-            except (AuthenticationException, ValueError) as error:
+            except (AuthenticationException, AttributeError, ValueError) as error:  # Attribute…: BasicAuth without one
                 if isinstance(error, requests.exceptions.RequestException):
                     raise
                 raise CacheError(f"{self._uri.text}: the registry wants credentials: {_CREDENTIALS}") from error
