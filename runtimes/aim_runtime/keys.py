@@ -142,7 +142,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="the highest class of service it may ask for; default: the model's own",
     )
     new.add_argument(
-        "--scopes", type=_scopes, default=("infer",), help=f"comma-separated, of {', '.join(get_args(Scope))}; infer"
+        "--scopes",
+        type=_scopes,
+        default=("infer",),
+        help=f"comma-separated, of {', '.join(get_args(Scope))}; default: infer",
     )
     new.add_argument("--models", nargs="+", metavar="PATTERN", help="names it may use (chat, team-*); default: all")
     new.add_argument("--expires", type=_expires, metavar="TIME", help="12h, 90d, 2027-01-31T00:00:00Z; default: never")

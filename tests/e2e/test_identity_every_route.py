@@ -21,7 +21,7 @@ import pytest
 
 import route_list
 from aim_kserve.identity.routes import OPEN, TABLE, needed, needed_by_grpc
-from aim_kserve.kserve import pb
+from aim_kserve.kserve import pb, pb_grpc
 from closed_pair import CASES, SCOPES, ClosedPair
 from served import Served
 
@@ -220,6 +220,15 @@ def _raw(server: Served, method: str, path: str, headers: dict[str, str]) -> int
         return connection.getresponse().status
     finally:
         connection.close()
+
+
+def test_the_transformer_asks_a_closed_runtime_with_its_own_key(pair: ClosedPair) -> None:
+    """It is ready (it was waited for), and tells the tensors."""
+    server, metadata = pair.servers["transformer"], list(pair.credentials.of("right", frozenset(["infer"])).items())
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        stub = pb_grpc.GRPCInferenceServiceStub(channel)
+        told = stub.ModelMetadata(pb.ModelMetadataRequest(name="m"), metadata=metadata, timeout=30)
+    assert [tensor.name for tensor in told.inputs] == ["prompt"]
 
 
 def test_a_grpc_service_or_method_of_no_table_is_closed(pair: ClosedPair) -> None:

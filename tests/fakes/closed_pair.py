@@ -76,5 +76,8 @@ def closed_pair(folder: Path) -> Iterator[ClosedPair]:
         models = {"m": {"engine": {"adapters": ["polite"]}}, "other": {}, "c": {"at_start": False}}
         with Served.fake_models(*flags, *closed, models=models) as runtime:
             forwarding = ("--predictor_credentials", "forward", "--predictor_grpc_host", runtime.grpc_url)
-            with guardrail(f"127.0.0.1:{runtime.http_port}", *forwarding, *closed) as transformer:
+            own = folder / "own"
+            own.write_text(credentials.texts["infer"])
+            asking = ("--enable_predictor_health_check", "true", "--predictor_api_key_file", str(own))
+            with guardrail(f"127.0.0.1:{runtime.http_port}", *forwarding, *asking, *closed) as transformer:
                 yield ClosedPair({"runtime": runtime, "transformer": transformer}, credentials, issuer, traces)

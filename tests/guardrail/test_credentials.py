@@ -179,6 +179,15 @@ def test_stripping_takes_credentials_only_and_keeps_the_order(headers: list[tupl
     assert Credentials("forward").sent([*secret, *headers]) == [*secret, *headers]
 
 
+def test_a_client_without_a_credential_gets_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(OWN)
+    own = OwnKey(tmp_path / "key")
+    assert Credentials("forward", own).sent([(b"a", b"b")]) == [(b"a", b"b")]
+    ours = [(b"authorization", f"Bearer {OWN}".encode())]
+    assert Credentials("forward", own).own() == Credentials("strip", own).own() == ours
+    assert Credentials("strip", own).sent(ours) == ours  # once
+
+
 def test_a_file_is_looked_at_once_a_second(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file, now = tmp_path / "key", 0.0
     file.write_text("first-secret")
@@ -205,12 +214,9 @@ def test_a_file_that_holds_no_key_ends_the_start(tmp_path: Path, content: bytes)
         settings("--predictor_api_key_file", str(file))
 
 
-def test_settings_that_cannot_go_together(tmp_path: Path) -> None:
+def test_settings_that_are_wrong(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read"):
         settings("--predictor_api_key_file", str(tmp_path / "none"))
-    (tmp_path / "key").write_text("k")
-    with pytest.raises(SettingsError, match="drop one of the two"):
-        settings("--predictor_api_key_file", str(tmp_path / "key"), "--predictor_credentials", "forward")
     with pytest.raises(SettingsError, match="predictor_credentials"):
         settings("--predictor_credentials", "keep")
     assert settings().predictor_credentials == "strip"

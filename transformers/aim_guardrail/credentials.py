@@ -30,7 +30,7 @@ class Credentials:
 
     Args:
         mode: ``strip``: no credential of a client's leaves this process; ``forward``: it does, as it came.
-        own: sent in its place; only with ``strip``.
+        own: the transformer's: of what it asks itself, and with ``strip`` sent in a client's place.
     """
 
     def __init__(self, mode: Mode = "strip", own: OwnKey | None = None) -> None:
@@ -41,10 +41,12 @@ class Credentials:
         """``headers`` (names in lower case) as the predictor gets them."""
         if self._mode == "forward":
             return list(headers)
-        kept = [item for item in headers if item[0] not in _OF_CLIENTS]
-        if self._own is not None:
-            kept.append((b"authorization", b"Bearer " + self._own.key))
-        return kept
+        return [*(item for item in headers if item[0] not in _OF_CLIENTS), *self.own()]
+
+    def own(self) -> list[tuple[bytes, bytes]]:
+        """The header of what the transformer asks itself; none where it has no key. Never of a client's request that is
+        forwarded: one without a credential would get ours."""
+        return [] if self._own is None else [(b"authorization", b"Bearer " + self._own.key)]
 
 
 class OwnKey:

@@ -85,8 +85,10 @@ class Predictor:
             async with asyncio.timeout(_HEALTH_TIMEOUT_S):
                 if self.only_grpc and self._grpc is not None:
                     return await self._grpc.is_ready(name)
-                path = f"/v1/models/{name}" if self._settings.speaks == "v1" else f"/v2/models/{name}/ready"
-                async with await self._upstream.send("GET", path, [], b"") as answer:
+                # A runtime of ours may be closed but for V2's readiness.
+                by_v1 = self._settings.speaks == "v1" and not self.knows_callers
+                path = f"/v1/models/{name}" if by_v1 else f"/v2/models/{name}/ready"
+                async with await self._upstream.send("GET", path, self._credentials.own(), b"") as answer:
                     return answer.status == 200 and _says_ready(await answer.read())
         except (TimeoutError, ServingError):
             return False
@@ -129,7 +131,7 @@ class Predictor:
         try:
             if self._grpc is not None:
                 return await self._grpc.tensors(name, which)
-            async with await self._upstream.send("GET", f"/v2/models/{name}", [], b"") as answer:
+            async with await self._upstream.send("GET", f"/v2/models/{name}", self._credentials.own(), b"") as answer:
                 tensors = orjson.loads(await answer.read()).get(which) if answer.status == 200 else None
         except (ServingError, orjson.JSONDecodeError, AttributeError):
             return []

@@ -59,8 +59,8 @@ class GuardrailSettings(ServerSettings):
     )
     predictor_api_key_file: Path | None = Field(
         None,
-        description="file of the transformer's own key, which the predictor gets as a bearer token; read anew when it "
-        "changes",
+        description="file of the transformer's own key, a bearer token for what it asks itself (readiness, tensors) "
+        "and, with strip, in the client's place; read anew when it changes",
     )
     policy: Path | None = Field(
         None,
@@ -94,11 +94,6 @@ class GuardrailSettings(ServerSettings):
             raise ValueError("policy and guardrails are both given: give one")
         if self.protocol is not None and self.protocol != self.speaks and "predictor_protocol" in self.model_fields_set:
             raise ValueError(f"protocol {self.protocol} and predictor_protocol {self.speaks} differ: drop the former")
-        if self.predictor_api_key_file is not None and self.predictor_credentials == "forward":
-            raise ValueError(
-                "predictor_api_key_file is given and predictor_credentials is forward: the predictor takes one "
-                "credential, drop one of the two"
-            )
         return self
 
     @property

@@ -59,15 +59,18 @@ class GrpcUpstream:
 
     async def is_ready(self, name: str) -> bool:
         """Raises PredictorSaid."""
-        return bool((await self._call(self._stub.ModelReady, pb.ModelReadyRequest(name=name))).ready)
+        return bool(
+            (await self._call(self._stub.ModelReady, pb.ModelReadyRequest(name=name), self._credentials.own())).ready
+        )
 
     async def tensors(self, name: str, which: str) -> list[dict[str, Any]]:
         """Raises PredictorSaid."""
-        answer = await self._call(self._stub.ModelMetadata, pb.ModelMetadataRequest(name=name))
+        asked = pb.ModelMetadataRequest(name=name)
+        answer = await self._call(self._stub.ModelMetadata, asked, self._credentials.own())
         described = getattr(answer, which)
         return [{"name": item.name, "datatype": item.datatype, "shape": list(item.shape)} for item in described]
 
-    async def _call(self, method: Any, message: Any, headers: Iterable[tuple[bytes, bytes]] = ()) -> Any:
+    async def _call(self, method: Any, message: Any, headers: Iterable[tuple[bytes, bytes]]) -> Any:
         metadata = [
             (key.decode(), value.decode())
             for key, value in self._credentials.sent(headers)
