@@ -14,7 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from aim_kserve.settings import SettingsError
 from aim_profile.errors import AimProfileError
+from aim_runtime.assignment import Refused
 from aim_runtime.cache.add import Options, add, present
 from aim_runtime.cache.errors import CacheError
 from aim_runtime.cache.index import Cache, Entry
@@ -27,6 +29,7 @@ from aim_runtime.cache.verbs import main
 from aim_runtime.cache.verify import verify
 from aim_runtime.models.file import parse_models
 from aim_runtime.settings import RuntimeSettings
+from aim_runtime.start import located
 from model_sources import S3_ENVIRONMENT, cache_verb, digests, random_model, s3_server
 from served import Served
 
@@ -301,9 +304,6 @@ def test_a_server_fetches_when_told_and_starts_from_a_warm_cache_without_a_netwo
     question = {"model": "m", "prompt": "Cats and dogs are", "max_tokens": 4, "temperature": 0}
     with s3_server(sources) as port:
         there = {**os.environ, **S3_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
-        with pytest.raises(RuntimeError, match=rf"ended with 1: .*is not in the cache .*aim-runtime cache add {uri}"):
-            Served([*FLAGS, *where], env=there)
-        assert not cache.own.exists()
         with Served([*FLAGS, *where, "--fetch"], env=there) as server:
             first = httpx.post(f"{server.url}/v1/completions", json=question, timeout=60).json()["choices"][0]["text"]
             metrics = httpx.get(f"{server.url}/metrics").text
@@ -318,8 +318,6 @@ def test_a_server_fetches_when_told_and_starts_from_a_warm_cache_without_a_netwo
         assert "aim_cache_hit_ratio 0.5" in metrics
         assert prune(cache, max_size_bytes=1, max_age_s=None).kept.popitem()[1] == "in use"
     assert again == first
-    with Served([*FLAGS, "--model_id", "smollm2", "--cache_path", str(cache.root)]) as server:
-        assert "from the cache: s3://bucket/smollm2" in server.stderr()
     assert prune(cache, max_size_bytes=1, max_age_s=None).kept == {}
 
 
@@ -354,17 +352,32 @@ def test_models_of_a_file_come_from_the_cache_and_are_held(cache: Cache, tmp_pat
         server.kill()
 
 
+def settings(*flags: str) -> RuntimeSettings:
+    return RuntimeSettings.load(["--model_name", "m", *flags], {}, prog="p", description="d")
+
+
+def test_what_a_server_is_told_finds_the_model_or_says_what_fetches_it(cache: Cache) -> None:
+    entry = have(cache, "org/m")
+    place = cache.content(entry.key)
+    where = ("--cache_path", str(cache.root))
+    assert located(settings("--model_uri", entry.source, *where)).model_dir == place
+    assert located(settings("--model_id", "org/m", *where)).model_dir.resolve() == place
+    with pytest.raises(
+        Refused, match=rf"hf://org/no is not in the cache .*: aim-runtime cache add .* --cache {cache.root}"
+    ):
+        located(settings("--model_uri", "hf://org/no", *where))
+    with pytest.raises(Refused, match="ftp:// is not known"):
+        located(settings("--model_uri", "ftp://a/b", *where))
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--fetch"], "--fetch is for a model of a source"),
         (["--model_uri", "hf://a/b", "--model_dir", "/x"], "both say where the model is"),
-        (["--model_uri", "ftp://a/b"], "ftp:// is not known"),
+        (["--model_uri", "hf://a/b", "--models", "/x"], "--model_uri is of one model"),
     ],
 )
-def test_settings_that_contradict_each_other(flags: list[str], said: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "aim_runtime", "--model_name", "m", "--cache_path", str(tmp_path), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode in (1, 2)
-    assert said in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_settings_that_contradict_each_other(flags: list[str], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        settings(*flags)
