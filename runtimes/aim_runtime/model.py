@@ -302,6 +302,8 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
         for name in question.ignored if self._strict_fields else ():
             raise BadRequest(f"parameters.{name}: {DECIDED[name]}; leave it out", param=name, code="unknown_field")
         self._count_ignored(question.ignored, question.operation, context, metrics)
+        if context.ignored:
+            current_log().headers["x-ignored-fields"] = header_of(context.ignored)
 
     async def _metered(self, chunks: Stream, meter: Meter) -> Stream:
         """``chunks`` timed and counted; closes them; every failure but the client's leaving is a ServingError."""

@@ -253,6 +253,10 @@ def test_nobodys_priority_reaches_an_engine(fake: Served) -> None:
     assert (answer.status_code, answer.headers["x-ignored-fields"]) == (200, "priority")
     echo = httpx.post(f"{fake.url}/v1/fake/echo", json={"model": "m", "priority": -7}).json()
     assert "priority" not in echo["body"]
+    tensor = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["x"]}
+    body = {"inputs": [tensor], "parameters": {"priority": 3, "max_tokens": 1}}
+    answer = httpx.post(f"{fake.url}/v2/models/m/infer", json=body)
+    assert (answer.status_code, answer.headers["x-ignored-fields"]) == (200, "priority")
 
 
 def test_strict_fields_refuse_a_priority() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from aim_runtime.admission.create import ServiceLevels
 from aim_runtime.admission.engine import InTurn
 from aim_runtime.admission.estimate import Estimate, choices, max_tokens, text_bytes
 from aim_runtime.admission.levels import Levels, of_model
-from aim_runtime.engines.base import Json, Operation, RequestContext, Stream
+from aim_runtime.engines.base import Json, Operation, RequestContext, Stream, TakesAdapters
 from aim_runtime.qos.policy import QosPolicy
+from aim_runtime.replicas.engine import Replica, Replicas
 from fake_engine import FakeEngine
 
 # --- estimate ---------------------------------------------------------------------------------------------------------
@@ -300,6 +302,42 @@ async def test_what_computes_nothing_needs_no_turn() -> None:
     await settle()
     assert engine.calls == ["a", "t"]
     await open_all(engine, [running, free])
+
+
+class Adaptable(Gated):
+    async def load_adapter(self, name: str, path: Path) -> None:
+        self.adapters = (name,)
+
+    async def unload_adapter(self, name: str) -> None:
+        self.adapters = ()
+
+
+async def test_what_an_engine_has_besides_it_still_has() -> None:
+    turns, engine = await in_turn(kind=Adaptable)
+    assert isinstance(turns, TakesAdapters)
+    await turns.load_adapter("tuned", Path("/tuned"))
+    assert turns.adapters == engine.adapters == ("tuned",)
+    plain, _ = await in_turn()
+    assert not isinstance(plain, TakesAdapters)
+
+
+async def test_a_replica_that_leaves_serves_its_queue_first() -> None:
+    turns, engine = await in_turn()
+    other, _ = await in_turn()
+    leaving, staying = Replica(turns, "a"), Replica(other, "b")
+    replicas = Replicas([leaving, staying])
+    tasks = [asyncio.ensure_future(ask_one(replicas, leaving, str(at))) for at in range(3)]
+    await settle()
+    removing = asyncio.create_task(replicas.remove(leaving, 60))
+    await settle()
+    assert (turns.stats().waiting, removing.done()) == (2, False)
+    await open_all(engine, tasks)
+    await removing
+    assert [task.result()["text"] for task in tasks] == ["0", "1", "2"]
+
+
+async def ask_one(replicas: Replicas, replica: Replica, prompt: str) -> Any:
+    return await replicas._on(replica, "completions", {"prompt": prompt, "max_tokens": 1}, RequestContext(prompt))
 
 
 async def test_a_prompt_list_wider_than_the_engine_is_served() -> None:
