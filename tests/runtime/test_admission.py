@@ -16,6 +16,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from aim_kserve.identity import keys as key_file
 from aim_kserve.kserve import pb, pb_grpc
 from aim_kserve.settings import SettingsError
 from aim_profile.nodes.emulated import emulate, export_node
@@ -347,3 +348,29 @@ def test_the_dry_run_tells_the_policy(tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)["qos_policy"]["classes"]["low"]["max_waiting"] == 256
     assert dry_run(RuntimeSettings.load(flags, {}, prog="p", description="")) == 0
     assert "service levels:" in capsys.readouterr().out
+
+
+# --- with identity ----------------------------------------------------------------------------------------------------
+
+
+async def test_class_and_tenant_are_the_credentials(tmp_path: Path) -> None:
+    """On every protocol; a caller of class medium steps back, and never up."""
+    made = {name: key_file.new_key(name, tenant=name, qos_class="medium") for name in ("acme", "umbrella")}
+    made["scraper"] = key_file.new_key("scraper", tenant="scraper", scopes=["metrics"])
+    key_file.write(tmp_path / "keys.yaml", key_file.KeyFile(keys=tuple(entry for _, entry in made.values())))
+    acme, umbrella, scraper = ({"authorization": f"Bearer {text}"} for text, _ in made.values())
+    stranger = {"x-tenant": "acme", "x-qos-priority": "high"}
+    request = pb.ModelInferRequest(model_name="m")
+    request.inputs.add(name="prompt", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"x")
+    with Served.fake("--qos", "--api_keys", str(tmp_path / "keys.yaml"), slots=1) as server:
+        async with http(server) as client, grpc.aio.insecure_channel(server.grpc_url) as channel:
+            stub = pb_grpc.GRPCInferenceServiceStub(channel)
+            assert (await ask(client, [], "", stranger)).status_code == 401
+            answer = await ask(client, [], "", {**umbrella, **stranger})
+            assert (answer.status_code, answer.headers["x-qos-priority"]) == (200, "medium")
+            call = stub.ModelInfer(request, metadata=tuple({**acme, "x-qos-priority": "low"}.items()))
+            assert dict(await call.trailing_metadata())["x-qos-priority"] == "low"
+            text = (await client.get("/metrics", headers=scraper)).text
+        assert "aim_qos_running" in text
+        lines = [(line["tenant"], line["class"]) for line in server.access_lines() if "tenant" in line]
+        assert {("umbrella", "medium"), ("acme", "low")} <= set(lines)
