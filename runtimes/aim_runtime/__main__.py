@@ -13,7 +13,7 @@ _WHAT = (
     "Serve one model, or those of a file (--models), over OpenAI's API and KServe V1 and V2 (REST, gRPC). "
     "'aim-runtime compare SOURCE' puts the variants of a served name side by side; 'aim-runtime keys' makes, lists and "
     "revokes API keys; 'aim-runtime cache' fetches models, verifies and keeps them; 'aim-runtime batch' "
-    "has a file of requests answered."
+    "has a file of requests answered; 'aim-runtime measure' runs load on a server and writes evidence."
 )
 
 

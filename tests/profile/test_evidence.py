@@ -242,3 +242,21 @@ def test_a_cpus_profile_can_be_measured(tmp_path: Path) -> None:
     assert "devices       processors" in shown
     assert "unoptimized, measured" in shown
     assert "on       AMD EPYC 9B14, 2 cores" in shown
+
+
+def test_a_plan_says_which_of_its_replicas_were_measured(tmp_path: Path) -> None:
+    fleet, workloads = tmp_path / "node.yaml", tmp_path / "workloads.yaml"
+    fleet.write_text("version: 1\ngpu: MI300X\ncards: 1\npartition: CPX/NPS4\n", encoding="utf-8")
+    wanted = {"name": "chat", "model": MODEL, "precision": "bf16", "context": 8192, "concurrency": 1, "replicas": 2}
+    workloads.write_text(yaml.safe_dump({"version": 1, "workloads": [wanted]}), encoding="utf-8")
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    file = written(folder)
+    plan = run("plan", fleet, workloads, "--evidence", folder)
+    assert "measured  2 of 2 replicas: chat/0, chat/1" in plan.stdout
+    written(folder, hardware__gpu="MI325X")
+    assert "measured  0 of 2 replicas: none" in run("plan", fleet, workloads, "--evidence", folder).stdout
+    refused = run("plan", fleet, workloads, "--evidence", file)
+    assert refused.exit_code == 2
+    assert "measurements[0].hardware.gpu: MI325X, chat/0 is for MI300X" in refused.stderr
+    assert "measured  " not in run("plan", fleet, workloads).stdout

@@ -11,6 +11,7 @@ from .options import (
     PLANS,
     AmdSmiOption,
     DeploymentOption,
+    EvidenceOption,
     GpuOption,
     NodeOption,
     OutOption,
@@ -49,6 +50,7 @@ def plan(
     ] = False,
     svg: Annotated[Path | None, typer.Option(help="Draw the fleet into this file.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the plan to this file too (.json: as JSON).")] = None,
+    evidence: EvidenceOption = None,
     output: OutputOption = "table",
 ) -> None:
     """Give every replica its device and every card its mode. Exit 1 if a replica has none, with what would help.
@@ -67,7 +69,8 @@ def plan(
             exact=exact,
             exact_time_limit_s=exact_time_limit,
         )
-        return plans.plan(output, fleet, workloads, options, current=current, svg=svg, out=out, strict=strict)
+        files = {"current": current, "svg": svg, "out": out, "evidence": evidence}
+        return plans.plan(output, fleet, workloads, options, strict=strict, **files)
 
     guarded(verb)
 

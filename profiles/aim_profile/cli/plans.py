@@ -18,9 +18,21 @@ from aim_profile.kubernetes.plan_objects import config_map_of, services_of
 from aim_profile.nodes.read import read_node
 from aim_profile.plans.fleet import Fleet, fleet_of, load_fleet
 from aim_profile.plans.make import make_plan
-from aim_profile.plans.plan import CardPlan, Plan, PlanError, PlanOptions, Unplaced, dump_plan, load_plan, plan_of
+from aim_profile.plans.plan import (
+    CardPlan,
+    Placement,
+    Plan,
+    PlanError,
+    PlanOptions,
+    Unplaced,
+    dump_plan,
+    load_plan,
+    plan_of,
+)
 from aim_profile.plans.workload import load_workloads
 from aim_profile.serving.derive import Wanted
+from aim_profile.serving.evidence import Subject
+from aim_profile.serving.evidence_files import Evidence, read_evidence
 from aim_profile.serving.files import profile_of
 
 from .options import refuse_beside
@@ -41,13 +53,16 @@ def plan(
     svg: Path | None,
     out: Path | None,
     strict: bool = False,
+    evidence: Path | None = None,
 ) -> int:
     """Plan, print, draw. Exit 1 where a replica has no device."""
+    known = read_evidence(evidence) if evidence else None
     for option, file in (("svg", svg), ("out", out)):
         if str(file) == "-":
             refuse_beside("the table on stdout (-o yaml and -o json print the plan there)", {option: file})
     before = load_plan(current) if current is not None else ()
     made = make_plan(_fleet(fleet, strict), load_workloads(workloads), options, before)
+    measured = _measured(made, known) if known else ""  # what it refuses is refused before a file is written
     written = cache(partial(dump_plan, made))
     if svg is not None:
         write_out(draw(made), svg)
@@ -55,9 +70,11 @@ def plan(
         write_out(written("json" if out.suffix == ".json" else "yaml"), out)
     # The files that other verbs read are the machine output, word for word.
     if output == "table":
-        show(output, None, _facts(made), _cards(made), _placements(made), _unplaced(made.unplaced))
+        show(output, None, _facts(made, measured), _cards(made), _placements(made), _unplaced(made.unplaced))
     else:
         print_text(written(output))
+        if measured:
+            print_note(f"measured: {measured}")
     return FITS if made.complete else DOES_NOT_FIT
 
 
@@ -72,12 +89,36 @@ def _fleet(named: str, strict: bool) -> Fleet:
     return fleet_of([recorded.model_copy(update={"name": recorded.name or place.resolve().name.lower()})])
 
 
-def _facts(made: Plan) -> Facts:
+def _measured(made: Plan, known: Evidence) -> str:
+    """The replicas whose model, precision, GPU, mode and devices somebody measured. Raises ProfileError where a file
+    that was named speaks for none of them."""
+    gpus = {(card.node, card.card): card.gpu for card in made.cards}
+    subjects = {each.id: _subject(each, gpus) for each in made.placements if each.kind == "serve"}
+    found = [name for name, subject in subjects.items() if known.speaks_for(subject)]
+    if known.is_file and subjects and not found:
+        raise known.of_something_else(next(iter(subjects.values())), next(iter(subjects)))
+    return f"{len(found)} of {len(subjects)} replicas: {', '.join(found) or 'none'}"
+
+
+def _subject(placement: Placement, gpus: Mapping[tuple[str, int], str]) -> Subject:
+    return Subject(
+        model=placement.model,
+        engine="vllm",
+        precision="fp4" if placement.precision == "mxfp4" else placement.precision or "",
+        gpu=gpus[placement.node, placement.cards[0]],
+        partition=placement.mode,
+        alloc_mode="CAPPING",
+        gpu_count=placement.tp,
+    )
+
+
+def _facts(made: Plan, measured: str = "") -> Facts:
     by_priority = ", ".join(f"{made.totals.placed[p]} of {made.totals.asked[p]} {p}" for p in made.totals.asked)
     return Facts(
         (
             ("plan", summary(made)),
             ("placed", by_priority),
+            ("measured", measured),
             ("method", f"{made.totals.method}, tier {made.tier}"),
             ("notes", "; ".join(made.notes)),
         )

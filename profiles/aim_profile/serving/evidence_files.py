@@ -17,7 +17,7 @@ from aim_profile.files.kinds import looks_like
 from aim_profile.files.read import check_as, read_parsed
 from aim_profile.files.write import dump, without_empty
 
-from .evidence import Measurement, Mismatch
+from .evidence import Measurement, Mismatch, Subject
 from .profile import Profile, ProfileError
 
 _MOST_FILES = 10_000
@@ -43,7 +43,7 @@ class Evidence(NamedTuple):
         """The profile with what speaks for it. Raises ProfileError where a file that was named does not."""
         found = profile.carrying(self.measurements)
         if self.is_file and not any(each in found.evidence.measurements for each in self.measurements):
-            raise self._of_something_else(profile)
+            raise self.of_something_else(profile.subject, profile.reference)
         return found
 
     def on_all(self, profiles: Iterable[Profile]) -> list[Profile]:
@@ -51,25 +51,30 @@ class Evidence(NamedTuple):
         before = list(profiles)
         after = [profile.carrying(self.measurements) for profile in before]
         if self.is_file and before and not any(each.evidence.measured for each in after):
-            raise self._of_something_else(before[0])
+            raise self.of_something_else(before[0].subject, before[0].reference)
         return after
 
     def passed_over(self, profile: Profile) -> str | None:
         """Why none of it speaks for a profile, in one line; None where some does."""
         if profile.evidence.measured:
             return None
-        why = dict.fromkeys(str(found) for _, found in self._mismatches(profile))
+        why = dict.fromkeys(str(found) for _, found in self._mismatches(profile.subject))
         return f"{self.path} holds no evidence of {profile.reference}: {'; '.join(list(why)[:3])}"
 
-    def _mismatches(self, profile: Profile) -> list[tuple[int, Mismatch]]:
-        found = ((index, each.mismatch(profile.subject)) for index, each in enumerate(self.measurements))
+    def speaks_for(self, subject: Subject) -> bool:
+        """Whether some of it does."""
+        return any(each.mismatch(subject) is None for each in self.measurements)
+
+    def _mismatches(self, subject: Subject) -> list[tuple[int, Mismatch]]:
+        found = ((index, each.mismatch(subject)) for index, each in enumerate(self.measurements))
         return [(index, mismatch) for index, mismatch in found if mismatch]
 
-    def _of_something_else(self, profile: Profile) -> ProfileError:
-        index, mismatch = self._mismatches(profile)[0]
+    def of_something_else(self, subject: Subject, named: str) -> ProfileError:
+        """That none of it is of that subject, by the first thing in which it differs."""
+        index, mismatch = self._mismatches(subject)[0]
         field = f"measurements[{index}].{mismatch.field}"
         return ProfileError(
-            f"{self.path}: {field}: {mismatch.found}, {profile.reference} is for {mismatch.wanted}",
+            f"{self.path}: {field}: {mismatch.found}, {named} is for {mismatch.wanted}",
             field=field,
             value=mismatch.found,
             remedy="give evidence measured there, or a directory to look in",
