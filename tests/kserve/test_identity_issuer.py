@@ -46,7 +46,7 @@ async def followed(it: provider.Issuer, *flags: str) -> Issuer:
 
 async def code(ours: Issuer, token: str) -> str:
     try:
-        return (await ours.caller(token)).credential_id
+        return (await ours.verified(token)).caller.credential_id
     except Unauthorized as error:
         return str(error.code)
 
@@ -297,7 +297,7 @@ def test_no_header_chooses_how_it_is_verified(known: tuple[provider.Issuer, toke
         ({"alg": "ES256", "kid": "es256", "b64": False, "crit": ["b64"]}, public, "malformed_token"),
     ):
         with pytest.raises(Unauthorized) as refused:
-            ours.caller(forged(header, claims, secret))
+            ours.verified(forged(header, claims, secret))
         assert refused.value.code == expected, header
 
 
@@ -310,10 +310,10 @@ def test_a_signed_token_of_odd_numbers_is_refused_or_has_expired(
     claims = {"iss": provider.ISSUER, "aud": provider.AUDIENCE, "sub": "eve", "exp": exp}
     token = jwt.api_jws.encode(json.dumps(claims).encode(), key, name, headers={"kid": "es256"})
     if exp in (10**30, "99999999999"):
-        assert ours.caller(token).tenant == "eve"
+        assert ours.verified(token).caller.tenant == "eve"
         return
     with pytest.raises(Unauthorized):
-        ours.caller(token)
+        ours.verified(token)
 
 
 def test_what_nests_deep_is_refused(known: tuple[provider.Issuer, tokens.Tokens]) -> None:
@@ -325,7 +325,7 @@ def test_what_nests_deep_is_refused(known: tuple[provider.Issuer, tokens.Tokens]
         base64.urlsafe_b64encode(deep).decode() + ".e30.e30",
     ):
         with pytest.raises(Unauthorized):
-            ours.caller(token)
+            ours.verified(token)
 
 
 @given(
@@ -342,18 +342,4 @@ def test_what_nests_deep_is_refused(known: tuple[provider.Issuer, tokens.Tokens]
 @settings(max_examples=150, deadline=None)
 def test_no_text_passes_for_a_token(known: tuple[provider.Issuer, tokens.Tokens], token: str) -> None:
     with pytest.raises(Unauthorized):
-        known[1].caller(token)
-
-
-def test_verified_tokens_are_remembered_until_they_expire_and_not_without_bound(
-    known: tuple[provider.Issuer, tokens.Tokens], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    it, ours = known
-    monkeypatch.setattr(tokens, "MAX_VERIFIED", 3)
-    listed = [it.token("es256", sub=f"{number}", scope="infer") for number in range(5)]
-    for token in listed:
-        assert ours.caller(token) is ours.caller(token)
-    assert len(ours._verified) == 3
-    name, (caller, _) = ours._verified.popitem()
-    ours._verified[name] = caller, time.time() - 1  # has expired meanwhile
-    assert ours.caller(listed[-1]) is not caller
+        known[1].verified(token)

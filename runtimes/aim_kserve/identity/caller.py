@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Scope = Literal["infer", "admin", "metrics", "filter"]
 #: How urgent a request is; ``high`` is served first.
@@ -34,6 +34,13 @@ class Caller:
     def may_use(self, model: str) -> bool:
         """Whether it may ask the model served under that name."""
         return self.models is None or any(fnmatchcase(model, pattern) for pattern in self.models)
+
+
+class Verified(NamedTuple):
+    """A caller, and until when its credential says so (seconds since the epoch)."""
+
+    caller: Caller
+    until: float
 
 
 _current: ContextVar[Caller | None] = ContextVar("aim.caller", default=None)

@@ -29,7 +29,11 @@ class Guard:
             raise RuntimeError(f"{scope['type']} is not served: nobody asks there who it is")
         scopes = needed(scope["method"], scope["path"])
         try:
-            set_caller(await self._verifier.admit(scope["headers"], scopes, log_of(scope).fields) if scopes else None)
+            if scopes:
+                headers, log, verifier = scope["headers"], log_of(scope), self._verifier
+                set_caller(verifier.recall(headers, scopes, log) or await verifier.admit(headers, scopes, log))
+            else:
+                set_caller(None)
         except ServingError as error:
             body: dict[str, Any] = error.body() if speaks_openai(scope["path"]) else {"error": error.message}
             await send_json(send, body, status=error.status, headers=error.headers())
@@ -48,4 +52,4 @@ async def check_call(verifier: Verifier, method: str, metadata: Iterable[tuple[s
         set_caller(None)
         return
     headers = [(key.lower().encode(), value.encode()) for key, value in metadata if isinstance(value, str)]
-    set_caller(await verifier.admit(headers, scopes, log.fields))
+    set_caller(verifier.recall(headers, scopes, log) or await verifier.admit(headers, scopes, log))

@@ -101,6 +101,10 @@ class Jwks:
     Args:
         source: an URL or a path.
         cache: keeps what an URL gave last.
+        changed: called when ``keys`` have been read.
+
+    Attributes:
+        wake: called when somebody waits for a :meth:`look`.
     """
 
     keys: KeySet
@@ -113,10 +117,11 @@ class Jwks:
         refresh_s: float,
         cooldown_s: float,
         cache: Path | None = None,
-        wake: Callable[[], None] = lambda: None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.is_ok = True
-        self.wake = wake
+        self.wake: Callable[[], None] = lambda: None
+        self._changed = changed
         self._source, self._algorithms, self._cache = source, tuple(algorithms), cache
         self._file = None if "://" in source else Path(source)
         self._refresh_s, self._cooldown_s = refresh_s, cooldown_s
@@ -184,6 +189,7 @@ class Jwks:
         finally:
             self._tried_at = time.monotonic()
         self.keys = parse(raw, self._algorithms)
+        self._changed()
         self._keep(raw)
 
     # --- the last good set ------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aim_kserve.errors import StartupError, Unauthorized
-from aim_kserve.identity.caller import Caller
+from aim_kserve.identity.caller import Caller, Verified
 from aim_kserve.identity.files import signature
 from aim_kserve.identity.keys import ApiKey, KeyFile, check_usable, id_of, is_world_readable, read
 
@@ -42,7 +42,7 @@ class KeySource:
         self._warn_of_readers()
         self._take(keys)
 
-    def caller(self, text: str) -> Caller:
+    def verified(self, text: str) -> Verified:
         """Who holds the key ``text``.
 
         Raises:
@@ -64,7 +64,7 @@ class KeySource:
             raise Unauthorized(
                 f"the API key {name!r} is valid from {begins} only", code="early_api_key", credential_id=name
             )
-        return held.caller
+        return Verified(held.caller, held.ends)
 
     def look(self) -> None:
         """Read the file if it has changed. A wrong one leaves the keys as they are, and is told once."""
