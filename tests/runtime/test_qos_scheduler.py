@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import Counter
 from contextlib import suppress
 from itertools import count
 
@@ -635,7 +636,8 @@ class Watched:
             kv += ticket.uncached_tokens + ticket.ask.choices * ticket.expected_tokens
             if not self.parks:
                 assert used <= self.slots
-            if self.kv_tokens is not None and not alone:
+            # What is paused is put aside with its part of the cache.
+            if self.kv_tokens is not None and not alone and not self.scheduler.ledger.parked_slots:
                 assert kv <= self.kv_tokens
         self.dropped.extend(ticket.number for ticket in self.scheduler.expired())
         self.look()
@@ -643,21 +645,17 @@ class Watched:
     def look(self) -> None:
         ledger, running = self.scheduler.ledger, self.scheduler.running()
         assert ledger.slots_used == sum(ticket.ask.choices for ticket in running)
-        lower = {name: CLASSES[at + 1 :] for at, name in enumerate(CLASSES)}
-        for ticket in running if ledger.parked_slots else []:
-            room = sum(each.ask.choices for each in running if each.served_as not in lower[ticket.served_as])
-            assert room <= self.slots or any(
-                each.served_as in lower[other.served_as] for each in running for other in running
-            )
+        if ledger.parked_slots:  # never of the most urgent class
+            most = min(running, key=lambda each: CLASSES.index(each.served_as)).served_as
+            assert sum(each.ask.choices for each in running if each.served_as == most) <= self.slots
         assert ledger.slots_used <= 2 * self.slots
         waiting = [ticket for ticket in self.tickets if ticket.state == "waiting"]
         assert sum(self.scheduler.waiting().values()) == len(waiting)
         if waiting:
             assert running, "somebody waits and nobody runs"
             self.no_idle_slot(waiting)
-        starts = sorted(self.dispatched)
-        assert starts == sorted({*starts} | set()) or self.replayed
-        assert all(starts.count(number) <= 1 + self.replayed.count(number) for number in starts)
+        starts, replays = Counter(self.dispatched), Counter(self.replayed)
+        assert all(times <= 1 + replays[number] for number, times in starts.items())
 
     def no_idle_slot(self, waiting: list[Ticket]) -> None:
         """The first in order has no room: none waits that could be served."""
