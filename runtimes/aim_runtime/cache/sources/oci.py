@@ -7,6 +7,7 @@ the target and compares nothing (0.2.43): the bytes come by range requests of ou
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -29,6 +30,8 @@ _TITLES = ("org.opencontainers.image.title", "org.cncf.model.filepath")
 _UNPACK = "io.deis.oras.content.unpack"
 _CREDENTIALS = "log in (docker login), so that ~/.docker/config.json knows the registry"
 _HERE = ("localhost", "127.0.0.1", "[::1]")
+#: Without oras' own attempts: two minutes of pauses, for a missing password, too. Ours are counted in one place.
+_DO_REQUEST = inspect.unwrap(Registry.do_request)
 
 
 class Oci:
@@ -120,7 +123,7 @@ class Oci:
     def _ask(self, url: str, headers: Mapping[str, str]) -> requests.Response:
         with transport_errors(self._uri.text):
             try:
-                answer: requests.Response = self._registry.do_request(url, "GET", headers=dict(headers), stream=True)
+                answer: requests.Response = _DO_REQUEST(self._registry, url, "GET", headers=dict(headers), stream=True)
             except (AuthenticationException, AttributeError, ValueError) as error:  # Attribute…: BasicAuth without one
                 if isinstance(error, requests.exceptions.RequestException):
                     raise
