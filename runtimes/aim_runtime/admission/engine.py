@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from aim_kserve.access import current_log
 from aim_kserve.errors import Unavailable
@@ -331,9 +331,10 @@ class _Turns(Mapping[str, Operation]):
 
 
 class Turned(AsyncGenerator[bytes, None]):
-    """The engine's own stream, told of at its end. Its chunks pass no coroutine of ours.
+    """The engine's own stream, told of at its end.
 
-    Whoever reads it does so inside ``with``, before it is closed: so how it ended is known.
+    Whoever reads it does so inside ``with``, which gives the engine's own, before it is closed: so how it ended is
+    known, and its chunks pass nothing of ours.
     """
 
     __slots__ = ("_chunks", "_end", "_outcome")
@@ -342,8 +343,8 @@ class Turned(AsyncGenerator[bytes, None]):
         self._chunks, self._end = chunks, end
         self._outcome: Outcome = "left"
 
-    def __enter__(self) -> Self:
-        return self
+    def __enter__(self) -> Stream:
+        return self._chunks
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._outcome = "whole" if error is None else outcome_of(error)
@@ -367,9 +368,9 @@ class Turned(AsyncGenerator[bytes, None]):
         self._end("left")  # of one that nobody has read; else it has ended
 
 
-def followed(chunks: Stream) -> AbstractContextManager[object]:
-    """``with followed(chunks):`` around their reading."""
-    return chunks if isinstance(chunks, Turned) else nullcontext()
+def followed(chunks: Stream) -> AbstractContextManager[Stream]:
+    """``with followed(chunks) as stream:`` around their reading."""
+    return chunks if isinstance(chunks, Turned) else nullcontext(chunks)
 
 
 def bare(engine: Engine) -> Engine:

@@ -351,8 +351,8 @@ class Replicas:
         try:
             with replica.in_flight:
                 async with aclosing(chunks):
-                    with followed(chunks):
-                        async for chunk in chunks:
+                    with followed(chunks) as stream:
+                        async for chunk in stream:
                             yield chunk
         except EngineDied as death:
             raise self._suspects.blame(operation, body, death) from None
