@@ -32,6 +32,7 @@ from aim_runtime.measure.trace import read_trace
 _OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama_cpp"}
 #: Left for what is on its way when the last level's sending ends.
 _WAIT_SHARE = 0.5
+_FEW = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +265,8 @@ def _tell(made: Measurement, found: Found, profile: Profile | None, folder: Path
     knee = made.knee
     _say(f"knee: {knee.offered:g} ({knee.because})" if knee else f"knee: not reached{_why_not(rising)}")
     _say(f"written: {folder}/evidence.yaml")
+    if made.headline.answered < _FEW:
+        _say(f"{made.headline.answered} requests were answered at that level: under {_FEW} say little of p99")
     if found.note:
         _say(f"hardware unknown: {found.note}; this evidence speaks for no profile")
     elif made.precision is None:
