@@ -93,7 +93,8 @@ def test_every_route_of_both_apps_has_an_entry_in_the_table(routes: list[Asked])
 
 
 def test_what_every_route_answers_to_whom(routes: list[Asked], pair: ClosedPair) -> None:
-    rows = {f"{route.method} {route.shown}": _asked_of_all(route, pair) for route in routes}
+    with httpx.Client(timeout=30) as client:
+        rows = {f"{route.method} {route.shown}": _asked_of_all(client, route, pair) for route in routes}
     for method in SERVICE.methods:
         rows[f"gRPC {method.name}"] = _called_on_all(method.name, pair)
     for name, row in rows.items():
@@ -112,19 +113,18 @@ def test_what_every_route_answers_to_whom(routes: list[Asked], pair: ClosedPair)
     assert PAGE.read_text() == page, "WRITE_PAGES=1 pytest tests/e2e/test_identity_every_route.py writes it anew"
 
 
-def _asked_of_all(route: Asked, pair: ClosedPair) -> list[str]:
+def _asked_of_all(client: httpx.Client, route: Asked, pair: ClosedPair) -> list[str]:
     scopes = needed(route.method, route.path)
     statuses = []
-    with httpx.Client(timeout=30) as client:
-        for case in CASES:
-            headers, told = pair.credentials.of(case, scopes), []
-            for server in pair.servers.values():
-                body = BODIES.get(route.shown.removeprefix("/openai"), {}) if route.method == "POST" else None
-                answer = client.request(route.method, server.url + route.path, json=body, headers=headers)
-                told.append(str(answer.status_code))
-                if answer.status_code in (401, 403):
-                    _check_shape(route, answer)
-            statuses.append("/".join(told))
+    for case in CASES:
+        headers, told = pair.credentials.of(case, scopes), []
+        for server in pair.servers.values():
+            body = BODIES.get(route.shown.removeprefix("/openai"), {}) if route.method == "POST" else None
+            answer = client.request(route.method, server.url + route.path, json=body, headers=headers)
+            told.append(str(answer.status_code))
+            if answer.status_code in (401, 403):
+                _check_shape(route, answer)
+        statuses.append("/".join(told))
     return ["nothing" if scopes == OPEN else ", ".join(sorted(scopes)), *statuses]
 
 

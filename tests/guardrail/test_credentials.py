@@ -24,6 +24,13 @@ from served import Served
 
 CLIENTS = {"authorization": "Bearer client-secret", "x-api-key": "client-secret", "api-key": "client-secret"}
 OWN = "own-secret-1"
+HTTP = httpx.Client(timeout=20)  # one for all: each loads what it trusts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closing() -> Iterator[None]:
+    yield
+    HTTP.close()
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +93,7 @@ def credentials_of(seen: dict[str, Any]) -> dict[str, str]:
 def asked(server: Served, predictor: FakePredictor, method: str, path: str, body: Any) -> dict[str, str]:
     """What of credentials reached the predictor."""
     before = len(predictor.seen)
-    httpx.request(method, server.url + path, json=body, headers=CLIENTS, timeout=20)
+    HTTP.request(method, server.url + path, json=body, headers=CLIENTS)
     (seen,) = (one for one in predictor.seen[before:] if one.get("path") == path or one["method"] == "GRPC")
     return credentials_of(seen)
 
@@ -130,7 +137,7 @@ def test_over_grpc(
 
 def test_the_transformers_own_questions_carry_its_own_key(with_own_key: Served, predictor: FakePredictor) -> None:
     def was_asked() -> bool:
-        httpx.get(f"{with_own_key.url}/v2/models/m/ready")
+        HTTP.get(f"{with_own_key.url}/v2/models/m/ready")
         asked = [seen for seen in predictor.seen if seen.get("path") == "/v1/models/m"]
         return bool(asked) and credentials_of(asked[-1]) == {"authorization": f"Bearer {OWN}"}
 
@@ -138,7 +145,7 @@ def test_the_transformers_own_questions_carry_its_own_key(with_own_key: Served, 
 
 
 def test_a_header_that_grpc_cannot_carry_ends_no_request(to_grpc_only: Served, predictor: FakePredictor) -> None:
-    answer = httpx.post(f"{to_grpc_only.url}/v2/models/m/infer", json=V2, headers={"x-odd": "é".encode("latin-1")})
+    answer = HTTP.post(f"{to_grpc_only.url}/v2/models/m/infer", json=V2, headers={"x-odd": "é".encode("latin-1")})
     assert answer.status_code == 200
     assert "x-odd" not in dict(predictor.last["headers"])
 

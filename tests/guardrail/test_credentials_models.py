@@ -22,6 +22,13 @@ from guarded import ask, guardrail
 from served import Served
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/openai/v1/completions"
+HTTP = httpx.Client(timeout=20)  # one for all: each loads what it trusts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closing() -> Iterator[None]:
+    yield
+    HTTP.close()
 
 
 @contextlib.contextmanager
@@ -121,13 +128,13 @@ def test_every_way_in_is_closed_to_who_may_not(
     closed: Served, predictor: FakePredictor, texts: dict[str, str], path: str, body: Any
 ) -> None:
     before = len(predictor.seen)
-    refused = httpx.post(closed.url + path, json=body, headers=bearer(texts["other"]))
+    refused = HTTP.post(closed.url + path, json=body, headers=bearer(texts["other"]))
     assert refused.status_code == 403
     assert len(predictor.seen) == before
     said = refused.json()["error"]
     assert "this credential may not use it" in (said["message"] if isinstance(said, dict) else said)
     for name in ("own", "all"):
-        assert httpx.post(closed.url + path, json=body, headers=bearer(texts[name])).status_code == 200
+        assert HTTP.post(closed.url + path, json=body, headers=bearer(texts[name])).status_code == 200
     assert len(predictor.seen) == before + 2
 
 
@@ -135,14 +142,14 @@ def test_a_model_given_twice_is_the_one_that_was_looked_at(
     closed: Served, predictor: FakePredictor, texts: dict[str, str]
 ) -> None:
     body = b'{"mod\\u0065l": "secret", "messages": [{"role": "user", "content": "hi"}], "model": "m"}'
-    answer = httpx.post(closed.url + CHAT, content=body, headers=bearer(texts["own"]))
+    answer = HTTP.post(closed.url + CHAT, content=body, headers=bearer(texts["own"]))
     assert answer.status_code == 200
     assert b"secret" not in predictor.last["body"]
 
 
 def test_the_list_shows_what_may_be_used(closed: Served, texts: dict[str, str]) -> None:
     shown = {
-        name: [card["id"] for card in httpx.get(f"{closed.url}/v1/models", headers=bearer(texts[name])).json()["data"]]
+        name: [card["id"] for card in HTTP.get(f"{closed.url}/v1/models", headers=bearer(texts[name])).json()["data"]]
         for name in ("own", "other", "all")
     }
     assert shown == {"own": ["m"], "other": [], "all": ["m"]}
