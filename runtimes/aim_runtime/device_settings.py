@@ -170,7 +170,7 @@ class DeviceSettings(ServerSettings):
     self_check: Literal["auto", "always", "never"] = Field(
         "auto",
         description="refuse readiness where a known sentence is not likely or a greedy text is none; "
-        "auto: with tensor parallelism over partitions that nobody measured",
+        "auto: with tensor parallelism over partitions",
     )
     node_name: Annotated[str | None, BeforeValidator(_none_if_empty)] = Field(
         None, description="this node's name in a plan; default: its host name. In a pod: spec.nodeName"

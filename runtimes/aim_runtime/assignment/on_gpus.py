@@ -36,7 +36,7 @@ def assign_gpus(case: Case) -> Assignment:
     for kind in kinds_of(case):
         try:
             found = _on(kind, case)
-            if not found.evidence.unproven:
+            if found.evidence.measured or not found.evidence.unproven:
                 return found
             unproven.append(found)
         except Refused as miss:
@@ -118,7 +118,7 @@ def _assigned(kind: Kind, case: Case, flags: Flags, variables: Mapping[str, str]
             mode=kind.mode.label,
             tier=kind.mode.tier,
             measured=measured,
-            unproven=kind.mode.unproven(tensor_parallel) and not measured,
+            unproven=kind.mode.unproven(tensor_parallel),
             notes=notes_of((*kind.notes, note, left)),
         ),
     )
