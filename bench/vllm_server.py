@@ -20,10 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / ".venv-vllm/bin/python"
@@ -53,10 +54,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(name: str, log: Path) -> Server:
-    """Start one server and wait until it lists its model as ready."""
+def start(name: str, log: Path, more: Mapping[str, object] = MappingProxyType({})) -> Server:
+    """Start one server and wait until it lists its model as ready. more: flags of vLLM's own server."""
     port = free_port()
-    command = [str(PYTHON), "-m", *(ours(port) if name == OURS else peer(port))]
+    command = [str(PYTHON), "-m", *(ours(port) if name == OURS else peer(port, more))]
     roots = os.pathsep.join(str(ROOT / root) for root in ("runtimes", "profiles"))
     environment = {
         **os.environ,
@@ -96,7 +97,7 @@ def ours(port: int) -> list[str]:
     return ["aim_runtime", *(f"--{name}={value}" for name, value in flags.items())]
 
 
-def peer(port: int) -> list[str]:
+def peer(port: int, more: Mapping[str, object]) -> list[str]:
     flags = {
         "model": MODEL_DIR,
         "served-model-name": "smollm2",
@@ -105,6 +106,7 @@ def peer(port: int) -> list[str]:
         "max-model-len": 1024,
         "max-num-seqs": 8,
         **ENGINE,
+        **more,
     }
     line = [f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items()]
     return ["vllm.entrypoints.openai.api_server", *line]

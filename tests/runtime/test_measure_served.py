@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from aim_profile.nodes.read import read_node
 from aim_profile.serving.evidence import Measurement
 from aim_profile.serving.evidence_files import read_evidence
 from aim_runtime.measure import figures, hardware
+from aim_runtime.measure.client import Client
 from aim_runtime.measure.hardware import hardware_of, places
 from aim_runtime.measure.node_dump import dump
 from aim_runtime.measure.plot import draw
@@ -99,6 +101,23 @@ def test_failures_are_counted_by_kind(tmp_path: Path) -> None:
     (point,) = found.points
     assert point.failed["http 503"] > point.answered
     assert found.knee is None
+
+
+async def test_a_refusal_has_its_status_code_and_time() -> None:
+    body = {"prompt": "a", "max_tokens": 4, "stream": True, "stream_options": {"include_usage": True}}
+    with Served.fake(token_s=0.2, slots=1, max_waiting=0) as small:
+        async with Client(small.url, timeout_s=60) as client:
+            found = await asyncio.gather(*(client.ask("/v1/completions", body, 0.0) for _ in range(3)))
+            (wrong,) = await asyncio.gather(client.ask("/v1/completions", {**body, "max_tokens": "x"}, 0.0))
+            (nowhere,) = await asyncio.gather(client.ask("/nowhere", body, 0.0))
+    assert sorted(each.failed or "" for each in found) == ["", "http 503", "http 503"]
+    refusals = [each.refusal for each in found if each.failed]
+    assert [(each.status, each.code) for each in refusals if each] == [(503, "engine_full")] * 2
+    assert all(each and each.retry_after_s is not None and each.retry_after_s >= 1 for each in refusals)
+    assert wrong.refusal is not None
+    assert (wrong.refusal.status, wrong.refusal.retry_after_s) == (400, None)
+    assert nowhere.refusal is not None
+    assert nowhere.refusal.status == 404
 
 
 def test_a_request_that_takes_too_long_has_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import aiohttp
 
@@ -21,10 +21,20 @@ _PROBE_S = 10.0
 _READ_BYTES = 64 * 1024
 
 
+class Refusal(NamedTuple):
+    """How a request was refused before its answer began. code: the error's; retry_after_s: None where the server names
+    no number of seconds."""
+
+    status: int
+    code: str | None
+    retry_after_s: float | None
+
+
 @dataclass(slots=True)
 class Outcome:
     """What became of a request. due_s: when it was to be sent; sent_s: when it was; tokens_s: when each piece of the
-    answer came; output_tokens: as the server counts them. failed: the kind of failure, None: it was answered."""
+    answer came; output_tokens: as the server counts them. failed: the kind of failure, None: it was answered; refusal:
+    where it was an HTTP status."""
 
     due_s: float
     sent_s: float
@@ -34,6 +44,7 @@ class Outcome:
     output_tokens: int = 0
     text: str = ""
     failed: str | None = None
+    refusal: Refusal | None = None
 
 
 class Failure(Exception):
@@ -116,6 +127,7 @@ class Client:
         reader, done = EventReader(), False
         async with self._session.post(self.url + path, json=body) as answer:
             if answer.status != 200:
+                outcome.refusal = _refusal(answer.status, answer.headers, await answer.content.read(_READ_BYTES))
                 raise Failure(f"http {answer.status}")
             async for chunk in answer.content.iter_chunked(_READ_BYTES):
                 at = now()
@@ -127,6 +139,16 @@ class Client:
             raise Failure("broken stream")
         if not outcome.output_tokens or not outcome.tokens_s:
             raise Failure("no tokens")
+
+
+def _refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refusal:
+    try:
+        error = json.loads(body)["error"]
+        code = str(error["code"]) if error["code"] is not None else None
+    except (ValueError, LookupError, TypeError):
+        code = None
+    wait = headers.get("retry-after", "")
+    return Refusal(status, code, float(wait) if wait.isdecimal() else None)
 
 
 def _take(data: bytes, at: float, outcome: Outcome) -> None:
