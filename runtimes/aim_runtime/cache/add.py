@@ -87,9 +87,13 @@ def present(cache: Cache, uri: ModelUri, options: Options) -> Added | None:
     entry = cache.find(uri.text)
     if entry is None or options.name not in (None, entry.name):
         return None
-    with exclusive(cache.lock(entry.name), options.wait_s):
-        entry = _pinned(cache, entry, options.pin)
-        cache.make_current(entry)
+    if options.pin not in (None, entry.pinned) or not cache.is_current(entry):  # else a volume may be read only
+        with exclusive(cache.lock(entry.name), options.wait_s):
+            entry = cache.entry(entry.key)
+            if entry is None or not cache.is_whole(entry):  # pruned while this waited
+                return None
+            entry = _pinned(cache, entry, options.pin)
+            cache.make_current(entry)
     count(cache, hits=1, saved_bytes=entry.size_bytes)
     return Added(entry, True, 0, entry.size_bytes)
 
@@ -135,6 +139,7 @@ class _Adding:
     def _fetched(self, source: Source, files: Sequence[RemoteFile], tally: Tally) -> list[CachedFile]:
         directory = self.cache.partial(self.name)
         directory.mkdir(parents=True, exist_ok=True)
+        _drop_others(directory / "files", {file.path for file in files})
         check_space(directory, missing_bytes(directory, files), self.uri.text)
         self.watching.begins(self.name, sum(file.size for file in files))
         try:
@@ -156,7 +161,7 @@ class _Adding:
     def _published(self, listing: Listing, listed: str, records: Sequence[CachedFile]) -> Entry:
         tree = _digest_of([self.name, self.uri.text, listing.revision, [[file.path, file.sha256] for file in records]])
         key = f"{slug(self.name)}@{tree[:16]}"
-        known = next((entry for entry in self.cache.entries() if entry.key == key), None)
+        known = self.cache.entry(key)
         pinned = self.options.pin if self.options.pin is not None else bool(known and known.pinned)
         entry = Entry(
             key=key,
@@ -170,8 +175,11 @@ class _Adding:
             pinned=pinned,
         )
         directory = self.cache.partial(self.name)
-        _drop_others(directory / "files", {file.path for file in records})
-        self.cache.publish(entry, directory / "files")
+        if known is not None and self.cache.is_whole(known):  # the very same, perhaps served now: it stays where it is
+            self.cache.write(entry.model_copy(update={"state": "complete"}))
+            self.cache.make_current(entry)
+        else:
+            self.cache.publish(entry, directory / "files")
         shutil.rmtree(directory, ignore_errors=True)
         return entry.model_copy(update={"state": "complete"})
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from pathlib import Path
 
 #: Which boot of which machine: what was written without fsync survives a killed process, but no other kernel's end.
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+#: What a file or link is called before it gets its name.
+TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
 def boot() -> str:

@@ -14,21 +14,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import time
 import uuid
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aim_runtime.cache.durable import link_atomically, sync_directory, write_atomically
 from aim_runtime.cache.errors import CacheError
-from aim_runtime.cache.uri import parse_uri
+from aim_runtime.cache.uri import checked_name, parse_uri, safe_path
 
 State = Literal["publishing", "complete", "damaged"]
 OWN = ".aim-cache"
+_VERSION = 1
+_YEAR_9999_S = 253402300799
 
 
 class CachedFile(BaseModel):
@@ -37,7 +40,7 @@ class CachedFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str
-    size: int
+    size: Annotated[int, Field(ge=0)]
     sha256: str
     validator: str = ""
 
@@ -56,10 +59,25 @@ class Entry(BaseModel):
     revision: str
     listed: str
     files: tuple[CachedFile, ...]
-    fetched_at: float
+    fetched_at: Annotated[float, Field(ge=0, le=_YEAR_9999_S)]
     state: State
     pinned: bool = False
     bad: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _stays_in_the_cache(self) -> Self:
+        """Whoever can write to the volume must not make ``prune`` or ``verify`` touch what is not below it."""
+        try:
+            checked_name(self.name)
+            for file in self.files:
+                safe_path(file.path, "files")
+        except CacheError as error:
+            raise ValueError(str(error)) from None
+        if self.key.partition("@")[0] != slug(self.name) or not self.key.partition("@")[2].isalnum():
+            raise ValueError(f"key: {self.key[:100]!r} is not one of {self.name}")
+        if not (self.source + self.revision).isprintable():
+            raise ValueError("source, revision: with control characters")
+        return self
 
     @property
     def size_bytes(self) -> int:
@@ -89,12 +107,29 @@ class Cache:
         return self.root / name
 
     def entries(self) -> list[Entry]:
-        """All of them, by name and age. Raises CacheError: one cannot be read."""
-        found = [entry for path in self._files() if (entry := _read(path)) is not None]
+        """All that can be read, by name and age: one that is broken takes no other model along. Raises OSError."""
+        found = [entry for path in self._files() if isinstance(entry := _read(path), Entry)]
         return sorted(found, key=lambda entry: (entry.name, entry.fetched_at))
 
+    def entry(self, key: str) -> Entry | None:
+        """As it is now; None: it is gone, or cannot be read."""
+        found = _read(self.own / "entries" / f"{key}.json")
+        return found if isinstance(found, Entry) else None
+
+    def unreadable(self) -> dict[str, str]:
+        """Key → what is wrong with its file and what to do; nothing removes such an entry or its content."""
+        return {path.stem: found for path in self._files() if isinstance(found := _read(path), str)}
+
+    def keys(self) -> set[str]:
+        """Of all entries, those that cannot be read, too."""
+        return {path.stem for path in self._files()}
+
     def _files(self) -> list[Path]:
-        return [path for path in (self.own / "entries").glob("*.json") if not path.name.startswith(".")]
+        try:
+            names = os.listdir(self.own / "entries")  # glob takes a directory that may not be read for an empty one
+        except FileNotFoundError:
+            return []
+        return [self.own / "entries" / name for name in names if name.endswith(".json") and not name.startswith(".")]
 
     def write(self, entry: Entry) -> None:
         """Durably. Raises OSError."""
@@ -147,13 +182,15 @@ class Cache:
     def publish(self, entry: Entry, files: Path) -> None:
         """Make ``files``, all verified, the content of ``entry``: it is whole before it has its name, at every moment.
 
-        A killed attempt is finished by :meth:`recover`. Raises OSError.
+        A killed attempt is finished by :meth:`recover`, which takes what is in place of an entry that is being
+        published for whole: what stood there before, damaged or left behind, goes first. Raises OSError.
         """
-        self.write(entry.model_copy(update={"state": "publishing"}))
         place = self.content(entry.key)
         place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists():  # the same content, damaged or left behind
+        if place.exists():
             self.discard(place)
+            sync_directory(place.parent)
+        self.write(entry.model_copy(update={"state": "publishing"}))
         files.rename(place)
         sync_directory(place.parent)
         self._finish(entry)
@@ -200,19 +237,32 @@ class Cache:
         """Raises CacheError: where the name's link is to stand, somebody else's directory does."""
         link = self.link(name)
         for parent in (*list(link.parents)[: name.count("/")], link):
-            if parent.is_symlink() if parent != link else (parent.exists() and not parent.is_symlink()):
+            ours = parent.is_symlink() if parent == link else (parent.is_dir() and not parent.is_symlink())
+            if os.path.lexists(parent) and not ours:
                 raise CacheError(f"{parent}: is here already and not this cache's: move it away, or give --name")
 
 
-def _read(path: Path) -> Entry | None:
+def _read(path: Path) -> Entry | str | None:
+    """None: pruned since it was listed. A text: what is wrong with it, and the remedy."""
     try:
-        return Entry.model_validate_json(path.read_bytes())
-    except FileNotFoundError:  # pruned since it was listed
+        text = path.read_bytes()
+        entry = Entry.model_validate_json(text)
+    except FileNotFoundError:
         return None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
-        raise CacheError(f"{path}: {where}: {first['msg']}: delete it and add the model again") from None
+        return f"{path}: cannot be read: {where}: {first['msg']}: {_remedy(text)}"
+    if entry.key != path.stem:
+        return f"{path}: cannot be read: key: {entry.key[:100]!r} is not the file's: {_remedy(text)}"
+    return entry
+
+
+def _remedy(text: bytes) -> str:
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        if json.loads(text)["version"] > _VERSION:
+            return "a newer version of aim-runtime wrote it: use that one, or another --cache"
+    return "add the model again, or delete the file"
 
 
 def _base(source: str) -> str:

@@ -90,24 +90,40 @@ class Lease:
     """A reader's hold on an entry, shared with other readers, until :meth:`release` or the process's end.
 
     Raises:
-        CacheError: there is no such file, or the file system has no locks.
+        CacheError: there is no such file and it cannot be made, or the file system has no locks.
         Busy: the entry is being removed.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a volume may be mounted to be read only
-        except OSError as error:
-            raise _cannot(path, error) from None
+        self._descriptor = _readable(path)
         try:
             if not _taken(self._descriptor, fcntl.LOCK_SH, path):
-                raise Busy(f"{path.stem}: is being removed by {_holder(self._descriptor)}")
+                raise Busy(f"{path.name}: is being removed by {_holder(self._descriptor)}")
+            if not _is_at(self._descriptor, path):  # what a prune has removed since it was opened holds nothing
+                raise Busy(f"{path.name}: was removed just now: ask again")
         except CacheError:
             os.close(self._descriptor)
             raise
 
     def release(self) -> None:
         os.close(self._descriptor)
+
+
+def _readable(path: Path) -> int:
+    """A descriptor: a volume may be mounted to be read only. One that somebody deleted is made anew if it is not."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise _cannot(path, error) from None
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
 
 
 @contextlib.contextmanager

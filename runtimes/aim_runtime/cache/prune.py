@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from aim_runtime.cache.durable import TEMPORARY
 from aim_runtime.cache.errors import Busy
 from aim_runtime.cache.index import OWN, Cache, Entry, now
 from aim_runtime.cache.locks import exclusive, unused
 
+_LONG_S = 60.0
 Why = Literal["age", "size", "abandoned", "left behind"]
 
 
@@ -77,8 +81,12 @@ def _removed(cache: Cache, entry: Entry, dry_run: bool) -> bool:
 
 def _remains(cache: Cache, max_age_s: float | None, dry_run: bool) -> Iterator[Pruned]:
     """Fetches that were given up; content without an entry; what was on its way off the disk."""
-    keys = {entry.key for entry in cache.entries()}
-    for path in [*_below(cache.own / "trash"), *(p for p in _below(cache.own / "content") if p.name not in keys)]:
+    keys = cache.keys()
+    if not dry_run:
+        _sweep_temporaries(cache)
+    for path in _below(cache.own / "trash"):  # nobody looks there: two who remove it harm nothing
+        yield _removed_tree(path, "left behind", dry_run)
+    for path in [path for path in _below(cache.own / "content") if path.name not in keys]:
         yield from _gone(cache, path, path.name.partition("@")[0], "left behind", dry_run)
     for path in _below(cache.own / "partial"):
         if max_age_s is not None and now() - _changed(path) > max_age_s:
@@ -93,10 +101,24 @@ def _gone(cache: Cache, path: Path, lock: str, why: Why, dry_run: bool) -> Itera
             and (cache.own / "entries" / f"{path.name}.json").exists()
         ):
             return  # published since
-        size = _size(path)
-        if not dry_run:
-            shutil.rmtree(path, ignore_errors=True)
-        yield Pruned(f"{OWN}/{path.parent.name}/{path.name}", size, why)
+        yield _removed_tree(path, why, dry_run)
+
+
+def _removed_tree(path: Path, why: Why, dry_run: bool) -> Pruned:
+    size = _size(path)
+    if not dry_run:
+        shutil.rmtree(path, ignore_errors=True)
+    return Pruned(f"{OWN}/{path.parent.name}/{path.name}", size, why)
+
+
+def _sweep_temporaries(cache: Cache) -> None:
+    """What processes that were killed while they wrote an index file or a link left: a minute is long for either."""
+    folders = {cache.root, cache.own, cache.own / "entries", *(cache.link(e.name).parent for e in cache.entries())}
+    for folder in folders | {path for path in _below(cache.root) if path.is_dir() and not path.is_symlink()}:
+        for path in folder.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                if TEMPORARY.fullmatch(path.name) and now() - path.lstat().st_mtime > _LONG_S:
+                    path.unlink()
 
 
 def _below(directory: Path) -> list[Path]:
@@ -104,11 +126,19 @@ def _below(directory: Path) -> list[Path]:
 
 
 def _changed(path: Path) -> float:
-    return max((each.stat().st_mtime for each in [path, *path.rglob("*")]), default=0.0)
+    return max((status.st_mtime for status in _all(path)), default=0.0)
 
 
 def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return sum(status.st_size for status in _all(path) if stat.S_ISREG(status.st_mode))
+
+
+def _all(path: Path) -> Iterator[os.stat_result]:
+    """Of ``path`` and all below it that is still there when it is looked at: others fetch and remove meanwhile."""
+    for folder, _, files in os.walk(path):
+        for each in (folder, *(os.path.join(folder, file) for file in files)):
+            with contextlib.suppress(FileNotFoundError):
+                yield os.lstat(each)
 
 
 def size_bytes(cache: Cache) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
+from unicodedata import normalize
 
 from aim_runtime.cache.errors import CacheError
 from aim_runtime.cache.source import RemoteFile
@@ -34,10 +35,26 @@ def select(
         raise CacheError(f"{whose}: no file is left to fetch; there is {shown}: change --include or --exclude")
     if len(left) > _MOST_FILES:
         raise CacheError(f"{whose}: {len(left)} files, more than {_MOST_FILES}: narrow it with --include")
-    paths = [file.path for file in left]
-    if len(set(paths)) != len(paths) or any(parent in set(paths) for path in paths for parent in _parents(path)):
-        raise CacheError(f"{whose}: lists a file twice, or a file that is also a directory")
+    _check_distinct([file.path for file in left], whose)
     return left
+
+
+def _check_distinct(paths: Sequence[str], whose: str) -> None:
+    """Each path is a place of its own, on volumes that tell neither case nor Unicode forms apart, too: there the second
+    file would be written over the first, and both had passed.
+    """
+    files, seen = set(paths), dict[str, str]()
+    folders = {parent for path in paths for parent in _parents(path)}
+    if len(files) != len(paths) or files & folders:
+        raise CacheError(f"{whose}: lists a file twice, or a file that is also a directory")
+    for path in files | folders:
+        other = seen.setdefault(normalize("NFC", normalize("NFC", path).casefold()), path)
+        if other != path:
+            first, second = sorted((other, path))
+            raise CacheError(
+                f"{whose}: {first!r} and {second!r} differ only in case or Unicode form, which some volumes take for "
+                "one: leave one out with --exclude"
+            )
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:
@@ -67,7 +84,8 @@ def needed(files: Sequence[RemoteFile], whose: str) -> list[RemoteFile]:
         weights = [file for file in weights if not file.path.startswith("consolidated")]  # Mistral's second copy
     if kind == "*.gguf":
         _one_gguf(weights, whose)
-    return weights + [file for file in top if _matches(file.path, BESIDES) and file not in weights]
+    taken = {file.path for file in weights}
+    return weights + [file for file in top if _matches(file.path, BESIDES) and file.path not in taken]
 
 
 def _one_gguf(weights: Sequence[RemoteFile], whose: str) -> None:

@@ -48,9 +48,9 @@ def parse_uri(given: str) -> ModelUri:
         CacheError: no such scheme, or nothing of that form.
     """
     if not given or any(ord(char) < 32 or ord(char) == 127 for char in given):
-        raise CacheError(f"source {given!r}: empty, or with control characters; give {_ways()}")
+        raise CacheError(f"source {_shown(given)!r}: empty, or with control characters; give {_ways()}")
     if not _is_text(given):
-        raise CacheError(f"source {given!r}: not UTF-8; give {_ways()}")
+        raise CacheError(f"source {_shown(given)!r}: not UTF-8; give {_ways()}")
     found = _SCHEME.match(given)
     if found is None:
         return _file(given, given)
@@ -71,7 +71,7 @@ def _ways() -> str:
 
 def _shown(given: str) -> str:
     """Without what may be secret: a query, or a user and a password."""
-    return re.sub(r"//[^/@]*@", "//…@", given.partition("?")[0])[:200]
+    return re.sub(r"//[^/]*@", "//…@", given.partition("?")[0])[:200]
 
 
 def _is_text(given: str) -> bool:

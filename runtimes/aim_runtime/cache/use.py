@@ -38,7 +38,10 @@ def cached(root: Path, wanted: str) -> Path:
     if entry is None:
         damaged = any(known.state == "damaged" and known.source == uri.text for known in cache.entries())
         why = "damaged" if damaged else "not"
-        raise CacheError(f"{uri.text} is {why} in the cache {root}: aim-runtime cache add {uri.text} --cache {root}")
+        broken = "".join(f" ({said})" for said in list(cache.unreadable().values())[:1])
+        raise CacheError(
+            f"{uri.text} is {why} in the cache {root}: aim-runtime cache add {uri.text} --cache {root}{broken}"
+        )
     return cache.content(entry.key)
 
 

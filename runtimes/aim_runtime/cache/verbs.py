@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     given = _parser().parse_args(argv)
     before = signal.signal(signal.SIGTERM, _ended)  # as Ctrl-C: the locks are let go, what has been fetched stays
     try:
-        code = int(given.verb(Cache(given.cache), given))
+        code = int(given.verb(_cache(given), given))
         sys.stdout.flush()
         return code
     except CacheError as error:
@@ -56,6 +56,23 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
+def _cache(given: argparse.Namespace) -> Cache:
+    """Says of entries that nobody can read. Raises CacheError: it is no directory, or not there where it should be."""
+    root: Path = given.cache
+    if root.exists() and not root.is_dir():
+        raise CacheError(f"{root}: is no directory: give --cache the directory of the cache")
+    if not root.is_dir() and given.verb not in (_add, _prefetch):
+        raise CacheError(f"{root}: no such directory: give --cache the directory of the cache")
+    cache = Cache(root)
+    for said in cache.unreadable().values():
+        sys.stderr.write(f"{_printable(said)}\n")
+    return cache
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def _ended(signal_number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
@@ -65,8 +82,7 @@ def _say(line: str) -> None:
 
 
 def _refused(reason: str) -> int:
-    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in reason)
-    sys.stderr.write(f"error: {line}\n")
+    sys.stderr.write(f"error: {_printable(reason)}\n")
     return 1
 
 
@@ -75,10 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     def verb(name: str, does: Callable[[Cache, argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=text, description=text)
+        made = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
         made.set_defaults(verb=does)
         default = Path(os.environ.get("AIM_CACHE_PATH") or AIM_CACHE)
-        made.add_argument("--cache", type=Path, default=default, metavar="DIR", help=f"the volume (default: {default})")
+        made.add_argument(
+            "--cache", type=_directory, default=default, metavar="DIR", help=f"the volume (default: {default})"
+        )
         made.add_argument("-o", "--output", choices=("text", "json"), default="text")
         return made
 
@@ -124,6 +142,12 @@ def _fetching(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds for another process to be done (default: 3600)",
     )
+
+
+def _directory(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("'': give the directory of the cache")
+    return Path(text)
 
 
 def _whole(text: str) -> int:
@@ -257,7 +281,7 @@ def _verify(cache: Cache, given: argparse.Namespace) -> int:
                 _say(f"  {path}: {wrong}")
             if each.bad:
                 _say(f"  no server finds it now: aim-runtime cache add {each.entry.source} --cache {cache.root}")
-    return 1 if any(each.bad for each in found) else 0
+    return 1 if any(each.bad for each in found) or (not given.models and cache.unreadable()) else 0
 
 
 def _named(entries: Iterable[Entry], names: Sequence[str]) -> list[Entry]:

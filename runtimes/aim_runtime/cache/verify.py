@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aim_runtime.cache.add import Watching
-from aim_runtime.cache.errors import CacheError
+from aim_runtime.cache.errors import Busy
 from aim_runtime.cache.index import Cache, CachedFile, Entry
 from aim_runtime.cache.locks import Lease, exclusive
 
@@ -35,17 +35,19 @@ def verify(
 ) -> list[Verified]:
     """Look at each. A damaged one is not found by any server from now on; one that is whole again is.
 
-    quick: sizes only. Raises CacheError, OSError: the index cannot be written to.
+    quick: sizes only. Raises CacheError, OSError: leases or the index cannot be written to.
     """
     watching = watching or Watching()
     found = []
     with ThreadPoolExecutor(at_once, thread_name_prefix="verify") as pool:
         for entry in entries:
-            watching.begins(entry.name, entry.size_bytes)
+            if entry.state == "publishing" or cache.entry(entry.key) is None:  # being fetched, or pruned since
+                continue
             try:
                 lease = Lease(cache.lease(entry.key))
-            except CacheError:  # being pruned
+            except Busy:  # being pruned
                 continue
+            watching.begins(entry.name, entry.size_bytes)
             try:
                 place = cache.content(entry.key)
                 seen = pool.map(lambda file, place=place: _wrong(place, file, quick, watching), entry.files)
@@ -53,7 +55,8 @@ def verify(
             finally:
                 lease.release()
                 watching.ends()
-            found.append(Verified(_recorded(cache, entry, bad, wait_s, quick=quick), bad))
+            if (now := _recorded(cache, entry, bad, wait_s, quick=quick)) is not None:
+                found.append(Verified(now, bad))
     return found
 
 
@@ -77,14 +80,19 @@ def _wrong(place: Path, file: CachedFile, quick: bool, watching: Watching) -> st
     return "" if digest.hexdigest() == file.sha256 else f"sha256 is {digest.hexdigest()}, not {file.sha256}"
 
 
-def _recorded(cache: Cache, entry: Entry, bad: dict[str, str], wait_s: float, *, quick: bool) -> Entry:
-    """A look at sizes finds damage, it does not clear what a look at all bytes found."""
+def _recorded(cache: Cache, entry: Entry, bad: dict[str, str], wait_s: float, *, quick: bool) -> Entry | None:
+    """A look at sizes finds damage, it does not clear what a look at all bytes found. None: meanwhile it was pruned, or
+    fetched anew: what was seen is not true of what is here now.
+    """
     whole_again = entry.state == "damaged" and not bad and not quick
     if not bad and not whole_again:
         return entry
     with exclusive(cache.lock(entry.name), wait_s):
+        known = cache.entry(entry.key)
+        if known is None or known.model_copy(update={"pinned": entry.pinned}) != entry:
+            return None
         update = {"state": "complete" if whole_again else "damaged", "bad": tuple(sorted(bad))}
-        entry = entry.model_copy(update=update)
+        entry = known.model_copy(update=update)
         cache.write(entry)
         if bad:
             cache.unlink(entry)
