@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ports import free_ports
 
@@ -14,6 +15,9 @@ EMBEDDED_MODEL = ROOT / ".models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 # llama.cpp and OpenMP spin when cores are shared: one thread each, or tests are flaky by a factor of fifty.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# On a busy machine the time of a property test says nothing, nor does that of drawing its values.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")
