@@ -244,7 +244,7 @@ class InTurn:
                 self._rates.give_back(self._model, level.qos_class, level.tenant, charged)
                 raise
         except Rejected as rejected:
-            self._meters.rejected(level.qos_class, rejected.reason)
+            self._meters.rejected(level.qos_class, rejected.reason, level.ttft_slo_s)
             raise refused(rejected) from None
         return _Visit(place, level, charged, size_bytes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -11,12 +12,15 @@ from aim_runtime.engines.base import Json
 
 #: Fields whose text the engine computes.
 _TEXTS = ("messages", "prompt", "input", "instructions", "tools", "functions", "query", "documents", "text_1", "text_2")
+#: Fields of a part of a message that may hold an image or a sound, as a ``data:`` URL.
+_MEDIA = frozenset({"url", "image_url", "audio_url", "video_url", "data", "file_data"})
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 #: Of a text, before one of this model has been seen: English in vocabularies of 50,000 tokens and more.
 BYTES_PER_TOKEN = 4.0
 ANSWER_TOKENS = 256.0  # before one has been seen
 _WEIGHT = 0.1  # of the last request in the average
 _LOOKED_AT_MOST = 20_000
+_DIGITS = 20  # of a number that is given as a text
 _LEAST_BYTES = 64  # shorter prompts are mostly the chat template's own tokens
 
 
@@ -61,10 +65,9 @@ def text_bytes(body: Json) -> tuple[int, int]:
         value = left.pop()
         seen += 1
         if isinstance(value, str):
-            if not value.startswith("data:"):  # an image or a sound: counted when the engine has
-                size += len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+            size += len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
         elif isinstance(value, dict):
-            left.extend(value.values())
+            left.extend(value.values() if _MEDIA.isdisjoint(value) else _texts_of(value))
         elif isinstance(value, list):
             if value and type(value[0]) is int:
                 tokens += len(value)
@@ -76,22 +79,45 @@ def text_bytes(body: Json) -> tuple[int, int]:
     return size, tokens
 
 
+def _texts_of(part: Json) -> Iterator[Any]:
+    """What an image or a sound has is counted when the engine has counted it."""
+    for name, value in part.items():
+        if not (name in _MEDIA and isinstance(value, str) and value.startswith("data:")):
+            yield value
+
+
 def max_tokens(body: Json) -> int | None:
     """The most that one answer may have; None: up to the model's limit. What is no number the engine refuses."""
-    given = [body[name] for name in _LIMITS if isinstance(body.get(name), int)]
+    given = [number for name in _LIMITS if name in body and (number := _whole(body[name])) is not None]
     return max(1, min(given)) if given else None
 
 
+def _whole(value: Any) -> int | None:
+    """As pydantic reads it by its defaults, which the request models of some engines have: ``"128"`` and 128.0 are 128.
+    None: no whole number."""
+    if type(value) is int:
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str) and len(value) <= _DIGITS:
+        with suppress(ValueError):
+            return int(value)
+    return None
+
+
 def choices(body: Json) -> int:
-    """Answers computed side by side: ``n`` or ``best_of`` for each prompt of a list."""
+    """Answers computed side by side: ``n`` or ``best_of`` for each prompt of a list, each conversation of a batch."""
     each = 1
     for name in ("n", "best_of"):
-        value = body.get(name)
-        if isinstance(value, int):
-            each = max(each, value)
-    return each * _prompts(body.get("prompt"))
+        if name in body:
+            each = max(each, _whole(body[name]) or 1)
+    return each * _prompts(body.get("prompt")) * _conversations(body.get("messages"))
 
 
 def _prompts(prompt: Any) -> int:
     """A list of numbers is one prompt, as tokens."""
     return len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)) else 1
+
+
+def _conversations(messages: Any) -> int:
+    return len(messages) if isinstance(messages, list) and messages and isinstance(messages[0], list) else 1

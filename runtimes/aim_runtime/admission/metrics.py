@@ -77,7 +77,7 @@ class Families(Collector):
                 family.remove_by_labels({"model_name": model})
 
     def describe(self) -> Iterator[Metric]:
-        for name, text in (_WAITING, _RUNNING, _ATTAINMENT, _BURN, _THROTTLED, _CALIBRATION):
+        for name, text in (_WAITING, _RUNNING, _SLOTS, _KV_TOKENS, _ATTAINMENT, _BURN, _THROTTLED, _CALIBRATION):
             yield GaugeMetricFamily(name, text)
         yield CounterMetricFamily(*_REPLAYS)
 
@@ -88,6 +88,9 @@ class Families(Collector):
             return
         yield _gauge(_WAITING, ("model_name", "class", "tenant"), _waiting(queues))
         yield _gauge(_RUNNING, ("model_name", "class"), _running(queues))
+        ledgers = [(model, queue.scheduler.ledger) for model, queue in queues]
+        yield _gauge(_SLOTS, ("model_name",), _sums(((model,), each.slots_used) for model, each in ledgers))
+        yield _gauge(_KV_TOKENS, ("model_name",), _sums(((model,), each.kv_used) for model, each in ledgers))
         for name, of in ((_ATTAINMENT, Slo.attainment), (_BURN, Slo.burn)):
             yield _gauge(name, ("model_name", "class", "window"), dict(_windows(slos, of)))
         yield _gauge(_THROTTLED, ("model_name", "class"), dict(_throttled(slos)))
@@ -100,6 +103,8 @@ class Families(Collector):
 
 _WAITING = ("aim_qos_waiting", "Requests that wait for their turn")
 _RUNNING = ("aim_qos_running", "Requests that have had their turn and have not ended")
+_SLOTS = ("aim_qos_slots", "Answers that requests which have had their turn take of the engine's slots; without any, 0")
+_KV_TOKENS = ("aim_qos_kv_tokens", "KV tokens set aside for requests that have had their turn; without any, 0")
 _ATTAINMENT = ("aim_slo_attainment_ratio", "Share of requests that kept the promise to their class, over a window")
 _BURN = ("aim_slo_burn_rate", "How many times faster than it may a class uses up its error budget, over a window")
 _THROTTLED = ("aim_qos_throttled", "1 while a class is held back because one above burns its error budget")
@@ -213,9 +218,13 @@ class ClassMeters:
     def unwatch(self, queue: Queue) -> None:
         self._families.discard(self._model, queue)
 
-    def rejected(self, qos_class: QosClass, reason: Reason) -> None:
+    def rejected(self, qos_class: QosClass, reason: Reason, wanted_s: float | None) -> None:
+        """wanted_s: its deadline. One that is tighter than the class's was not promised: a caller could burn the budget
+        of all by it, and have others held back."""
         self._families.rejected.labels(self._model, qos_class, reason).inc()
-        if reason in _BROKEN_PROMISES:
+        promised_s = self._slo.promised_s(qos_class)
+        kept = reason == "deadline" and wanted_s is not None and promised_s is not None and wanted_s < promised_s
+        if reason in _BROKEN_PROMISES and not kept:
             self._slo.observe(qos_class, None, ok=False)
 
     def left(self, place: Place, outcome: Outcome) -> None:
@@ -223,7 +232,7 @@ class ClassMeters:
         ticket = place.ticket
         qos_class = ticket.ask.qos_class
         if ticket.rejected is not None:
-            self.rejected(qos_class, ticket.rejected.reason)
+            self.rejected(qos_class, ticket.rejected.reason, ticket.ask.ttft_slo_s)
         elif outcome == "failed":
             self._slo.observe(qos_class, None, ok=False)
         elif ticket.first_token_s is not None:

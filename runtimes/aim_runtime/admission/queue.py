@@ -171,19 +171,23 @@ class Queue:
     def decide(self) -> None:
         """Give every turn there is, and refuse whom none can be given in time any more."""
         if self._is_away():
+            self._tell_dropped()
             self._wait_for_engine()
             return
         if self._waiting:
             self._catch_up()
         for ticket in self.scheduler.ready():
             self._wake(self._places[ticket])
+        self._tell_dropped()
+        if self._waiting:
+            self._make_way()
+            self._arm()
+
+    def _tell_dropped(self) -> None:
         for ticket in self.scheduler.expired():
             place = self._places.get(ticket)
             if place is not None and ticket.rejected is not None:
                 self._wake(place, too_late(ticket.rejected))
-        if self._waiting:
-            self._make_way()
-            self._arm()
 
     @staticmethod
     def _wake(place: Place, refusal: ServingError | None = None) -> None:

@@ -24,6 +24,7 @@ from .ttft import Ttft
 _GOLDEN = 0.6180339887498949
 #: Of what it says, how much later at most a client is told to come back.
 _JITTER = 0.25
+_LONGEST_S = 480.0
 #: Entries of the heap that may be of requests gone before it is built anew.
 _SLACK = 64
 #: For so long one refusal stands for those that ask for no less.
@@ -46,9 +47,9 @@ class _Refused(NamedTuple):
 
 
 def retry_after(seconds: float, ticket: Ticket) -> float:
-    """Whole seconds after which to come back, 1 or more; up to a quarter later, so that those refused together do not
-    come back together. The same ticket, the same answer."""
-    return float(ceil(max(1.0, seconds) * (1 + _JITTER * (ticket.number * _GOLDEN % 1.0))))
+    """Whole seconds after which to come back, 1 to 600: by then all may be otherwise. Up to a quarter later, so that
+    those refused together do not come back together. The same ticket, the same answer."""
+    return float(ceil(min(_LONGEST_S, max(1.0, seconds)) * (1 + _JITTER * (ticket.number * _GOLDEN % 1.0))))
 
 
 class Deadlines:

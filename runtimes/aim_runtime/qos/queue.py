@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from aim_kserve.identity.caller import QosClass
 
@@ -76,6 +76,17 @@ class Queue:
     def oldest(self, level: QosClass) -> Ticket | None:
         """The one that has waited longest there."""
         return next(iter(self._oldest[level].values()), None)
+
+    def crowding(self, ask: Ask, weight: Callable[[str], float]) -> Ticket | None:
+        """The latest request of the tenant that waits in that class with most, by weight, if it has more there than the
+        asking one would. Linear in those that wait: only where a queue is full."""
+        shares = {tenant: n / weight(tenant) for (name, tenant), n in self.counts.items() if name == ask.qos_class}
+        own = (self.counts[ask.qos_class, ask.tenant] + 1) / weight(ask.tenant)
+        most = max(shares, key=shares.__getitem__, default=ask.tenant)
+        if shares.get(most, 0.0) <= own:
+            return None
+        standing = (ticket for name in ("low", "medium", "high") for ticket in reversed(self._oldest[name].values()))
+        return next(each for each in standing if (each.ask.qos_class, each.ask.tenant) == (ask.qos_class, most))
 
     def ahead_of(self, ask: Ask, levels: Collection[QosClass]) -> tuple[int, int]:
         """Prompt tokens and answers that are dispatched before it, of those that wait there."""

@@ -87,8 +87,10 @@ class Scheduler:
             raise Rejected(
                 "throttled", f"class {ask.qos_class} is not served while high is late", retry_after(60, ticket)
             )
-        self._refuse_if_full(ticket)
+        crowding = self._refuse_if_full(ticket)
         self._deadlines.admit(ticket, self._before(ask))
+        if crowding is not None:
+            self._drop(crowding, self._full(crowding))
         self._wait(ticket)
         return ticket
 
@@ -118,8 +120,8 @@ class Scheduler:
         return dispatched
 
     def expired(self) -> list[Ticket]:
-        """Those that were dropped since it was last asked, because their deadline cannot be kept any more:
-        ``Ticket.rejected`` says why."""
+        """Those that were dropped since it was last asked, because their deadline cannot be kept any more, or their
+        place went to another tenant: ``Ticket.rejected`` says why."""
         dropped, self._expired = self._expired, []
         return dropped
 
@@ -310,15 +312,30 @@ class Scheduler:
             running = [ticket for ticket in running if CLASSES.index(ticket.served_as) <= rank]
         return Before(waiting, running, self._ledger.may_use(ask.qos_class))
 
-    def _refuse_if_full(self, ticket: Ticket) -> None:
+    def _refuse_if_full(self, ticket: Ticket) -> Ticket | None:
+        """Whose place it takes: the latest of the tenant that waits there with most, so that one who floods a class
+        keeps nobody else out of it. None: there is a free one.
+
+        Raises:
+            Rejected: ``queue_full``, and no other tenant has more there than its own.
+        """
         name = ticket.ask.qos_class
-        waiting = self._queue.count_of[name]
-        if waiting < self._policy.of(name).max_waiting or (not len(self._queue) and self._ledger.fits(ticket, name)):
-            return
+        if self._queue.count_of[name] < self._policy.of(name).max_waiting:
+            return None
+        if not len(self._queue) and self._ledger.fits(ticket, name):
+            return None
+        crowding = self._queue.crowding(ticket.ask, self._policy.weight)
+        if crowding is None:
+            raise self._full(ticket)
+        return crowding
+
+    def _full(self, ticket: Ticket) -> Rejected:
+        name = ticket.ask.qos_class
         oldest = self._queue.oldest(name) or ticket
-        waited_s = ticket.arrived_s - oldest.arrived_s
-        raise Rejected(
-            "queue_full", f"{waiting} requests of class {name} wait already", retry_after(waited_s / 2, ticket)
+        return Rejected(
+            "queue_full",
+            f"{self._queue.count_of[name]} requests of class {name} wait already",
+            retry_after((self._clock() - oldest.arrived_s) / 2, ticket),
         )
 
 

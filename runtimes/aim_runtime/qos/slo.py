@@ -65,6 +65,11 @@ class Slo:
         self._rings = {each: {window: _Ring(*size) for window, size in WINDOWS.items()} for each in self._promised}
         self._throttling = False
 
+    def promised_s(self, qos_class: QosClass) -> float | None:
+        """Within which a first token of that class is promised; None: it is not."""
+        slo = self._promised.get(qos_class)
+        return None if slo is None else slo.ttft_ms / 1e3
+
     def observe(self, qos_class: QosClass, ttft_s: float | None, ok: bool) -> None:
         """A request of that class has ended.
 
