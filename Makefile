@@ -23,6 +23,7 @@ CPU ?=
 SOAK_REQUESTS ?= 10000
 SOAK_KILLS ?= 50
 SOAK_ROUNDS ?= 7
+SOAK_STORM ?= 2000
 
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
@@ -82,9 +83,10 @@ bench-isolation: $(BIN)/.dev $(MODEL) ## a model's CPU per token and wall time a
 hardware: $(BIN)/.dev $(MODEL) ## a GPU node's report to send back: modes, kernel files, self-check, evidence, isolation (CPU=1: without a GPU)
 	$(BIN)/python -m aim_runtime.measure.node_report --output $(REPORT_DIR) --model_dir $(MODEL_DIR) $(if $(CPU),--cpu) $(HARDWARE_ARGS)
 
-soak: $(BIN)/.dev $(MODEL) ## SOAK_REQUESTS=10000 requests, 64 at once, while the engine is killed three times (the test asks 500); SOAK_KILLS=50 of a fetch (5); SOAK_ROUNDS=7 of three times the load that can be served
+soak: $(BIN)/.dev $(MODEL) ## SOAK_REQUESTS=10000 requests, 64 at once, while the engine is killed three times (the test asks 500); SOAK_KILLS=50 of a fetch (5); SOAK_ROUNDS=7 of three times the load that can be served; SOAK_STORM=2000 requests whose clients leave (240)
 	SOAK_REQUESTS=$(SOAK_REQUESTS) $(BIN)/python -m pytest -q -s tests/runtime/test_soak.py $(PYTEST_ARGS)
 	SOAK_KILLS=$(SOAK_KILLS) $(BIN)/python -m pytest -q -s tests/runtime/test_cache_kill.py -k random_bytes $(PYTEST_ARGS)
+	SOAK_STORM=$(SOAK_STORM) $(BIN)/python -m pytest -q -s tests/runtime/test_qos_storm.py $(PYTEST_ARGS)
 	$(BIN)/python bench/qos_soak.py --rounds $(SOAK_ROUNDS)
 
 vllm: $(VLLM_BIN)/.installed $(HF_MODEL) ## the vLLM lane on CPU (3.3 GB): a second environment and the model as safetensors
