@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +19,40 @@ def cpu_s(pid: int) -> float:
 
 
 def load(
-    pid: int, port: int, body: Mapping[str, Any], tokens: int, *, concurrency: int, count: int
+    pid: int,
+    port: int,
+    body: Mapping[str, Any],
+    tokens: int,
+    *,
+    concurrency: int,
+    count: int,
+    heads: Sequence[str] = ("",),
 ) -> tuple[list[float], float, float]:
     """Ask ``count`` times for a chat of ``tokens`` tokens: seconds of each request (sorted), of all, and of the
-    server's CPU."""
+    server's CPU. ``heads``: further header lines, of one request after another."""
     cpu_before, started = cpu_s(pid), time.perf_counter()
-    times = asyncio.run(_ask_all(port, body, tokens, concurrency, count))
+    times = asyncio.run(_ask_all(port, _requests(body, heads), bool(body.get("stream")), tokens, concurrency, count))
     return sorted(times), time.perf_counter() - started, cpu_s(pid) - cpu_before
 
 
-async def _ask_all(port: int, body: Mapping[str, Any], tokens: int, concurrency: int, count: int) -> list[float]:
+def _requests(body: Mapping[str, Any], heads: Sequence[str]) -> list[bytes]:
     payload = orjson.dumps(body)
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-    request = f"{head}content-length: {len(payload)}\r\n\r\n".encode() + payload
-    left = iter(range(count))
+    return [f"{head}{more}content-length: {len(payload)}\r\n\r\n".encode() + payload for more in heads]
+
+
+async def _ask_all(
+    port: int, requests: Sequence[bytes], stream: bool, tokens: int, concurrency: int, count: int
+) -> list[float]:
+    left = zip(range(count), cycle(requests), strict=False)
     times: list[float] = []
 
     async def client() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**22)
-        for _ in left:
+        for _, request in left:
             started = time.perf_counter()
             writer.write(request)
-            await (_streamed(reader, tokens) if body.get("stream") else _whole(reader))
+            await (_streamed(reader, tokens) if stream else _whole(reader))
             times.append(time.perf_counter() - started)
         writer.close()
         await writer.wait_closed()
