@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -104,7 +105,15 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
         ("", r":1: a key file is a mapping"),
         ("version: &a 1\nkeys: *a", r":2: not valid YAML \(an alias"),
         ("[" * 100_000, r":1: not valid YAML \(more than 6 levels"),
-        ("version: 2027-13-45", r": not valid YAML \(month"),
+        ("version: 2027-13-45", r":1: not valid YAML \(no timestamp"),
+        (f"version: 1\nkeys:\n{ENTRY}, note: !!timestamp soon}}", r":3: not valid YAML \(no timestamp"),
+        (f"version: 1\nkeys:\n{ENTRY}, note: !!int ''}}", r":3: not valid YAML \(no int"),
+        (f"version: 1\nkeys:\n{ENTRY}, note: !!bool maybe}}", r":3: not valid YAML \(no bool"),
+        (f"version: 1\nkeys:\n{ENTRY}, ? [a] : b}}", r":3: not valid YAML \(the name of a field"),
+        (f"version: 1\nkeys:\n{ENTRY}, not_before: 20270131}}", r":3: .*not_before: .*got 20270131.*with its zone"),
+        (f"version: 1\nkeys:\n{ENTRY}, not_before: '20270131'}}", r":3: .*not_before: .*got '20270131'"),
+        (f"version: 1\nkeys:\n{ENTRY}, expires: '0001-01-01T00:00:00+14:00'}}", r":3: .*expires: .*year"),
+        (f"version: 1\nkeys:\n{ENTRY}, expires: 9999-12-31T23:59:59-10:00}}", r":3: .*expires: .*year"),
         (
             f"version: 1\nkeys:\n{ENTRY}, not_before: 2027-01-01T00:00:00Z, expires: 2026-01-01T00:00:00Z}}",
             r":3: keys\[0\] \('ci'\): expires is not after not_before",
@@ -120,13 +129,60 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, text: str, told: str) -
     assert str(refused.value).startswith(str(file))
 
 
-def test_a_key_in_the_place_of_its_hash_is_not_repeated(tmp_path: Path) -> None:
+PLACES = [
+    ("id", "{}"),
+    ("hash", "{}"),
+    ("tenant", "{}"),
+    ("tenant", "'a {}'"),
+    ("class", "{}"),
+    ("scopes", "[{}]"),
+    ("models", "['a {}']"),
+    ("expires", "{}"),
+    ("note", "!!int {}"),
+    ("note", "[{}, {}]"),
+    ("{}", "1"),
+    ("'{}{}'", "1"),
+    ("{}", "1\n  {}: 1"),
+    ("note", "'{}"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), PLACES)
+@pytest.mark.parametrize("key_id", ["ci", "a" * 40])
+def test_a_key_in_the_wrong_place_is_not_repeated(tmp_path: Path, field: str, value: str, key_id: str) -> None:
+    """Not even a part of it: what is told is cut after it has been looked through."""
     file = tmp_path / "keys.yaml"
-    text, _ = key_file.new_key("ci", tenant="t")
-    file.write_text(f"version: 1\nkeys:\n{ENTRY}}}".replace(HASH, text))
-    with pytest.raises(StartupError, match="sha256: and 64") as refused:
+    text, _ = key_file.new_key(key_id, tenant="t")
+    fields = {"id": "ci", "hash": HASH, "tenant": "t", "scopes": "[infer]"} | {field: value}
+    lines = "\n  ".join(f"{name}: {said}" for name, said in fields.items())
+    file.write_text(f"version: 1\nkeys:\n- {lines}\n".replace("{}", text))
+    with pytest.raises(StartupError) as refused:
         key_file.read(file)
-    assert text not in str(refused.value)
+    secret = text.rpartition("_")[2]
+    assert not [at for at in range(57) if secret[at : at + 8] in str(refused.value)]
+
+
+@pytest.mark.parametrize("field", ["tenant", "models"])
+def test_a_key_is_no_name(field: str) -> None:
+    """A tenant stands in every line of the access log."""
+    text, _ = key_file.new_key("ci", tenant="t")
+    names = {"tenant": text} if field == "tenant" else {"tenant": "t", "models": [text]}
+    with pytest.raises(StartupError, match=f"{field}: .*a key or token"):
+        key_file.new_key("ci", **names)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "keys.yaml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    with pytest.raises(StartupError, match="give a readable key file"):
+        key_file.read(path)
 
 
 @pytest.mark.parametrize("wrong", [b"\xff\xfe", b"#" * (key_file.MAX_FILE_BYTES + 1)], ids=["not UTF-8", "too large"])

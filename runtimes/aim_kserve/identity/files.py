@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
 import tempfile
 import threading
 from collections.abc import Callable
@@ -25,12 +27,22 @@ def signature(path: Path) -> Signature | None:
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """The file. Raises OSError where it cannot be read, ValueError where it is larger."""
-    with path.open("rb") as file:
+    """The file. Raises OSError where it cannot be read or is a pipe or device, for which a reader would wait,
+    ValueError where it is larger."""
+    with open(path, "rb", opener=_at_once) as file:
         raw = file.read(max_bytes + 1)
     if len(raw) > max_bytes:
         raise ValueError(f"larger than {max_bytes} bytes")
     return raw
+
+
+def _at_once(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "a folder" if stat.S_ISDIR(mode) else "a pipe or device", path)
+    return descriptor
 
 
 def write_whole(path: Path, data: bytes) -> None:

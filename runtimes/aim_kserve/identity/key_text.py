@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from yaml.composer import Composer
 
 from aim_kserve.errors import StartupError
+from aim_kserve.redacted import redacted
 
 MAX_DEPTH = 6  # a key file's own is 4
 
@@ -20,7 +21,7 @@ def parse(text: str, origin: str, model: type[T], told: Callable[[Any], str]) ->
     """``text`` as a ``model``; ``told`` says in a line what one of pydantic's errors is.
 
     Raises:
-        StartupError: no YAML, or not of that form: file, line, which key, what is wrong.
+        StartupError: no YAML, or not of that form: file, line, which key, what is wrong; never a credential.
     """
     try:
         loader = _Loader(text)
@@ -28,8 +29,6 @@ def parse(text: str, origin: str, model: type[T], told: Callable[[Any], str]) ->
         data = _built(loader, root) if root is not None else None
     except yaml.YAMLError as error:
         raise StartupError(_syntax(error, origin)) from None
-    except ValueError as error:  # YAML's own constructors: 2027-13-45 is no date
-        raise StartupError(f"{origin}: not valid YAML ({_line(error)}): fix the syntax") from None
     if not isinstance(data, dict):
         raise StartupError(f"{origin}:1: a key file is a mapping: version: 1 and keys: a list")
     try:
@@ -68,14 +67,30 @@ def _built(loader: Any, node: yaml.Node) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_built(loader, child) for child in node.value]
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node)
+        return _scalar(loader, node)
     built: dict[str, Any] = {}
     for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="the name of a field is a text", problem_mark=key.start_mark)
         name = str(key.value)
         if name in built:
-            raise yaml.MarkedYAMLError(problem=f"{name!r:.80} is given twice", problem_mark=key.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"{shown(name, 80)} is given twice", problem_mark=key.start_mark)
         built[name] = _built(loader, value)
     return built
+
+
+def _scalar(loader: Any, node: yaml.Node) -> Any:
+    """PyYAML's constructors raise what they happen to meet: 2027-13-45 is no date, nor is ``!!timestamp soon``."""
+    try:
+        return loader.construct_object(node)
+    except (ValueError, LookupError, AttributeError, ArithmeticError):
+        kind = node.tag.rpartition(":")[2]
+        raise yaml.MarkedYAMLError(problem=f"no {kind} is written so", problem_mark=node.start_mark) from None
+
+
+def shown(value: object, most: int) -> str:
+    """At most ``most`` characters of a value as Python writes it, without a credential, nor a part of one."""
+    return redacted(repr(value))[:most]
 
 
 def _syntax(error: yaml.YAMLError, origin: str) -> str:
@@ -85,7 +100,7 @@ def _syntax(error: yaml.YAMLError, origin: str) -> str:
 
 
 def _line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
+    return redacted(" ".join(str(error).split()))[:200]
 
 
 def _place(root: yaml.Node, loc: tuple[int | str, ...], origin: str) -> str:
@@ -106,4 +121,4 @@ def _place(root: yaml.Node, loc: tuple[int | str, ...], origin: str) -> str:
 def _id(node: yaml.Node) -> str:
     pairs = node.value if isinstance(node, yaml.MappingNode) else []
     found = next((value.value for key, value in pairs if key.value == "id" and isinstance(value.value, str)), None)
-    return f" ({found!r:.70})" if found else ""
+    return f" ({shown(found, 70)})" if found else ""

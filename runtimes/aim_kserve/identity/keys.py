@@ -11,21 +11,33 @@ import fcntl
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from aim_kserve.errors import StartupError
 from aim_kserve.identity.caller import Caller, QosClass, Scope
 from aim_kserve.identity.files import read_bounded, write_whole
 from aim_kserve.identity.identifiers import RESERVED
-from aim_kserve.identity.key_text import parse
+from aim_kserve.identity.key_text import parse, shown
+from aim_kserve.redacted import redacted
 
 PREFIX = "aim_"
 SECRET_BYTES = 32
@@ -33,7 +45,33 @@ SECRET_BYTES = 32
 MAX_FILE_BYTES = 1024 * 1024
 WORLD = 0o007
 
-Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$")]
+
+
+def _no_secret(value: str) -> str:
+    if redacted(value) != value:
+        raise ValueError("it is a key or token, which logs would tell: give a name")
+    return value
+
+
+def _written_out(value: object) -> object:
+    """Pydantic takes a number for seconds since 1970: ``not_before: 20270131`` would be long past."""
+    if isinstance(value, str) and not _TIME.match(value):
+        raise ValueError("is no time")
+    if not isinstance(value, str | datetime):
+        raise ValueError("is no time of a day" if isinstance(value, date) else "is no time")
+    return value
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("its year in UTC is not 1 to 9999") from None
+
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d")
+Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[!-~]+$"), AfterValidator(_no_secret)]
+Time = Annotated[AwareDatetime, BeforeValidator(_written_out), AfterValidator(_in_utc)]
 
 
 class ApiKey(BaseModel):
@@ -51,8 +89,8 @@ class ApiKey(BaseModel):
     qos_class: QosClass | None = Field(None, alias="class")
     scopes: tuple[Scope, ...] = Field(min_length=1)
     models: tuple[Name, ...] | None = Field(None, min_length=1)
-    not_before: AwareDatetime | None = None
-    expires: AwareDatetime | None = None
+    not_before: Time | None = None
+    expires: Time | None = None
     note: str | None = Field(None, max_length=1000)
 
     @field_validator("id")
@@ -278,9 +316,10 @@ def _told(item: object) -> str:
     name = next((part for part in reversed(within) if isinstance(part, str)), "")
     if item["type"] == "extra_forbidden":
         known = "version, keys" if len(loc) == 1 else _FIELDS
-        return f"{name}: unknown field; known: {known}"
+        return f"{redacted(name)}: unknown field; known: {known}"
     if item["type"] == "missing":
         return f"{name}: missing: add it"
     remedy = f": {_REMEDIES[name]}" if name in _REMEDIES else ""
-    shown = "" if name in ("hash", "keys", "") or isinstance(item["input"], dict) else f" (got {item['input']!r:.80})"
-    return f"{name}: {message}{shown}{remedy}".removeprefix(": ")
+    is_told = name not in ("hash", "keys", "") and not isinstance(item["input"], dict)
+    got = f" (got {shown(item['input'], 80)})" if is_told else ""
+    return f"{name}: {message}{got}{remedy}".removeprefix(": ")
