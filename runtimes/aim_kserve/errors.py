@@ -175,6 +175,9 @@ class UpstreamFailed(Unavailable):
 class StartupError(Exception):
     """The process cannot serve: one line that says what is wrong and where. Ends it with exit 1."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
+
 
 class ShutdownError(Exception):
     """A part of the process does not end: one line that says which. The process ends without it, with exit 1."""

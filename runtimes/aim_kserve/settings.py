@@ -16,12 +16,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from aim_kserve.identity_settings import IdentitySettings
+from aim_kserve.redacted import redacted
 
 ENV_PREFIX = "AIM_"
 ANNOTATION_PREFIX = "aim.amd.com/"
@@ -62,6 +63,16 @@ S = TypeVar("S", bound="ServerSettings")
 
 class SettingsError(Exception):
     """A setting is wrong. The message is one line a setting: source, name, value and what is allowed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells no credential that was given for something else."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))
 
 
 class ServerSettings(IdentitySettings):
@@ -223,7 +234,7 @@ def variables_of(name: str, field: FieldInfo) -> tuple[str, ...]:
 
 
 def _read_flags(cls: type[S], argv: Sequence[str], prog: str, description: str) -> dict[str, str]:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         usage="%(prog)s [--SETTING VALUE ...]",  # all of them would be a page
         description=description,

@@ -21,6 +21,8 @@ from rich.table import Table
 from aim_kserve.errors import StartupError
 from aim_kserve.identity import keys
 from aim_kserve.identity.caller import QosClass, Scope
+from aim_kserve.log import printable
+from aim_kserve.settings import Parser
 
 #: A key that ends within this time is marked.
 SOON = timedelta(days=14)
@@ -116,10 +118,10 @@ def _table(held: Sequence[keys.ApiKey], now: datetime, *, hashes: bool) -> Table
     for name in names:
         shown.add_column(name, overflow="fold")
     for key in held:
-        expires = f"{key.expires.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}" if key.expires else "never"
+        expires = f"{key.expires:%Y-%m-%dT%H:%M:%SZ}" if key.expires else "never"
         models = "all" if key.models is None else ",".join(key.models)
         row = (key.id, key.tenant, key.qos_class or "-", ",".join(key.scopes), models, expires, state(key, now))
-        shown.add_row(*row, key.note or "", *((key.hash,) if hashes else ()))
+        shown.add_row(*row, printable(key.note or ""), *((key.hash,) if hashes else ()))
     return shown
 
 
@@ -128,9 +130,7 @@ def _say(line: str) -> None:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="aim-runtime keys", description=__doc__.partition("\n\n")[0], allow_abbrev=False
-    )
+    parser = Parser(prog="aim-runtime keys", description=__doc__.partition("\n\n")[0], allow_abbrev=False)
     verbs = parser.add_subparsers(required=True, metavar="new|list|revoke")
     new = _verb(verbs, "new", _new, "make a key; prints it once")
     new.add_argument("--tenant", required=True, help="who pays: fairness and limits are by tenant")

@@ -8,14 +8,16 @@ from urllib.parse import quote
 
 import jwt
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aim_kserve.access import access_line, open_log
-from aim_kserve.errors import NotFound
+from aim_kserve.errors import NotFound, StartupError
 from aim_kserve.identity.keys import new_key
 from aim_kserve.log import OneLine
 from aim_kserve.redacted import redacted
+from aim_kserve.settings import ServerSettings, SettingsError
 
 KEY = new_key("team-a", tenant="a")[0]
 SECRET = KEY.rpartition("_")[2]
@@ -55,3 +57,20 @@ def test_the_access_log_errors_and_the_process_log() -> None:
         logger.exception("GET /%s failed", KEY)
     assert SECRET not in out.getvalue()
     assert out.getvalue().count("aim_team-a_***") >= 2
+
+
+@pytest.mark.parametrize("arguments", [["--api_keys", "{}"], ["{}"], ["--{}", "1"], ["--http_port", "{}"]])
+def test_a_process_that_does_not_start_tells_none(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    given = [argument.replace("{}", KEY) for argument in arguments]
+    with pytest.raises((SettingsError, SystemExit, StartupError)) as refused:
+        raise StartupError(f"{ServerSettings.load(given, {}, prog='test', description='').api_keys} cannot be read")
+    told = f"{refused.value} {capsys.readouterr().err}"
+    assert "team-a" in told
+    assert SECRET not in told
+
+
+def test_nor_the_password_of_an_address() -> None:
+    given = ["--jwt_issuer", "i", "--jwt_audience", "a", "--jwt_jwks", "https://user:passw0rd@issuer.example/jwks"]
+    with pytest.raises(SettingsError, match=r"without a user.*://\*\*\*@issuer") as refused:
+        ServerSettings.load(given, {}, prog="test", description="")
+    assert "passw0rd" not in str(refused.value)

@@ -16,6 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aim_kserve.errors import StartupError
 from aim_kserve.identity import keys
 from aim_runtime.keys import expiry, fresh_id, main, state
 
@@ -197,3 +198,45 @@ def test_what_is_written_is_yaml_that_people_read(file: Path) -> None:
     (row,) = yaml.safe_load(file.read_text())["keys"]
     assert row["id"] == "a-1"
     assert keys.read(file).keys[0].expires == datetime(2099, 1, 30, 22, tzinfo=UTC)
+
+
+def test_a_key_given_for_another_value_is_not_repeated(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert new(file, "--id", "ci", "--tenant", "t") == 0
+    text = capsys.readouterr().out.strip()
+    for flags in (
+        ["revoke", "--file", str(file), text],
+        ["revoke", "--file", text, "ci"],
+        ["list", "--file", text],
+        ["new", "--file", str(file), "--tenant", text],
+        ["new", "--file", str(file), "--tenant", "t", "--id", text],
+        ["new", "--file", str(file), "--tenant", "t", "--scopes", text],
+        ["new", "--file", str(file), "--tenant", "t", "--expires", text],
+        ["list", "--file", str(file), text],
+    ):
+        try:
+            assert main(flags) == 1
+        except SystemExit as ended:
+            assert ended.code == 2
+        told = capsys.readouterr()
+        assert "aim_ci_***" in told.err
+        assert text.rpartition("_")[2] not in told.err + told.out
+
+
+def test_a_note_commands_no_terminal(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert new(file, "--id", "ci", "--tenant", "t", "--note", "\x1b[31mred\nci2  t2") == 0
+    capsys.readouterr()
+    assert main(["list", "--file", str(file)]) == 0
+    (_, line) = capsys.readouterr().out.splitlines()
+    assert line.rstrip().endswith("\\x1b[31mred\\nci2  t2")
+
+
+def test_times_are_told_in_utc(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert new(file, "--id", "ci", "--tenant", "t") == 0
+    text = capsys.readouterr().out.strip()
+    with file.open("a") as more:
+        more.write("  expires: 2026-01-01T01:00:00+02:00\n")
+    assert main(["list", "--file", str(file)]) == 0
+    assert "2025-12-31T23:00:00Z" in capsys.readouterr().out
+    with pytest.raises(StartupError, match="2025-12-31T23:00:00Z"):
+        keys.check_usable(file, keys.read(file))
+    assert keys.read(file).keys[0].is_for(text)

@@ -46,7 +46,6 @@ MAX_FILE_BYTES = 1024 * 1024
 WORLD = 0o007
 
 
-
 def _no_secret(value: str) -> str:
     if redacted(value) != value:
         raise ValueError("it is a key or token, which logs would tell: give a name")
