@@ -50,6 +50,20 @@ async def test_only_what_was_verified_is_recalled(verifier: verify.Verifier, hea
     assert headers[1][1] not in repr(vars(verifier)).encode()
 
 
+@pytest.mark.parametrize("name", [b"authorization", b"x-api-key", b"api-key"])
+async def test_it_is_recalled_where_it_counts_only(verifier: verify.Verifier, headers: Headers, name: bytes) -> None:
+    """``Bearer`` is not part of an ``x-api-key``, nor left out of an ``authorization``: asked twice, answered alike."""
+    bearer = headers[1][1]
+    given = bearer if name == b"authorization" else bearer.removeprefix(b"Bearer ")
+    await verifier.admit([(name, given)], INFER, open_log([]))
+    assert verifier.recall([(name, given)], INFER, open_log([]))
+    for other in (b"authorization", b"x-api-key", b"api-key"):
+        if (other == b"authorization") != (name == b"authorization"):
+            assert verifier.recall([(other, given)], INFER, open_log([])) is None
+            with pytest.raises(Unauthorized):
+                await verifier.admit([(other, given)], INFER, open_log([]))
+
+
 async def test_it_is_recalled_for_its_scopes_only(verifier: verify.Verifier, headers: Headers) -> None:
     await verifier.admit(headers, INFER, open_log([]))
     assert verifier.recall(headers, frozenset({"infer", "admin"}), open_log([])) is None

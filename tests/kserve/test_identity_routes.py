@@ -23,7 +23,12 @@ OTHERWISE_OPEN += ["/v2/models/../repository/models/m/ready/../load"]
 OTHERWISE_ADMIN = ["/v1//load_lora_adapter", "/V1/Load_LoRA_adapter", "/v1/load%5flora_adapter"]
 OTHERWISE_ADMIN += ["/v1/x/../load_lora_adapter", "/v1/load_lora_adapter/", "/v1/%256coad_lora_adapter"]
 OTHERWISE_ADMIN += ["/v2/models/../repository/models/m/load", "/v1/load_lora_adapter;x", "/v1\\load_lora_adapter"]
-OTHERWISE_ADMIN += ["/openai//v1/./unload_lora_adapter"]
+OTHERWISE_ADMIN += ["/openai//v1/./unload_lora_adapter", "/v1/load_lora_adapter\0", "/v1/load_lora_adapter%00.json"]
+OTHERWISE_ADMIN += [
+    "/v1/load_lora_adapter?x",
+    "/v1/load_lora_adapter%23x",
+    "/v1/" + "%" + "25" * 9 + "6coad_lora_adapter",
+]
 
 
 @pytest.mark.parametrize("path", HEALTH)

@@ -216,7 +216,7 @@ def test_a_key_given_for_another_value_is_not_repeated(file: Path, capsys: pytes
         try:
             assert main(flags) == 1
         except SystemExit as ended:
-            assert ended.code == 2
+            assert ended.code == 2  # noqa: PT017
         told = capsys.readouterr()
         assert "aim_ci_***" in told.err
         assert text.rpartition("_")[2] not in told.err + told.out

@@ -50,6 +50,7 @@ _GRPC: Final[dict[str, Scope | None]] = {
     "RepositoryModelLoad": "admin",
     "RepositoryModelUnload": "admin",
 }
+_END = re.compile(r"[?#\0]")
 _SERVICE = "/inference.GRPCInferenceService/"
 _CACHED_CHARACTERS = 256  # of a path: longer ones are looked up each time
 MAX_CHARACTERS = 4096  # longer ones are no route's, and are not looked through: they need all there is
@@ -75,6 +76,8 @@ def _needed(method: str, path: str) -> frozenset[Scope]:
     if len(path) > MAX_CHARACTERS:
         return frozenset(get_args(Scope))
     plain = lenient(path)
+    if unquote(plain) != plain:  # and on: nobody quotes so often
+        return frozenset(get_args(Scope))
     written = _scope(method, path)
     read = written if plain == path else _scope(method, plain)
     return frozenset(scope for scope in (written, read) if scope is not None)
@@ -91,12 +94,13 @@ def _scope(method: str, path: str) -> Scope | None:
 
 def lenient(path: str) -> str:
     """The path as the most lenient server reads it: percent signs taken out again and again, ``\\`` for ``/``, case,
-    empty segments, ``.``, ``..`` and parameters (``;``) ignored."""
+    empty segments, ``.``, ``..``, parameters (``;``) and what follows a ``?``, ``#`` or NUL ignored."""
     for _ in range(5):
         decoded = unquote(path)
         if decoded == path:
             break
         path = decoded
+    path = _END.split(path, maxsplit=1)[0]
     segments: list[str] = []
     for part in path.replace("\\", "/").lower().split("/"):
         segment = part.partition(";")[0].strip()

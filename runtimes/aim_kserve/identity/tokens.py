@@ -51,7 +51,7 @@ class Tokens:
             Unauthorized: it is not valid here; says why, never the token.
         """
         claims = self._claims(token, self._keys())
-        return Verified(caller_of(claims, self._settings), float(claims["exp"]) + self._settings.jwt_leeway_s)
+        return Verified(caller_of(claims, self._settings), claims["exp"] + self._settings.jwt_leeway_s)
 
     def _claims(self, token: str, keys: KeySet) -> dict[str, Any]:
         try:
@@ -76,7 +76,7 @@ class Tokens:
             raise exceptions.InvalidAlgorithmError
         if key is None:
             raise UnknownKey
-        return jwt.decode(
+        claims = jwt.decode(
             token,
             key,
             algorithms=[algorithm],
@@ -85,6 +85,8 @@ class Tokens:
             leeway=self._settings.jwt_leeway_s,
             options=cast(Any, self._required),
         )
+        claims["exp"] = float(claims["exp"])  # JSON has integers that are too large for one
+        return claims
 
 
 def caller_of(claims: dict[str, Any], settings: IdentitySettings) -> Caller:

@@ -74,15 +74,15 @@ class Verifier:
     ) -> Caller | None:
         """Who asks, where that has been verified before, nothing has changed since, and they may; counted. None: ask
         :meth:`admit`. A few microseconds, a third of what that takes; of a token's signature, a thirtieth."""
-        given = None
+        given = where = None
         for name, value in headers:
             if name in _HEADERS:
                 if given is not None:
                     return None
-                given = value
-        if given is None:
+                where, given = name, value
+        if given is None or where is None:
             return None
-        recent = self._recent.get(_name(given))
+        recent = self._recent.get(_digest(where, given))
         if recent is None or recent.generation is not self._generation or time.time() >= recent.until:
             return None
         caller = recent.caller
@@ -101,7 +101,7 @@ class Verifier:
         """
         name, generation = UNKNOWN, self._generation
         try:
-            text, given = credential(headers)
+            text, digest = credential(headers)
             caller, until = await self._verified(text)
             name = JWT if caller.credential_id.startswith(f"{JWT}:") else caller.credential_id
             log.fields["key"], log.fields["tenant"] = caller.credential_id, caller.tenant
@@ -118,7 +118,7 @@ class Verifier:
         COUNTS.add(counted)
         if len(self._recent) >= MAX_RECENT:
             self._recent.clear()
-        self._recent[_name(given)] = _Recent(caller, until, generation, counted)
+        self._recent[digest] = _Recent(caller, until, generation, counted)
         return caller
 
     async def _verified(self, text: str) -> Verified:
@@ -150,18 +150,19 @@ class _Recent:
     counted: tuple[str, str]
 
 
-def _name(given: bytes) -> bytes:
-    """What a header is remembered by. BLAKE2 is CPython's own: to OpenSSL's SHA-256 it takes longer to get."""
-    return blake2b(given, digest_size=32).digest()
+def _digest(name: bytes, value: bytes) -> bytes:
+    """What a header is remembered by: ``Bearer …`` means something in ``authorization`` only, and no value has a NUL.
+    BLAKE2 is CPython's own: to OpenSSL's SHA-256 it takes longer to get."""
+    return blake2b(value if name == b"authorization" else b"\0" + value, digest_size=32).digest()
 
 
 def credential(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, bytes]:
-    """The key or token of a request, and the header as it came; names of headers in lower case.
+    """The key or token of a request, and the digest of its header; names of headers in lower case.
 
     Raises:
         Unauthorized: there is none, or two that differ, or one too long.
     """
-    found, given = "", b""
+    found, digest = "", b""
     for name, value in headers:
         if name not in _HEADERS:
             continue
@@ -171,12 +172,12 @@ def credential(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, bytes]:
                 "two credentials that differ: send one, as authorization: Bearer or x-api-key", code="two_credentials"
             )
         if text and not found:
-            found, given = text, value
+            found, digest = text, _digest(name, value)
     if not found:
         raise Unauthorized(
             "a credential is missing: send authorization: Bearer and an API key or token", code="missing_credential"
         )
-    return found, given
+    return found, digest
 
 
 def _text(name: bytes, value: bytes) -> str:
