@@ -147,6 +147,39 @@ def test_a_model_given_twice_is_the_one_that_was_looked_at(
     assert b"secret" not in predictor.last["body"]
 
 
+SECRET = orjson.dumps({"model": "secret", "messages": [{"role": "user", "content": "hi"}]})
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/audio/transcriptions"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        SECRET.decode().encode("utf-16"),
+        b"\xef\xbb\xbf" + SECRET,
+        b'--b\r\ncontent-disposition: form-data; name="model"\r\n\r\nsecret\r\n--b--\r\n',
+        b"model=secret",
+        b"[" + SECRET + b"]",
+        SECRET + b" ",
+        b'{"model": "m", "model": "secret"}',
+        b'{"model": ["secret"]}',
+    ],
+    ids=["UTF-16", "with a mark", "form", "query", "list", "JSON", "twice", "a list of names"],
+)
+@pytest.mark.parametrize("length", ["0", "2", "whole"])
+def test_no_body_hides_the_model_it_is_for(
+    closed: Served, predictor: FakePredictor, texts: dict[str, str], path: str, body: bytes, length: str
+) -> None:
+    """A server that reads bytes as it likes gets none that we cannot read, whatever the headers say they are."""
+    before = len(predictor.seen)
+    binary = {"inference-header-content-length": str(len(body)) if length == "whole" else length}
+    for kind in ("application/json", "application/octet-stream", "multipart/form-data; boundary=b"):
+        answer = HTTP.post(
+            closed.url + path, content=body, headers={**bearer(texts["own"]), **binary, "content-type": kind}
+        )
+        assert answer.status_code in (400, 403, 415), answer.text
+    assert len(predictor.seen) == before
+
+
 def test_the_list_shows_what_may_be_used(closed: Served, texts: dict[str, str]) -> None:
     shown = {
         name: [card["id"] for card in HTTP.get(f"{closed.url}/v1/models", headers=bearer(texts[name])).json()["data"]]

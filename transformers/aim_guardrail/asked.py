@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import orjson
-
-from aim_kserve.errors import NotFound
+from aim_kserve.errors import BadRequest, NotFound
+from aim_kserve.http import parse_object
 from aim_kserve.identity import current_caller
 from aim_kserve.identity.permission import check_use, may_use
 from aim_kserve.identity.routes import lenient
@@ -36,21 +35,31 @@ def check_asked(path: str, body: bytes, own: str) -> None:
 
     Raises:
         Forbidden: whoever asks may not use the model that is meant.
+        BadRequest: the body is to name it, and is none that every server reads alike.
         NotFound: the path is spelt so that two servers may read two.
     """
     if lenient(path) != path.lower():
         raise NotFound(f"no such route: {path}: write it without needless slashes, dots and percent signs")
+    check_use(_in_path(path) or _in_body(body) or own)
+
+
+def names_model(path: str) -> bool:
+    """Whether a path says which model is meant, whatever the body says."""
+    return _in_path(path) is not None
+
+
+def _in_path(path: str) -> str | None:
     named = _NAMED.fullmatch(path)
-    check_use(named["name"] if named else _in_body(body) or own)
+    return named["name"] if named else None
 
 
 def _in_body(body: bytes) -> str | None:
-    try:
-        said = orjson.loads(body)
-    except orjson.JSONDecodeError:
+    if not body:
         return None
-    name = said.get("model") if isinstance(said, dict) else None
-    return name if isinstance(name, str) else None
+    name = parse_object(body).get("model")
+    if not (name is None or isinstance(name, str)):
+        raise BadRequest("model: must be a string", param="model")
+    return name
 
 
 def usable_only(listed: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from aim_guardrail.asked import check_asked, is_restricted, usable_only
+from aim_guardrail.asked import check_asked, is_restricted, names_model, usable_only
 from aim_guardrail.exact_json import exact
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.openai_stream import StreamScreen
@@ -187,7 +187,8 @@ class _Exchange:
     def _permitted(self, body: bytes) -> bytes:
         """``body`` as the predictor gets it, in which whoever asks may use the model that is meant."""
         checked = self._screening.guard.watches("prompt")
-        if body and not checked and not header(self._scope["headers"], JSON_LENGTH):
+        is_binary = header(self._scope["headers"], JSON_LENGTH) and names_model(self._scope["path"])
+        if body and not checked and not is_binary:
             body = orjson.dumps(exact(parse_object(body), body))  # of two "model" the predictor sees the one we do
         check_asked(self._scope["path"], body, self._model.name)
         return body
