@@ -10,16 +10,17 @@ from typing import Any
 
 import grpc
 import httpx
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aim_guardrail.credentials import RECHECK_S, Credentials, OwnKey, read_key
+from aim_guardrail.credentials import RECHECK_S, Credentials, Hidden, OwnKey, read_key
 from aim_guardrail.settings import GuardrailSettings
 from aim_kserve.kserve import pb, pb_grpc
 from aim_kserve.settings import SettingsError
 from fake_predictor import FakePredictor
-from guarded import ask, eventually, guardrail
+from guarded import ask, eventually, guardrail, orders
 from served import Served
 
 CLIENTS = {"authorization": "Bearer client-secret", "x-api-key": "client-secret", "api-key": "client-secret"}
@@ -173,6 +174,28 @@ def test_a_new_key_is_taken_up_and_a_broken_file_changes_nothing(
     assert "secret" not in told
 
 
+@pytest.mark.parametrize("status", [200, 401])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])  # checked, and as it comes
+@pytest.mark.parametrize("chunks", [None, 1, 5])
+def test_a_predictor_that_repeats_our_key_tells_it_no_client(
+    with_own_key: Served, status: int, path: str, chunks: int | None
+) -> None:
+    body = f'{{"error": "no such key: {OWN}", "{OWN}": "own{OWN}"}}'
+    told = {"content-type": "application/json", "www-authenticate": f"Bearer {OWN}", "x-given": OWN}
+    headers = orders(status=status, body=body, headers=told, chunks=chunks)
+    answer = HTTP.post(with_own_key.url + path, json=ask("hi"), headers=headers)
+    assert answer.status_code == status
+    hidden = "*" * len(OWN)
+    assert answer.text == body.replace(OWN, hidden) or answer.json() == orjson.loads(body.replace(OWN, hidden))
+    assert (answer.headers["x-given"], answer.headers["www-authenticate"]) == (hidden, f"Bearer {hidden}")
+
+
+def test_nor_over_grpc(with_own_key: Served) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        infer_by_grpc(with_own_key, list(orders(code="UNAUTHENTICATED", message=f"no such key: {OWN}").items()))
+    assert refused.value.details() == f"no such key: {'*' * len(OWN)}"
+
+
 # --- the parts ------------------------------------------------------------------------------------------------------
 
 TOKEN = st.text("abcdefghijklmnopqrstuvwxyz-_", min_size=1, max_size=20).map(str.encode)
@@ -193,6 +216,35 @@ def test_a_client_without_a_credential_gets_not_ours(tmp_path: Path) -> None:
     ours = [(b"authorization", f"Bearer {OWN}".encode())]
     assert Credentials("forward", own).own() == Credentials("strip", own).own() == ours
     assert Credentials("strip", own).sent(ours) == ours  # once
+
+
+@given(
+    st.lists(st.binary(max_size=8).map(lambda raw: bytes(b"ab "[byte % 3] for byte in raw))),
+    st.sampled_from([b"a", b"ab", b"aab", b"abab"]),
+)
+def test_what_is_hidden_is_so_however_it_is_cut(pieces: list[bytes], key: bytes) -> None:
+    hiding = Hidden(key)
+    shown = [*map(hiding.more, pieces), hiding.rest()]
+    assert b"".join(shown) == b"".join(pieces).replace(key, b"*" * len(key))
+    for number in range(len(pieces)):  # no more is held back than may become one
+        assert len(b"".join(shown[: number + 1])) > len(b"".join(pieces[: number + 1])) - len(key)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "key"
+    file.write_text(OWN)
+    now = 0.0
+    own = OwnKey(file, lambda: now)
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero")
+    now += RECHECK_S
+    assert own.key == OWN.encode()
+    with pytest.raises(ValueError, match="give a readable file"):
+        read_key(file)
 
 
 def test_a_file_is_looked_at_once_a_second(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

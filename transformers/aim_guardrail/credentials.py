@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
+from aim_kserve.identity.files import read_bounded
+
 logger = logging.getLogger("aim.server")
 
 Mode = Literal["forward", "strip"]
@@ -47,6 +49,44 @@ class Credentials:
         """The header of what the transformer asks itself; none where it has no key. Never of a client's request that is
         forwarded: one without a credential would get ours."""
         return [] if self._own is None else [(b"authorization", b"Bearer " + self._own.key)]
+
+    def hidden(self) -> Hidden:
+        """What keeps the key that :meth:`sent` sends now out of an answer."""
+        return Hidden(self._own.key if self._own is not None and self._mode == "strip" else b"")
+
+
+class Hidden:
+    """Bytes in which a key is stars, as many: a predictor that repeats what it got tells no client our key.
+
+    In pieces: :meth:`more` gives back what is certain, :meth:`rest` what is left at the end.
+    """
+
+    __slots__ = ("_held", "_key", "_stars")
+
+    def __init__(self, key: bytes) -> None:
+        self._key, self._stars, self._held = key, b"*" * len(key), b""
+
+    def all(self, data: bytes) -> bytes:
+        return data.replace(self._key, self._stars) if self._key else data
+
+    def more(self, data: bytes) -> bytes:
+        if not self._key:
+            return data
+        data = self.all(self._held + data)
+        cut = self._begun(data)
+        self._held = data[cut:]
+        return data[:cut]
+
+    def rest(self) -> bytes:
+        held, self._held = self._held, b""
+        return held
+
+    def _begun(self, data: bytes) -> int:
+        """Where the key may have begun at the end of ``data``; its length where not."""
+        at = data.find(self._key[:1], max(0, len(data) - len(self._key) + 1))
+        while at >= 0 and not self._key.startswith(data[at:]):
+            at = data.find(self._key[:1], at + 1)
+        return at if at >= 0 else len(data)
 
 
 class OwnKey:
@@ -100,10 +140,11 @@ def read_key(file: Path) -> bytes:
         ValueError: it holds none; never with what it holds.
     """
     try:
-        with file.open("rb") as opened:
-            key = opened.read(_MOST_BYTES + 1).strip()
+        key = read_bounded(file, _MOST_BYTES).strip()
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror}): give a readable file that holds the key alone") from error
-    if len(key) > _MOST_BYTES or not _KEY.fullmatch(key):
+    except ValueError:
+        key = b""  # too large
+    if not _KEY.fullmatch(key):
         raise ValueError("does not hold one key: give a file of one word, visible ASCII, at most 16 KiB")
     return key

@@ -16,7 +16,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
-from aim_guardrail.credentials import Credentials
+from aim_guardrail.credentials import Credentials, Hidden
 from aim_guardrail.metrics import Metrics
 from aim_kserve.errors import ServingError, Unavailable, UpstreamFailed
 from aim_kserve.http import header
@@ -103,12 +103,12 @@ class Upstream:
             Unavailable: no connection (503), or it broke before an answer began.
             UpstreamTimeout: connected, but no answer began in time (504).
         """
-        headers = self._credentials.sent(headers)
+        headers, hidden = self._credentials.sent(headers), self._credentials.hidden()
         connecting, stale = self._retries, 1
         while True:
             self._metrics.connection_taken(1)
             try:
-                return Answer(await self._request(method, target, headers, body), self._metrics)
+                return Answer(await self._request(method, target, headers, body), self._metrics, hidden)
             except BaseException as error:
                 self._metrics.connection_taken(-1)
                 if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError) and connecting:
@@ -162,13 +162,14 @@ class Answer:
         headers: names in lower case, those of the connection and its framing left out.
     """
 
-    __slots__ = ("_metrics", "_response", "headers", "status")
+    __slots__ = ("_hidden", "_metrics", "_response", "headers", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse, metrics: Metrics) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, metrics: Metrics, hidden: Hidden) -> None:
         self._response = response
         self._metrics = metrics
+        self._hidden = hidden
         self.status = response.status
-        self.headers = brought_back(response.raw_headers)
+        self.headers = [(name, hidden.all(value)) for name, value in brought_back(response.raw_headers)]
 
     def header(self, name: bytes) -> bytes:
         """The first header of that name, or nothing."""
@@ -187,7 +188,7 @@ class Answer:
             UpstreamTimeout: it fell silent.
         """
         try:
-            return await self._response.read()
+            return self._hidden.all(await self._response.read())
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise self._explain(error) from error
 
@@ -195,7 +196,10 @@ class Answer:
         """The body as it arrives. Raises as :meth:`read`."""
         try:
             async for chunk in self._response.content.iter_any():
-                yield chunk
+                if shown := self._hidden.more(chunk):
+                    yield shown
+            if rest := self._hidden.rest():
+                yield rest
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise self._explain(error) from error
 

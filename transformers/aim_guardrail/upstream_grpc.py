@@ -80,4 +80,5 @@ class GrpcUpstream:
             return await method(message, metadata=metadata, timeout=self._timeout_s)
         except aio.AioRpcError as error:
             status = _STATUS_BY_CODE.get(error.code().name, 500)
-            raise PredictorSaid(error.details() or error.code().name, status=status) from error
+            said = self._credentials.hidden().all((error.details() or error.code().name).encode())
+            raise PredictorSaid(said.decode(errors="replace"), status=status) from error
