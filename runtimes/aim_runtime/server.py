@@ -81,7 +81,7 @@ def run_several(settings: RuntimeSettings, file: Path) -> int:
             admit=where_free(assignments, lambda: models.devices(), planned=settings.placement is not None),
             audit=telemetry.audit,
             gate=telemetry.gate,
-            in_turn=put_in_turn(settings),
+            in_turn=put_in_turn(settings, own),
             eviction=settings.eviction,
             strict_fields=settings.strict_fields,
         )
@@ -153,15 +153,16 @@ def serve(settings: RuntimeSettings, engine: Engine, launch: Launch | None = Non
         return serve_models(settings, models)
 
 
-def put_in_turn(settings: RuntimeSettings) -> PutInTurn | None:
-    """What puts engines behind queues, where the settings ask for service levels.
+def put_in_turn(settings: RuntimeSettings, own: Sequence[RuntimeSettings] = ()) -> PutInTurn | None:
+    """What puts engines behind queues, where the settings, or one of several models' own, ask for service levels.
 
     Raises:
         QosPolicyError: the policy cannot be used.
     """
-    if not settings.takes_turns:
+    if not any(each.takes_turns for each in (settings, *own)):
         return None
-    from aim_runtime.admission.create import ServiceLevels, policy_of
+    from aim_runtime.admission.create import ServiceLevels
+    from aim_runtime.qos.policy import policy_of
 
     levels = ServiceLevels(policy_of(settings.qos_policy))
 

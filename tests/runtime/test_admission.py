@@ -350,6 +350,29 @@ def test_the_dry_run_tells_the_policy(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "service levels:" in capsys.readouterr().out
 
 
+def test_the_dry_run_tells_what_each_model_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Promises of a file of models turn service levels on, as the flag does."""
+    node, models, model = tmp_path / "node.yaml", tmp_path / "models.yaml", write_model(tmp_path / "llama")
+    node.write_text(export_node(emulate("MI300X", cards=2)))
+    entries = f"- {{name: a, path: {model}, priority: high, latency_slo_ms: 300}}\n- {{name: b, path: {model}}}\n"
+    models.write_text(f"version: 1\nmodels:\n{entries}")
+    flags = ["--dry_run", "--node", str(node), "-o", "json", "--models", str(models)]
+
+    def promised(*more: str) -> list[Any]:
+        code = dry_run(RuntimeSettings.load([*flags, *more], {}, prog="p", description=""))
+        told = json.loads(capsys.readouterr().out)
+        if code:
+            return [told["refused"]["problem"]]
+        classes = [each["qos_policy"]["classes"] for each in told]
+        return [{name: each["slo"] and each["slo"]["ttft_ms"] for name, each in own.items()} for own in classes]
+
+    nothing = {"high": None, "medium": None, "low": None}
+    assert promised() == [nothing | {"high": 300}, nothing]
+    assert promised("--latency_slo_ms", "900") == [nothing | {"high": 300}, nothing | {"high": 900, "medium": 900}]
+    (why,) = promised("--qos", "false")
+    assert "models.yaml:3: models[0].latency_slo_ms: --latency_slo_ms needs --qos: leave one of both out" in why
+
+
 # --- with identity ----------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from aim_kserve.identity import Caller, set_caller
 from aim_runtime.admission.create import ServiceLevels
 from aim_runtime.admission.engine import InTurn
 from aim_runtime.admission.estimate import Estimate, choices, max_tokens, text_bytes
-from aim_runtime.admission.levels import Levels, of_model
+from aim_runtime.admission.levels import Levels
 from aim_runtime.engines.base import Json, Operation, RequestContext, Stream, TakesAdapters
 from aim_runtime.qos.policy import QosPolicy
 from aim_runtime.replicas.engine import Replica, Replicas
@@ -81,7 +81,7 @@ SLOS = QosPolicy.parse("version: 1\nclasses: {high: {slo: {ttft_ms: 400}}, low: 
 
 def test_a_models_own_promise_holds_for_its_class_and_those_above() -> None:
     def promised(own: Any, ms: float | None) -> list[float | None]:
-        levels = Levels(of_model(SLOS, own, ms), "high")
+        levels = Levels(SLOS.of_model(own, ms), "high")
         return [levels.of({}, {"x-qos-priority": name}).ttft_slo_s for name in ("high", "medium", "low")]
 
     assert promised("medium", None) == [0.4, None, 9]

@@ -149,7 +149,7 @@ async def test_after_a_storm_nothing_is_taken(tmp_path: Any) -> None:
         for kills in (KILLS, 0):
             await asyncio.to_thread(server.wait_ready)
             storm = await blow(server, REQUESTS // 2, kills)
-            assert storm.wrong == []
+            assert storm.wrong == [], server.stderr()[-4000:]
             for _ in range(200):
                 if not any((now := taken(server)).values()):
                     break

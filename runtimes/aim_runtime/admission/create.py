@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from aim_kserve.identity import QosClass
 from aim_runtime.admission.engine import InTurn
 from aim_runtime.admission.estimate import Estimate
-from aim_runtime.admission.levels import Levels, of_model
+from aim_runtime.admission.levels import Levels
 from aim_runtime.admission.metrics import ClassMeters
 from aim_runtime.engines.base import Engine
 from aim_runtime.qos.buckets import Buckets
@@ -20,15 +19,6 @@ from aim_runtime.qos.lengths import Lengths
 from aim_runtime.qos.policy import QosPolicy
 from aim_runtime.qos.scheduler import Scheduler
 from aim_runtime.qos.slo import Slo
-
-
-def policy_of(file: Path | None) -> QosPolicy:
-    """What ``--qos_policy`` says, or what holds without it.
-
-    Raises:
-        QosPolicyError: the file cannot be used: its line, the key and the remedy.
-    """
-    return QosPolicy.default() if file is None else QosPolicy.read(file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +58,7 @@ class ServiceLevels:
             own: the class of requests whose caller has none.
             latency_slo_ms: within which that class is promised its first token, whatever the policy says.
         """
-        policy = of_model(self._policy, own, latency_slo_ms)
+        policy = self._policy.of_model(own, latency_slo_ms)
         known = self._models.get(model)
         if known is None:
             known = self._models[model] = _Known(Estimate(), Lengths(), Slo(policy, self._clock))

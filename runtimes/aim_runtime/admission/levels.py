@@ -10,7 +10,7 @@ from aim_kserve.errors import BadRequest
 from aim_kserve.identity import QosClass, current_caller
 from aim_runtime.engines.base import Json
 from aim_runtime.fields import shown
-from aim_runtime.qos.policy import QosPolicy, SloPolicy
+from aim_runtime.qos.policy import QosPolicy
 from aim_runtime.qos.request import CLASSES
 
 CLASS_HEADER = "x-qos-priority"
@@ -30,19 +30,6 @@ class Level(NamedTuple):
     tenant: str
     qos_class: QosClass
     ttft_slo_s: float | None
-
-
-def of_model(policy: QosPolicy, own: QosClass, latency_slo_ms: float | None) -> QosPolicy:
-    """The policy as a model keeps it that promises its own class a first token within ``latency_slo_ms``: the classes
-    above are promised no less, those below what the policy says."""
-    if latency_slo_ms is None:
-        return policy
-    classes = {name: policy.of(name) for name in CLASSES}
-    for name in CLASSES[: _RANK[own] + 1]:
-        slo = classes[name].slo or SloPolicy(ttft_ms=latency_slo_ms)
-        ttft_ms = latency_slo_ms if name == own else min(slo.ttft_ms, latency_slo_ms)
-        classes[name] = classes[name].model_copy(update={"slo": slo.model_copy(update={"ttft_ms": ttft_ms})})
-    return policy.model_copy(update={"classes": classes})
 
 
 class Levels:

@@ -213,14 +213,16 @@ def settings_of(base: RuntimeSettings, model: ListedModel) -> RuntimeSettings:
         "profile": model.profile,
         "max_model_len": model.max_model_len,
         "max_concurrency": model.max_concurrency,
+        "latency_slo_ms": model.latency_slo_ms,
         "model_dir": model.directory(base.cache_path or AIM_CACHE),
     }
     own = {name: value for name, value in own.items() if value is not None}
-    said = {**shared, **own, "model_name": model.name, **model.options}
+    said = {**shared, **own, "model_name": model.name, "qos_priority": model.priority, **model.options}
     try:
         return RuntimeSettings.model_validate(said)
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
-        name = str(first["loc"][0]) if first["loc"] else "engine"
+        of_all = next((name for name in own if f"--{name} " in first["msg"]), "engine")
+        name = str(first["loc"][0]) if first["loc"] else of_all
         place = ("options", name) if name in model.options else (name,)
         raise MisplacedError(place, first["msg"].removeprefix("Value error, ")) from problem

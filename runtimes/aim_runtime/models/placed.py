@@ -41,8 +41,8 @@ def entries_of(
         launches = tuple(_launch(model, settings, each, prove) for each in assignments if each.model == model.name)
         if launches:
             at_start = model.load == "at_start"
-            slo_ms = model.latency_slo_ms or settings.latency_slo_ms
-            entries.append(ModelEntry(model.name, launches, model.aliases, model.priority, at_start, slo_ms))
+            entry = ModelEntry(model.name, launches, model.aliases, model.priority, at_start, settings.latency_slo_ms)
+            entries.append(entry)
     placed = {entry.name for entry in entries}
     for split in listed.variants:
         if missing := sorted(split.weights.keys() - placed):

@@ -161,6 +161,16 @@ class QosPolicy(_Part):
         listed = self.tenants.get(tenant)
         return self.default_weight if listed is None else listed.weight
 
+    def of_model(self, own: QosClass, latency_slo_ms: float | None) -> QosPolicy:
+        """As a model keeps it that promises its own class a first token within ``latency_slo_ms``: the classes above
+        are promised no less, those below what stands here. All classes are listed in it."""
+        classes = {name: self.of(name) for name in CLASSES}
+        for name in CLASSES[: CLASSES.index(own) + 1] if latency_slo_ms is not None else ():
+            slo = classes[name].slo or SloPolicy(ttft_ms=latency_slo_ms)
+            ttft_ms = latency_slo_ms if name == own else min(slo.ttft_ms, latency_slo_ms)
+            classes[name] = classes[name].model_copy(update={"slo": slo.model_copy(update={"ttft_ms": ttft_ms})})
+        return self.model_copy(update={"classes": classes})
+
     @model_validator(mode="after")
     def _lower_classes_get_no_more(self) -> Self:
         for above, below in combinations(CLASSES, 2):
@@ -178,3 +188,12 @@ class QosPolicy(_Part):
         """Where the file says it: of one of the two it may be the default."""
         listed = self.classes.get(below)
         return ("classes", below if listed is not None and key in listed.model_fields_set else above, key)
+
+
+def policy_of(file: Path | None) -> QosPolicy:
+    """What ``--qos_policy`` says, or what holds without it.
+
+    Raises:
+        QosPolicyError: the file cannot be used: its line, the key and the remedy.
+    """
+    return QosPolicy.default() if file is None else QosPolicy.read(file)
