@@ -19,6 +19,7 @@ from aim_runtime.qos.policy import QosPolicy
 from aim_runtime.qos.request import CLASSES, Ask, Rejected
 from aim_runtime.qos.scheduler import Scheduler
 from aim_runtime.qos.ticket import Ticket
+from aim_runtime.qos.ttft import to_prefill
 from virtual_engine import Arrival, Simulation, VirtualClock, VirtualEngine
 
 
@@ -582,6 +583,7 @@ class Watched:
         rules = policy(replay=replay, ageing_s=4.0, classes={"high": {"max_waiting": 5}})
         self.reserves = reserves(rules, slots, parks)
         self.scheduler = Scheduler(rules, self.clock, slots=slots, kv_tokens=kv_tokens, parks=parks)
+        self.enter = self.scheduler.offer
         self.tickets: list[Ticket] = []
         self.dispatched: list[int] = []
         self.dropped: list[int] = []
@@ -591,7 +593,7 @@ class Watched:
         if what == "offer":
             assert isinstance(value, Ask)
             with suppress(Rejected):
-                self.tickets.append(self.scheduler.offer(value))
+                self.tickets.append(self.enter(value))
         elif what == "wait":
             assert isinstance(value, float)
             self.clock.now_s += value
@@ -669,6 +671,55 @@ class Watched:
         no_slots = ledger.slots_used + blocked.ask.choices > self.slots - self.reserves[blocked.level]
         no_tokens = self.kv_tokens is not None and ledger.kv_used + needed > 0.9 * self.kv_tokens
         assert no_slots or no_tokens
+
+    def seen(self) -> object:
+        """All that a caller can see."""
+        ledger = self.scheduler.ledger
+        tickets = [(each.number, each.state, each.served_as, each.level, each.to_prefill) for each in self.tickets]
+        served = [self.scheduler.served(level) for level in CLASSES]
+        running = [ticket.number for ticket in self.scheduler.running()]
+        return tickets, running, ledger.slots_used, ledger.kv_used, served, self.scheduler.waiting()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    steps=st.lists(_STEPS, min_size=5, max_size=30),
+    slots=st.sampled_from([1, 2, 4, 9]),
+    kv_tokens=st.sampled_from([None, 60, 200]),
+    parks=st.booleans(),
+)
+def test_what_is_begun_at_once_stands_as_if_it_had_been_offered_and_was_ready(
+    steps: list[tuple[str, object]], slots: int, kv_tokens: int | None, parks: bool
+) -> None:
+    at_once, in_turn = (Watched(slots, kv_tokens, parks, replay=True) for _ in range(2))
+    at_once.enter = at_once.scheduler.begin
+    for what, value in steps:
+        # Less than 30 s in all: then predictions that nothing has checked begin to count for less.
+        value = value / 4 if isinstance(value, float) else value
+        at_once.step(what, value)
+        in_turn.step(what, value)
+        assert at_once.seen() == in_turn.seen()
+
+
+def test_what_others_have_to_compute_before_is_known_without_looking_through_them() -> None:
+    bench = Bench(policy(classes=NO_RESERVES), slots=20)
+    choose = random.Random(4)
+    running: list[Ticket] = []
+    for _ in range(300):
+        what = choose.random()
+        if what < 0.4 and len(running) < 20:
+            before = to_prefill(running)
+            running.append(bench.scheduler.begin(ask(prompt=choose.randrange(1, 50))))
+            assert running[-1].state == "running"
+            assert running[-1].to_prefill == before
+        elif running and what < 0.6:
+            bench.scheduler.counted(choose.choice(running), choose.randrange(1, 60), choose.randrange(20))
+        elif running and what < 0.8:
+            bench.scheduler.first_token(choose.choice(running))
+        elif running:
+            ticket = running.pop(choose.randrange(len(running)))
+            bench.scheduler.settle(ticket, choose.randrange(60), 0, 20)
+            bench.scheduler.done(ticket, ok=True)
 
 
 @settings(max_examples=150, deadline=None)

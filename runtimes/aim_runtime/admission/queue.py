@@ -32,7 +32,7 @@ class Place:
     ``task``: makes its call, as long as it may be aborted and made again; None: it may not.
     """
 
-    __slots__ = ("_aborted", "counted", "ended", "looked", "task", "ticket", "turn", "usage")
+    __slots__ = ("_aborted", "ended", "looked", "task", "ticket", "turn", "usage")
 
     def __init__(self, ticket: Ticket, usage: Usage) -> None:
         self.ticket = ticket
@@ -40,7 +40,6 @@ class Place:
         self.turn: asyncio.Future[None] | None = None  # while it waits
         self.task: asyncio.Task[object] | None = None
         self.looked = 0  # tokens the scheduler knows of
-        self.counted = (0, 0)  # prompt tokens that the scheduler knows of, and how many of them were cached
         self.ended = False
         self._aborted = False
 
@@ -103,8 +102,10 @@ class Queue:
         Raises:
             Rejected: nothing has been queued.
         """
-        ticket = self.scheduler.offer(ask)
+        ticket = self.scheduler.offer(ask) if self._is_away() else self.scheduler.begin(ask)
         place = self._places[ticket] = Place(ticket, usage)
+        if ticket.state == "running":
+            return place
         self.decide()
         if ticket.state == "waiting":
             place.turn = asyncio.get_running_loop().create_future()
@@ -131,7 +132,7 @@ class Queue:
     def again(self, place: Place) -> None:
         """Its call has been aborted, and has ended: it waits once more. Follow with :meth:`turn`."""
         self.replayed += 1
-        place.looked, place.counted = 0, (0, 0)
+        place.looked = 0
         _forget(place.usage)
         self.scheduler.requeue(place.ticket)
         place.turn = asyncio.get_running_loop().create_future()
@@ -141,7 +142,8 @@ class Queue:
     def first_token(self, place: Place) -> None:
         """Of a stream: it is here."""
         if not place.ended:
-            self._count_prompt(place)
+            if place.usage.prompt_tokens:
+                self.scheduler.counted(place.ticket, place.usage.prompt_tokens, place.usage.cached_tokens)
             self.scheduler.first_token(place.ticket)
 
     def leave(self, place: Place, *, ok: bool) -> None:
@@ -152,19 +154,13 @@ class Queue:
         del self._places[place.ticket]
         self._waiting.discard(place)
         if place.ticket.state == "running":
-            self._count_prompt(place)
-            self.scheduler.progress(place.ticket, place.usage.completion_tokens)
+            usage = place.usage
+            self.scheduler.settle(place.ticket, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
             self.scheduler.done(place.ticket, ok)
         else:
             self.scheduler.cancel(place.ticket)
         if self._waiting:
             self.decide()
-
-    def _count_prompt(self, place: Place) -> None:
-        counted = place.usage.prompt_tokens, place.usage.cached_tokens
-        if counted[0] and counted != place.counted:
-            place.counted = counted
-            self.scheduler.counted(place.ticket, *counted)
 
     # --- deciding -----------------------------------------------------------------------------------------------
 

@@ -8,9 +8,9 @@ deadline at the latest. Once dispatched it is never refused.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 from aim_kserve.identity.caller import QosClass
@@ -29,6 +29,8 @@ _LONGEST_S = 480.0
 _SLACK = 64
 #: For so long one refusal stands for those that ask for no less.
 _SAME_S = 0.05
+#: What has no deadline is predicted to learn from it, and so often at most.
+_LEARN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,9 @@ class Deadlines:
         self._policy, self._ttft = policy, ttft
         self._watched: list[tuple[float, int, Ticket]] = []
         self._refused: dict[QosClass, _Refused] = {}
+        self._learns_s = -inf
 
-    def admit(self, ticket: Ticket, before: Before) -> None:
+    def admit(self, ticket: Ticket, before_it: Callable[[Ask], Before]) -> None:
         """Give it its deadline.
 
         Raises:
@@ -69,6 +72,10 @@ class Deadlines:
         slo_s = self._slo_s(ticket.ask)
         if slo_s is not None:
             self._refuse_like_the_last(ticket, slo_s)
+        elif ticket.arrived_s < self._learns_s:
+            return
+        self._learns_s = ticket.arrived_s + _LEARN_S
+        before = before_it(ticket.ask)
         ticket.prediction = self._ttft.predict(before.waiting, before.running, ticket.ask, before.slots)
         if slo_s is None:
             return
@@ -77,7 +84,6 @@ class Deadlines:
             self._refused[ticket.ask.qos_class] = _Refused(ticket, ticket.prediction.q90_s, slo_s)
             raise self._refusal(ticket, ticket.prediction.q90_s, slo_s)
         ticket.deadline_s = ticket.arrived_s + slo_s
-        ticket.hopeless_s = min(ticket.deadline_s, ticket.arrived_s + latest_s - self._alone_s(ticket, ()))
 
     def _refuse_like_the_last(self, ticket: Ticket, slo_s: float) -> None:
         """What asks for no less than one that was refused a moment ago: a flood must not cost a prediction each."""
@@ -90,8 +96,11 @@ class Deadlines:
 
     def watch(self, ticket: Ticket, waiting: int) -> None:
         """It waits. waiting: how many do."""
-        if ticket.hopeless_s is None:
+        slo_s = self._slo_s(ticket.ask)
+        if slo_s is None:
             return
+        latest_s = ticket.arrived_s + slo_s * (1 + self._policy.epsilon)
+        ticket.hopeless_s = min(ticket.arrived_s + slo_s, latest_s - self._alone_s(ticket, ()))
         heapq.heappush(self._watched, (ticket.hopeless_s, ticket.number, ticket))
         if len(self._watched) > 2 * waiting + _SLACK:
             self._watched = [entry for entry in self._watched if entry[2].state == "waiting"]

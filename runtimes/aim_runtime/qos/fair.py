@@ -88,12 +88,14 @@ class FairQueue:
 
     def start(self, ticket: Ticket) -> None:
         """It was dispatched. Of its tenant one more is running."""
-        tenant = self._tenants[ticket.ask.tenant]
-        self._level = max(self._level, tenant.counter)
-        self._last = tenant
-        tenant.running += 1
-        self._running += 1
+        self._run(self._tenants[ticket.ask.tenant])
         self.remove(ticket)
+
+    def start_at_once(self, ticket: Ticket) -> None:
+        """The same of one that has not waited, while nobody does."""
+        tenant = self._tenant(ticket.ask.tenant)
+        tenant.counter = max(tenant.counter, self._floor())
+        self._run(tenant)
 
     def remove(self, ticket: Ticket) -> None:
         """It waits no longer."""
@@ -155,10 +157,19 @@ class FairQueue:
             tenant = self._tenants[name] = _Tenant(name, self._weight(name), self._newcomers)
         return tenant
 
+    def _run(self, tenant: _Tenant) -> None:
+        self._level = max(self._level, tenant.counter)
+        self._last = tenant
+        tenant.running += 1
+        self._running += 1
+
+    def _floor(self) -> float:
+        """Where one starts at least that comes back while nobody waits."""
+        return max(self._level, self._last.counter) if self._last is not None else self._level
+
     def _lift(self, tenant: _Tenant) -> None:
         least = self._least()
-        last = self._last.counter if self._last is not None else 0.0
-        tenant.counter = max(tenant.counter, least.counter if least is not None else max(self._level, last))
+        tenant.counter = max(tenant.counter, least.counter if least is not None else self._floor())
         self._waiting_tenants += 1
         self._weights += tenant.weight
         self._stand(tenant)

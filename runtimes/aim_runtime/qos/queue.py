@@ -43,6 +43,10 @@ class Queue:
         self.fair[ticket.level].start(ticket)
         self._uncount(ticket)
 
+    def start_at_once(self, ticket: Ticket) -> None:
+        """It was dispatched and has not waited, as nobody does."""
+        self.fair[ticket.level].start_at_once(ticket)
+
     def head(self) -> tuple[Ticket, QosClass] | None:
         """Whose turn it is, and the level at which it waits; None: nobody waits."""
         for name in CLASSES:

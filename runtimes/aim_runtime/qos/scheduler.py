@@ -27,7 +27,7 @@ from .policy import QosPolicy
 from .queue import Queue
 from .request import CLASSES, Ask, Rejected
 from .ticket import Ticket
-from .ttft import Ttft, to_prefill
+from .ttft import Ttft
 
 #: A victim is replayed so often at most.
 _MOST_REPLAYS = 2
@@ -69,6 +69,7 @@ class Scheduler:
         self._expired: list[Ticket] = []
         self._making_way: Ticket | None = None
         self._blocked: Ticket | None = None
+        self._to_prefill = 0  # prompt tokens of those that run and have no first token yet
         self._numbers = count(1)
 
     # --- a request's way ----------------------------------------------------------------------------------------
@@ -79,6 +80,25 @@ class Scheduler:
         Raises:
             Rejected: ``too_large``, ``queue_full``, ``throttled``, ``deadline``; nothing has been queued.
         """
+        ticket, _ = self._admitted(ask)
+        self._wait(ticket)
+        return ticket
+
+    def begin(self, ask: Ask) -> Ticket:
+        """:meth:`offer`, and dispatched at once (``running``; not among those ready) where nobody waits and there is
+        room without anybody making way. Raises as it does."""
+        ticket, crowds_out = self._admitted(ask)
+        share = self._throttled().get(ticket.level)
+        if not crowds_out and not self._queue and self._ledger.fits(ticket, ticket.level, share=share, pause=False):
+            # By the figure that admitted it, it is not too late now.
+            self._queue.start_at_once(ticket)
+            self._run(ticket, ticket.level, ticket.arrived_s)
+        else:
+            self._wait(ticket)
+        return ticket
+
+    def _admitted(self, ask: Ask) -> tuple[Ticket, bool]:
+        """One that is not queued yet, and whether another one has lost its place to it."""
         ticket = Ticket(next(self._numbers), ask, self._clock(), ask.qos_class, prompt_tokens=ask.prompt_tokens)
         ticket.expected_tokens = self._ledger.expected_tokens(ask)
         if (why := self._ledger.too_large(ask)) is not None:
@@ -88,11 +108,10 @@ class Scheduler:
                 "throttled", f"class {ask.qos_class} is not served while high is late", retry_after(60, ticket)
             )
         crowding = self._refuse_if_full(ticket)
-        self._deadlines.admit(ticket, self._before(ask))
+        self._deadlines.admit(ticket, self._before)
         if crowding is not None:
             self._drop(crowding, self._full(crowding))
-        self._wait(ticket)
-        return ticket
+        return ticket, crowding is not None
 
     def ready(self) -> list[Ticket]:
         """Those to be dispatched now, each of them once; from now on they count as running."""
@@ -129,9 +148,7 @@ class Scheduler:
         """The engine has counted its prompt, and found so many of its tokens cached."""
         if ticket.state != "running":
             return
-        before = ticket.uncached_tokens
-        ticket.prompt_tokens, ticket.cached_tokens = prompt_tokens, cached_tokens
-        self._charge(ticket, W_IN * (ticket.uncached_tokens - before))
+        self._charge(ticket, W_IN * self._count(ticket, prompt_tokens, cached_tokens))
         self._ledger.update(ticket)
 
     def first_token(self, ticket: Ticket) -> None:
@@ -139,6 +156,7 @@ class Scheduler:
         if ticket.state != "running" or ticket.first_token_s is not None or ticket.dispatched_s is None:
             return
         ticket.first_token_s = now_s = self._clock()
+        self._to_prefill -= ticket.uncached_tokens
         self.ttft.prefilled(ticket.to_prefill + ticket.uncached_tokens, now_s - ticket.dispatched_s)
         if ticket.prediction is not None and not ticket.replays:
             self.ttft.observe(ticket.prediction, now_s - ticket.arrived_s)
@@ -154,6 +172,16 @@ class Scheduler:
         if each > ticket.expected_tokens:
             ticket.expected_tokens = max(each, self._ledger.expected_tokens(ticket.ask, each))
             self._ledger.update(ticket)
+
+    def settle(self, ticket: Ticket, prompt_tokens: int, cached_tokens: int, tokens: int) -> None:
+        """:meth:`counted` (0 prompt tokens: the engine has not) and :meth:`progress` in one, of one that ends now: what
+        it holds is set free anyway."""
+        if ticket.state != "running":
+            return
+        prompt = self._count(ticket, prompt_tokens, cached_tokens) if prompt_tokens else 0
+        answers = max(0, tokens - ticket.delivered)
+        ticket.delivered += answers
+        self._charge(ticket, W_IN * prompt + W_OUT * answers)
 
     def done(self, ticket: Ticket, ok: bool) -> None:
         """It has ended. ok: as it should; its length and pace then count for predictions."""
@@ -256,14 +284,27 @@ class Scheduler:
         return self._queue.head()
 
     def _dispatch(self, ticket: Ticket, served_as: QosClass, now_s: float) -> None:
-        ticket.to_prefill = to_prefill(self._running.values())
-        ticket.state, ticket.served_as, ticket.dispatched_s = "running", served_as, now_s
         self._queue.start(ticket)
+        self._run(ticket, served_as, now_s)
+
+    def _run(self, ticket: Ticket, served_as: QosClass, now_s: float) -> None:
+        ticket.to_prefill = self._to_prefill
+        self._to_prefill += ticket.uncached_tokens
+        ticket.state, ticket.served_as, ticket.dispatched_s = "running", served_as, now_s
         self._running[ticket.number] = ticket
         self._ledger.take(ticket)
         if served_as != ticket.level:
             self._floor.begin(ticket)
         self._charge(ticket, W_IN * ticket.uncached_tokens)
+
+    def _count(self, ticket: Ticket, prompt_tokens: int, cached_tokens: int) -> int:
+        """How many tokens more its prompt has than was thought."""
+        before = ticket.uncached_tokens
+        ticket.prompt_tokens, ticket.cached_tokens = prompt_tokens, cached_tokens
+        more = ticket.uncached_tokens - before
+        if ticket.first_token_s is None:
+            self._to_prefill += more
+        return more
 
     def _charge(self, ticket: Ticket, cost: float) -> None:
         self._queue.fair[ticket.level].charge(ticket, cost)
@@ -272,6 +313,8 @@ class Scheduler:
     def _stop(self, ticket: Ticket) -> None:
         """It no longer runs."""
         del self._running[ticket.number]
+        if ticket.first_token_s is None:
+            self._to_prefill -= ticket.uncached_tokens
         self._ledger.release(ticket)
         self._queue.fair[ticket.level].end(ticket)
         self._floor.end(ticket)
