@@ -16,11 +16,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Odd:
     """files: path (without the query) → bytes. moved: path → where it is redirected to. cuts: so many answers end
     after ``cut_bytes`` and a silence of ``silent_s``. statuses: answered first, in that order. types: path → its type.
+    heads: sent besides with each file, and instead of what is right. unsatisfiable: no range of an empty file is.
     """
 
     files: dict[str, bytes]
     moved: dict[str, str] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
+    heads: dict[str, str] = field(default_factory=dict)
+    unsatisfiable: bool = False
     ranges: bool = True
     etags: bool = True
     cuts: int = 0
@@ -62,16 +65,16 @@ class _Handler(BaseHTTPRequestHandler):
         found = re.match(r"bytes=(\d+)-", asked or "") if self.odd.ranges else None
         ranged = found is not None and self.headers.get("If-Range", etag) == etag
         start = int(found[1]) if found is not None and ranged else 0
-        if ranged and start >= len(data) > 0:
-            self._empty(416)
+        if ranged and start >= len(data) and (data or self.odd.unsatisfiable):
+            self._empty(416, **{"content-range": f"bytes */{len(data)}"})
             return
         self.send_response(206 if ranged else 200)
-        if ranged:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         if self.odd.etags:
             self.send_header("ETag", etag)
         self.send_header("Content-Type", self.odd.types.get(path, "application/octet-stream"))
-        self.send_header("Content-Length", str(len(data) - start))
+        of = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if ranged else {}
+        for name, value in {"Content-Length": str(len(data) - start), **of, **self.odd.heads}.items():
+            self.send_header(name, value)
         self.end_headers()
         self._body(data[start:], probed=asked == "bytes=0-")
 

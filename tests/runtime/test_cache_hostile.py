@@ -6,8 +6,11 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +28,8 @@ from aim_runtime.cache.uri import parse_uri
 from aim_runtime.cache.use import cached, hold
 from aim_runtime.cache.verbs import main
 from aim_runtime.cache.verify import verify
-from model_sources import digests, random_model
+from model_sources import cache_command, digests, random_model
+from odd_http import Odd, odd_http
 
 OPTIONS = Options(effort=Effort(2, 2), stall_s=5)
 
@@ -439,3 +443,167 @@ def test_a_file_where_a_name_needs_a_directory_is_told_before_anything_is_fetche
     with pytest.raises(CacheError, match="org: is here already and not this cache's: move it away, or give --name"):
         add(cache, parse_uri(str(tmp_path / "m")), Options(name="org/m"))
     assert (cache.root / "org").read_text() == "mine"
+
+
+# Servers
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pause between attempts: what is counted is attempts."""
+    monkeypatch.setattr("aim_runtime.cache.fetch._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("aim_runtime.cache.add._PAUSE_S", 0.001)
+
+
+@pytest.fixture
+def odd() -> Iterator[Odd]:
+    with odd_http(Odd({"/m.gguf": WEIGHTS})) as serving:
+        yield serving
+
+
+WEIGHTS = os.urandom(300_000)
+
+
+def test_an_empty_file_of_a_server_that_has_no_range_of_it(cache: Cache, odd: Odd) -> None:
+    """https://www.rfc-editor.org/rfc/rfc9110#status.416: nginx and S3 do."""
+    odd.files["/empty.json"], odd.unsatisfiable = b"", True
+    (file,) = add(cache, parse_uri(f"{odd.url}/empty.json"), OPTIONS).entry.files
+    assert file.size == 0
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("heads", "moved", "said", "asked"),
+    [
+        ({"Content-Encoding": "gzip"}, {}, "sends it compressed \\('gzip'\\)", 1),
+        ({"Content-Length": "999999"}, {}, "ended after 300000 of 999999 bytes|broke off", None),
+        ({"Content-Length": "-5"}, {}, "does not say how long", 1),
+        ({"Content-Range": "bytes 5-9/300000"}, {}, "sent 'bytes 5-9/300000' for bytes from", None),
+        ({}, {"/m.gguf": "file:///etc/passwd"}, "redirects to what is no address", 1),
+        ({}, {"/m.gguf": "http://[broken/"}, "redirects to what is no address", 1),
+        ({}, {"/m.gguf": "/m.gguf"}, "TooManyRedirects", None),
+    ],
+)
+def test_a_server_that_lies(
+    cache: Cache, odd: Odd, heads: dict[str, str], moved: dict[str, str], said: str, asked: int | None
+) -> None:
+    odd.heads, odd.moved, odd.ranges = heads, moved, "Content-Range" in heads
+    odd.cuts, odd.cut_bytes = ("Content-Range" in heads), 1000
+    with pytest.raises(CacheError, match=said):
+        add(cache, parse_uri(f"{odd.url}/m.gguf"), replace(OPTIONS, stall_s=0.3))
+    assert asked is None or len(odd.requests) == asked
+    assert cache.entries() == []
+    assert not cache.link("m").exists()
+
+
+def test_a_password_is_for_its_host_alone_and_kept_nowhere(
+    cache: Cache, odd: Odd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login user password s3cret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with odd_http(Odd({"/other.gguf": WEIGHTS})) as other:
+        odd.moved = {"/m.gguf": other.url.replace("127.0.0.1", "localhost") + "/other.gguf"}
+        add(cache, parse_uri(f"{odd.url}/m.gguf"), OPTIONS)
+    assert all("authorization" in each for each in odd.headers)
+    assert other.headers
+    assert not any("authorization" in each for each in other.headers)
+    assert "s3cret" not in kept(cache)
+
+
+def kept(cache: Cache) -> str:
+    """All texts of ours that lie on the volume."""
+    return "".join(path.read_text() for path in cache.own.rglob("*") if path.suffix == ".json")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_signature_is_not_kept_beside_a_cut_fetch_and_the_next_one_goes_on(
+    cache: Cache, odd: Odd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd.cuts, odd.cut_bytes = 1, 100_000
+
+    def gone(*_: object) -> None:
+        raise CacheError("the user left")
+
+    with monkeypatch.context() as leaving:
+        leaving.setattr("aim_runtime.cache.fetch.Fetch._pause", gone)
+        with pytest.raises(CacheError, match="the user left"):
+            add(cache, parse_uri(f"{odd.url}/m.gguf?sig=s3cret"), OPTIONS)
+    assert list((cache.own / "partial").rglob("*.part"))
+    assert "s3cret" not in kept(cache)
+    added = add(cache, parse_uri(f"{odd.url}/m.gguf?sig=n3wer"), OPTIONS)
+    assert added.reused_bytes == 100_000
+    assert "n3wer" not in kept(cache)
+
+
+PAGE = """<html><a href="?C=N;O=D">sort</a> <a href="../">up</a> <a href='m.gguf'>m</a> <A HREF="/d/sub/">sub</A>
+<a href="http://127.0.0.1:1/elsewhere.json">x</a> <a href="/other/x.json">x</a> <a href="file:///etc/passwd">x</a>
+<a href="./">again</a> <a name=x>no</a> <a href="javascript:alert(1)">x</a> <a href="http://[x/">x</a>"""
+
+
+def test_an_index_page_is_followed_below_its_directory_alone(cache: Cache, odd: Odd) -> None:
+    odd.files |= {
+        "/d/": PAGE.encode(),
+        "/d/m.gguf": WEIGHTS,
+        "/d/sub/": b"<a href=tokenizer&amp;.json>x</a><a href='/d/'>up</a><a href='sub/'>deeper</a>",
+        "/d/sub/tokenizer&.json": b"{}",
+        "/d/sub/sub/": b"<a href='../../sub/'>round</a>",
+    }
+    entry = add(cache, parse_uri(f"{odd.url}/d/?sig=s3cret"), replace(OPTIONS, include=("*",))).entry
+    assert [file.path for file in entry.files] == ["m.gguf", "sub/tokenizer&.json"]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        (b"<a href='%2e%2e/%2e%2e/evil.json'>x</a>", "would not stay in the model's directory"),
+        (b"<a href='a%0ab.json'>x</a>", "would not stay in the model's directory"),
+        (b"<a href='x'>x</a>" * 600_000, "index page is longer than"),
+        (b"nothing", "lists no file"),
+        (b"\xff\xfe<a href=\xff.json>", "answers 404"),
+    ],
+)
+def test_an_index_page_that_is_none(cache: Cache, odd: Odd, page: bytes, said: str) -> None:
+    odd.files["/d/"] = page
+    with pytest.raises(CacheError, match=said):
+        add(cache, parse_uri(f"{odd.url}/d/"), OPTIONS)
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[]", b"{}", b"null", b'{"sha": "\\u001b[2J"}', b'{"sha": 7}'])
+def test_a_hub_that_answers_garbage(cache: Cache, answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = Odd({"/api/models/org/m/revision/main": answer}, types={"/api/models/org/m/revision/main": "text/json"})
+    with odd_http(serving):
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", serving.url)
+        with pytest.raises(CacheError, match=r"^hf://org/m: the hub ") as refused:
+            add(cache, parse_uri("hf://org/m"), OPTIONS)
+    assert str(refused.value).isprintable()
+    assert [path for path, _ in serving.requests].count("/api/models/org/m/revision/main") == 1  # not tried again
+
+
+@pytest.mark.parametrize("config", ["{bad", "[]", '{"auths": {"HOST": {"auth": "%%%"}}}', '{"auths": 7}'])
+def test_a_broken_docker_configuration_is_one_line(
+    cache: Cache, tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".docker").mkdir()
+    with odd_http(Odd({})) as serving:
+        host = serving.url.removeprefix("http://")
+        (tmp_path / ".docker/config.json").write_text(config.replace("HOST", host))
+        with pytest.raises(CacheError, match=r"config\.json cannot be read|no such file"):
+            add(cache, parse_uri(f"oci://{host}/org/m:v1"), OPTIONS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_who_ends_a_fetch_from_a_silent_server_does_not_wait_for_it(cache: Cache, odd: Odd, number: int) -> None:
+    odd.cuts, odd.cut_bytes, odd.silent_s = 9, 100_000, 600
+    command = cache_command("add", f"{odd.url}/m.gguf", "--cache", str(cache.root), "--stall", "300")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as fetching:
+        while len(odd.requests) < 2 or sum(path.stat().st_size for path in cache.own.rglob("*.part")) < 100_000:
+            time.sleep(0.05)
+        fetching.send_signal(number)
+        _, err = fetching.communicate(timeout=30)
+    assert fetching.returncode == 1
+    assert err.splitlines()[-1] == "error: ended; what has been fetched stays, and the next add goes on with it"
+    assert "Traceback" not in err
+    odd.cuts = 0
+    assert add(cache, parse_uri(f"{odd.url}/m.gguf"), OPTIONS).reused_bytes == 100_000

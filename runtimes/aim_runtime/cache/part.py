@@ -53,7 +53,7 @@ class Part:
         fresh = _Of(
             path=self.file.path,
             size=self.file.size,
-            locator=self.file.locator,
+            locator=self.file.locator.partition("?")[0],  # a query may be a signature: secret, and another next time
             digest=self.file.digest,
             validator=self.file.validator,
             boot=boot(),

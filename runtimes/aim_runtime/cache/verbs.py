@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,8 @@ from aim_runtime.cache.stats import read_stats
 from aim_runtime.cache.uri import parse_uri
 from aim_runtime.cache.verify import verify
 
+_LEAVES_AFTER_S = 2.0
+_ENDED = "ended; what has been fetched stays, and the next add goes on with it"
 _AGE = re.compile(r"([0-9]{1,6})([smhdw])")
 _AGE_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -38,7 +41,16 @@ _AGE_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 def main(argv: Sequence[str]) -> int:
     """Entry point. Exit codes: 0; 1 it could not be done, or something is damaged; 2 wrong arguments (argparse)."""
     given = _parser().parse_args(argv)
-    before = signal.signal(signal.SIGTERM, _ended)  # as Ctrl-C: the locks are let go, what has been fetched stays
+    leaving = threading.Timer(_LEAVES_AFTER_S, _leave)
+    leaving.daemon = True
+
+    def ended(*_: object) -> NoReturn:
+        """SIGTERM as Ctrl-C. A connection that is silent is not waited for; locks are held until the process ends."""
+        if leaving.ident is None:
+            leaving.start()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, ended) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         code = int(given.verb(_cache(given), given))
         sys.stdout.flush()
@@ -51,9 +63,11 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         return _refused(f"{error.filename or given.cache}: {error.strerror or error}")
     except KeyboardInterrupt:
-        return _refused("ended; what has been fetched stays, and the next add goes on with it")
+        return _refused(_ENDED)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        leaving.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _cache(given: argparse.Namespace) -> Cache:
@@ -73,8 +87,12 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def _ended(signal_number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+def _leave() -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h")  # the cursor that a bar hides
+    _refused(_ENDED)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _say(line: str) -> None:

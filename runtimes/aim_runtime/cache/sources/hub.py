@@ -6,6 +6,7 @@ fetched whole again). ``HF_ENDPOINT``, ``HF_TOKEN`` and its token file mean what
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -21,6 +22,7 @@ from aim_runtime.cache.source import Listing, RemoteFile
 from aim_runtime.cache.sources.web import ranged, session, transport_errors
 from aim_runtime.cache.uri import ModelUri, safe_path
 
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _CREDENTIALS = "set HF_TOKEN to a token that may read it"
 
 
@@ -36,7 +38,7 @@ class Hub:
         api, repository = HfApi(), self._uri.location
         with self._errors():
             commit = api.model_info(repository, revision=self._uri.revision or "main", timeout=self._stall_s).sha
-            if not commit:
+            if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
                 raise CacheError(f"{self._uri.text}: the hub names no commit")
             tree = list(api.list_repo_tree(repository, recursive=True, revision=commit))
         return Listing(commit, tuple(self._file(item, commit) for item in tree if isinstance(item, RepoFile)))
@@ -75,3 +77,5 @@ class Hub:
             raise kind(f"{text}: the hub answers {status}") from error
         except (httpx2.HTTPError, OSError) as error:
             raise Transient(f"{text}: cannot be reached ({type(error).__name__})") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # the library trusts what it is sent
+            raise CacheError(f"{text}: the hub answers what a hub does not ({type(error).__name__})") from error

@@ -46,7 +46,12 @@ class Oci:
         self._registry.session = self._registry.auth.session = self._session
         mark = "@" if ":" in uri.revision else ":"
         self._container = self._registry.get_container(f"{uri.location}{mark}{uri.revision}")
-        self._registry.auth.load_configs(self._container)
+        try:
+            self._registry.auth.load_configs(self._container)
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:  # oras trusts what is in it
+            raise CacheError(
+                f"{uri.text}: ~/.docker/config.json cannot be read ({type(error).__name__}): {_CREDENTIALS}"
+            ) from error
 
     def _backend(self, url: str) -> str:
         """How the registry wants to know who asks: oras does not tell a Basic challenge from one for a token."""

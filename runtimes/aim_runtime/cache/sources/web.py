@@ -1,15 +1,16 @@
 """Models by HTTP: files, and directories whose index page lists them. Also the client of what else speaks HTTP.
 
-fsspec lists; the bytes come by range requests of our own: fsspec's have no If-Range, so a file that changed between two
-of them would be put together from both.
+Pages and bytes come by requests of our own: fsspec reads an index page however long it is, and its range requests have
+no If-Range, so a file that changed between two of them would be put together from both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from html.parser import HTMLParser
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 import requests
 import requests.adapters
@@ -22,6 +23,7 @@ from aim_runtime.cache.uri import ModelUri, safe_path
 _CONNECT_S = 10
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _AS_IT_IS = {"Accept-Encoding": "identity"}  # sizes, ranges and digests are of the file's own bytes
+_MOST_INDEX_BYTES, _MOST_PAGES, _DEEPEST = 8 * 2**20, 1000, 4
 _NO_CREDENTIALS = "for credentials see ~/.netrc"
 
 Get = Callable[[Mapping[str, str]], requests.Response]
@@ -57,25 +59,48 @@ class Web:
         if not urlsplit(self._uri.location).path.endswith("/"):
             name = unquote(urlsplit(self._uri.location).path.rpartition("/")[2])
             return Listing("", (self._probe(name, self._uri.location),))
-        return Listing("", tuple(self._probe(name, url) for name, url in sorted(self._linked().items())))
+        linked = self._linked()
+        if not linked:
+            raise CacheError(f"{self._uri.text}: its index page lists no file: give the address of a file")
+        return Listing("", tuple(self._probe(name, url) for name, url in sorted(linked.items())))
 
     def _linked(self) -> dict[str, str]:
         """Relative path → address, of what lies below the directory."""
-        import fsspec
+        base = urlsplit(self._uri.location)
+        pages, found, read = [self._uri.location], dict[str, str](), set[str]()
+        while pages:
+            page = pages.pop()
+            if page in read or len(read) == _MOST_PAGES:
+                continue
+            read.add(page)
+            for url in self._links(page):
+                below = _below(base, url)
+                if below.endswith("/"):
+                    pages += [url] if below.count("/") < _DEEPEST else []
+                elif below:
+                    found[safe_path(below, self._uri.text)] = url
+        return found
 
-        base = self._uri.location
-        files = fsspec.filesystem("http", skip_instance_cache=True, client_kwargs={"trust_env": True})
-        try:
-            found = files.find(base, maxdepth=4)
-        except Exception as error:
-            raise Transient(f"{self._uri.text}: no index page ({type(error).__name__})") from error
-        below = [url for url in found if url.startswith(base) and not url.endswith("/") and not {"?", "#"} & set(url)]
-        return {unquote(url[len(base) :]): url for url in below}
+    def _links(self, page: str) -> list[str]:
+        """What a page links to. Raises CacheError: it is too long to be an index."""
+        with closing(self._get(page, {})) as answer, transport_errors(self._uri.text):
+            check_status(answer, f"{self._uri.text}: index page", _NO_CREDENTIALS)
+            text = answer.raw.read(_MOST_INDEX_BYTES + 1, decode_content=True)
+        if len(text) > _MOST_INDEX_BYTES:
+            raise CacheError(f"{self._uri.text}: its index page is longer than {_MOST_INDEX_BYTES} bytes: is it one?")
+        anchors = _Anchors()
+        anchors.feed(text.decode("utf-8", "replace"))
+        found = []
+        for link in anchors.links:
+            with suppress(ValueError):  # no URL
+                found.append(urljoin(page, link))
+        return found
 
     def _probe(self, name: str, url: str) -> RemoteFile:
         with closing(self._get(url, {"Range": "bytes=0-"})) as answer:
-            check_status(answer, f"{self._uri.text}: {name}", _NO_CREDENTIALS)
             total = _total(answer)
+            if answer.status_code != 416 or total != 0:  # no range of an empty file can be had (nginx, S3)
+                check_status(answer, f"{self._uri.text}: {name}", _NO_CREDENTIALS)
             if total is None:
                 raise CacheError(
                     f"{self._uri.text}: {name}: the server does not say how long it is: a cut would pass as whole"
@@ -93,11 +118,36 @@ class Web:
             yield found
 
 
+class _Anchors(HTMLParser):
+    """Where a page's links go to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            self.links += [value for name, value in attrs if name == "href" and value]
+
+
+def _below(base: SplitResult, url: str) -> str:
+    """The path of ``url`` relative to ``base``; empty: it is somewhere else, or a page's own (to sort it)."""
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        directory, path = unquote(base.path), unquote(parts.path)
+        here = (parts.scheme, parts.netloc.lower()) == (base.scheme, base.netloc.lower())
+        if here and path.startswith(directory) and not parts.query and not parts.fragment:
+            return path[len(directory) :]
+    return ""
+
+
 @contextmanager
 def transport_errors(whose: str) -> Iterator[None]:
     """What ``requests`` raises as ours. Its messages hold whole addresses, signatures among them: they are left out."""
     try:
         yield
+    except ValueError as error:  # InvalidSchema, InvalidURL, and what urllib says of an address
+        raise CacheError(f"{whose}: redirects to what is no address of HTTP") from error
     except (requests.exceptions.SSLError, requests.exceptions.TooManyRedirects) as error:
         raise CacheError(f"{whose}: {type(error).__name__}") from error
     except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
@@ -108,7 +158,9 @@ def transport_errors(whose: str) -> Iterator[None]:
 
 def check_status(answer: requests.Response, whose: str, credentials: str) -> None:
     """Raises Transient, Changed or CacheError: it is not what was asked for."""
-    status = answer.status_code
+    status, packed = answer.status_code, answer.headers.get("Content-Encoding", "identity")
+    if status in (200, 206) and packed.lower() != "identity":
+        raise CacheError(f"{whose}: the server sends it compressed ({packed[:20]!r}), not the file's own bytes")
     if status in (200, 206):
         return
     if status in _TRANSIENT:
@@ -167,6 +219,6 @@ def _validator(answer: requests.Response) -> str:
 
 def _total(answer: requests.Response) -> int | None:
     said = answer.headers.get("Content-Length", "")
-    if answer.status_code == 206:
+    if answer.status_code in (206, 416):
         said = answer.headers.get("Content-Range", "").rpartition("/")[2]
     return int(said) if said.isascii() and said.isdigit() else None
