@@ -14,6 +14,7 @@ from aim_runtime.engines.llama_cpp.batch_plan import (
     LONGEST_STALL_S,
     MIN_PREFILL_TOKENS,
     ROOM_PER_SEQUENCE,
+    SHORTEST_STALL_S,
     BatchPlan,
     Entry,
 )
@@ -90,6 +91,17 @@ async def test_a_step_takes_no_longer_than_it_may():
     assert sum(entry.count for entry in batch) == int(LONGEST_STALL_S / TOKEN_S)
     (batch,) = plan(token_s=1.0).batches(busy)
     assert sum(entry.count for entry in batch) <= MIN_PREFILL_TOKENS + len(busy)
+
+
+async def test_steps_of_the_least_urgent_are_short_for_who_comes_meanwhile():
+    low = [slot(number, 400) for number in range(8)]
+    for each in low:
+        each.running.priority = 1
+    (batch,) = plan().batches(low)
+    assert sum(entry.count for entry in batch) == int(SHORTEST_STALL_S / TOKEN_S)
+    low[3].running.priority = 0
+    (batch,) = plan().batches(low)
+    assert sum(entry.count for entry in batch) == 8 * ROOM_PER_SEQUENCE
 
 
 async def test_a_long_prompt_gets_on_while_short_ones_keep_coming():

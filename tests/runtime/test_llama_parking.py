@@ -389,6 +389,15 @@ async def test_nobody_is_starved_by_first_tokens_that_never_end(running: list[An
     assert took_part >= set(range(len(low)))
 
 
+async def test_while_one_generates_the_prompts_below_it_wait_and_their_answers_do_not():
+    high, answering, asking = slot(0, HIGH, 20, generated=1), slot(1, LOW, 20, generated=1), slot(2, LOW, 900)
+    plan, turns = BatchPlan(512), Turns()
+    plan.learn(100, 0.5)
+    steps = [compute(turns.next([high, answering, asking]), plan) for _ in range(2 * (MOST_YIELDED_STEPS + 1))]
+    assert all({0, 1} <= step for step in steps)
+    assert [number for number, step in enumerate(steps, 1) if 2 in step] == [8, 16]
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(RUNNING, min_size=1, max_size=8), st.integers(1, 20))
 async def test_among_equals_nothing_changes(running: list[Any], steps: int):

@@ -8,7 +8,8 @@ A step with prompts stalls the answers that are being generated. Few long stalls
 with eight streams, prompts of 48 words and answers of 64 tokens, pieces of a quarter of a second stalled more than one
 token in twenty, whole prompts by twos and threes stall one in thirty (with prompts of 130 words one in twelve). So the
 room for prompts grows with the number of sequences, within SHORTEST_STALL_S and LONGEST_STALL_S, and a prompt that fits
-into the next step is not begun in this one. While nothing is generated a step ends with the first prompt that is done:
+into the next step is not begun in this one. Prompts that are less urgent than usual get SHORTEST_STALL_S only: whoever
+comes meanwhile waits for the step's end. While nothing is generated a step ends with the first prompt that is done:
 its first token waits for no other prompt.
 """
 
@@ -97,7 +98,8 @@ class BatchPlan:
         if not prompts:
             return {}
         longest = max(slot.running.length for slot in prompts)
-        room = whole = self._prefill_room(len(busy), longest, groups) - generating
+        lowest = min(slot.running.priority for slot in prompts) > 0
+        room = whole = self._prefill_room(1 if lowest else len(busy), longest, groups) - generating
         oldest = min(prompts, key=lambda slot: slot.running.order)
         shortest = sorted(prompts, key=lambda slot: (slot.running.priority, slot.pending, slot.running.arrival))
         parts: dict[Slot, int] = {}

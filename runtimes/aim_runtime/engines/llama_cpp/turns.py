@@ -1,7 +1,9 @@
 """Whose turn it is. Pure.
 
 While a sequence has no first token yet, all that are less urgent leave the step to it, so that its first token comes as
-soon as if it were alone; after ``MOST_YIELDED_STEPS`` such steps it leaves one to them, so that they go on, too.
+soon as if it were alone. While one generates, the prompts of all that are less urgent wait: each would stall it, and what
+waits for its slot, by many times a step. After ``MOST_YIELDED_STEPS`` such steps one is left to them, so that they go
+on, too.
 
 A step computes sequences of one adapter, or of none. The groups take turns step by step, so that nobody waits for
 longer than one step of each other group. Changing the adapter costs llama.cpp some 2 ms of rebuilding its graph
@@ -11,6 +13,7 @@ longer than one step of each other group. Changing the adapter costs llama.cpp s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import NamedTuple
 
 from .slots import Slot
@@ -35,8 +38,7 @@ class Turns:
         self._yielded = 0
 
     def next(self, busy: Sequence[Slot]) -> Turn:
-        first = min((slot.running.priority for slot in busy if slot.running.generated == 0), default=None)
-        urgent = [slot for slot in busy if first is None or slot.running.priority <= first]
+        urgent = _undisturbed(busy)
         if len(urgent) == len(busy):
             self._yielded = 0
             return self._rounds.next(busy)
@@ -45,6 +47,17 @@ class Turns:
             return self._rounds.next([slot for slot in busy if slot not in urgent or slot.running.generated])
         self._yielded += 1
         return self._urgent_rounds.next(urgent)
+
+
+def _undisturbed(busy: Sequence[Slot]) -> list[Slot]:
+    """Those that no more urgent one would rather be without in its step."""
+    first = min((slot.running.priority for slot in busy if slot.running.generated == 0), default=inf)
+    generating = min((slot.running.priority for slot in busy if slot.pending == 1), default=inf)
+    return [
+        slot
+        for slot in busy
+        if slot.running.priority <= first and (slot.pending == 1 or slot.running.priority <= generating)
+    ]
 
 
 class _Rounds:
