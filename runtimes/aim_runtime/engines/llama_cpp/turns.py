@@ -1,9 +1,9 @@
 """Whose turn it is. Pure.
 
-While a sequence has no first token yet, all that are less urgent leave the step to it, so that its first token comes as
-soon as if it were alone. While one generates, the prompts of all that are less urgent wait: each would stall it, and what
-waits for its slot, by many times a step. After ``MOST_YIELDED_STEPS`` such steps one is left to them, so that they go
-on, too.
+While a sequence has no first token yet, all that are less urgent leave the step to it, so that its first token comes
+as soon as if it were alone. While one generates, the prompts of all that are less urgent wait: each would stall it,
+and those who wait for its slot, for many times a step. After ``MOST_YIELDED_STEPS`` such steps one is left to them, so
+that they go on, too.
 
 A step computes sequences of one adapter, or of none. The groups take turns step by step, so that nobody waits for
 longer than one step of each other group. Changing the adapter costs llama.cpp some 2 ms of rebuilding its graph
