@@ -46,8 +46,8 @@ class Basis(_Frozen):
     """What the figures rest on.
 
     gpu: its name in the catalogue; mode: `CPX/NPS4`, or `CPU`; tier: what AMD says of the mode; measured: somebody ran
-    this profile and kept figures; unproven: it spans partitions by tensor parallelism (vllm#20125), so its text is looked
-    at before it is ready: figures say how fast it answers, not what.
+    this profile and kept figures; unproven: it spans partitions by tensor parallelism (vllm#20125), so its text is
+    looked at before it is ready: figures say how fast it answers, not what.
     """
 
     node: str

@@ -165,7 +165,9 @@ class QosPolicy(_Part):
         """As a model keeps it that promises its own class a first token within ``latency_slo_ms``: the classes above
         are promised no less, those below what stands here. All classes are listed in it."""
         classes = {name: self.of(name) for name in CLASSES}
-        for name in CLASSES[: CLASSES.index(own) + 1] if latency_slo_ms is not None else ():
+        if latency_slo_ms is None:
+            return self.model_copy(update={"classes": classes})
+        for name in CLASSES[: CLASSES.index(own) + 1]:
             slo = classes[name].slo or SloPolicy(ttft_ms=latency_slo_ms)
             ttft_ms = latency_slo_ms if name == own else min(slo.ttft_ms, latency_slo_ms)
             classes[name] = classes[name].model_copy(update={"slo": slo.model_copy(update={"ttft_ms": ttft_ms})})
