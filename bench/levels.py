@@ -38,7 +38,7 @@ from ports import free_ports
 OFF, AGAIN, OFF_TOKENS = "off", "off again", "off, tokens"
 KEYS, TOKENS_ON, QOS, BOTH, DEADLINE = "keys", "tokens", "qos", "both", "deadline"
 #: Form, concurrency, requests a round.
-CELLS = (("unary", 1, 96), ("unary", 8, 160), ("burst", 8, 16), ("paced", 8, 8))
+CELLS = (("unary", 1, 64), ("unary", 8, 96), ("burst", 8, 8), ("paced", 8, 8))
 #: Of CPU per request, beside the same requests with neither.
 BOUND = 1.02
 BOUND_OF = (KEYS, TOKENS_ON, QOS, BOTH)
@@ -62,7 +62,7 @@ Taken = dict[Cell, dict[str, list[float]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--rounds", type=int, help="of each cell (default: 60, with --quick 8)")
+    parser.add_argument("--rounds", type=int, help="of each cell (default: 40, with --quick 8)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="servers beside off")
     parser.add_argument("--cells", nargs="+", metavar="FORM,C", help="some of: unary,1 unary,8 burst,8 paced,8")
     parser.add_argument("--json", type=Path, default=ROOT / "bench/levels.json")
@@ -71,7 +71,7 @@ def main() -> None:
     started_at_load = os.getloadavg()[0]
     with TemporaryDirectory() as folder, ExitStack() as stack:
         fronts = fronts_of(Path(folder), stack, options.only)
-        taken = measure(fronts, cells, options.rounds or (8 if options.quick else 60))
+        taken = measure(fronts, cells, options.rounds or (8 if options.quick else 40))
     report = report_of(taken) | {"load_1_min": [round(started_at_load, 2), round(os.getloadavg()[0], 2)]}
     options.json.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
     show(report)

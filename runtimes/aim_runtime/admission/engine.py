@@ -10,11 +10,11 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from aim_kserve.access import current_log
 from aim_kserve.errors import Unavailable
@@ -300,8 +300,7 @@ class InTurn:
         self._queue.leave(place, ok=outcome == "whole")
 
 
-@dataclass(frozen=True, slots=True)
-class _Visit:
+class _Visit(NamedTuple):
     """A request, from its arrival to its end. ``charged``: tokens taken of its limits."""
 
     place: Place

@@ -120,10 +120,12 @@ class Buckets:
             Rejected: it is larger than a burst, and will never be taken.
         """
         pairs = self._holding(model, qos_class, tenant)
+        if not pairs:
+            return 0.0
         for pair in pairs:
             if pair.tokens and tokens > pair.tokens.burst:
                 raise Rejected("too_large", _too_large(tokens, pair.limit, pair.tokens), None)
-        wait_s = max((pair.wait_s(tokens) for pair in pairs), default=0.0)
+        wait_s = max(pair.wait_s(tokens) for pair in pairs)
         if not wait_s:
             for pair in pairs:
                 pair.put(-1, -tokens)

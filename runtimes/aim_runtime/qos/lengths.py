@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from itertools import accumulate, pairwise
 
 from aim_kserve.identity.caller import QosClass
@@ -108,9 +109,16 @@ class Lengths:
 
     def done_within(self, qos_class: QosClass, age: float, tokens: float) -> float:
         """How probably one that has ``age`` tokens has no more than so many to come."""
-        histogram = self._histograms[qos_class]
-        passed, total = histogram.up_to(age), histogram.sums()[-1]
-        return (histogram.up_to(age + tokens) - passed) / (total - passed) if age < _EDGES[-1] else 1.0
+        return self.ending(qos_class, age)(tokens)
+
+    def ending(self, qos_class: QosClass, age: float) -> Callable[[float], float]:
+        """The same for one age, of any number of tokens to come; it holds until the next observation."""
+        if age >= _EDGES[-1]:
+            return lambda _: 1.0
+        up_to = self._histograms[qos_class].up_to
+        passed = up_to(age)
+        left = up_to(_EDGES[-1]) - passed
+        return lambda tokens: (up_to(age + tokens) - passed) / left
 
     def moments(self, qos_class: QosClass) -> tuple[float, float]:
         """Mean and mean square of all answers."""

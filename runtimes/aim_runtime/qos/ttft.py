@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from aim_kserve.identity.caller import QosClass
 
@@ -36,7 +36,7 @@ _WINDOW, _FEWEST = 150, 9
 #: How far the margin (a logarithm) moves with an observation, and how far at most.
 _STEP, _MOST = 0.02, 0.7
 #: So many running requests stand for all, where there are more: work per prediction is bounded.
-_SAMPLED = 32
+_SAMPLED = 16
 #: Lengths of time are tried each so many times the one before, that many at most.
 _STEP_GROWS, _STEPS = 1.4, 60
 #: The 90th percentile of the normal distribution.
@@ -203,14 +203,14 @@ class Ttft:
         Whoever takes the place of one that has ended counts as a renewal process: the mean of what ends is the time
         over the mean length, its variance the squared coefficient of variation times that.
         """
-        sample = running[:: -(-len(running) // _SAMPLED)]
-        share = sum(ticket.ask.choices for ticket in running) / sum(ticket.ask.choices for ticket in sample)
+        sample = [self._life(ticket) for ticket in running[:: -(-len(running) // _SAMPLED)]]
+        share = sum(ticket.ask.choices for ticket in running) / sum(life.choices for life in sample)
         mean, variation = self._mean_of(next_ones)
         points = [(0.0, 0.0, 0.0)]  # tokens, answers ended as expected, and surely
         tokens, ended, replaced = max(1.0, mean * missing / len(running) / 8), 0.0, 0.0
         while points[-1][2] < missing and len(points) < _STEPS:
             before = ended
-            ended, spread = (share * each for each in self._ended(sample, tokens))
+            ended, spread = (share * each for each in _ended(sample, tokens))
             replaced += (before + ended) / 2 * (tokens - points[-1][0]) / mean
             expected = ended + replaced
             points.append((tokens, expected, expected - _Z90 * math.sqrt(spread + variation * replaced)))
@@ -227,17 +227,29 @@ class Ttft:
         mean = sum(weight * first for weight, first, _ in moments)
         return mean, sum(weight * second for weight, _, second in moments) / mean**2 - 1
 
-    def _ended(self, running: Sequence[Ticket], tokens: float) -> tuple[float, float]:
-        """How many answers end within so many tokens more: the mean and the variance."""
-        mean = variance = 0.0
-        for ticket in running:
-            ask = ticket.ask
-            age = ticket.delivered / ask.choices
-            sure = ask.max_tokens is not None and age + tokens >= ask.max_tokens
-            chance = 1.0 if sure else self._lengths.done_within(ask.qos_class, age, tokens)
-            mean += ask.choices * chance
-            variance += ask.choices * chance * (1 - chance)
-        return mean, variance
+    def _life(self, ticket: Ticket) -> _Life:
+        ask = ticket.ask
+        age = ticket.delivered / ask.choices
+        at_most = math.inf if ask.max_tokens is None else ask.max_tokens - age
+        return _Life(ask.choices, at_most, self._lengths.ending(ask.qos_class, age))
+
+
+class _Life(NamedTuple):
+    """Of one that runs: its answers, how many tokens each may get yet, and how probably it gets no more than some."""
+
+    choices: int
+    at_most: float
+    ending: Callable[[float], float]
+
+
+def _ended(running: Iterable[_Life], tokens: float) -> tuple[float, float]:
+    """How many answers end within so many tokens more: the mean and the variance."""
+    mean = variance = 0.0
+    for choices, at_most, ending in running:
+        chance = 1.0 if tokens >= at_most else ending(tokens)
+        mean += choices * chance
+        variance += choices * chance * (1 - chance)
+    return mean, variance
 
 
 def to_prefill(running: Iterable[Ticket]) -> int:
