@@ -238,7 +238,8 @@ def _read_flags(cls: type[S], argv: Sequence[str], prog: str, description: str) 
         prog=prog,
         usage="%(prog)s [--SETTING VALUE ...]",  # all of them would be a page
         description=description,
-        epilog="Flags may be written with dashes (--http-port). They win over variables, variables over annotations.",
+        epilog="Flags may be written with dashes (--http-port). They win over variables,\nvariables over annotations.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     names = dict.fromkeys((*chain.from_iterable(cls.HEADINGS.values()), *cls.model_fields))

@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from aim_kserve.signals import end_while_starting
 
-_WHAT = (
-    "Serve one model, or those of a file (--models), over OpenAI's API and KServe V1 and V2 (REST, gRPC). "
-    "'aim-runtime compare SOURCE' puts the variants of a served name side by side; 'aim-runtime keys' makes, lists and "
-    "revokes API keys; 'aim-runtime cache' fetches models, verifies and keeps them; 'aim-runtime batch' "
-    "has a file of requests answered; 'aim-runtime measure' runs load on a server and writes evidence."
+
+class _Verb(NamedTuple):
+    """module: its ``main(argv)`` returns the exit code. filters: ``… | head`` may end it."""
+
+    module: str
+    what: str
+    filters: bool = False
+
+
+_VERBS = {
+    "keys": _Verb("aim_runtime.keys", "make, list and revoke API keys", filters=True),
+    "cache": _Verb("aim_runtime.cache.verbs", "fetch models once, verify them, keep them on a volume"),
+    "batch": _Verb("aim_runtime.batch.command", "have a file of requests answered with what is left over"),
+    "measure": _Verb("aim_runtime.measure.verb", "run load on a server, write evidence and a plot"),
+    "compare": _Verb("aim_runtime.compare", "the variants of a served name side by side", filters=True),
+}
+_WHAT = "\n".join(
+    (
+        "Serve one model, or those of a file (--models), over OpenAI's API and KServe",
+        "V1 and V2 (REST, gRPC). Or do one thing and end:",
+        "",
+        *(f"  aim-runtime {name:<8} {verb.what}" for name, verb in _VERBS.items()),
+        "",
+        "Each of these has --help of its own. What follows are the server's settings.",
+    )
 )
 
 
 def main() -> None:
     """Entry point of ``aim-runtime``. Exit codes: 0 stopped, 1 cannot serve, 2 wrong settings."""
     end_while_starting()  # before anything that takes its time to be imported
-    if sys.argv[1:2] == ["compare"]:
-        from aim_runtime.compare import main as compare
-
-        _as_a_filter()
-        sys.exit(compare(sys.argv[2:]))
-    if sys.argv[1:2] == ["keys"]:
-        from aim_runtime.keys import main as keys
-
-        _as_a_filter()
-        sys.exit(keys(sys.argv[2:]))
-    if sys.argv[1:2] == ["cache"]:
-        from aim_runtime.cache.verbs import main as cache
-
-        sys.exit(cache(sys.argv[2:]))
-    if sys.argv[1:2] == ["batch"]:
-        from aim_runtime.batch.command import main as batch
-
-        sys.exit(batch(sys.argv[2:]))
-    if sys.argv[1:2] == ["measure"]:
-        from aim_runtime.measure.verb import main as measure
-
-        sys.exit(measure(sys.argv[2:]))
+    first = sys.argv[1] if len(sys.argv) > 1 else "--"
+    if verb := _VERBS.get(first):
+        if verb.filters:
+            _as_a_filter()
+        sys.exit(importlib.import_module(verb.module).main(sys.argv[2:]))
+    if not first.startswith("-"):
+        sys.exit(_refuse(f"{first!r} is no verb: give {', '.join(_VERBS)}, or settings (--model_dir DIR …)"))
     from aim_kserve.settings import SettingsError
     from aim_runtime.settings import RuntimeSettings
 

@@ -117,7 +117,24 @@ def test_wrong_flags_exit_2_and_help_0() -> None:
     wrong = run("--http_port", "http")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert wrong.stderr.startswith("error: --http_port: ")
-    assert "aim.amd.com/max-model-len" in run("--help").stdout
+    shown = run("--help").stdout
+    assert "aim.amd.com/max-model-len" in shown
+    assert [word for word in VERBS if f"\n  aim-runtime {word} " not in shown] == []
+
+
+VERBS = ("keys", "cache", "batch", "measure", "compare")
+
+
+def test_a_verb_that_is_none_is_told_which_there_are() -> None:
+    wrong = run("key", "list")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert wrong.stderr.startswith("error: 'key' is no verb: give keys, cache, batch, measure, compare")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help_of_its_own(verb: str) -> None:
+    shown = run(verb, "--help")
+    assert (shown.returncode, shown.stdout.startswith(f"usage: aim-runtime {verb} ")) == (0, True)
 
 
 @pytest.mark.model
@@ -160,7 +177,7 @@ def test_what_is_left_empty_belongs_to_no_engine() -> None:
             "aim_runtime.engines.llama_cpp.engine.LlamaCppEngine",
             {
                 **{"max_model_len": 512, "slots": 3, "threads": 2, "max_waiting": 256, "stall_timeout_s": 60},
-                **{"kv_cache_memory_bytes": 512 * 2**20, "deterministic": True},
+                **{"kv_cache_memory_bytes": 512 * 2**20, "parked_memory_bytes": None, "deterministic": True},
                 "adapters": {"a": Path("/x"), "b": Path("/y")},
             },
         ),

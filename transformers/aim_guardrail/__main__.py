@@ -18,7 +18,7 @@ def main() -> None:
         settings = GuardrailSettings.load(
             sys.argv[1:],
             prog="aim-guardrail",
-            description="Guard any predictor's prompts and answers: KServe V1, V2 (REST, gRPC) and OpenAI.",
+            description="Guard any predictor's prompts and answers: OpenAI, KServe V1 and V2 (REST, gRPC).",
         )
     except SettingsError as error:
         sys.exit(_refuse(str(error), 2))
