@@ -1,4 +1,4 @@
-"""Bytes, MiB and GiB. GiB everywhere; GB only where a user wrote it."""
+"""Bytes, MiB and GiB: GiB everywhere, GB only where a user wrote it. Spans of time."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ _UNIT_BYTES = {
     "GIB": GIB,
     "TIB": 1024 * GIB,
 }
+_SPAN = re.compile(r"([0-9]{1,6})([smhdw])")
+_SPAN_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _QUANTITY = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]+)\s*")
 
 
@@ -52,3 +54,9 @@ def parse_memory(text: str, *, field: str = "memory") -> int:
             f"{field}: {text!r} is less than a byte", field=field, value=text, remedy="write how much, or leave it out"
         )
     return size_bytes
+
+
+def duration_s(text: str) -> int | None:
+    """`90s`, `30m`, `12h`, `90d` or `2w` as seconds; None where it is none of them."""
+    found = _SPAN.fullmatch(text)
+    return int(found[1]) * _SPAN_S[found[2]] if found else None

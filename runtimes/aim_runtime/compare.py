@@ -18,8 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
-from rich.console import Console
 from rich.table import Table
+
+from aim_runtime.key_file import read_key
+from aim_runtime.tables import plain_table, show
 
 #: Histogram → the name of its figures, and how many of the shown unit a second has.
 LATENCIES = {
@@ -171,15 +173,20 @@ def _in_unit(seconds: Quantile, unit: float) -> Quantile:
     return seconds if seconds.value is None else Quantile(round(seconds.value * unit, 6), seconds.at_least)
 
 
-def read(source: str) -> Reading:
+def read(source: str, key: str | None = None) -> Reading:
     """Args:
         source: a server's address (with or without ``/metrics``), a file, or ``-`` for standard input.
+        key: is sent to a server.
 
     Raises:
         CompareError: nobody answers, no such file, or it holds no metrics.
     """
     try:
-        return Reading(_text(source))
+        return Reading(_text(source, key))
+    except urllib.error.HTTPError as error:
+        closed = error.code in (401, 403)
+        wants = "it wants a key of scope metrics: give --api-key-file" if closed else "give the address of a server"
+        raise CompareError(f"{source}: answers {error.code}, {wants}") from error
     except urllib.error.URLError as error:
         raise CompareError(f"{source}: {error.reason}: give the address of a running server, or a file") from error
     except OSError as error:
@@ -188,25 +195,30 @@ def read(source: str) -> Reading:
         raise CompareError(f"{source}: holds no metrics in Prometheus' text form ({error})") from error
 
 
-def _text(source: str) -> str:
+def _text(source: str, key: str | None) -> str:
     if source == "-":
         return sys.stdin.read(_MOST_BYTES)
     if not source.startswith(("http://", "https://")):
         return Path(source).read_text(encoding="utf-8")
     address = source.rstrip("/")
     address += "" if address.endswith("/metrics") else "/metrics"
-    with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as answer:
+    request = urllib.request.Request(address, headers={"Authorization": f"Bearer {key}"} if key else {})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
         return str(answer.read(_MOST_BYTES).decode("utf-8"))
+
+
+def _key(file: Path | None) -> str | None:
+    try:
+        return read_key(file) if file else None
+    except ValueError as error:
+        raise CompareError(f"--api-key-file {error}") from None
 
 
 def table(found: Iterable[Row]) -> Table:
     """For people."""
-    shown = Table(box=None, pad_edge=False)
     latencies = [f"{name}_p{percent}" for name, _ in LATENCIES.values() for percent in (50, 95)]
-    for name in ("model", "variant"):
-        shown.add_column(name)
-    for name in ("requests", "share", "5xx", "4xx", "left", "tokens", *latencies):
-        shown.add_column(name.replace("_", " "), justify="right")
+    figures = ("requests", "share", "5xx", "4xx", "left", "tokens", *(name.replace("_", " ") for name in latencies))
+    shown = plain_table(("model", "variant"), figures)
     for row in found:
         tokens = "-" if row.tokens is None else f"{row.tokens:.1f}"
         counts = (str(row.requests), f"{row.share:.1%}", str(row.failed), str(row.refused), str(row.left), tokens)
@@ -223,14 +235,17 @@ def _json(found: Iterable[Row]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Entry point. Exit codes: 0, 1 nothing to compare, 2 wrong arguments (argparse)."""
-    parser = argparse.ArgumentParser(prog="aim-runtime compare", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="aim-runtime compare", description=__doc__.partition("\n\n")[0], allow_abbrev=False
+    )
     parser.add_argument("source", help="http://HOST:PORT of a server, a file of its /metrics, or - for standard input")
     parser.add_argument("--since", metavar="FILE", help="an earlier reading (saved /metrics): show what came after")
     parser.add_argument("--model", metavar="NAME", help="only this name's variants")
+    parser.add_argument("--api-key-file", metavar="FILE", type=Path, help="holds the key to send; its scope: metrics")
     parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
     given = parser.parse_args(argv)
     try:
-        reading = read(given.source)
+        reading = read(given.source, _key(given.api_key_file))
         if given.since:
             reading.since(read(given.since))
         found = rows(reading, given.model)
@@ -240,7 +255,7 @@ def main(argv: Sequence[str]) -> int:
     if given.output == "json":
         print(_json(found))  # noqa: T201
         return 0
-    Console(width=None if sys.stdout.isatty() else 200).print(table(found))
+    show(table(found))
     few = [row.variant for row in found if row.requests < FEW]
     if few:
         print(f"{', '.join(few)}: fewer than {FEW} requests, too few to tell")  # noqa: T201

@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
-from rich.console import Console
 from rich.table import Table
 
 from aim_kserve.errors import StartupError
@@ -23,22 +22,23 @@ from aim_kserve.identity import keys
 from aim_kserve.identity.caller import QosClass, Scope
 from aim_kserve.log import printable
 from aim_kserve.settings import Parser
+from aim_profile.units import duration_s
+from aim_runtime.tables import plain_table, show
 
 #: A key that ends within this time is marked.
 SOON = timedelta(days=14)
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _TIME = "give a time from now (12h, 90d) or a date and time with its zone (2027-01-31T00:00:00Z)"
 
 
 def expiry(text: str, now: datetime) -> datetime:
-    """When ``90d`` is over, or the time that is written out. Units: m, h, d, w.
+    """When ``90d`` is over, or the time that is written out.
 
     Raises:
         ValueError: it is neither, or already past; one line.
     """
-    span = re.fullmatch(r"(\d{1,6})([mhdw])", text)
+    span_s = duration_s(text)
     try:
-        when = now + timedelta(**{_UNITS[span[2]]: int(span[1])}) if span else datetime.fromisoformat(text)
+        when = datetime.fromisoformat(text) if span_s is None else now + timedelta(seconds=span_s)
     except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is no time: {_TIME}") from None
     if when.tzinfo is None:
@@ -98,9 +98,7 @@ def _list(given: argparse.Namespace) -> None:
         without = set() if given.hashes else {"hash"}
         print(json.dumps([_plain(key, now, without) for key in held], indent=2))  # noqa: T201
         return
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False).print(
-        _table(held, now, hashes=given.hashes)
-    )
+    show(_table(held, now, hashes=given.hashes))
 
 
 def _revoke(given: argparse.Namespace) -> None:
@@ -113,10 +111,8 @@ def _plain(key: keys.ApiKey, now: datetime, without: set[str]) -> dict[str, Any]
 
 
 def _table(held: Sequence[keys.ApiKey], now: datetime, *, hashes: bool) -> Table:
-    shown = Table(box=None, pad_edge=False)
     names = ("id", "tenant", "class", "scopes", "models", "expires", "state", "note", *(("hash",) if hashes else ()))
-    for name in names:
-        shown.add_column(name, overflow="fold")
+    shown = plain_table(names)
     for key in held:
         expires = f"{key.expires:%Y-%m-%dT%H:%M:%SZ}" if key.expires else "never"
         models = "all" if key.models is None else ",".join(key.models)

@@ -158,14 +158,14 @@ def located(settings: RuntimeSettings) -> RuntimeSettings:
 
 def _from_cache(settings: RuntimeSettings, uri: str) -> RuntimeSettings:
     from aim_runtime.cache import progress, use  # only who names a source has one
-    from aim_runtime.cache.errors import CacheError
+    from aim_runtime.cache.errors import CacheError, Missing
 
     root = settings.cache_path or AIM_CACHE
     fetch = settings.fetch and not settings.dry_run
     try:
         found = use.fetched(root, uri, progress.Lines()) if fetch else use.cached(root, uri)
     except CacheError as error:
-        remedy = "" if fetch else "or start with --fetch"
+        remedy = "or start with --fetch" if isinstance(error, Missing) else ""
         raise Refused(str(error), field="model-uri", value=uri, remedy=remedy) from None
     except OSError as error:
         raise _unreadable(error) from None

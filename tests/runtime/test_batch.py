@@ -111,7 +111,7 @@ async def test_a_body_goes_out_as_it_was_written_with_the_key_in_the_lowest_clas
     source.write_bytes(b'\n{"custom_id":"r-0","method":"POST","url":"/v1/responses","body":' + body + b"}\n\n")
     key.write_text("aim-secret\n")
     async with RawServer(behave=says(http(b'{"x": 12345678901234567890123, "y": 1.50}'))) as server:
-        assert await run_on(server, source, out, "--api_key_file", str(key)) == (0, "done: 1 of 1 lines answered\n")
+        assert await run_on(server, source, out, "--api-key-file", str(key)) == (0, "done: 1 of 1 lines answered\n")
     (asked,) = server.asked
     assert asked.path == "/v1/responses"
     assert asked.headers["x-qos-priority"] == "low"
@@ -177,7 +177,7 @@ async def test_a_key_that_is_refused_ends_the_run_with_nothing_answered(tmp_path
     async with RawServer(behave=says(http({"error": {"message": "who?"}}, 401))) as server:
         code, err = await run_on(server, source, out)
     assert (code, out.read_bytes()) == (1, b"")
-    assert "the server refuses the key (401): give --api_key_file a valid one" in err
+    assert "the server refuses the key (401): give --api-key-file a valid one" in err
     assert "0 of 9 lines answered: run the same command again to go on" in err
 
 
@@ -249,7 +249,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path: Path):
 
 def test_nobody_there_ends_after_patience_and_loses_nothing(tmp_path: Path, server: Served):
     source, out = write(tmp_path / "in.jsonl", [line(0)]), tmp_path / "out.jsonl"
-    code, err = run(source, out, f"http://127.0.0.1:{free_ports(1)[0]}", "--patience_s", "0.2")
+    code, err = run(source, out, f"http://127.0.0.1:{free_ports(1)[0]}", "--patience-seconds", "0.2")
     assert code == 1
     assert "cannot be reached, for 0.2 s; 0 of 1 lines answered: run the same command again to go on" in err
     assert run(source, out, server.url)[0] == 0
@@ -282,8 +282,8 @@ def test_an_input_that_is_wrong_is_refused_before_anything_is_asked(tmp_path: Pa
     [
         (("--url", "localhost:8080"), "is no address: give http://HOST:PORT"),
         (("--concurrency", "0"), "give auto, or a number"),
-        (("--timeout_s", "-1"), "a number of seconds above 0"),
-        (("--api_key_file", "/nowhere"), "--api_key_file /nowhere: No such file"),
+        (("--timeout-seconds", "-1"), "a number of seconds above 0"),
+        (("--api-key-file", "/nowhere"), "--api-key-file /nowhere: No such file"),
         (("--speed", "1"), "unrecognized arguments"),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,44 @@ def test_what_cannot_be_compared_is_said_in_one_line(
 def test_a_server_that_is_not_there(capsys: pytest.CaptureFixture[str]):
     assert main(["http://127.0.0.1:9"]) == 1
     assert "Connection refused" in capsys.readouterr().err
+
+
+def test_a_closed_server_is_asked_with_a_key(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    key = "aim_ops_0123"
+
+    class Closed(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            admitted = self.headers["Authorization"] == f"Bearer {key}"
+            self.send_response(200 if admitted else 401)
+            self.end_headers()
+            self.wfile.write(saved.read_bytes() if admitted else b"")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    file = tmp_path / "key"
+    file.write_text(f"{key}\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Closed) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert main([url]) == 1
+        assert (
+            capsys.readouterr().err
+            == f"error: {url}: answers 401, it wants a key of scope metrics: give --api-key-file\n"
+        )
+        assert main([url, "--api-key-file", str(file)]) == 0
+        assert "chat" in capsys.readouterr().out
+        server.shutdown()
+
+
+@pytest.mark.parametrize("text", ["", "two words", "a\nb", "x" * 9000, "k\u00e9y"])
+def test_a_file_that_holds_no_key_is_refused_without_what_it_holds(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "key"
+    file.write_text(text)
+    assert main(["http://127.0.0.1:9", "--api-key-file", str(file)]) == 1
+    assert capsys.readouterr().err == f"error: --api-key-file {file}: must hold the key alone, on one line\n"
 
 
 def test_it_is_a_verb_of_the_runtime(saved: Path) -> None:

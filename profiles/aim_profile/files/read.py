@@ -67,7 +67,8 @@ def read_text(file: Path, error: type[AimProfileError]) -> str:
             raise error(f"{file}: larger than {_MAX_FILE_BYTES // 2**20} MiB", field=str(file))
         return io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8").read()  # line ends as of a text file
     except OSError as problem:
-        raise error(f"{file}: {problem.strerror or problem}", field=str(file)) from problem
+        why = f"{file}: {problem.strerror or problem}"
+        raise error(why, field=str(file), remedy="name a file that can be read") from problem
     except UnicodeDecodeError as problem:
         raise error(f"{file}: {problem}", field=str(file)) from problem
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 from aim_runtime.engines.openai_server.connection import Connection
+from aim_runtime.key_file import read_key
 
 from .answers import Answers
 from .lines import BatchError, Input
@@ -96,12 +97,10 @@ class _Progress:
 
 def _connection(given: argparse.Namespace) -> Connection:
     try:
-        key = given.api_key_file.read_text(encoding="utf-8").strip() if given.api_key_file else None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is no text"
-        raise BatchError(f"--api_key_file {given.api_key_file}: {reason}: give a file that holds the key") from None
-    if key is not None and (len(key.split()) != 1 or not key.isascii()):
-        raise BatchError(f"--api_key_file {given.api_key_file}: must hold the key alone, on one line")
+        if given.api_key_file:
+            read_key(given.api_key_file)  # before IN is read, which may take long
+    except ValueError as error:
+        raise BatchError(f"--api-key-file {error}") from None
     return Connection(given.url, most=_MOST, silence_timeout_s=given.timeout_s, key_file=given.api_key_file)
 
 
@@ -110,20 +109,18 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("input", metavar="IN", type=Path, help="JSON Lines: custom_id, method, url, body")
     parser.add_argument("output", metavar="OUT", type=Path, help="answers, a line each; goes on where it was cut off")
     parser.add_argument("--url", required=True, type=_url, help="the server, http://HOST:PORT")
-    parser.add_argument(
-        "--api_key_file", "--api-key-file", metavar="FILE", type=Path, help="holds the key to send (Authorization)"
-    )
+    parser.add_argument("--api-key-file", metavar="FILE", type=Path, help="holds the key to send")
     parser.add_argument(
         "--concurrency", type=_at_once, default=None, metavar="N|auto",
         help=f"requests at once at most; auto: as many as the server takes, up to {_AUTO_MOST}",
     )  # fmt: skip
     parser.add_argument(
-        "--patience_s", "--patience-s", type=_seconds, default=600.0, metavar="SECONDS",
-        help="for so long the server may be out of reach (600)",
+        "--patience-seconds", dest="patience_s", type=_seconds, default=600.0, metavar="S",
+        help="seconds that the server may be out of reach (600)",
     )  # fmt: skip
     parser.add_argument(
-        "--timeout_s", "--timeout-s", type=_seconds, default=3600.0, metavar="SECONDS",
-        help="longest silence of a request on its way (3600)",
+        "--timeout-seconds", dest="timeout_s", type=_seconds, default=3600.0, metavar="S",
+        help="longest silence of a request on its way, seconds (3600)",
     )  # fmt: skip
     return parser.parse_args(argv)
 

@@ -147,7 +147,7 @@ class Batch:
             return
         self._heard_s = self._clock()
         if answer.status == 401:
-            raise Stopped(f"the server refuses the key (401): give --api_key_file a valid one ({_text(answer.body)})")
+            raise Stopped(f"the server refuses the key (401): give --api-key-file a valid one ({_text(answer.body)})")
         if answer.status in _NO_ROOM and not _for_good(answer):
             self._pace.refused(asked.sent_s, answer.retry_after_s)
             self._ask_again(asked, 0.0)

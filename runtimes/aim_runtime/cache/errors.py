@@ -21,3 +21,7 @@ class Corrupt(CacheError):
 
 class Busy(CacheError):
     """Another process holds the lock, and went on holding it for as long as we waited."""
+
+
+class Missing(CacheError):
+    """The cache is asked for a model that is not in it, or no longer whole."""

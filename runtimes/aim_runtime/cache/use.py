@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from aim_runtime.cache.add import Options, Watching, add
-from aim_runtime.cache.errors import CacheError
+from aim_runtime.cache.errors import CacheError, Missing
 from aim_runtime.cache.gauges import CacheGauges
 from aim_runtime.cache.index import Cache, Entry
 from aim_runtime.cache.locks import Lease
@@ -29,7 +29,8 @@ def cached(root: Path, wanted: str) -> Path:
     """The directory of the model of that source (``hf://org/name`` …). Nothing but the volume is looked at.
 
     Raises:
-        CacheError: it is not here; says what fetches it.
+        Missing: it is not here; says what fetches it.
+        CacheError: that is no source.
         OSError: the volume cannot be read.
     """
     uri = parse_uri(wanted)
@@ -39,7 +40,7 @@ def cached(root: Path, wanted: str) -> Path:
         damaged = any(known.state == "damaged" and known.source == uri.text for known in cache.entries())
         why = "damaged" if damaged else "not"
         broken = "".join(f" ({said})" for said in list(cache.unreadable().values())[:1])
-        raise CacheError(
+        raise Missing(
             f"{uri.text} is {why} in the cache {root}: aim-runtime cache add {uri.text} --cache {root}{broken}"
         )
     return cache.content(entry.key)

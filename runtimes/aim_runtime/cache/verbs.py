@@ -15,11 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rich.console import Console
-from rich.table import Table
-
 from aim_profile.errors import AimProfileError
-from aim_profile.units import gib, parse_memory
+from aim_profile.units import duration_s, gib, parse_memory
 from aim_runtime.cache import AIM_CACHE
 from aim_runtime.cache.add import Added, Options, add, present
 from aim_runtime.cache.errors import CacheError
@@ -31,11 +28,10 @@ from aim_runtime.cache.prune import prune, size_bytes
 from aim_runtime.cache.stats import read_stats
 from aim_runtime.cache.uri import parse_uri
 from aim_runtime.cache.verify import verify
+from aim_runtime.tables import plain_table, show
 
 _LEAVES_AFTER_S = 2.0
 _ENDED = "ended; what has been fetched stays, and the next add goes on with it"
-_AGE = re.compile(r"([0-9]{1,6})([smhdw])")
-_AGE_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -182,16 +178,16 @@ def _seconds(text: str) -> float:
 
 def _size(text: str) -> int:
     try:
-        return parse_memory(text, field="--max-size")
+        return parse_memory(text)
     except AimProfileError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: {error.remedy}") from None
 
 
 def _age(text: str) -> float:
-    found = _AGE.fullmatch(text)
-    if found is None:
+    age_s = duration_s(text)
+    if age_s is None:
         raise argparse.ArgumentTypeError(f"{text[:40]!r}: give a number and s, m, h, d or w, as in 30d")
-    return float(int(found[1]) * _AGE_S[found[2]])
+    return float(age_s)
 
 
 def _options(given: argparse.Namespace, name: str | None = None) -> Options:
@@ -259,30 +255,19 @@ def _list(cache: Cache, given: argparse.Namespace) -> int:
     if given.output == "json":
         _say(json.dumps(rows, indent=2))
         return 0
-    table = _table("name", "GiB", "state", "revision", "last used", "source")
+    table = plain_table(("name", "GiB", "state", "revision", "last used", "source"))
     for row in rows:
         marks = [row["state"], *(["pinned"] if row["pinned"] else []), *([] if row["current"] else ["not current"])]
         revision = row["revision"].removeprefix("sha256:")[:12] or "-"
         table.add_row(
             row["name"], str(gib(row["size_bytes"])), ", ".join(marks), revision, _day(row["last_used"]), row["source"]
         )
-    _show(table)
+    show(table)
     return 0
 
 
 def _day(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column == "GiB" else "left", overflow="fold")
-    return table
-
-
-def _show(table: Table) -> None:
-    Console(width=None if sys.stdout.isatty() else 250, markup=False, highlight=False).print(table)
 
 
 def _verify(cache: Cache, given: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 import aiohttp
 
 from aim_kserve.sse import EventReader, EventTooLarge
+from aim_runtime.key_file import read_key
 from aim_runtime.measure.errors import MeasureError
 
 _PROBE_S = 10.0
@@ -177,10 +178,6 @@ def _as_json(text: str) -> Any:
 
 def _key(file: Path) -> str:
     try:
-        key = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise MeasureError(f"--api-key-file {file}: {reason}", exit_code=2) from None
-    if not key or not key.isprintable() or not key.isascii():
-        raise MeasureError(f"--api-key-file {file}: holds no key: put it there, on one line", exit_code=2)
-    return key
+        return read_key(file)
+    except ValueError as error:
+        raise MeasureError(f"--api-key-file {error}", exit_code=2) from None

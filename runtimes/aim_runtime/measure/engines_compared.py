@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from aim_profile.serving.evidence import Slo
 from aim_runtime.measure.client import Client, Outcome
@@ -24,6 +20,7 @@ from aim_runtime.measure.levels import Load, Shape
 from aim_runtime.measure.options import Options
 from aim_runtime.measure.prompts import Prompts
 from aim_runtime.measure.verb import ask_server, tokens_per_word, warm_up
+from aim_runtime.tables import plain_table, show
 
 #: Prompts of a round; the same ones each time would be answered out of a prefix cache.
 _PER_ROUND = 8
@@ -160,11 +157,8 @@ def _row(engine: _Engine, first: _Engine) -> Row:
 
 
 def _show(found: Sequence[Row], options: Options, digest: str) -> None:
-    shown = Table(box=None, pad_edge=False)
-    for name in ("name", "engine"):
-        shown.add_column(name, no_wrap=True)
-    for name in ("answered", "failed", "TTFT p50 ms", "p95", "ITL p50 ms", "E2E p50 ms", "tokens/s", "same text"):
-        shown.add_column(name, justify="right")
+    right = ("answered", "failed", "TTFT p50 ms", "p95", "ITL p50 ms", "E2E p50 ms", "tokens/s", "same text")
+    shown = plain_table(("name", "engine"), right)
     for row in found:
         figures = (
             (row.ttft_p50_ms, row.ratios["ttft_p50_ms"]),
@@ -175,7 +169,7 @@ def _show(found: Sequence[Row], options: Options, digest: str) -> None:
         )
         counts = (str(row.answered), str(row.failed))
         shown.add_row(row.name, row.engine, *counts, *(_with_ratio(*each) for each in figures), f"{row.same_text:.0%}")
-    Console(width=None if sys.stdout.isatty() else 200).print(shown)
+    show(shown)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     body = {"command": options.command, "prompts": digest, "rounds": options.rounds, "rows": [asdict(r) for r in found]}
     (options.output_dir / "compare.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
