@@ -54,7 +54,7 @@ def main() -> None:
     from aim_guardrail.detectors.base import FAMILIES
     from aim_guardrail.pipeline import Guard, Session
     from aim_guardrail.policy import shipped_policy
-    from aim_guardrail.stream import StreamGuard
+    from aim_guardrail.streams.held import StreamGuard
     from aim_guardrail.text import Text
 
     imported = time.process_time()

@@ -154,11 +154,11 @@ async def test_an_unforeseen_error_is_told_without_its_text(
 
     client, _ = closed
     with monkeypatch.context() as patch:
-        patch.setattr("aim_guardrail.chat_stream.ChatStream.take", broken)
+        patch.setattr("aim_guardrail.streams.chat.ChatStream.take", broken)
         got = events(await client.post(CHAT, json=ask("hi", stream=True)))
     assert got[0]["error"]["message"] == "internal error: the server's log has the cause, by x-request-id"
     assert got[1] == "[DONE]"
-    monkeypatch.setattr("aim_guardrail.screen.Screening.body", broken)
+    monkeypatch.setattr("aim_guardrail.pipeline.screening.Screening.body", broken)
     answer = await client.post(CHAT, content=orjson.dumps(ask("hi")))
     assert answer.status_code == 500
     assert "secret" not in answer.text

@@ -18,7 +18,7 @@ from kserve.inference_client import InferenceGRPCClient
 from tritonclient.utils import InferenceServerException
 
 import fake_predictor
-from aim_guardrail.v2 import pack, unpack
+from aim_guardrail.protocols.v2 import pack, unpack
 from aim_kserve.errors import BadRequest
 from aim_kserve.grpc_parameters import decode
 from aim_kserve.kserve import pb, pb_grpc

@@ -19,7 +19,7 @@ from aim_guardrail.detectors.numbering import REGIONS, nearest_region
 from aim_guardrail.detectors.pii import PiiDetector
 from aim_guardrail.pipeline import INLINE_CHARS, Guard, Session
 from aim_guardrail.policy import Policy, PolicyError, Rule, parse_policy
-from aim_guardrail.stream import StreamGuard
+from aim_guardrail.streams.held import StreamGuard
 from aim_guardrail.text import CONTEXT_CHARS, WINDOW_CHARS, Text
 
 LABELS = sorted(FAMILIES["pii"])

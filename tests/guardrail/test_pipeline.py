@@ -64,7 +64,7 @@ def test_a_detector_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPat
     def fail(*_: object) -> None:
         raise OSError("no such engine")
 
-    monkeypatch.setattr("aim_guardrail.pipeline.build_detector", fail)
+    monkeypatch.setattr("aim_guardrail.pipeline.guard.build_detector", fail)
     with pytest.raises(DetectorFailed, match=r"'secrets' failed: cannot be loaded \(OSError: no such engine\)"):
         Guard.load(shipped_policy("chat"))
 

@@ -9,7 +9,7 @@ import openai
 import orjson
 import pytest
 
-from aim_guardrail.screen import unescaped
+from aim_guardrail.slots.collect import unescaped
 from fake_predictor import FakePredictor
 from guarded import ask, events, metric, orders, said
 from served import Served

@@ -19,7 +19,7 @@ from aim_guardrail.detectors.views import views
 from aim_guardrail.pipeline import INLINE_CHARS, Guard, Session
 from aim_guardrail.policy import Policy, Rule
 from aim_guardrail.proxy import _Exchange
-from aim_guardrail.stream import StreamGuard
+from aim_guardrail.streams.held import StreamGuard
 from aim_guardrail.text import WINDOW_CHARS, Text
 
 

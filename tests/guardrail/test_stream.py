@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import guardrail_values as made
-from aim_guardrail import stream as stream_module
 from aim_guardrail.detectors.base import FAMILIES, Finding
 from aim_guardrail.pipeline import DetectorFailed, Guard, Session
 from aim_guardrail.policy import Policy, Rule, StreamRules, Verdict, shipped_policy
-from aim_guardrail.stream import StreamGuard
+from aim_guardrail.streams import held as stream_module
+from aim_guardrail.streams.held import StreamGuard
 from aim_guardrail.text import CONTEXT_CHARS, Text, safe_cut
 
 GUARDS: dict[str, Guard] = {}

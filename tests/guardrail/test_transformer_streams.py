@@ -16,16 +16,18 @@ from prometheus_client import CollectorRegistry
 
 import guardrail_values
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.openai_stream import StreamScreen
 from aim_guardrail.pipeline import Guard
+from aim_guardrail.pipeline.context import RequestContext
+from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.policy import parse_policy, shipped_policy
 from aim_guardrail.proxy import _Exchange
-from aim_guardrail.screen import Screening
+from aim_guardrail.streams.events import StreamScreen
 from aim_kserve.errors import UpstreamFailed
 from aim_kserve.sse import Event, EventReader
 from fake_predictor import FakePredictor
 from guarded import ask, events, eventually, guardrail, metric, orders, said
 
+CONTEXT = RequestContext("/v1/chat/completions")
 KEY = "AKIA" + "3XPZ7QKLMN2VWTYB"
 CARD = "4111 1111 1111 1111"
 TEXT = f"Use {KEY} and pay with {CARD}, then go."
@@ -40,7 +42,7 @@ def guard() -> Guard:
 def screened(guard: Guard, chunks: list[bytes]) -> str:
     """What the client gets of a stream that comes in these chunks."""
     metrics = Metrics(CollectorRegistry())
-    stream, reader = StreamScreen(Screening(guard, metrics), metrics), EventReader()
+    stream, reader = StreamScreen(Screening(guard, metrics, CONTEXT), metrics), EventReader()
     out = [stream.feed(event) for chunk in chunks for event in reader.feed(chunk)]
     out += [stream.feed(event) for event in reader.rest()]
     stream.close()
@@ -92,7 +94,7 @@ async def test_what_takes_long_is_checked_in_a_thread(guard: Guard, deltas: list
         pass
 
     metrics = Metrics(CollectorRegistry())
-    stream = Threads(Screening(guard, metrics), metrics)
+    stream = Threads(Screening(guard, metrics, CONTEXT), metrics)
     exchange = _Exchange.__new__(_Exchange)
     exchange._send = send
     await exchange._send_events(stream, EventReader().feed(frames(deltas)))
@@ -147,7 +149,7 @@ def test_streamed_and_whole_answers_are_equal(guard: Guard, seed: int, ends: byt
     values = [random.choice(list(guardrail_values.PII.values()))(random) for _ in range(2)]
     before, secret, after = random.choice(list(guardrail_values.SECRETS.values()))(random)
     text = guardrail_values.document(random, [*values, before + secret + after])
-    whole = Screening(guard, Metrics(CollectorRegistry()))
+    whole = Screening(guard, Metrics(CollectorRegistry()), CONTEXT)
     checked = whole.text("answer", text)
 
     stream = frames(guardrail_values.splits(random, text))
@@ -157,7 +159,7 @@ def test_streamed_and_whole_answers_are_equal(guard: Guard, seed: int, ends: byt
     cuts = sorted(random.choices(range(len(stream)), k=random.choice([0, 3, 40])))
     chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
     metrics = Metrics(CollectorRegistry())
-    screening = Screening(guard, metrics)
+    screening = Screening(guard, metrics, CONTEXT)
     screen, reader = StreamScreen(screening, metrics), EventReader()
     out = b"".join(screen.feed(event) for chunk in chunks for event in [*reader.feed(chunk)])
     out += b"".join(screen.feed(event) for event in reader.rest())
@@ -261,7 +263,7 @@ def test_a_block_ends_the_stream(guard: Guard) -> None:
     blocking = parse_policy("version: 1\nname: b\nanswer: [{type: secrets, action: block}]\n", "b.yaml")
     strict = Guard.load(blocking, reuse=guard)
     metrics = Metrics(CollectorRegistry())
-    stream = StreamScreen(Screening(strict, metrics), metrics)
+    stream = StreamScreen(Screening(strict, metrics, CONTEXT), metrics)
     out, fed = b"", 0
     for event in EventReader().feed(frames(["Here is ", "the key ", KEY[:9], KEY[9:], " enjoy ", "more ", "text"])):
         if stream.ended:
@@ -378,7 +380,7 @@ def test_responses_stream_redacts(client: httpx.Client) -> None:
 def test_a_blocked_responses_stream_is_incomplete(predictor: FakePredictor, guard: Guard) -> None:
     blocking = parse_policy("version: 1\nname: b\nanswer: [{type: secrets, action: block}]\n", "b.yaml")
     metrics = Metrics(CollectorRegistry())
-    stream = StreamScreen(Screening(Guard.load(blocking, reuse=guard), metrics), metrics)
+    stream = StreamScreen(Screening(Guard.load(blocking, reuse=guard), metrics, CONTEXT), metrics)
     told = {"model": "m", "input": f"here: {KEY} ok", "stream": True}
     came = httpx.post(f"http://{predictor.host}/v1/responses", json=told).content
     out = b""

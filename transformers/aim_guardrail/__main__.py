@@ -10,7 +10,7 @@ from aim_kserve.signals import end_while_starting
 def main() -> None:
     """Entry point of ``aim-guardrail``. Exit codes: 0 stopped, 1 cannot serve (policy, port), 2 wrong settings."""
     end_while_starting()  # before anything that takes its time to be imported
-    from aim_guardrail.policy_source import PolicyError
+    from aim_guardrail.policy.source import PolicyError
     from aim_guardrail.settings import GuardrailSettings
     from aim_kserve.settings import SettingsError
 

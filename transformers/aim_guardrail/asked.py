@@ -40,15 +40,16 @@ def check_asked(path: str, body: bytes, own: str) -> None:
     """
     if lenient(path) != path.lower():
         raise NotFound(f"no such route: {path}: write it without needless slashes, dots and percent signs")
-    check_use(_in_path(path) or _in_body(body) or own)
+    check_use(model_of_path(path) or _in_body(body) or own)
 
 
 def names_model(path: str) -> bool:
     """Whether a path says which model is meant, whatever the body says."""
-    return _in_path(path) is not None
+    return model_of_path(path) is not None
 
 
-def _in_path(path: str) -> str | None:
+def model_of_path(path: str) -> str | None:
+    """The model that a route names; None where its body does."""
     named = _NAMED.fullmatch(path)
     return named["name"] if named else None
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from aim_guardrail.credentials import Credentials
+from aim_guardrail.protocols.v2 import from_rest, to_rest
 from aim_guardrail.settings import GuardrailSettings
 from aim_guardrail.upstream import Answer, PredictorSaid, Upstream, sent_on
-from aim_guardrail.v2 import from_rest, to_rest
 from aim_kserve.access import current_log
 from aim_kserve.errors import ServingError, UpstreamFailed
 from aim_kserve.http import JSON_LENGTH

@@ -17,13 +17,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from aim_guardrail.asked import check_asked, is_restricted, names_model, usable_only
 from aim_guardrail.exact_json import exact
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.openai_stream import StreamScreen
 from aim_guardrail.pipeline import INLINE_CHARS
+from aim_guardrail.pipeline.context import RequestContext
+from aim_guardrail.pipeline.screening import Screening, Timed
 from aim_guardrail.policy import Direction
-from aim_guardrail.screen import NOT_TEXT, Json, Screening, Timed
+from aim_guardrail.protocols.head import check_query
+from aim_guardrail.protocols.places import place_of
+from aim_guardrail.protocols.v2 import check_binary
+from aim_guardrail.slots.slot import Json
+from aim_guardrail.streams.events import StreamScreen
 from aim_guardrail.transformer import GuardrailModel
 from aim_guardrail.upstream import Answer, sent_on
-from aim_guardrail.v2 import check_binary
 from aim_kserve.access import RequestLog, log_of
 from aim_kserve.errors import NotFound, ServingError, UpstreamFailed
 from aim_kserve.http import (
@@ -43,8 +47,6 @@ from aim_kserve.sse import Event, EventReader, EventTooLarge, sse
 
 logger = logging.getLogger("aim.server")
 
-#: OpenAI's bodies, whose fields without text are known. Others are checked to the last string.
-_KNOWN = frozenset(["chat/completions", "completions", "responses", "embeddings"])
 #: Answers of numbers.
 _NO_TEXT_IN_ANSWER = frozenset(["embeddings"])
 _INTERNAL = "internal error: the server's log has the cause, by x-request-id"
@@ -101,14 +103,26 @@ _OF_ADMINISTRATORS = frozenset(["load_lora_adapter", "unload_lora_adapter"])
 class _Exchange:
     """One request and its answer."""
 
-    __slots__ = ("_begun", "_endpoint", "_log", "_metrics", "_model", "_scope", "_screening", "_send", "_skip")
+    __slots__ = (
+        "_begun",
+        "_context",
+        "_endpoint",
+        "_log",
+        "_metrics",
+        "_model",
+        "_place",
+        "_scope",
+        "_screening",
+        "_send",
+    )
 
     def __init__(self, model: GuardrailModel, metrics: Metrics, scope: Scope, send: Send) -> None:
         self._model, self._metrics, self._scope, self._send = model, metrics, scope, send
         self._log: RequestLog = log_of(scope)
         self._endpoint = endpoint(scope["path"])
-        self._skip = NOT_TEXT if self._endpoint in _KNOWN else frozenset[str]()
+        self._place = place_of(self._endpoint)
         self._begun = False
+        self._context = RequestContext.of(scope["path"], scope["headers"], self._log.client)
 
     async def serve(self, body: bytes) -> None:
         if self._endpoint in _OF_ADMINISTRATORS:
@@ -118,7 +132,7 @@ class _Exchange:
             )
             return
         try:
-            self._screening = Screening(self._model.guard, self._metrics)
+            self._screening = Screening(self._model.guard, self._metrics, self._context)
         except ServingError as error:
             await self.refuse(error)
             return
@@ -144,13 +158,16 @@ class _Exchange:
     async def _pass(self, body: bytes) -> None:
         scope, log = self._scope, self._log
         own = {"traceparent": log.traceparent, "x-request-id": log.request_id, "accept-encoding": "identity"}
-        if body and self._screening.guard.watches("prompt"):
+        query = scope["query_string"]
+        if (body or query) and self._screening.guard.watches("prompt"):
             with Timed(self._screening, self._metrics, "prompt"):
-                body = await self._checked_prompt(body, own)
+                if query:
+                    query = await self._run(self._check_query, query)
+                if body:
+                    body = await self._checked_prompt(body, own)
         if self._decides_models and not self._lists_models:
             body = await self._run(self._permitted, body)
         headers = sent_on(scope["headers"], own)
-        query = scope["query_string"]
         target = (scope["raw_path"] + b"?" + query if query else scope["raw_path"]).decode("latin-1")
         async with await self._model.predictor.http.send(scope["method"], target, headers, body) as answer:
             log.fields["upstream_status"] = answer.status
@@ -176,10 +193,13 @@ class _Exchange:
 
     def _check_prompt(self, body: bytes) -> bytes:
         parsed = exact(parse_object(body), body)
-        changed = self._screening.body("prompt", parsed, skip=self._skip)
+        changed = self._screening.body("prompt", parsed, self._place)
         if changed or self._screening.has_repeated_keys(body):
             return orjson.dumps(parsed)
         return body
+
+    def _check_query(self, query: bytes) -> bytes:
+        return check_query(self._screening, query)
 
     def _check_tensors(self, direction: Direction, body: bytes, json_length: bytes) -> tuple[bytes, int]:
         return check_binary(self._screening, direction, body, json_length)
@@ -231,7 +251,7 @@ class _Exchange:
         except orjson.JSONDecodeError:
             raise UpstreamFailed("the predictor's answer is not the JSON it says it is") from None
         shortened = self._lists_models and usable_only(parsed)
-        changed = self._screening.body("answer", boxed(parsed), skip=self._skip)
+        changed = self._screening.body("answer", boxed(parsed), self._place)
         return orjson.dumps(parsed) if changed or shortened else body
 
     def _check_text(self, body: bytes) -> bytes:

@@ -21,6 +21,7 @@ import re
 import unicodedata
 from array import array
 from bisect import bisect_right
+from functools import lru_cache
 
 CONTEXT_CHARS = 512
 """How far back before a unit a detector may look (keywords such as `aws_secret_access_key = `)."""
@@ -125,6 +126,12 @@ class Text:
         while end < len(self._starts) and self._starts[end] == self._starts[end - 1]:  # the rest of a ligature
             end += 1
         return self._starts[start], self.origin(end)
+
+
+@lru_cache(512)
+def context_of(key: str) -> str:
+    """What stands before the value of a key, folded: as JSON would write it, so that it ends between two units."""
+    return f'"{Text(key[-CONTEXT_CHARS:]).scan}": "'
 
 
 def units(scan: str) -> list[tuple[int, int]]:

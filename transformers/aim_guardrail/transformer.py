@@ -13,12 +13,14 @@ from typing import Any
 
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import INLINE_CHARS, DetectorFailed, Guard
+from aim_guardrail.pipeline.context import RequestContext
+from aim_guardrail.pipeline.screening import Screening, Timed
 from aim_guardrail.policy import Direction
 from aim_guardrail.predictor import Predictor
-from aim_guardrail.screen import Json, Screening, Timed
+from aim_guardrail.protocols.v2 import check_tensors, size_bytes
 from aim_guardrail.settings import GuardrailSettings
+from aim_guardrail.slots.slot import Json
 from aim_guardrail.upstream import PredictorSaid
-from aim_guardrail.v2 import check_tensors, size_bytes
 from aim_kserve.access import current_log
 from aim_kserve.errors import BadRequest, StartupError, Unavailable
 from aim_kserve.identity.permission import check_use
@@ -100,7 +102,8 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         if not isinstance(payload, InferRequest):
             raise BadRequest("only V2 inference requests are served here")
         self._check_caller(payload.model_name)
-        screening = Screening(self.guard, self._metrics)
+        context = RequestContext.of(f"/v2/models/{payload.model_name}/infer", (), current_log().client)
+        screening = Screening(self.guard, self._metrics, context)
         try:
             payload.parameters = to_http_parameters(payload.parameters or {})
             await self._check(screening, "prompt", payload)

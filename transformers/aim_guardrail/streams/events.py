@@ -15,13 +15,13 @@ import time
 
 import orjson
 
-from aim_guardrail.chat_stream import ChatStream
 from aim_guardrail.exact_json import exact
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import INLINE_CHARS, DetectorFailed
-from aim_guardrail.responses_stream import ResponsesStream
-from aim_guardrail.screen import Blocked, Screening
-from aim_guardrail.stream_text import UNSUPPORTED
+from aim_guardrail.pipeline.screening import Blocked, Screening
+from aim_guardrail.streams.chat import ChatStream
+from aim_guardrail.streams.responses import ResponsesStream
+from aim_guardrail.streams.text import UNSUPPORTED
 from aim_kserve.errors import ServingError, UpstreamFailed
 from aim_kserve.http import DONE
 from aim_kserve.sse import Event, sse

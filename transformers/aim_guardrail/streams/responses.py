@@ -7,8 +7,11 @@ from typing import Any
 import orjson
 
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.screen import NOT_TEXT, Json, Screening, drop_shadows
-from aim_guardrail.stream_text import UNSUPPORTED, StreamText
+from aim_guardrail.pipeline.screening import Screening
+from aim_guardrail.protocols.places import RESPONSES_EVENT
+from aim_guardrail.slots.apply import drop_shadows
+from aim_guardrail.slots.slot import Json
+from aim_guardrail.streams.text import UNSUPPORTED, StreamText
 from aim_kserve.errors import ServingError, UpstreamFailed
 from aim_kserve.sse import Event
 
@@ -56,7 +59,7 @@ class ResponsesStream:
         if kind.endswith(".delta"):
             return self._delta(kind, payload, event)
         before = self._flush(kind, payload)
-        changed = self._screening.body("answer", payload, skip=NOT_TEXT)
+        changed = self._screening.body("answer", payload, RESPONSES_EVENT)
         if isinstance(payload.get("response"), dict):
             self._response = payload["response"]
         self.ended = kind in _TERMINAL

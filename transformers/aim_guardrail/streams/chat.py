@@ -7,14 +7,19 @@ from typing import Any
 import orjson
 
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.screen import NOT_TEXT, SHADOWS, Json, Screening, drop_shadows
-from aim_guardrail.stream_text import UNSUPPORTED, StreamText
+from aim_guardrail.pipeline.screening import Screening
+from aim_guardrail.protocols.places import CHAT
+from aim_guardrail.slots.apply import drop_shadows
+from aim_guardrail.slots.places import SHADOWS
+from aim_guardrail.slots.slot import Json
+from aim_guardrail.streams.text import UNSUPPORTED, StreamText
 from aim_kserve.errors import ServingError, UpstreamFailed
 from aim_kserve.http import DONE
 from aim_kserve.sse import Event, sse
 
-_CHUNK_FIELDS = NOT_TEXT | {"choices", "usage", "metrics", *SHADOWS}
-_CHOICE_FIELDS = NOT_TEXT | {"delta", "text", "stop_reason", *SHADOWS}
+_CHUNK_FIELDS = frozenset(["id", "object", "created", "model", "system_fingerprint", "choices", "usage", *SHADOWS])
+_CHOICE_FIELDS = frozenset(["index", "delta", "text", "finish_reason", "stop_reason", *SHADOWS])
+_CALL_FIELDS = frozenset(["index", "id", "type"])
 
 #: What some servers write where OpenAI writes null (ollama#4357, sglang#3912).
 _NO_REASON = frozenset(["", "null", "none"])
@@ -158,7 +163,7 @@ class _Choice:
                 self._calls.setdefault(index, []).append(function["arguments"])
                 self._call_chars += len(function["arguments"])
                 function["arguments"] = ""
-            _refuse_unless_clean(self._screening, call, NOT_TEXT)
+            _refuse_unless_clean(self._screening, call, _CALL_FIELDS)
         return _HELD
 
     def _says_something(self, holder: Json) -> bool:
@@ -230,5 +235,5 @@ def _drop_unreal_reason(item: Json) -> bool:
 def _refuse_unless_clean(screening: Screening, holder: Json, known: frozenset[str]) -> None:
     """Fields that no kind of chunk is known to have are checked piece by piece, which does not allow redaction."""
     others = {key: value for key, value in holder.items() if key not in known}
-    if screening.body("answer", others, skip=NOT_TEXT):
+    if screening.body("answer", others, CHAT):
         raise UpstreamFailed(f"the policy refuses what the stream says in {', '.join(others)}", code=UNSUPPORTED)

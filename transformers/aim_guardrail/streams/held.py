@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from aim_guardrail.detectors.base import Finding
 from aim_guardrail.pipeline import Guard, Session
+from aim_guardrail.pipeline.guard import moved
 from aim_guardrail.policy import Verdict
 from aim_guardrail.text import CONTEXT_CHARS, Text, holds_private_key, run_end, safe_cut
 
@@ -121,20 +122,20 @@ class StreamGuard:
 
     def _judge(self, text: Text, scan: str, piece: str) -> str:
         known = len(self._context)
-        verdict = self._guard.judge("answer", Text.folded(self._context + scan), known)
+        verdict = self._guard.verdict("answer", Text.folded(self._context + scan), known)
         if any(finding.start < known for finding in verdict.findings):
             # A value that began in text already released: a detector broke its contract. Never go on then.
             self._block(Finding("stream", "BOUNDARY", self._held_from, self._held_from, 1.0, "released-boundary"))
             return ""
-        local = [_moved(f, text.span(f.start - known, f.end - known)) for f in verdict.findings]
+        local = [moved(f, text.span(f.start - known, f.end - known)) for f in verdict.findings]
         if verdict.blocked:
             first = next(f for f in local if self._guard.blocks("answer", f))
             piece, shown = piece[: first.start], [f for f in local if f.end <= first.start]
         else:
             shown = local
         offset = self._held_from
-        moved = tuple(_moved(f, (f.start + offset, f.end + offset)) for f in local)
-        self._verdict = self._verdict.joined(replace(verdict, findings=moved))
+        findings = tuple(moved(f, (f.start + offset, f.end + offset)) for f in local)
+        self._verdict = self._verdict.joined(replace(verdict, findings=findings))
         return self._guard.redact("answer", Text(piece), shown, self._session)
 
     def _overflow(self) -> str:
@@ -171,7 +172,3 @@ class StreamGuard:
     def _block(self, finding: Finding) -> None:
         self._verdict = self._verdict.joined(Verdict("block", ("stream",), (finding,)))
         self._held = ""
-
-
-def _moved(finding: Finding, span: tuple[int, int]) -> Finding:
-    return replace(finding, start=span[0], end=span[1])

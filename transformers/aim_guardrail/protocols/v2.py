@@ -14,8 +14,9 @@ from typing import Any
 import orjson
 
 from aim_guardrail.exact_json import exact
+from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.policy import Direction
-from aim_guardrail.screen import Json, Screening
+from aim_guardrail.slots.slot import Json, Slot, Slots
 from aim_kserve.errors import BadRequest, ContentBlocked, UpstreamFailed
 from aim_kserve.http import json_length, parse_object
 from aim_kserve.kserve import InferRequest, InferResponse, to_http_parameters
@@ -155,14 +156,15 @@ def _texts(data: Any) -> list[Any]:
     return [item for item in data if isinstance(item, (str, bytes))] if isinstance(data, list) else []
 
 
-def check_elements(screening: Screening, direction: Direction, elements: list[bytes], where: str) -> list[bytes]:
-    """Each element checked as text; what is not UTF-8 as what a lenient reader would make of it."""
-    checked = []
-    for index, element in enumerate(elements):
-        text = element.decode("utf-8", "replace")
-        shown = screening.text(direction, text, f"{where}[{index}]")
-        checked.append(element if shown == text else shown.encode())
-    return checked
+def check_elements(screening: Screening, direction: Direction, elements: list[bytes], name: str) -> list[bytes]:
+    """Each element of the tensor ``name`` checked as text; what is not UTF-8 as what a lenient reader makes of it."""
+    texts = [element.decode("utf-8", "replace") for element in elements]
+    slots = Slots([Slot(text, (name, index), name) for index, text in enumerate(texts)])
+    shown = screening.texts(direction, slots)
+    return [
+        element if text == before else text.encode()
+        for element, before, text in zip(elements, texts, shown, strict=True)
+    ]
 
 
 def unpack(raw: bytes) -> list[bytes]:

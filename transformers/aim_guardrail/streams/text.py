@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.screen import Blocked, Screening
-from aim_guardrail.stream import Released, StreamGuard
+from aim_guardrail.pipeline.screening import Blocked, Screening
+from aim_guardrail.streams.held import Released, StreamGuard
 
 UNSUPPORTED = "unsupported_stream"
 

@@ -1,8 +1,7 @@
 """Policy: what is looked for in prompts and answers, and what happens then. Pure but for reading YAML files.
 
 A policy is versioned, frozen and strict: an unknown key, type or entity is refused with one line that names the
-file, the line, the key and the remedy (`PolicyError`). `decide` turns findings into a `Verdict`; it knows
-nothing of detectors, servers or streams.
+file, the line, the key and the remedy (`PolicyError`). `verdict.decide` turns findings into a `Verdict`.
 """
 
 from __future__ import annotations
@@ -10,28 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from reprlib import Repr
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticKnownError
 
 from aim_guardrail.detectors.base import FAMILIES, Finding
-from aim_guardrail.policy_source import MAX_CHARS, PolicyError, Source
+from aim_guardrail.policy.source import MAX_CHARS, PolicyError, Source
 
 Action = Literal["block", "redact", "flag"]
 Direction = Literal["prompt", "answer"]
-
-_FAMILY_ORDER = {family: rank for rank, family in enumerate(FAMILIES)}
-_ACTION_ORDER = {"block": 0, "redact": 1, "flag": 2}
-_VERDICT_ORDER = {**_ACTION_ORDER, "allow": 3}
-
 
 #: A value in a message: enough to be known again, however large, deep or entangled it is.
 _SHORT = Repr()
@@ -194,69 +187,6 @@ class Policy(_Strict):
         return hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a check came to. `families` and `findings` are those that count; `degraded` names the detectors
-    that failed under `on_error: open`.
-    """
-
-    action: Literal["allow", "flag", "redact", "block"] = "allow"
-    families: tuple[str, ...] = ()
-    findings: tuple[Finding, ...] = field(default=())
-    degraded: tuple[str, ...] = ()
-
-    @property
-    def blocked(self) -> bool:
-        """Whether the text must not pass at all."""
-        return self.action == "block"
-
-    def joined(self, later: Verdict) -> Verdict:
-        """The verdict on this text and the one that follows it."""
-        return Verdict(
-            min(self.action, later.action, key=_VERDICT_ORDER.__getitem__),
-            _ordered({*self.families, *later.families}),
-            self.findings + later.findings,
-            tuple(sorted({*self.degraded, *later.degraded})),
-        )
-
-
-def decide(findings: Iterable[Finding], rules: Sequence[Rule], degraded: tuple[str, ...] = ()) -> Verdict:
-    """The verdict of `rules` on `findings`. Where findings overlap, one remains: the strictest action, then
-    the family's precedence, then the score, then the length decide; it covers all that overlapped, so that
-    no part of a weaker finding stays visible. A flag never widens what is redacted.
-    """
-    by_family = {rule.type: rule for rule in rules}
-    kept = [f for f in findings if f.family in by_family and by_family[f.family].applies(f)]
-    acts = {rule.type: rule.action for rule in rules}
-    hard = _merge([f for f in kept if acts[f.family] != "flag"], acts)
-    soft = _merge([f for f in kept if acts[f.family] == "flag"], acts)
-    soft = [f for f in soft if not any(f.start < h.end and h.start < f.end for h in hard)]
-    final = sorted(hard + soft, key=lambda f: f.start)
-    if not final:
-        return Verdict(degraded=degraded)
-    action = min((acts[f.family] for f in final), key=_ACTION_ORDER.__getitem__)
-    return Verdict(action, _ordered({f.family for f in final}), tuple(final), degraded)
-
-
-def _ordered(families: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(families, key=lambda family: (_FAMILY_ORDER.get(family, len(_FAMILY_ORDER)), family)))
-
-
-def _merge(findings: list[Finding], acts: dict[str, Action]) -> list[Finding]:
-    def precedence(f: Finding) -> tuple[int, int, float, int, str]:
-        return (_ACTION_ORDER[acts[f.family]], _FAMILY_ORDER[f.family], -f.score, f.start - f.end, f.rule_id)
-
-    merged: list[Finding] = []
-    for finding in sorted(findings, key=lambda f: (f.start, f.end)):
-        if merged and finding.start < merged[-1].end:
-            last = merged[-1]
-            winner = min(last, finding, key=precedence)
-            merged[-1] = replace(winner, start=last.start, end=max(last.end, finding.end))
-        else:
-            merged.append(finding)
-    return merged
-
-
 def load_policy(path: str | Path) -> Policy:
     """The policy in a YAML file.
 
@@ -332,6 +262,3 @@ def _nearest(given: object, known: Iterable[str]) -> str:
     names = {name.lower(): name for name in known}
     near = get_close_matches(given.lower(), names, 1) if isinstance(given, str) and len(given) < 64 else []
     return f": did you mean {names[near[0]]!r}?" if near else ""
-
-
-ACTIONS: tuple[Action, ...] = get_args(Action)

@@ -1,0 +1,6 @@
+"""From slots to verdicts: a compiled policy, and one request's checks."""
+
+from aim_guardrail.pipeline.guard import INLINE_CHARS, Checked, DetectorFailed, Guard, Ruling
+from aim_guardrail.pipeline.session import Session
+
+__all__ = ["INLINE_CHARS", "Checked", "DetectorFailed", "Guard", "Ruling", "Session"]

@@ -1,0 +1,191 @@
+"""What stands where in OpenAI's bodies, of requests and answers alike; every other body is `FREE`.
+
+https://platform.openai.com/docs/api-reference, and what vLLM, SGLang, Mistral and OpenRouter add. A field that is
+missing here is only checked more strictly: as anybody's, its key as context for its value.
+"""
+
+from __future__ import annotations
+
+from aim_guardrail.slots.places import BASE64, FREE, ID, JSON, LINK, SHADOW, TEXT, WORD, Kind, Place
+
+
+def _of(*places: Place, parts: bool = False, kind: Kind = Kind.TEXT, **children: Place) -> Place:
+    """A place with the keys of others and its own."""
+    known = {key: place for other in places for key, place in other.children.items()}
+    return Place(kind, parts=parts, **{**known, **children})
+
+
+# JSON Schema: its own words, and names of fields, which say nothing of the schemas under them.
+_SCHEMA = Place(type=WORD, title=TEXT, description=TEXT, format=WORD, pattern=TEXT, required=TEXT)
+_NAMED_SCHEMAS = Place(others=_SCHEMA)
+for _key in ("items", "anyOf", "allOf", "oneOf", "not", "additionalProperties"):
+    _SCHEMA.children[_key] = _SCHEMA
+for _key in ("properties", "patternProperties", "$defs", "definitions"):
+    _SCHEMA.children[_key] = _NAMED_SCHEMAS
+
+_FUNCTION = Place(
+    name=TEXT, description=TEXT, arguments=JSON, parameters=_SCHEMA, strict=TEXT, output=TEXT, input_schema=_SCHEMA
+)
+_CUSTOM = Place(name=TEXT, description=TEXT, input=TEXT, format=Place(type=WORD, syntax=WORD, definition=TEXT))
+_CALL = Place(id=ID, type=WORD, function=_FUNCTION, custom=_CUSTOM)
+_TOOL = _of(_FUNCTION, type=WORD, function=_FUNCTION, custom=_CUSTOM, server_label=TEXT, server_description=TEXT)
+_CHOSEN_TOOL = _of(_TOOL, mode=WORD, tools=_TOOL)
+
+_CITATION = Place(type=WORD, url=TEXT, title=TEXT, file_id=ID, filename=TEXT, container_id=ID, text=TEXT)
+_ANNOTATION = _of(_CITATION, url_citation=_CITATION, file_citation=_CITATION)
+_SAMPLES = Place(data=BASE64, format=WORD, id=ID, transcript=TEXT, voice=WORD)
+_LINK = _of(kind=Kind.LINK, url=LINK, detail=WORD)
+
+# Part of a message: text, a picture, sound, a file, a refusal, what was thought (Mistral), Responses' own.
+_PART = Place(
+    type=WORD,
+    text=TEXT,
+    refusal=TEXT,
+    annotations=_ANNOTATION,
+    logprobs=SHADOW,
+    image_url=_LINK,
+    video_url=_LINK,
+    audio_url=_LINK,
+    detail=WORD,
+    input_audio=_SAMPLES,
+    file=Place(file_data=BASE64, filename=TEXT, file_id=ID),
+    file_data=BASE64,
+    file_url=TEXT,
+    filename=TEXT,
+    file_id=ID,
+    summary=TEXT,
+)
+_PART.children["thinking"] = _CONTENT = _of(_PART, parts=True)
+_REASONING = Place(type=WORD, text=TEXT, summary=TEXT, data=TEXT, id=ID, format=WORD, signature=TEXT)
+
+_MESSAGE = Place(
+    role=WORD,
+    content=_CONTENT,
+    name=TEXT,
+    refusal=TEXT,
+    reasoning=TEXT,
+    reasoning_content=TEXT,
+    reasoning_details=_REASONING,
+    annotations=_ANNOTATION,
+    audio=_SAMPLES,
+    tool_call_id=ID,
+    tool_calls=_CALL,
+    function_call=_FUNCTION,
+)
+_CHOICE = Place(
+    message=_MESSAGE,
+    delta=_MESSAGE,
+    text=TEXT,
+    finish_reason=WORD,
+    stop_reason=TEXT,
+    logprobs=SHADOW,
+    prompt_logprobs=SHADOW,
+    token_ids=SHADOW,
+    prompt_token_ids=SHADOW,
+)
+_ERROR = Place(message=TEXT, type=WORD, code=WORD, param=TEXT)
+_FORMAT = Place(type=WORD, name=TEXT, description=TEXT, schema=_SCHEMA)
+
+# What all of OpenAI's requests and answers have.
+_COMMON = Place(
+    id=ID,
+    object=WORD,
+    type=WORD,
+    model=ID,
+    user=TEXT,
+    safety_identifier=TEXT,
+    prompt_cache_key=TEXT,
+    cache_salt=TEXT,
+    service_tier=WORD,
+    system_fingerprint=ID,
+    tools=_TOOL,
+    tool_choice=_CHOSEN_TOOL,
+    error=_ERROR,
+    message=TEXT,  # vLLM's errors of old
+    encoding_format=WORD,
+    obfuscation=ID,
+    arguments=JSON,
+)
+CHAT = _of(
+    _COMMON,
+    messages=_MESSAGE,
+    choices=_CHOICE,
+    prompt=TEXT,
+    suffix=TEXT,
+    stop=TEXT,
+    functions=_FUNCTION,
+    function_call=_FUNCTION,
+    response_format=_of(_FORMAT, json_schema=_FORMAT),
+    reasoning_effort=WORD,
+    verbosity=WORD,
+    modalities=WORD,
+    audio=_SAMPLES,
+    prediction=Place(type=WORD, content=_CONTENT),
+    chat_template=TEXT,
+    prompt_logprobs=SHADOW,
+    prompt_token_ids=SHADOW,
+)
+EMBEDDINGS = _of(_COMMON, input=TEXT, data=Place(object=WORD))
+
+# An item of a response's input or output: a message, a call, what a tool gave.
+_ITEM = Place(
+    id=ID,
+    type=WORD,
+    role=WORD,
+    status=WORD,
+    content=_CONTENT,
+    call_id=ID,
+    name=TEXT,
+    arguments=JSON,
+    input=TEXT,
+    output=_CONTENT,
+    summary=_PART,
+    encrypted_content=TEXT,
+    text=TEXT,
+    error=TEXT,
+    server_label=TEXT,
+)
+RESPONSES = _of(
+    _COMMON,
+    status=WORD,
+    input=_ITEM,
+    output=_ITEM,
+    instructions=_ITEM,
+    prompt=Place(id=ID, version=WORD),
+    previous_response_id=ID,
+    conversation=_of(kind=Kind.ID, id=ID),
+    include=WORD,
+    truncation=WORD,
+    incomplete_details=Place(reason=WORD),
+    reasoning=Place(effort=WORD, summary=WORD, generate_summary=WORD),
+    text=Place(format=_FORMAT, verbosity=WORD),
+)
+# An event of a streamed response.
+RESPONSES_EVENT = Place(
+    type=WORD,
+    response=RESPONSES,
+    item=_ITEM,
+    part=_PART,
+    annotation=_ANNOTATION,
+    text=TEXT,
+    delta=TEXT,
+    refusal=TEXT,
+    transcript=TEXT,
+    arguments=JSON,
+    input=TEXT,
+    code=WORD,
+    message=TEXT,
+    param=TEXT,
+    item_id=ID,
+    response_id=ID,
+    call_id=ID,
+    obfuscation=ID,
+    logprobs=SHADOW,
+)
+
+_BY_ENDPOINT = {"chat/completions": CHAT, "completions": CHAT, "responses": RESPONSES, "embeddings": EMBEDDINGS}
+
+
+def place_of(endpoint: str) -> Place:
+    """What the root of an endpoint's bodies is."""
+    return _BY_ENDPOINT.get(endpoint, FREE)
