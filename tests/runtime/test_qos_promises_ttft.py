@@ -183,6 +183,29 @@ def test_before_anything_is_known_nothing_is_late():
     assert ttft.calibration().within_q90 is None
 
 
+def test_later_requests_are_not_held_to_the_guess_that_the_first_one_was_let_in_with():
+    """Or an engine just started refuses all that have a deadline: the guess is a thousand times too fast."""
+    ttft, ask = Ttft(Lengths(), lambda: 0.0), Ask("t", "high", 500)
+    guessed = [ttft.predict([], [], ask, 4) for _ in range(3)]
+    for number in range(60):
+        prediction = guessed[number] if number < 3 else ttft.predict([], [], ask, 4)
+        ttft.prefilled(500, 0.5)
+        ttft.observe(prediction, 0.5)
+        assert ttft.predict([], [], ask, 4).q90_s == pytest.approx(0.5, rel=0.2)
+
+
+def test_nor_to_a_guess_of_the_pace_of_answers():
+    ttft, ask = Ttft(Lengths(), lambda: 0.0), Ask("t", "high", 10)
+    running = [ticket(at, Ask("t", "low", 1, max_tokens=100), first_token_s=0.0, delivered=50) for at in range(4)]
+    ttft.prefilled(10, 0.1)
+    guessed = ttft.predict([], running, ask, 4)
+    ttft.decoded(100, 100.0)
+    ttft.observe(guessed, 50.0)
+    for _ in range(30):
+        ttft.observe(ttft.predict([], running, ask, 4), 50.0)
+        assert 20 < ttft.predict([], running, ask, 4).q90_s < 100
+
+
 def test_only_tokens_that_are_computed_take_time():
     ttft, ask = taught(), Ask("t", "high", 100)
     alone_s = ttft.predict([], [], ask, 8).p50_s

@@ -51,12 +51,13 @@ _RECENT = 1000
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """``q90_s``: the first token comes within it in 9 of 10 cases. ``waits``: all slots are taken. ``raw_s``: both
-    figures, uncorrected."""
+    figures, uncorrected. ``guessed``: before this engine had shown its pace."""
 
     p50_s: float
     q90_s: float
     waits: bool
     raw_s: tuple[float, float]
+    guessed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +82,14 @@ class _Line:
         self._n, self._x, self._y = keep * self._n + 1, keep * self._x + tokens, keep * self._y + seconds
         self._xx, self._xy = keep * self._xx + tokens * tokens, keep * self._xy + tokens * seconds
 
+    @property
+    def fits(self) -> bool:
+        """Whether anything was observed."""
+        return self._xx > 0
+
     def fitted(self) -> tuple[float, float]:
         """(a, b), neither below 0."""
-        if not self._xx:
+        if not self.fits:
             return 0.0, _PREFILL_S_PER_TOKEN
         n = 1.1 * self._n
         per_token = max(0.0, (n * self._xy - self._x * self._y) / (n * self._xx - self._x * self._x))
@@ -170,15 +176,16 @@ class Ttft:
         likely, late = self._tokens_until(missing, running, [*ahead, ask]) if waits else (0.0, 0.0)
         pace_s = self._decode_s / self._decoded if self._decoded else _DECODE_S_PER_TOKEN
         raw_s = max(likely * pace_s, before_s) + own_s, max(late * pace_s, before_s) + own_s
-        return self._corrected(raw_s, waits)
+        return self._corrected(raw_s, waits, guessed=not self._prefill.fits or (waits and not self._decoded))
 
     def observe(self, prediction: Prediction, real_s: float) -> None:
         """The first token of a request that was served came so long after that prediction was made."""
         if not real_s > 0:
             return
-        regime = self._regimes[prediction.waits]
-        regime.p50.observe(prediction.raw_s[0], prediction.p50_s, real_s)
-        regime.q90.observe(prediction.raw_s[1], prediction.q90_s, real_s)
+        if not prediction.guessed:  # how wrong a guess was says nothing of what is fitted
+            regime = self._regimes[prediction.waits]
+            regime.p50.observe(prediction.raw_s[0], prediction.p50_s, real_s)
+            regime.q90.observe(prediction.raw_s[1], prediction.q90_s, real_s)
         self._within.append((real_s <= prediction.p50_s, real_s <= prediction.q90_s))
         self._observed += 1
         self._unchecked, self._checked_at = 0, self._clock()
@@ -189,13 +196,13 @@ class Ttft:
         shares = [sum(each[at] for each in self._within) / count if count else None for at in (0, 1)]
         return Calibration(self._observed, *shares)
 
-    def _corrected(self, raw_s: tuple[float, float], waits: bool) -> Prediction:
+    def _corrected(self, raw_s: tuple[float, float], waits: bool, *, guessed: bool) -> Prediction:
         regime = self._regimes[waits]
         self._unchecked += 1
         idle_s = self._clock() - self._checked_at - _UNCHECKED_S
         share = 0.5 ** (idle_s / _UNCHECKED_S) if idle_s > 0 and self._unchecked > _UNCHECKED else 1.0
         p50_s, q90_s = (share * held.corrected(raw) for held, raw in zip((regime.p50, regime.q90), raw_s, strict=True))
-        return Prediction(p50_s, max(p50_s, q90_s), waits, raw_s)
+        return Prediction(p50_s, max(p50_s, q90_s), waits, raw_s, guessed)
 
     def _tokens_until(self, missing: int, running: Sequence[Ticket], next_ones: Sequence[Ask]) -> tuple[float, float]:
         """How many tokens each answer gets until so many have ended: as expected, and in 9 of 10 cases.
