@@ -16,7 +16,7 @@ from typing import NamedTuple
 from aim_kserve.identity.caller import QosClass
 
 from .policy import QosPolicy
-from .request import Ask, Rejected
+from .request import CLASSES, Ask, Rejected
 from .ticket import Ticket
 from .ttft import Ttft
 
@@ -59,6 +59,8 @@ class Deadlines:
 
     def __init__(self, policy: QosPolicy, ttft: Ttft) -> None:
         self._policy, self._ttft = policy, ttft
+        slos = {name: policy.of(name).slo for name in CLASSES}
+        self._promised_s = {name: slo.ttft_ms / 1000 for name, slo in slos.items() if slo is not None}
         self._watched: list[tuple[float, int, Ticket]] = []
         self._refused: dict[QosClass, _Refused] = {}
         self._learns_s = -inf
@@ -149,5 +151,4 @@ class Deadlines:
     def _slo_s(self, ask: Ask) -> float | None:
         if ask.ttft_slo_s is not None:
             return ask.ttft_slo_s
-        slo = self._policy.of(ask.qos_class).slo
-        return None if slo is None else slo.ttft_ms / 1000
+        return self._promised_s.get(ask.qos_class)

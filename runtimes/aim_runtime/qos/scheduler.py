@@ -300,7 +300,7 @@ class Scheduler:
     def _count(self, ticket: Ticket, prompt_tokens: int, cached_tokens: int) -> int:
         """How many tokens more its prompt has than was thought."""
         before = ticket.uncached_tokens
-        ticket.prompt_tokens, ticket.cached_tokens = prompt_tokens, cached_tokens
+        ticket.count(prompt_tokens, cached_tokens)
         more = ticket.uncached_tokens - before
         if ticket.first_token_s is None:
             self._to_prefill += more

@@ -25,7 +25,8 @@ class Ticket:
     that was dispatched out of turn because its class would not have come to its turn at all.
 
     ``deadline_s``: when its first token is wanted; ``hopeless_s``: from when on, if still waiting, it is dropped; None:
-    never. ``rejected``: why it was dropped. ``prompt_tokens``: as estimated, then as the engine counted them.
+    never. ``rejected``: why it was dropped. ``prompt_tokens``: as estimated, then as the engine counted them;
+    ``uncached_tokens``: those of them that have to be computed.
     ``delivered``: tokens of all its answers so far; ``expected_tokens``: how long each is thought to become.
     ``prediction``: of its first token, made when it came. ``to_prefill``: prompt tokens of others that were to be
     computed when it was dispatched. Times are seconds of the scheduler's clock.
@@ -50,10 +51,13 @@ class Ticket:
     prediction: Prediction | None = None
     to_prefill: int = 0
 
+    uncached_tokens: int = field(init=False)
+
     def __post_init__(self) -> None:
         self.level = self.ask.qos_class
+        self.count(self.prompt_tokens, self.cached_tokens)
 
-    @property
-    def uncached_tokens(self) -> int:
-        """Of its prompt, what has to be computed."""
-        return max(0, self.prompt_tokens - self.cached_tokens)
+    def count(self, prompt_tokens: int, cached_tokens: int) -> None:
+        """Its prompt has so many tokens."""
+        self.prompt_tokens, self.cached_tokens = prompt_tokens, cached_tokens
+        self.uncached_tokens = max(0, prompt_tokens - cached_tokens)
