@@ -165,3 +165,40 @@ def test_a_text_is_no_image_because_it_begins_like_one() -> None:
 def test_nobody_is_told_to_come_back_at_once_or_never(seconds: float) -> None:
     asked = (Ticket(number, Ask("a", "low", 1), 0.0, "low") for number in range(50))
     assert all(1 <= retry_after(seconds, each) <= 600 for each in asked)
+
+
+async def test_a_rate_of_almost_nothing_tells_a_time_that_can_be_read() -> None:
+    served = await Served("version: 1\nlimits: [{requests_per_minute: 1.0e-300}]\n").load()
+    first, second = served.ask("a"), served.ask("a")
+    assert await ended([first, second]) == {"answered": 1, "rate": 1}
+    refusal = second.exception()
+    assert isinstance(refusal, Overloaded)
+    assert refusal.headers() == {"retry-after": "86400"}
+    assert refusal.message.endswith("ask again in 86400 s")
+
+
+async def test_retries_without_a_pause_get_a_tenant_no_more_than_its_rate() -> None:
+    served = await Served("version: 1\nlimits: [{requests_per_minute: 60, burst_s: 5}]\n").load()
+    storm = await ended([served.ask("storming") for _ in range(500)])
+    assert storm == {"answered": 5, "rate": 495}
+    assert await ended([served.ask("patient")]) == {"answered": 1}
+    assert served.taken() == [0] * 5
+
+
+# --- whenever a client leaves -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("turns_of_the_loop", range(12))
+async def test_whenever_it_leaves_its_place_is_free(stream: bool, turns_of_the_loop: int) -> None:
+    served = await Served("version: 1\n").load()
+    running, waiting = served.ask("a", stream=stream, **HOLD), served.ask("b", stream=stream)
+    for _ in range(turns_of_the_loop):
+        await asyncio.sleep(0)
+    running.cancel()
+    waiting.cancel()
+    for task in await asyncio.gather(running, waiting, return_exceptions=True):
+        if not isinstance(task, asyncio.CancelledError):
+            await task.aclose()  # a stream that nobody reads
+    await settle()
+    assert served.taken() == [0] * 5

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -49,6 +50,7 @@ ONE_STEP = frozenset(
 _TAKE_TURNS = GENERATES | ONE_STEP
 #: Until an engine in another process has told how many requests it computes at once.
 _SLOTS_UNKNOWN = 8
+_A_DAY_S = 86_400.0  # nobody is told to come back later than that
 #: So often is asked whether the engine's capacity is still what it was.
 _LOOK_S = 1.0
 
@@ -249,12 +251,12 @@ class InTurn:
         return _Visit(place, level, charged, size_bytes)
 
     def _take(self, level: Level, tokens: int) -> None:
-        wait_s = self._rates.take(self._model, level.qos_class, level.tenant, tokens)
+        wait_s = min(_A_DAY_S, self._rates.take(self._model, level.qos_class, level.tenant, tokens))
         if wait_s:
             raise Rejected(
                 "rate",
                 f"tenant {level.tenant} has used up its requests or tokens of class {level.qos_class} for now: "
-                f"ask again in {wait_s:.0f} s",
+                f"ask again in {ceil(wait_s)} s",
                 wait_s,
             )
 
