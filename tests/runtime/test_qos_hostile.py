@@ -120,12 +120,12 @@ async def test_impossible_deadlines_of_one_do_not_hold_back_the_class_below() ->
     assert served.value("aim_qos_rejections_total", **{"class": "high", "reason": "deadline"}) == 50
 
 
-async def test_ten_thousand_tenants_leave_nothing_behind() -> None:
+async def test_thousands_of_tenants_leave_nothing_behind() -> None:
     served = await Served(
         "version: 1\nclasses: {low: {max_waiting: 20000}}\nlimits: [{requests_per_minute: 60}]\n", slots=8
     ).load()
-    names = [f'tenant {at} \N{SNOWMAN} "quoted" {{}}' for at in range(10_000)]
-    assert await ended([served.ask(name, "low") for name in names]) == {"answered": 10_000}
+    names = [f'tenant {at} \N{SNOWMAN} "quoted" {{}}' for at in range(3000)]
+    assert await ended([served.ask(name, "low") for name in names]) == {"answered": 3000}
     assert served.taken() == [0] * 5
     assert sorted(served.order) == sorted(names)
 

@@ -11,13 +11,16 @@ import os
 import random
 import signal
 from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import grpc
 import httpx
 import psutil
+import pytest
 
 from aim_kserve.kserve import pb, pb_grpc
 from served import Served
@@ -25,7 +28,6 @@ from served import Served
 Json = dict[str, Any]
 REQUESTS = int(os.environ.get("SOAK_STORM", "240"))
 AT_ONCE = 32
-KILLS = 2
 GROWTH_MIB = 48
 TAKEN = ("aim_qos_waiting", "aim_qos_running", "aim_qos_slots", "aim_qos_kv_tokens", "aim_requests_running")
 POLICY = """version: 1
@@ -92,14 +94,14 @@ class Storm:
         try:
             await self._stub.ModelInfer(request, metadata=tuple(headers.items()))
         except grpc.aio.AioRpcError as error:
-            status = {"RESOURCE_EXHAUSTED": 429, "UNAVAILABLE": 503}.get(error.code().name, 500)
+            status = {"RESOURCE_EXHAUSTED": 429, "UNAVAILABLE": 503, "NOT_FOUND": 404}.get(error.code().name, 500)
             await self._judge("grpc", status, dict(error.trailing_metadata() or ()), error.details() or "")
         else:
             self.seen["200"] += 1
 
     async def _judge(self, path: str, status: int, headers: Any, text: str) -> None:
         self.seen[str(status)] += 1
-        clean = status in (200, 429, 503)
+        clean = status in (200, 429, 503) or (status == 404 and "/load loads it" in text)
         if status in (429, 503):
             clean = 1 <= int(headers.get("retry-after", 0)) <= 600
             if path != "grpc":
@@ -121,8 +123,10 @@ def taken(server: Served) -> dict[str, float]:
     return {name: sums[name] for name in TAKEN}
 
 
-async def blow(server: Served, requests: int, kills: int) -> Storm:
-    turn, left = asyncio.Semaphore(AT_ONCE), [requests * (at + 1) // (kills + 1) for at in range(kills)]
+async def blow(server: Served, requests: int, disturb: Sequence[Callable[[], Awaitable[None]]]) -> Storm:
+    """disturb: each happens once, spread over the storm."""
+    turn = asyncio.Semaphore(AT_ONCE)
+    left = {requests * (at + 1) // (len(disturb) + 1): each for at, each in enumerate(disturb)}
     async with (
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
         grpc.aio.insecure_channel(server.grpc_url) as channel,
@@ -132,33 +136,67 @@ async def blow(server: Served, requests: int, kills: int) -> Storm:
         async def one(at: int) -> None:
             async with turn:
                 if at in left:
-                    for child in psutil.Process(server.process.pid).children():
-                        child.send_signal(signal.SIGKILL)
+                    await left[at]()
                 await storm.one()
 
         await asyncio.wait_for(asyncio.gather(*map(one, range(requests))), 60 + requests)
     return storm
 
 
-async def test_after_a_storm_nothing_is_taken(tmp_path: Any) -> None:
+async def nothing_stays_taken(server: Served) -> None:
+    for _ in range(200):
+        if not any((now := await asyncio.to_thread(taken, server)).values()):
+            return
+        await asyncio.sleep(0.05)
+    assert now == dict.fromkeys(TAKEN, 0)
+
+
+@pytest.fixture
+def flags(tmp_path: Path) -> tuple[str, ...]:
     policy = tmp_path / "policy.yaml"
     policy.write_text(POLICY)
-    flags = ("--qos_policy", str(policy), "--qos_priority", "high")
-    with Served.fake(*flags, process=True, slots=4) as server:
+    return ("--qos_policy", str(policy))
+
+
+async def test_while_engines_are_killed(flags: tuple[str, ...]) -> None:
+    with Served.fake(*flags, "--qos_priority", "high", process=True, slots=4) as server:
+
+        async def kill() -> None:
+            for child in psutil.Process(server.process.pid).children():
+                child.send_signal(signal.SIGKILL)
+
         before = 0
-        for kills in (KILLS, 0):
+        for disturb in ([kill, kill], []):
             await asyncio.to_thread(server.wait_ready)
-            storm = await blow(server, REQUESTS // 2, kills)
+            storm = await blow(server, REQUESTS // 2, disturb)
             assert storm.wrong == [], server.stderr()[-4000:]
-            for _ in range(200):
-                if not any((now := taken(server)).values()):
-                    break
-                await asyncio.sleep(0.05)
-            assert now == dict.fromkeys(TAKEN, 0)
+            await nothing_stays_taken(server)
             resident = psutil.Process(server.process.pid).memory_info().rss // 2**20
             before = before or resident
-            print(f"\n{REQUESTS // 2} requests, {kills} kills: {dict(storm.seen)}; {before} → {resident} MiB")
+            print(f"\n{REQUESTS // 2} requests, {len(disturb)} kills: {dict(storm.seen)}; {before} → {resident} MiB")
         assert {"200", "429", "left"} <= storm.seen.keys()
         assert resident - before < GROWTH_MIB
         assert "Traceback" not in server.stderr()
-        await asyncio.to_thread(server.wait_ready)
+
+
+async def test_while_models_leave_come_back_and_move(flags: tuple[str, ...]) -> None:
+    """Two replicas; each has its queue."""
+    engine = {"slots": 2, "token_s": 0.002}
+    models = {"m": {"engine": engine, "replicas": 2, "priority": "high"}, "other": {"engine": engine}}
+    with Served.fake_models(*flags, models=models) as server:
+        async with httpx.AsyncClient(base_url=f"{server.url}/v2/repository/models", timeout=60) as admin:
+
+            async def reload() -> None:
+                assert (await admin.post("/m/unload")).status_code == 200
+                assert (await admin.post("/m/load")).status_code == 200
+
+            async def move() -> None:
+                answer = await admin.post("/m/migrate", json={"card": 0, "partition": 1, "leaving": "partition 0"})
+                assert answer.status_code in (200, 400, 409, 503), answer.text
+
+            storm = await blow(server, REQUESTS, [move, reload, move, reload])
+        assert storm.wrong == [], server.stderr()[-4000:]
+        await nothing_stays_taken(server)
+        print(f"\n{REQUESTS} requests, two replicas that leave and move: {dict(storm.seen)}")
+        assert {"200", "503", "left"} <= storm.seen.keys()
+        assert "Traceback" not in server.stderr()

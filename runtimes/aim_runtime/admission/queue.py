@@ -201,9 +201,10 @@ class Queue:
         if now_s - self._looked_s < _LOOK_S:
             return
         self._looked_s = now_s
-        for ticket, place in self._places.items():
+        for ticket in self.scheduler.running():  # and not all places: thousands may wait
+            place = self._places[ticket]
             delivered = place.usage.completion_tokens
-            if delivered != place.looked and ticket.state == "running":
+            if delivered != place.looked:
                 place.looked = delivered
                 self.scheduler.progress(ticket, delivered)
 

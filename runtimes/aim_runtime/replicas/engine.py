@@ -373,7 +373,8 @@ class Replicas:
             raise error
         _forget(context)
         replica = self._choice.of(others, prefix)
-        logger.info("request %s goes to another replica: %s", context.request_id, error)
+        level = logging.DEBUG if isinstance(error, Full) else logging.INFO  # under overload that is most of them
+        logger.log(level, "request %s goes to another replica: %s", context.request_id, error)
         return await self._on(replica, operation, body, context)
 
     async def _stream(
