@@ -47,6 +47,8 @@ help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo "  settable: HTTP_PORT=$(HTTP_PORT) GRPC_PORT=$(GRPC_PORT) RUNTIME_HTTP_PORT=$(RUNTIME_HTTP_PORT)"
 	@echo "            RUNTIME_GRPC_PORT=$(RUNTIME_GRPC_PORT) HOST=$(HOST) MODEL_NAME=$(MODEL_NAME) MODEL_DIR=$(MODEL_DIR) POLICY=FILE"
+	@echo "            PYTEST_ARGS BENCH_ARGS HARDWARE_ARGS REPORT_DIR=$(REPORT_DIR)"
+	@echo "            SOAK_REQUESTS=$(SOAK_REQUESTS) SOAK_KILLS=$(SOAK_KILLS) SOAK_STORM=$(SOAK_STORM) SOAK_ROUNDS=$(SOAK_ROUNDS)"
 
 run: $(BIN)/.serving $(MODEL) ## chat through the guardrail to a real model on this machine, no GPU needed
 	@exec $(LOCAL) run
@@ -83,7 +85,7 @@ bench-isolation: $(BIN)/.dev $(MODEL) ## a model's CPU per token and wall time a
 hardware: $(BIN)/.dev $(MODEL) ## a GPU node's report to send back: modes, kernel files, self-check, evidence, isolation (CPU=1: without a GPU)
 	$(BIN)/python -m aim_runtime.measure.node_report --output $(REPORT_DIR) --model_dir $(MODEL_DIR) $(if $(CPU),--cpu) $(HARDWARE_ARGS)
 
-soak: $(BIN)/.dev $(MODEL) ## SOAK_REQUESTS=10000 requests, 64 at once, while the engine is killed three times (the test asks 500); SOAK_KILLS=50 of a fetch (5); SOAK_ROUNDS=7 of three times the load that can be served; SOAK_STORM=2000 requests whose clients leave (240)
+soak: $(BIN)/.dev $(MODEL) ## what the tests do shortly, long: engines and fetches killed, clients that leave, three times the load
 	SOAK_REQUESTS=$(SOAK_REQUESTS) $(BIN)/python -m pytest -q -s tests/runtime/test_soak.py $(PYTEST_ARGS)
 	SOAK_KILLS=$(SOAK_KILLS) $(BIN)/python -m pytest -q -s tests/runtime/test_cache_kill.py -k random_bytes $(PYTEST_ARGS)
 	SOAK_STORM=$(SOAK_STORM) $(BIN)/python -m pytest -q -s tests/runtime/test_qos_storm.py $(PYTEST_ARGS)

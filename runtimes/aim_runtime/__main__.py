@@ -47,12 +47,12 @@ def main() -> None:
         if verb.filters:
             _as_a_filter()
         sys.exit(importlib.import_module(verb.module).main(sys.argv[2:]))
-    if not first.startswith("-"):
-        sys.exit(_refuse(f"{first!r} is no verb: give {', '.join(_VERBS)}, or settings (--model_dir DIR …)"))
     from aim_kserve.settings import SettingsError
     from aim_runtime.settings import RuntimeSettings
 
     try:
+        if not first.startswith("-"):
+            raise SettingsError(f"{first!r} is no verb: give {', '.join(_VERBS)}, or settings (--model_dir DIR …)")
         settings = RuntimeSettings.load(sys.argv[1:], prog="aim-runtime", description=_WHAT)
     except SettingsError as error:
         sys.exit(_refuse(str(error)))
