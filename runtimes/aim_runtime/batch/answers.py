@@ -5,15 +5,17 @@ Beside it lies ``OUT.batch``, which says of which IN it is, and is locked while 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import orjson
 
-from .lines import BatchError, Input
+from .lines import BatchError, Input, shown
 
 
 class _Began(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,8 +49,9 @@ class Answers:
         self.done = bytearray((source.count + 7) // 8)
         self.count = self.failed = 0
         self._files: list[int] = []
-        if path.exists() and path.samefile(source.path):
-            raise BatchError(f"{path}: is the input itself: give another OUT")
+        for each in (path, Path(f"{path}.batch")):
+            if each.exists() and each.samefile(source.path):
+                raise BatchError(f"{each}: is the input itself: give another OUT")
         try:
             self._open()
         except OSError as error:
@@ -58,22 +61,33 @@ class Answers:
             self.close()
             raise
 
-    def add(self, custom_id: str, status: int, request_id: str, body: bytes) -> None:
+    def add(
+        self, custom_id: str, status: int, request_id: str, body: bytes, error: dict[str, str] | None = None
+    ) -> None:
         """An HTTP answer, whatever its status.
+
+        Args:
+            error: ``code`` and ``message`` of what the status does not say.
 
         Raises:
             OSError: the disk is full, or gone.
         """
         response = {"status_code": status, "request_id": request_id, "body": _json(body)}
-        self._write(custom_id, response, None, failed=status >= 400)
+        self._write(custom_id, response, error, failed=status >= 300 or error is not None)
 
     def add_failure(self, custom_id: str, code: str, message: str) -> None:
         """There is no HTTP answer. Raises as :meth:`add`."""
         self._write(custom_id, None, {"code": code, "message": message}, failed=True)
 
     def sync(self) -> None:
-        """What has been added is on the disk. May take long."""
+        """What has been added is on the disk. May take long.
+
+        Raises:
+            OSError: it is not, or nobody will find it there.
+        """
         os.fsync(self._file)
+        if not self.path.exists() or not os.path.samestat(self.path.stat(), os.fstat(self._file)):
+            raise OSError(errno.ENOENT, "was moved or removed while it was written: put it back", str(self.path))
 
     def close(self) -> None:
         """Another process may write it."""
@@ -99,6 +113,8 @@ class Answers:
         self._begin(lock)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._files.append(self._file)
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise BatchError(f"{self.path}: is no file that can be read again: give another OUT")
         self._resume()
         _sync_folder(self.path)
 
@@ -106,11 +122,17 @@ class Answers:
         """Say of which IN it is, or see that it is the same."""
         said = os.pread(beside, 4096, 0)
         empty = not self.path.exists() or not self.path.stat().st_size
+        began: _Began | None = None
         try:
             began = msgspec.json.decode(said, type=_Began)
         except msgspec.DecodeError:
             if not empty:
                 raise BatchError(f"{self.path}: was not begun by this command: give another OUT") from None
+            if said:
+                raise BatchError(
+                    f"{self.path}.batch: is not this command's: move it away, or give another OUT"
+                ) from None
+        if began is None or (empty and began.version == 1):
             began = _Began(1, self._source.sha256)
             os.ftruncate(beside, 0)
             os.pwrite(beside, msgspec.json.encode(began), 0)
@@ -137,18 +159,19 @@ class Answers:
         where = f"{self.path}:{number}"
         try:
             answered = msgspec.json.decode(text, type=_Answered)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BatchError(f"{where}: is no answer ({error}): take that line out, or give another OUT") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            said = shown(str(error))
+            raise BatchError(f"{where}: is no answer ({said}): take that line out, or give another OUT") from None
         at = self._source.at(answered.custom_id)
         if at is None:
             raise BatchError(
-                f"{where}: custom_id {answered.custom_id!r} is not in {self._source.path}: give another OUT"
+                f"{where}: custom_id {shown(answered.custom_id)!r} is not in {self._source.path}: take that line out"
             )
         if self.done[at >> 3] >> (at & 7) & 1:
             raise BatchError(f"{where}: custom_id {answered.custom_id!r} was answered before: take that line out")
         self.done[at >> 3] |= 1 << (at & 7)
         self.count += 1
-        self.failed += answered.response is None or answered.response.status_code >= 400
+        self.failed += answered.response is None or answered.response.status_code >= 300 or answered.error is not None
 
 
 def _sync_folder(path: Path) -> None:

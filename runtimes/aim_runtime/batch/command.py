@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from urllib.parse import urlsplit
 
 from aim_runtime.engines.openai_server.connection import Connection
 from aim_runtime.key_file import read_key
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     progress = _Progress(source, answers)
     try:
         asyncio.run(_run(given, source, answers, connection, progress))
-    except Stopped as error:
+    except (Stopped, BatchError) as error:
         return _fail(f"{error}; {progress}: run the same command again to go on", 1)
     except asyncio.CancelledError:
         return _fail(f"stopped; {progress}: run the same command again to go on", 1)
@@ -126,8 +127,15 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _url(text: str) -> str:
-    if not text.startswith(("http://", "https://")) or not text.partition("://")[2].strip("/"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no address: give http://HOST:PORT")
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if "@" in text:
+        raise argparse.ArgumentTypeError("a user and a password in an address end up in logs: give --api_key_file")
+    if not good or not text.isprintable() or set("?# ") & set(text):
+        raise argparse.ArgumentTypeError(f"{text[:200]!r} is no address: give http://HOST:PORT")
     return text.rstrip("/").removesuffix("/v1")
 
 

@@ -6,9 +6,12 @@ ids are in a temporary database on disk while they are compared.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import os
 import re
 import sqlite3
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, get_args
@@ -21,6 +24,9 @@ MOST_LINE_BYTES = 64 * 2**20
 #: So many wrong lines are named before the rest is only counted.
 _SHOWN = 10
 _TOGETHER = 10_000
+_MOST_SHOWN = 300
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_A_FILE = "give a file of batch lines (JSON Lines)"
 
 _REMEDIES = {
     "custom_id": "give each line a text of 1 to 512 characters of its own",
@@ -60,15 +66,16 @@ class Input:
         self.count = 0
         self._problems: list[str] = []
         self._wrong = 0
-        try:
-            self._file: BinaryIO = path.open("rb")
-        except OSError as error:
-            raise BatchError(f"{path}: {error.strerror}: give a file of batch lines (JSON Lines)") from None
+        self._file = _opened(path)
+        self._seen = self._version()
         self._ids = sqlite3.connect("")  # a temporary file, gone with the connection
         try:
             self._ids.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16000;")
             self._ids.execute("CREATE TABLE ids (custom_id TEXT PRIMARY KEY, at INTEGER, line INTEGER) WITHOUT ROWID")
             self.sha256 = self._check()
+        except OSError as error:
+            self.close()
+            raise BatchError(f"{path}: {error.strerror}: {_A_FILE}") from None
         except BaseException:
             self.close()
             raise
@@ -88,11 +95,23 @@ class Input:
         self._file.close()
 
     def lines(self, done: bytearray) -> Iterator[Line]:
-        """Those whose bit is not set, one after the other."""
+        """Those whose bit is not set, one after the other.
+
+        Raises:
+            BatchError: the file is not what was checked any more.
+        """
         self._file.seek(0)
         for at, (_, text) in enumerate(self._texts()):
+            if self._version() != self._seen:
+                break
             if not done[at >> 3] >> (at & 7) & 1:
                 yield msgspec.json.decode(text, type=Line)
+        if self._version() != self._seen:
+            raise BatchError(f"{self.path}: changed while its lines were asked: give it as it was")
+
+    def _version(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
 
     def _texts(self) -> Iterator[tuple[int, bytes]]:
         """(number in the file, text) of the lines that are not blank."""
@@ -107,6 +126,8 @@ class Input:
         rows: list[tuple[str, int, int]] = []
         for number, text in self._texts():
             digest.update(text)
+            if text.startswith(_MARKS):
+                raise BatchError(f"{self.path}:{number}: begins with a byte order mark: save it as UTF-8 without one")
             if len(text) > MOST_LINE_BYTES:
                 raise BatchError(f"{self.path}:{number}: longer than {MOST_LINE_BYTES} bytes: is it JSON Lines?")
             try:
@@ -141,6 +162,24 @@ class Input:
             self._problems.append(f"{self.path}:{number}: {problem}")
 
 
+def _opened(path: Path) -> BinaryIO:
+    """Raises BatchError: not there, or nothing that can be read twice."""
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # waits for no pipe
+    except OSError as error:
+        raise BatchError(f"{path}: {error.strerror}: {_A_FILE}") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise BatchError(f"{path}: is read twice, which a pipe or device cannot be: {_A_FILE}")
+    return file
+
+
+def shown(text: str) -> str:
+    """Of what somebody else wrote: on one line, and no longer than people read."""
+    plain = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[:_MOST_SHOWN])
+    return plain + "…" * (len(text) > _MOST_SHOWN)
+
+
 def _checked(text: bytes) -> str:
     """The line's id.
 
@@ -149,10 +188,15 @@ def _checked(text: bytes) -> str:
     """
     try:
         line = msgspec.json.decode(text, type=Line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        line.custom_id.encode()
+    except RecursionError:
+        raise BatchError("no batch line: nested too deeply: give a body that a server can read") from None
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise BatchError(_explained(error)) from None
     try:
         body = msgspec.json.decode(line.body, type=_Body)
+    except RecursionError:
+        raise BatchError("body: nested too deeply: give a body that a server can read") from None
     except msgspec.DecodeError as error:
         raise BatchError(f"body: {error}: {_REMEDIES['body']}") from None
     if body.stream:
@@ -164,4 +208,4 @@ def _explained(error: Exception) -> str:
     found = re.search(r"`\$\.(\w+)|field `(\w+)`", str(error))
     field = next(filter(None, found.groups()), "") if found else ""
     what = str(error).partition(" - at `$")[0]
-    return f"{field or 'no batch line'}: {what}: {_REMEDIES.get(field, _KEYS)}"
+    return f"{shown(field) or 'no batch line'}: {shown(what)}: {_REMEDIES.get(field, _KEYS)}"

@@ -12,12 +12,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
+
+import orjson
 
 from aim_kserve.errors import ServingError
 from aim_runtime.engines.openai_server.connection import Connection
 
 from .answers import Answers
-from .lines import Line
+from .lines import Line, shown
 from .pace import Pace
 
 #: The server has no room now: it is asked until it has.
@@ -81,7 +84,8 @@ class Batch:
         self._again: list[_Asked] = []
         self._running: dict[asyncio.Task[_Answer | ServingError], _Asked] = {}
         self._all_read = False
-        self._heard_s = self._ticked_s = clock()
+        self._ticked_s = clock()
+        self._away_since_s: float | None = None
         self._synced = answers.count
 
     async def run(self) -> None:
@@ -90,6 +94,7 @@ class Batch:
         Raises:
             Stopped: the server refuses the key, or has been out of reach for too long.
             OSError: an answer could not be written.
+            BatchError: the lines are not those that were checked any more.
         """
         try:
             while self._running or self._again or not self._all_read:
@@ -145,7 +150,7 @@ class Batch:
         if isinstance(answer, ServingError):
             self._failed(asked, answer)
             return
-        self._heard_s = self._clock()
+        self._away_since_s = None
         if answer.status == 401:
             raise Stopped(f"the server refuses the key (401): give --api-key-file a valid one ({_text(answer.body)})")
         if answer.status in _NO_ROOM and not _for_good(answer):
@@ -153,18 +158,38 @@ class Batch:
             self._ask_again(asked, 0.0)
         elif answer.status in _MAYBE and asked.tries + 1 < _TRIES:
             self._try_again(asked)
+        elif 200 <= answer.status < 300:
+            self._answered(asked, answer)
         else:
             self._pace.answered()
             self._answers.add(asked.line.custom_id, answer.status, answer.request_id, answer.body)
 
+    def _answered(self, asked: _Asked, answer: _Answer) -> None:
+        """With success, as its status has it: what stands in the body may be something else."""
+        said = _object(answer.body)
+        if said is not None:
+            error = said.get("error")
+            found = {"code": "error_in_answer", "message": shown(_message(error))} if error else None
+            self._pace.answered()
+            self._answers.add(asked.line.custom_id, answer.status, answer.request_id, answer.body, found)
+        elif asked.tries + 1 < _TRIES:
+            self._try_again(asked)
+        else:
+            message = f"{answer.status}, but no JSON object: {shown(_text(answer.body))}"
+            self._answers.add_failure(asked.line.custom_id, "no_answer", message)
+
     def _failed(self, asked: _Asked, error: ServingError) -> None:
         """No answer. A server that cannot be reached is away; one that breaks off may do so because of the request."""
-        if self._clock() - self._heard_s > self._patience_s:
-            raise Stopped(f"{error.message.partition(': ask again')[0]}, for {self._patience_s:g} s")
         if error.code == "engine_unreachable":
+            if self._away_since_s is None:
+                self._away_since_s = self._clock()
+            if self._clock() - self._away_since_s > self._patience_s:
+                raise Stopped(f"{error.message.partition(': ask again')[0]}, for {self._patience_s:g} s")
             self._pace.refused(asked.sent_s, None)
             self._ask_again(asked, 0.0)
-        elif asked.tries + 1 < _TRIES:
+            return
+        self._away_since_s = None
+        if asked.tries + 1 < _TRIES:
             self._try_again(asked)
         else:
             self._answers.add_failure(asked.line.custom_id, "connection_error", error.message)
@@ -195,6 +220,18 @@ def _seconds(retry_after: str | None) -> float | None:
 def _for_good(answer: _Answer) -> bool:
     """It is larger than what it may ever have: no wait helps."""
     return answer.retry_after_s is None and b'"too_large"' in answer.body
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _message(error: Any) -> str:
+    return str(error.get("message", error)) if isinstance(error, dict) else str(error)
 
 
 def _text(body: bytes) -> str:
