@@ -358,5 +358,5 @@ def test_an_address_that_is_none_is_refused_without_its_password(
     err = capsys.readouterr().err
     assert ended.value.code == 2
     assert "--url" in err
-    assert "give http://HOST:PORT" in err or "--api_key_file" in err
+    assert "give http://HOST:PORT" in err or "--api-key-file" in err
     assert "s3cret" not in err

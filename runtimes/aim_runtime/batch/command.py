@@ -133,7 +133,7 @@ def _url(text: str) -> str:
     except ValueError:
         good = False
     if "@" in text:
-        raise argparse.ArgumentTypeError("a user and a password in an address end up in logs: give --api_key_file")
+        raise argparse.ArgumentTypeError("a user and a password in an address end up in logs: give --api-key-file")
     if not good or not text.isprintable() or set("?# ") & set(text):
         raise argparse.ArgumentTypeError(f"{text[:200]!r} is no address: give http://HOST:PORT")
     return text.rstrip("/").removesuffix("/v1")
