@@ -1,4 +1,4 @@
-"""docs/samples/levels, which README.md lets a platform engineer try: keys, policy, models, batch, as they go together."""
+"""docs/samples/levels, which README.md lets a platform engineer try: keys, policy, models and batch go together."""
 
 from __future__ import annotations
 
