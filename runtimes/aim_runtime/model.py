@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from aim_kserve.access import current_log
 from aim_kserve.errors import BadRequest, NotFound, ServingError, StartupError, Unavailable
 from aim_kserve.http import ShutDown, is_shutdown
-from aim_kserve.identity.permission import may_use
+from aim_kserve.identity.permission import may_use, tellable
 from aim_kserve.kserve import InferRequest, InferResponse, Model
 from aim_runtime.engines.base import Engine, Json, ModelLoadError, Operation, RequestContext, Stream
 from aim_runtime.fields import DECIDED, header_of, ignored_fields
@@ -358,9 +358,9 @@ class NamedModel(Model):  # type: ignore[misc]
 
 
 def unknown_model(asked: str, served: Sequence[str]) -> NotFound:
-    return NotFound(
-        f"model {asked!r} does not exist; this server has: {', '.join(served)}", param="model", code="model_not_found"
-    )
+    names = tellable(served)
+    rest = f"; this server has: {names}" if names else ""
+    return NotFound(f"model {asked!r} does not exist{rest}", param="model", code="model_not_found")
 
 
 def check_model_name(asked: object) -> None:

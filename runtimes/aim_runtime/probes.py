@@ -2,7 +2,8 @@
 
 ``/healthz``: is this process worth keeping. ``/readyz``: does every model that should answer do so; ``/readyz/NAME``:
 does this one.
-``?verbose`` lists the models with the reason of each that is not ready; ``?exclude=NAME`` leaves one out.
+``?verbose`` lists the models with the reason of each that is not ready (not where probes alone need no credential);
+``?exclude=NAME`` leaves one out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from aim_kserve.errors import NotFound, ServingError, Unavailable
+from aim_kserve.identity.caller import is_nobody
+from aim_kserve.identity.permission import tellable
 
 #: Served name → why it is not ready, None if it is.
 Refusals = Callable[[], Mapping[str, Unavailable | None]]
@@ -56,7 +59,7 @@ class _Probes:
         excluded = set(request.query_params.getlist("exclude"))
         checks = {name: refusal for name, refusal in self._refusals().items() if name not in excluded}
         failed = next(filter(None, checks.values()), None) if checks or excluded else self._server.refusal()
-        if "verbose" in request.query_params:
+        if "verbose" in request.query_params and not is_nobody():
             return _verbose(checks, failed)
         return PlainTextResponse("ok") if failed is None else _refused(failed)
 
@@ -65,8 +68,10 @@ class _Probes:
         try:
             refusal = self._refusal_of(name)
         except NotFound:
-            there = ", ".join(self._refusals()) or "none"
-            return PlainTextResponse(f"no model {name!r} is served here; there are: {there}", 404)
+            there = tellable(self._refusals())
+            return PlainTextResponse(
+                f"no model {name!r} is served here" + (f"; there are: {there}" if there else ""), 404
+            )
         except ServingError as error:
             refusal = error
         return PlainTextResponse("ok") if refusal is None else _refused(refusal)

@@ -22,7 +22,7 @@ import pytest
 import route_list
 from aim_kserve.identity.routes import OPEN, TABLE, needed, needed_by_grpc
 from aim_kserve.kserve import pb, pb_grpc
-from closed_pair import CASES, SCOPES, ClosedPair
+from closed_pair import CASES, SCOPES, ClosedPair, bearer
 from served import Served
 
 PAGE = Path(__file__).parents[2] / "docs/identity-routes.md"
@@ -242,3 +242,23 @@ def test_a_grpc_service_or_method_of_no_table_is_closed(pair: ClosedPair) -> Non
                         channel.unary_unary(method)(b"", metadata=list(given.items()), timeout=30)
                     codes.append(caught.value.code().name)
                 assert codes == ["UNAUTHENTICATED", "PERMISSION_DENIED"]
+
+
+@pytest.mark.parametrize("name", ["runtime", "transformer"])
+def test_an_open_route_tells_nobody_what_there_is(pair: ClosedPair, name: str) -> None:
+    """Which models and adapters there are is told to who may use them; whether one is ready, to who names it."""
+    server = pair.servers[name]
+    for path in ("/readyz/nobody", "/v2/models/nobody/ready", "/v2/models/c/ready", "/readyz/c", "/readyz?verbose"):
+        for method in ("GET", "HEAD"):
+            answer = httpx.request(method, server.url + path)
+            assert answer.status_code in (200, 404, 405), path
+            assert not [model for model in ("other", "polite", "[+]m") if model in answer.text], (path, answer.text)
+    with grpc.insecure_channel(server.grpc_url) as channel, pytest.raises(grpc.RpcError) as caught:
+        pb_grpc.GRPCInferenceServiceStub(channel).ModelReady(pb.ModelReadyRequest(name="nobody"), timeout=20)
+    assert "polite" not in str(caught.value.details())
+    asked = httpx.post(
+        f"{pair.servers['runtime'].url}/v1/chat/completions",
+        json={"model": "nobody", "messages": []},
+        headers=bearer(pair.credentials.texts["infer"]),
+    )
+    assert "this server has: m, polite, other" in asked.json()["error"]["message"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 Scope = Literal["infer", "admin", "metrics", "filter"]
 #: How urgent a request is; ``high`` is served first.
@@ -43,12 +43,21 @@ class Verified(NamedTuple):
     until: float
 
 
+#: Who asks on an open route, where others are closed.
+NOBODY: Final = Caller("", "", frozenset())
+
 _current: ContextVar[Caller | None] = ContextVar("aim.caller", default=None)
 
 
 def current_caller() -> Caller | None:
     """Who sent the request being served; None where identity is off, on an open route, and outside any request."""
-    return _current.get()
+    caller = _current.get()
+    return None if caller is NOBODY else caller
+
+
+def is_nobody() -> bool:
+    """Whether whoever asks had no need to say who it is, where others have: what there is, is not for everybody."""
+    return _current.get() is NOBODY
 
 
 def set_caller(caller: Caller | None) -> None:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from aim_kserve.access import RequestLog, log_of
 from aim_kserve.errors import ServingError
 from aim_kserve.http import send_json, speaks_openai
-from aim_kserve.identity.caller import set_caller
+from aim_kserve.identity.caller import NOBODY, set_caller
 from aim_kserve.identity.routes import OPEN, needed, needed_by_grpc
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Guard:
                 headers, log, verifier = scope["headers"], log_of(scope), self._verifier
                 set_caller(verifier.recall(headers, scopes, log) or await verifier.admit(headers, scopes, log))
             else:
-                set_caller(None)
+                set_caller(NOBODY)
         except ServingError as error:
             body: dict[str, Any] = error.body() if speaks_openai(scope["path"]) else {"error": error.message}
             await send_json(send, body, status=error.status, headers=error.headers())
@@ -49,7 +49,7 @@ async def check_call(verifier: Verifier, method: str, metadata: Iterable[tuple[s
     """
     scopes = needed_by_grpc(method)
     if scopes == OPEN:
-        set_caller(None)
+        set_caller(NOBODY)
         return
     headers = [(key.lower().encode(), value.encode()) for key, value in metadata if isinstance(value, str)]
     set_caller(verifier.recall(headers, scopes, log) or await verifier.admit(headers, scopes, log))

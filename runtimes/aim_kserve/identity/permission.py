@@ -6,13 +6,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from aim_kserve.errors import Forbidden
-from aim_kserve.identity.caller import current_caller
+from aim_kserve.identity.caller import current_caller, is_nobody
 
 
 def may_use(*names: str) -> bool:
     """Whether it may use what is known by these names, of which one is enough."""
     caller = current_caller()
     return caller is None or any(map(caller.may_use, names))
+
+
+def tellable(names: Iterable[str]) -> str:
+    """These names as an error lists what there is: none to who has not said who it is."""
+    return "" if is_nobody() else ", ".join(names)
 
 
 def forbidden(model: str, usable: Iterable[str] = ()) -> Forbidden:

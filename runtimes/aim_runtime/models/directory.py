@@ -14,7 +14,7 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from aim_kserve.errors import BadRequest, NotFound, ServingError, ShutdownError, StartupError, Unavailable
-from aim_kserve.identity.permission import forbidden, may_use
+from aim_kserve.identity.permission import forbidden, may_use, tellable
 from aim_kserve.kserve import Model
 from aim_runtime.engine_gauges import Device
 from aim_runtime.engines.base import Json, RequestContext
@@ -188,9 +188,10 @@ class Models:
         how = f"POST /v2/repository/models/{held.entry.name}/load loads it"
         if held.evicted:
             return Unavailable(f"model {held.entry.name} is not loaded{why}: {how}", code="model_not_loaded")
-        names = ", ".join(self.names) or "none"
+        names = tellable(self.names)
+        rest = f"; this server has: {names}" if names else ""
         return NotFound(
-            f"model {held.entry.name!r} is not loaded{why}: {how}; this server has: {names}",
+            f"model {held.entry.name!r} is not loaded{why}: {how}{rest}",
             param="model",
             code="model_not_found",
         )
