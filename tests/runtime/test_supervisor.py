@@ -141,8 +141,7 @@ async def test_answers_streams_usage_and_the_context_go_through() -> None:
         )
         assert echoed == {"body": {"a": [1, 2.5, None, "ü", {"b": True}]}, "request_id": "r3", "headers": {"x": "y"}}
         given = {"x": "y", "Authorization": "Bearer k", "x-api-key": "k", "api-key": "k", "cookie": "k"}
-        asked = RequestContext("r4", {**given, "proxy-authorization": "k"})
-        echoed = await engine.operations["echo"]({}, asked)
+        echoed = await ask(engine, "fake/echo", {}, RequestContext("r3", {**given, "proxy-authorization": "k"}))
         assert echoed["headers"] == {"x": "y"}  # who asks is the server's to know
         context = RequestContext("r4", priority=7, timeout_s=1.5)
         assert await ask(engine, "odd/usage", {}, context) == {"priority": 7, "timeout_s": 1.5}

@@ -1,6 +1,9 @@
-"""What metrics and logs call credentials that no key of the file is behind; no key may be called so."""
+"""Names: of headers that carry credentials; what metrics and logs call credentials that no key of the file is behind."""
 
 JWT = "jwt"
 NOBODY = "none"
 UNKNOWN = "unknown"
+#: No key may be called so.
 RESERVED = frozenset({JWT, NOBODY, UNKNOWN})
+#: What says who asks, to us or to a proxy before us, is no business of whoever answers.
+CREDENTIAL_HEADERS = frozenset(("authorization", "proxy-authorization", "x-api-key", "api-key", "cookie"))

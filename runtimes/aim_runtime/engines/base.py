@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from aim_kserve.errors import Unavailable
+from aim_kserve.identity.identifiers import CREDENTIAL_HEADERS
 from aim_kserve.shortcut import Shortcut
 from aim_runtime.fields import Fields
 
@@ -71,6 +72,11 @@ class RequestContext:
     ignored: list[str] = field(default_factory=list)
     shortcut: Shortcut = field(default_factory=Shortcut)
     moments: Moments = field(default_factory=Moments)
+
+    def passed_on(self) -> dict[str, str]:
+        """The headers, names in lower case, as an engine or its process gets them: without credentials."""
+        lowered = ((name.lower(), value) for name, value in self.headers.items())
+        return {name: value for name, value in lowered if name not in CREDENTIAL_HEADERS}
 
 
 #: One operation, e.g. chat. It validates *before* it returns, so that a bad request is a 4xx and never an

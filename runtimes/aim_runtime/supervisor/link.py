@@ -125,7 +125,7 @@ class Link(asyncio.Protocol):
             ServingError: the engine's own, or why it cannot be asked.
         """
         call = self._begin(context)
-        headers = dict(context.headers.items())
+        headers = context.passed_on()
         ask = Ask(call.number, operation, body, context.request_id, headers, context.priority, context.timeout_s)
         reply = await self._reply(call, ask)
         if isinstance(reply, Answer):

@@ -124,7 +124,7 @@ class RawRequest:
     __slots__ = ("headers", "state")
 
     def __init__(self, ctx: RequestContext) -> None:
-        self.headers = Headers((name.lower(), value) for name, value in ctx.headers.items())
+        self.headers = Headers(ctx.passed_on())
         self.headers["x-request-id"] = ctx.request_id
         self.headers.pop(PRIORITY_HEADER, None)
         self.state = SimpleNamespace(request_metadata=None)
