@@ -114,6 +114,10 @@ def test_by_default_no_credential_goes_on(
     assert asked(transformer, predictor, method, path, body) == {}
 
 
+def test_where_nobody_is_asked_nobody_is_counted(transformer: Served) -> None:
+    assert "aim_identity" not in HTTP.get(transformer.url + "/metrics").text
+
+
 @pytest.mark.parametrize(("method", "path", "body"), ROUTES)
 def test_forwarded_as_it_came(forwarding: Served, predictor: FakePredictor, method: str, path: str, body: Any) -> None:
     assert asked(forwarding, predictor, method, path, body) == CLIENTS

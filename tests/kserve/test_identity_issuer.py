@@ -155,8 +155,7 @@ def test_a_file_of_keys_is_followed(tmp_path: Path, away: provider.Issuer) -> No
 def test_a_start_without_the_issuer_serves_with_the_last_good_set(tmp_path: Path, away: provider.Issuer) -> None:
     cache = tmp_path / "jwks.json"
     flags = away.flags("--jwks_cache", str(cache), "--jwt_cooldown_s", "0.5")
-    with Served.fake(*flags):
-        pass
+    Issuer(configured(away, "--jwks_cache", str(cache)))
     assert cache.stat().st_mode & 0o777 == 0o600
     away.stop()
     bearer = {"authorization": f"Bearer {away.token()}"}
