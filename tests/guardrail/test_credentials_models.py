@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,6 +96,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, models in {"own": ["m"], "other": ["x*"], "all": None}.items():
         texts[name], entry = keys.new_key(name, tenant="t", models=models)
         keys.add(file, entry)
+    texts["operator"], entry = keys.new_key("operator", tenant="t", scopes=["infer", "admin"])
+    keys.add(file, entry)
     return texts
 
 
@@ -201,3 +204,19 @@ def test_over_grpc(closed: Served, texts: dict[str, str]) -> None:
             with pytest.raises(grpc.RpcError) as caught:
                 call(list(bearer(texts["other"]).items()))
             assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/load_lora_adapter", "/v1//load_lora_adapter", "/openai/v1/./unload_LoRA_adapter;x"]
+)
+def test_what_changes_the_predictor_is_not_served_however_it_is_spelt(
+    closed: Served, predictor: FakePredictor, texts: dict[str, str], path: str
+) -> None:
+    before = len(predictor.seen)
+    connection = http.client.HTTPConnection("127.0.0.1", closed.http_port, timeout=20)  # sends paths as they are
+    try:
+        connection.request("POST", path, b'{"lora_name": "x", "lora_path": "/x"}', bearer(texts["operator"]))
+        assert connection.getresponse().status == 404
+    finally:
+        connection.close()
+    assert len(predictor.seen) == before

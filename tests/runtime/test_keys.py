@@ -220,6 +220,7 @@ def test_a_key_given_for_another_value_is_not_repeated(file: Path, capsys: pytes
         told = capsys.readouterr()
         assert "aim_ci_***" in told.err
         assert text.rpartition("_")[2] not in told.err + told.out
+    assert not [path for path in (*file.parent.iterdir(), *Path().iterdir()) if text in path.name]
 
 
 def test_a_note_commands_no_terminal(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

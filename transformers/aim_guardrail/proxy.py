@@ -43,6 +43,7 @@ from aim_kserve.http import (
     send_bytes,
     send_json,
 )
+from aim_kserve.identity.routes import lenient
 from aim_kserve.sse import Event, EventReader, EventTooLarge, sse
 
 logger = logging.getLogger("aim.server")
@@ -125,8 +126,8 @@ class _Exchange:
         self._context = RequestContext.of(scope["path"], scope["headers"], self._log.client)
 
     async def serve(self, body: bytes) -> None:
-        if self._endpoint in _OF_ADMINISTRATORS:
-            path = self._scope["path"]
+        path = self._scope["path"]
+        if self._endpoint not in _KNOWN and endpoint(lenient(path)) in _OF_ADMINISTRATORS:
             await self.refuse(
                 NotFound(f"{path} changes the predictor: it is not served here, ask the predictor itself")
             )

@@ -261,6 +261,7 @@ def revoke(path: Path, key_id: str) -> ApiKey:
     Raises:
         StartupError: there is none of that id; the file is wrong or locked, or cannot be written.
     """
+    read(path)  # where there is no file, no lock is left beside it
     with locked(path):
         held = read(path)
         gone = next((key for key in held.keys if key.id == key_id), None)
