@@ -1,4 +1,4 @@
-"""Names: of headers that carry credentials; what metrics and logs call credentials that no key of the file is behind."""
+"""Names of headers that carry credentials, and of credentials in metrics and logs that no key of the file is behind."""
 
 JWT = "jwt"
 NOBODY = "none"
