@@ -319,19 +319,12 @@ async def test_what_one_replica_has_no_room_for_goes_to_another(tmp_path: Path) 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("version: 1\nclasses:\n  low: {kv_ceilin: 0.5}\n", "policy.yaml:3: classes.low.kv_ceilin"),
-        ("version: 2\n", "policy.yaml:1: version"),
-    ],
-)
-def test_a_wrong_policy_refuses_the_start(tmp_path: Path, text: str, says: str) -> None:
+def test_a_wrong_policy_refuses_the_start(tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
-    policy.write_text(text)
+    policy.write_text("version: 1\nclasses:\n  low: {kv_ceilin: 0.5}\n")
     with Served.fake("--qos_policy", str(policy), wait=False) as server:
         assert server.exit_code() == 1
-        assert says in server.stderr()
+        assert "policy.yaml:3: classes.low.kv_ceilin" in server.stderr()
         assert "Traceback" not in server.stderr()
 
 
