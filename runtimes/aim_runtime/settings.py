@@ -112,7 +112,7 @@ class _Shared(DeviceSettings):
         1800, gt=0, description="seconds an engine in a process of its own may take to load its model"
     )
     runtime_adapters: bool = Field(
-        False, description="serve POST /v1/load_lora_adapter and unload_lora_adapter, to whoever reaches this port"
+        False, description="serve POST /v1/load_lora_adapter and unload_lora_adapter (scope admin; to all without keys)"
     )
     adapter_dir: Path | None = Field(
         None, description="adapters loaded at run time must lie below it; default: anywhere"
