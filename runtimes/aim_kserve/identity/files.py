@@ -1,4 +1,4 @@
-"""Files that somebody else replaces while we serve: noticed, read within bounds, written whole."""
+"""Files that somebody else replaces while we serve: noticed, and read within bounds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import stat
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -43,21 +42,6 @@ def _at_once(path: str, flags: int) -> int:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "a folder" if stat.S_ISDIR(mode) else "a pipe or device", path)
     return descriptor
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """``data`` in the file's place: all of it or nothing, for its owner only. A link stays one. Raises OSError."""
-    target = path.resolve()
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)  # 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 class Follower:

@@ -21,8 +21,9 @@ import orjson
 from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
+from aim_kserve.durable import write_atomically
 from aim_kserve.errors import StartupError
-from aim_kserve.identity.files import read_bounded, signature, write_whole
+from aim_kserve.identity.files import read_bounded, signature
 
 logger = logging.getLogger("aim.identity")
 
@@ -200,7 +201,7 @@ class Jwks:
         kept = orjson.dumps({"version": 1, "source": self._source, "jwks": _public(raw)})
         try:
             if not self._cache.exists() or read_bounded(self._cache, 2 * MAX_BYTES) != kept:
-                write_whole(self._cache, kept)
+                write_atomically(self._cache.resolve(), kept, mode=0o600)
         except (OSError, ValueError) as error:
             logger.warning(
                 "--jwks_cache %s: cannot be written (%s): a start without the issuer fails", self._cache, error

@@ -32,9 +32,10 @@ from pydantic import (
     model_validator,
 )
 
+from aim_kserve.durable import write_atomically
 from aim_kserve.errors import StartupError
 from aim_kserve.identity.caller import Caller, QosClass, Scope
-from aim_kserve.identity.files import read_bounded, write_whole
+from aim_kserve.identity.files import read_bounded
 from aim_kserve.identity.identifiers import RESERVED
 from aim_kserve.identity.key_text import parse, shown
 from aim_kserve.redacted import redacted
@@ -213,7 +214,8 @@ def write(path: Path, keys: KeyFile) -> None:
         StartupError: it cannot be written.
     """
     try:
-        write_whole(path, _text(keys, is_json=path.suffix == ".json").encode())
+        text = _text(keys, is_json=path.suffix == ".json")
+        write_atomically(path.resolve(), text.encode(), mode=0o600)
     except OSError as error:
         raise StartupError(f"{path}: cannot be written ({error.strerror}): give a path in a writable folder") from error
 

@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 import orjson
 
+from aim_kserve.durable import sync_directory
+
 from .lines import BatchError, Input, shown
 
 
@@ -116,7 +118,7 @@ class Answers:
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
             raise BatchError(f"{self.path}: is no file that can be read again: give another OUT")
         self._resume()
-        _sync_folder(self.path)
+        sync_directory(self.path.parent)
 
     def _begin(self, beside: int) -> None:
         """Say of which IN it is, or see that it is the same."""
@@ -172,15 +174,6 @@ class Answers:
         self.done[at >> 3] |= 1 << (at & 7)
         self.count += 1
         self.failed += answered.response is None or answered.response.status_code >= 300 or answered.error is not None
-
-
-def _sync_folder(path: Path) -> None:
-    """The files' names are on the disk, too."""
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _json(body: bytes) -> Any:

@@ -24,7 +24,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aim_runtime.cache.durable import link_atomically, sync_directory, write_atomically
+from aim_kserve.durable import sync_directory
+from aim_runtime.cache.durable import link_atomically, write_in_place
 from aim_runtime.cache.errors import CacheError
 from aim_runtime.cache.uri import checked_name, parse_uri, safe_path
 
@@ -134,7 +135,7 @@ class Cache:
     def write(self, entry: Entry) -> None:
         """Durably. Raises OSError."""
         path = self.own / "entries" / f"{entry.key}.json"
-        write_atomically(path, entry.model_dump_json(indent=1).encode())
+        write_in_place(path, entry.model_dump_json(indent=1).encode())
 
     def forget(self, key: str) -> None:
         (self.own / "entries" / f"{key}.json").unlink(missing_ok=True)

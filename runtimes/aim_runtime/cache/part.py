@@ -12,7 +12,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from aim_runtime.cache.durable import boot, sync_directory, write_atomically
+from aim_kserve.durable import sync_directory
+from aim_runtime.cache.durable import boot, write_in_place
 from aim_runtime.cache.source import CHUNK_BYTES, RemoteFile
 
 _SYNC_EVERY_BYTES = 64 * 2**20
@@ -88,7 +89,7 @@ class Part:
     def __enter__(self) -> Self:
         keep = self.size
         self._of = self._of.model_copy(update={"boot": boot(), "sha256": "", "synced": min(self._of.synced, keep)})
-        write_atomically(self._state, self._of.model_dump_json().encode())
+        write_in_place(self._state, self._of.model_dump_json().encode())
         self._file = self._bytes.open("r+b" if keep else "w+b", buffering=0)
         self._file.truncate(keep)
         self._file.seek(0, os.SEEK_END)
@@ -115,7 +116,7 @@ class Part:
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
         self._of = self._of.model_copy(update={"synced": self.offset})
-        write_atomically(self._state, self._of.model_dump_json().encode())
+        write_in_place(self._state, self._of.model_dump_json().encode())
 
     def restart(self) -> None:
         """From zero."""
@@ -123,7 +124,7 @@ class Part:
         self._file.seek(0)
         self.offset = 0
         self._of = self._of.model_copy(update={"synced": 0})
-        write_atomically(self._state, self._of.model_dump_json().encode())
+        write_in_place(self._state, self._of.model_dump_json().encode())
 
     def finish(self, sha256: str) -> None:
         """It is whole and verified: it gets its name, and then the record that says so."""
@@ -132,4 +133,4 @@ class Part:
         self._bytes.replace(self.target)
         sync_directory(self.target.parent)
         self._of = self._of.model_copy(update={"sha256": sha256, "synced": self.offset})
-        write_atomically(self._state, self._of.model_dump_json().encode())
+        write_in_place(self._state, self._of.model_dump_json().encode())

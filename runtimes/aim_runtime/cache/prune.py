@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from aim_runtime.cache.durable import TEMPORARY
+from aim_kserve.durable import TEMPORARY
 from aim_runtime.cache.errors import Busy
 from aim_runtime.cache.index import OWN, Cache, Entry, now
 from aim_runtime.cache.locks import exclusive, unused

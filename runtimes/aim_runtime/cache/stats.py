@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from aim_runtime.cache.durable import write_atomically
+from aim_runtime.cache.durable import write_in_place
 from aim_runtime.cache.errors import CacheError
 from aim_runtime.cache.index import Cache
 from aim_runtime.cache.locks import exclusive
@@ -50,7 +50,7 @@ def count(cache: Cache, *, hits: int = 0, misses: int = 0, fetched_bytes: int = 
                 "fetched_bytes": known.fetched_bytes + fetched_bytes,
                 "saved_bytes": known.saved_bytes + saved_bytes,
             }
-            write_atomically(cache.own / "stats.json", known.model_copy(update=more).model_dump_json().encode())
+            write_in_place(cache.own / "stats.json", known.model_copy(update=more).model_dump_json().encode())
     except (CacheError, OSError):
         return False
     return True
