@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
 from grpc import aio
 
 from aim_kserve.access import access_line, open_log, write_line
-from aim_kserve.errors import StartupError
+from aim_kserve.errors import BadRequest, StartupError
 from aim_kserve.grpc_parameters import decode, encode
 from aim_kserve.identity.guard import check_call
 from aim_kserve.kserve import (
@@ -122,8 +123,7 @@ class _Edge(aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
         if handler is None or handler.unary_unary is None:
             return handler if self._verifier is None else self._closed(details.method)
         return grpc.unary_unary_rpc_method_handler(
-            self._guarded(handler.unary_unary, details.method),
-            request_deserializer=handler.request_deserializer,
+            self._guarded(_reading(handler, details.method), details.method),
             response_serializer=handler.response_serializer,
         )
 
@@ -163,6 +163,20 @@ class _Edge(aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
                     write_line(access_line(log, started, client=log.client, method="GRPC", path=method, status=code))
 
         return guarded
+
+
+def _reading(handler: Any, method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+    """The method, given its message as it came: gRPC would read it before anybody is asked who sends it, and tell of
+    what is no message with a trace."""
+
+    async def read_and_call(raw: bytes, context: Any) -> Any:
+        try:
+            request = handler.request_deserializer(raw)
+        except DecodeError:
+            raise BadRequest(f"{method}: this is no message of that method: is your protocol file another?") from None
+        return await handler.unary_unary(request, context)
+
+    return read_and_call
 
 
 _PROBES = ("/ServerLive", "/ServerReady", "/ModelReady")

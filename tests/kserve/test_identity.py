@@ -222,6 +222,20 @@ def test_grpc_asks_by_the_same_table(closed: Closed) -> None:
             assert refused.value.code().name == code
 
 
+def test_grpc_reads_nothing_of_who_may_not_ask(closed: Closed) -> None:
+    with grpc.insecure_channel(closed.server.grpc_url) as channel:
+        caller = [("x-api-key", closed.keys["caller"])]
+        for method, given, code in (
+            ("ModelInfer", [], "UNAUTHENTICATED"),
+            ("ModelInfer", caller, "INVALID_ARGUMENT"),
+            ("ServerLive", [], "INVALID_ARGUMENT"),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(b"\xff" * 50, metadata=given)
+            assert refused.value.code().name == code
+    assert "Traceback" not in closed.server.stderr()
+
+
 def test_tritons_client_knows_the_refusals(closed: Closed) -> None:
     def infer(key: str) -> dict[str, Any]:
         return {"infer": {"prompts": ["hello"], "headers": bearer(key)}}
