@@ -17,6 +17,7 @@ RUNTIME_GRPC_PORT ?= 8091
 POLICY ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+EVAL_ARGS ?=
 REPORT_DIR ?= .run/hardware
 HARDWARE_ARGS ?=
 CPU ?=
@@ -122,7 +123,7 @@ clean: ## caches and what runs left behind
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean ## also the environments and models
-	rm -rf .venv .venv-vllm .models
+	rm -rf .venv .venv-vllm .venv-training .models
 
 # --- environments -------------------------------------------------------------------------------------------------
 
