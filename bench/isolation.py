@@ -38,6 +38,7 @@ sys.path[:0] = [str(ROOT / "runtimes"), str(ROOT / "profiles")]
 os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2] + os.environ.get("PYTHONPATH", "").split(os.pathsep))
 
 from aim_runtime.engines.base import EngineSpec, RequestContext  # noqa: E402
+from aim_runtime.measure.figures import percentile  # noqa: E402
 from aim_runtime.supervisor.launch import Launch  # noqa: E402
 from aim_runtime.supervisor.remote import RemoteEngine  # noqa: E402
 
@@ -149,7 +150,7 @@ async def round_of(case: str, engine: RemoteEngine, neighbour: RemoteEngine, dra
         case,
         cpu_ms_per_token=1e3 * cpu / (ANSWERS * TOKENS),
         wall_p50_ms=statistics.median(wall_ms),
-        wall_p95_ms=percentile(wall_ms, 0.95),
+        wall_p95_ms=percentile(sorted(wall_ms), 0.95),
         neighbour_tokens_per_s=tokens / wall_s,
         foreign=max(0.0, foreign),
     )
@@ -217,11 +218,6 @@ def _listed(file: Path) -> set[int]:
 # --- telling --------------------------------------------------------------------------------------------------------
 
 
-def percentile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
 def report(rounds: list[Round]) -> dict[str, Any]:
     by_case = {case: [each for each in rounds if each.case == case] for case in CASES}
     table = {
@@ -249,7 +245,7 @@ def report(rounds: list[Round]) -> dict[str, Any]:
 def _ratio(these: list[float], alone: list[float]) -> dict[str, float]:
     """Of paired rounds."""
     ratios = [one / other for one, other in zip(these, alone, strict=True)]
-    return {"p50": statistics.median(ratios), "p95": percentile(ratios, 0.95)}
+    return {"p50": statistics.median(ratios), "p95": percentile(sorted(ratios), 0.95)}
 
 
 def show(found: dict[str, Any]) -> None:

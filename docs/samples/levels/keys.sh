@@ -2,7 +2,7 @@
 # Run it at the top of the checkout: sh docs/samples/levels/keys.sh
 set -eu
 umask 077
-mkdir -p .run
+mkdir -p .run && rm -f .run/keys.yaml   # anew each time
 .venv/bin/aim-runtime keys new --file .run/keys.yaml --id console --tenant product --class high --models chat --expires 90d > .run/console.key
 .venv/bin/aim-runtime keys new --file .run/keys.yaml --id notebooks --tenant research --class medium --expires 90d > .run/notebooks.key
 .venv/bin/aim-runtime keys new --file .run/keys.yaml --id nightly --tenant research --class low --models draft --expires 90d > .run/nightly.key
