@@ -98,7 +98,7 @@ soak: $(BIN)/.dev $(MODEL) ## what the tests do shortly, long: engines and fetch
 	SOAK_STORM=$(SOAK_STORM) $(BIN)/python -m pytest -q -s tests/runtime/test_qos_storm.py $(PYTEST_ARGS)
 	$(BIN)/python bench/qos_soak.py --rounds $(SOAK_ROUNDS)
 
-train-injection: $(TRAINING_BIN)/.installed $(TRAINING_DATA)/.fetched ## make the embedded injection model anew (about 3 CPU minutes), say whether the weights are as committed
+train-injection: $(TRAINING_BIN)/.installed $(TRAINING_DATA)/.fetched ## make the embedded injection model anew (about 2 CPU minutes), say whether the weights are as committed
 	$(TRAINING_ENV) $(TRAINING_BIN)/python -m injection_training.train $(TRAINING_DATA)
 
 eval-injection: $(TRAINING_BIN)/.installed $(TRAINING_DATA)/.fetched ## judge it: test splits, foreign attacks, ordinary chat, with 95 % intervals
