@@ -94,7 +94,9 @@ hardware: $(BIN)/.dev $(MODEL) ## a GPU node's report to send back: modes, kerne
 
 soak: $(BIN)/.dev $(MODEL) ## what the tests do shortly, long: engines and fetches killed, clients that leave, three times the load
 	SOAK_REQUESTS=$(SOAK_REQUESTS) $(BIN)/python -m pytest -q -s tests/runtime/test_soak.py $(PYTEST_ARGS)
-	SOAK_KILLS=$(SOAK_KILLS) $(BIN)/python -m pytest -q -s tests/runtime/test_cache_kill.py -k random_bytes $(PYTEST_ARGS)
+	SOAK_KILLS=$(SOAK_KILLS) $(BIN)/python -m pytest -q -s tests/runtime/test_cache_kill.py \
+	  tests/runtime/test_cache_hostile.py -k "random_bytes or each_step or mended" $(PYTEST_ARGS)
+	SOAK_KILLS=$(SOAK_KILLS) $(BIN)/python -m pytest -q -s tests/runtime/test_batch.py -k killed_at $(PYTEST_ARGS)
 	SOAK_STORM=$(SOAK_STORM) $(BIN)/python -m pytest -q -s tests/runtime/test_qos_storm.py $(PYTEST_ARGS)
 	$(BIN)/python bench/qos_soak.py --rounds $(SOAK_ROUNDS)
 

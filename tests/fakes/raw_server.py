@@ -84,9 +84,10 @@ class RawServer:
     asked: list[Asked] = field(default_factory=list)
     connections: int = 0
     closed_by_client: int = 0
+    port: int = 0  # any
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         self._tasks: set[asyncio.Task[None]] = set()
         return self

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +39,15 @@ def closing() -> Iterator[ExitStack]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for it to back off."""
     monkeypatch.setattr("aim_runtime.batch.run._BACKOFF_S", 0.01)
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """What the command sets for its process is set back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def lines(count: int) -> bytes:

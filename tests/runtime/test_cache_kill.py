@@ -1,6 +1,6 @@
 """Whatever ends a fetch, at whatever byte: half a model is never found, and the next attempt goes on.
 
-Five kills as a test; ``make soak`` asks ``SOAK_KILLS`` of them and prints what it saw.
+Two kills and each fourth step as a test; ``make soak`` asks for ``SOAK_KILLS`` and all steps, and prints what it saw.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from model_sources import (
     cache_command,
     cache_verb,
     digests,
+    http_server,
     random_model,
     s3_server,
 )
 
-KILLS = int(os.environ.get("SOAK_KILLS", "5"))
+SOAK = "SOAK_KILLS" in os.environ
+KILLS = int(os.environ.get("SOAK_KILLS", "2"))
 MIB = 2**20
 FILES = 3
 #: What is under way when a process is killed: a chunk and the buffers of both sockets, for each file.
@@ -52,7 +54,10 @@ def test_killed_at_random_bytes_of_a_fetch_from_s3(tmp_path: Path) -> None:
         for left in range(KILLS, 0, -1):
             started = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             missing = sum(sizes) - here(cache)
-            wire.at(wire.bytes + dice.randrange(4096, 2 * missing // (left + 1)), started.kill)
+            first = (
+                4096 if SOAK else missing // (2 * (left + 1))
+            )  # of few kills none is so early that it proves nothing
+            wire.at(wire.bytes + dice.randrange(first, 2 * missing // (left + 1)), started.kill)
             seen += started.wait(120) == -signal.SIGKILL
             with pytest.raises(CacheError, match="is not in the cache"):
                 cached(cache.root, uri)
@@ -63,7 +68,7 @@ def test_killed_at_random_bytes_of_a_fetch_from_s3(tmp_path: Path) -> None:
     again = wire.bytes - sum(sizes)
     print(f"\n{seen} kills: {passed / MIB:.1f} of {sum(sizes) / MIB:.0f} MiB kept, {again / MIB:.1f} MiB fetched again")
     assert seen == KILLS
-    assert passed > sum(sizes) / 3
+    assert passed > sum(sizes) / 6
     assert again <= KILLS * LOSS_BYTES
     assert digests(cached(cache.root, uri)) == digests((cache.root / "org/m").resolve()) == expected
     assert [found.bad for found in verify(cache, cache.entries(), quick=False)] == [{}]
@@ -107,7 +112,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
 def test_ended_at_each_step(tmp_path: Path, steps: Callable[[int], None]) -> None:
     expected = random_model(tmp_path / "m", 5000, 100)
     uri = parse_uri(str(tmp_path / "m"))
-    for number in range(1, 500):
+    for number in range(1, 500) if SOAK else range(random.randrange(1, 5), 500, 4):
         cache = Cache(tmp_path / f"cache{number}")
         steps(number)
         try:
@@ -131,19 +136,15 @@ def test_ended_at_each_step(tmp_path: Path, steps: Callable[[int], None]) -> Non
 
 
 def test_of_two_processes_the_second_uses_what_the_first_fetched(tmp_path: Path) -> None:
-    expected = random_model(tmp_path / "s3/bucket/m", 8 * MIB)
-    with s3_server(tmp_path / "s3") as port, Wire(port) as wire:
-        environment = {**os.environ, **S3_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{wire.port}"}
-        command = cache_command("add", "s3://bucket/m", "--cache", str(tmp_path / "cache"))
-        both = [
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for _ in range(2)
-        ]
+    expected = random_model(tmp_path / "www/m", 8 * MIB)
+    with http_server(tmp_path / "www") as port, Wire(port) as wire:
+        command = cache_command("add", f"http://127.0.0.1:{wire.port}/m/", "--cache", str(tmp_path / "cache"))
+        both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
         said = sorted(process.communicate(timeout=60)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert "fetched" in said[0]
     assert "was here" in said[1]
-    assert wire.bytes < 10 * MIB
+    assert wire.bytes < 16 * MIB  # the model once; probes are cut off after what the sockets hold
     assert digests((tmp_path / "cache/m").resolve()) == expected
 
 
