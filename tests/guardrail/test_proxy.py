@@ -503,7 +503,6 @@ def test_a_text_answer_is_checked(client: httpx.Client) -> None:
         {"status": 200, "body": "x", "headers": {"content-type": "application/json", "content-encoding": "br"}},
         {"raw": "data: nonsense\n\ndata: [DONE]\n\n"},
         {"raw": 'data: {"text_output":"a"}\n\n'},
-        {"raw": 'data: {"choices":[{"index":0,"delta":{"audio":{"data":"x"}}}]}\n\n'},
         {"raw": 'data: {"choices":["x"]}\n\n'},
     ],
 )

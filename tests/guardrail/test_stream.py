@@ -22,7 +22,7 @@ def guard(secrets: str = "redact", pii: str = "redact", overflow: str = "redact"
     key = f"{secrets} {pii} {overflow}"
     if key not in GUARDS:
         rules = (Rule(type="secrets", action=secrets), Rule(type="pii", action=pii))  # type: ignore[arg-type]
-        stream = StreamRules(on_overflow=overflow)  # type: ignore[arg-type]
+        stream = StreamRules(max_hold_chars=1024, on_overflow=overflow)  # type: ignore[arg-type]
         GUARDS[key] = Guard.load(Policy(version=1, name="t", answer=rules, stream=stream))
     return GUARDS[key]
 

@@ -21,7 +21,7 @@ from aim_guardrail.pipeline import INLINE_CHARS
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.screening import Screening, Timed
 from aim_guardrail.policy import Direction
-from aim_guardrail.protocols.head import check_query
+from aim_guardrail.protocols.head import check_headers, check_query
 from aim_guardrail.protocols.places import place_of
 from aim_guardrail.protocols.v2 import check_binary
 from aim_guardrail.slots.slot import Json
@@ -217,7 +217,9 @@ class _Exchange:
     # --- the way back ---------------------------------------------------------------------------------------------
 
     async def _bring_back(self, answer: Answer) -> None:
-        kind = answer.header(b"content-type")
+        kind = answer.header(b"content-type").strip().lower()
+        if self._screening.guard.watches("answer"):
+            answer.headers = check_headers(self._screening, answer.headers)
         if self._lists_models and b"json" in kind and answer.status == 200:
             await self._answer_checked(answer, is_json=True)
         elif not self._screening.guard.watches("answer") or (

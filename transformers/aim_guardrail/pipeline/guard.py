@@ -157,9 +157,12 @@ class Guard:
     def may_find(self, direction: Direction, scan: str) -> bool:
         """Whether judging these whole units (folded) could come to anything: a cheap test."""
         try:
-            return any(detector.may_find(scan) for detector in self._by_direction[direction])
+            for detector in self._by_direction[direction]:  # as `any` would: it is asked for every token
+                if detector.may_find(scan):
+                    return True
         except Exception:  # noqa: BLE001 - the edge of third-party engines: judging meets the same failure and asks the policy
             return True
+        return False
 
     def blocks(self, direction: Direction, finding: Finding) -> bool:
         """Whether this finding's rule blocks."""

@@ -134,7 +134,7 @@ class Rule(_Strict):
 class StreamRules(_Strict):
     """How much of an answer may be held back, and what happens to one unbroken run longer than that."""
 
-    max_hold_chars: int = Field(default=1024, ge=64, le=65536)
+    max_hold_chars: int = Field(default=65536, ge=64, le=65536)
     on_overflow: Literal["block", "redact"] = "block"
 
 

@@ -8,6 +8,15 @@ from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.slots.places import is_plain_key
 from aim_guardrail.slots.slot import Slot, Slots
 
+Headers = list[tuple[bytes, bytes]]
+
+#: Headers of HTTP itself and of tracing, which say nothing of an answer's text, and credentials meant for the client.
+_NO_TEXT = (
+    *(b"content-", b"cache-control", b"server", b"date", b"etag", b"expires", b"last-modified", b"vary", b"age"),
+    *(b"accept", b"access-control-", b"allow", b"retry-after", b"set-cookie", b"www-authenticate", b"strict-transport"),
+    *(b"x-request-id", b"traceparent", b"inference-header-content-length"),
+)
+
 
 def check_query(screening: Screening, query: bytes) -> bytes:
     """A query string, each name and value checked as it is read; as it came where nothing was found.
@@ -30,3 +39,23 @@ def check_query(screening: Screening, query: bytes) -> bytes:
             fields[at][part] = text
             raw[at] = "=".join(map(quote_plus, fields[at])).encode()
     return b"&".join(raw)
+
+
+def check_headers(screening: Screening, headers: Headers) -> Headers:
+    """An answer's headers, those that may say anything checked; each is context for its value.
+
+    Raises:
+        Blocked, Unavailable: see :class:`Screening`.
+    """
+    at = [index for index, (name, _) in enumerate(headers) if not name.startswith(_NO_TEXT)]
+    slots = Slots([_slot(*headers[index]) for index in at])
+    checked = list(headers)
+    for index, slot, text in zip(at, slots.items, screening.texts("answer", slots), strict=True):
+        if text != slot.text:
+            checked[index] = headers[index][0], text.encode("latin-1", "replace")
+    return checked
+
+
+def _slot(name: bytes, value: bytes) -> Slot:
+    key = name.decode("latin-1")
+    return Slot(value.decode("latin-1"), ("headers", key), key)

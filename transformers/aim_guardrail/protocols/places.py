@@ -15,6 +15,10 @@ def _of(*places: Place, parts: bool = False, kind: Kind = Kind.TEXT, **children:
     return Place(kind, parts=parts, **{**known, **children})
 
 
+#: Text that no stream sends piece by piece: names, citations, signatures.
+WHOLE = Place()
+WHOLE.others = WHOLE
+
 # JSON Schema: its own words, and names of fields, which say nothing of the schemas under them.
 _SCHEMA = Place(type=WORD, title=TEXT, description=TEXT, format=WORD, pattern=TEXT, required=TEXT)
 _NAMED_SCHEMAS = Place(others=_SCHEMA)
@@ -24,15 +28,13 @@ for _key in ("properties", "patternProperties", "$defs", "definitions"):
     _SCHEMA.children[_key] = _NAMED_SCHEMAS
 
 _FUNCTION = Place(
-    name=TEXT, description=TEXT, arguments=JSON, parameters=_SCHEMA, strict=TEXT, output=TEXT, input_schema=_SCHEMA
+    name=WHOLE, description=TEXT, arguments=JSON, parameters=_SCHEMA, strict=TEXT, output=TEXT, input_schema=_SCHEMA
 )
-_CUSTOM = Place(name=TEXT, description=TEXT, input=TEXT, format=Place(type=WORD, syntax=WORD, definition=TEXT))
+_CUSTOM = Place(name=WHOLE, description=TEXT, input=TEXT, format=Place(type=WORD, syntax=WORD, definition=TEXT))
 _CALL = Place(id=ID, type=WORD, function=_FUNCTION, custom=_CUSTOM)
 _TOOL = _of(_FUNCTION, type=WORD, function=_FUNCTION, custom=_CUSTOM, server_label=TEXT, server_description=TEXT)
 _CHOSEN_TOOL = _of(_TOOL, mode=WORD, tools=_TOOL)
 
-_CITATION = Place(type=WORD, url=TEXT, title=TEXT, file_id=ID, filename=TEXT, container_id=ID, text=TEXT)
-_ANNOTATION = _of(_CITATION, url_citation=_CITATION, file_citation=_CITATION)
 _SAMPLES = Place(data=BASE64, format=WORD, id=ID, transcript=TEXT, voice=WORD)
 _LINK = _of(kind=Kind.LINK, url=LINK, detail=WORD)
 
@@ -41,22 +43,23 @@ _PART = Place(
     type=WORD,
     text=TEXT,
     refusal=TEXT,
-    annotations=_ANNOTATION,
+    annotations=WHOLE,
     logprobs=SHADOW,
     image_url=_LINK,
     video_url=_LINK,
     audio_url=_LINK,
     detail=WORD,
     input_audio=_SAMPLES,
-    file=Place(file_data=BASE64, filename=TEXT, file_id=ID),
+    file=Place(file_data=BASE64, filename=WHOLE, file_id=ID),
     file_data=BASE64,
     file_url=TEXT,
-    filename=TEXT,
+    filename=WHOLE,
     file_id=ID,
     summary=TEXT,
 )
-_PART.children["thinking"] = _CONTENT = _of(_PART, parts=True)
-_REASONING = Place(type=WORD, text=TEXT, summary=TEXT, data=TEXT, id=ID, format=WORD, signature=TEXT)
+_CONTENT = _of(_PART, parts=True)
+_CONTENT.children["thinking"] = _CONTENT
+_REASONING = Place(type=WORD, text=TEXT, summary=TEXT, data=WHOLE, id=ID, format=WORD, signature=WHOLE)
 
 _MESSAGE = Place(
     role=WORD,
@@ -66,7 +69,7 @@ _MESSAGE = Place(
     reasoning=TEXT,
     reasoning_content=TEXT,
     reasoning_details=_REASONING,
-    annotations=_ANNOTATION,
+    annotations=WHOLE,
     audio=_SAMPLES,
     tool_call_id=ID,
     tool_calls=_CALL,
@@ -166,7 +169,7 @@ RESPONSES_EVENT = Place(
     response=RESPONSES,
     item=_ITEM,
     part=_PART,
-    annotation=_ANNOTATION,
+    annotation=WHOLE,
     text=TEXT,
     delta=TEXT,
     refusal=TEXT,

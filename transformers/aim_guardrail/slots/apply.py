@@ -43,10 +43,13 @@ def apply(body: Json, slots: Slots, texts: Sequence[str], *, shadows: bool) -> b
 
 def drop_shadows(node: Any) -> bool:
     """Null what repeats an answer's text piece by piece; True if there was any."""
-    dropped = [shadow for shadow in SHADOWS if node.get(shadow) is not None] if type(node) is dict else []
-    for shadow in dropped:
-        node[shadow] = None
-    return bool(dropped)
+    dropped = False
+    if type(node) is dict:
+        for shadow in SHADOWS:
+            if node.get(shadow) is not None:
+                node[shadow] = None
+                dropped = True
+    return dropped
 
 
 def _names_last(change: tuple[Slot, str]) -> tuple[bool, int]:

@@ -106,7 +106,7 @@ class _Collector:
             self.slots.items.append(Slot(value, tuple(self._path), "", role))
         elif kind is Kind.JSON:
             self._json(value, role)
-        elif not _is_no_text(kind, value):
+        elif not is_no_text(kind, value):
             self.slots.items.append(Slot(value, tuple(self._path), key if place.is_free else "", role))
 
     def _names(self, node: Json, role: str) -> None:
@@ -205,7 +205,7 @@ class _Collector:
                 raise BadRequest(f"{field}: embeddings cannot be checked by the guardrail: give text", param=field)
 
 
-def _is_no_text(kind: Kind, value: str) -> bool:
+def is_no_text(kind: Kind, value: str) -> bool:
     """Whether a string is what its place has instead of text."""
     if kind is Kind.WORD:
         return is_word(value) is not None

@@ -44,6 +44,12 @@ class Place:
         """What stands under a key."""
         return self.children.get(key, self.others)
 
+    def under(self, key: str) -> Place:
+        """An object that has this place under a key."""
+        box = Place()
+        box.children[key] = self
+        return box
+
 
 FREE = Place(Kind.FREE)
 JSON = Place(Kind.JSON)

@@ -1,9 +1,8 @@
 """OpenAI's streamed answers, checked: events in, events out that may be shown.
 
 Chat and completion chunks (``choices``) and the Responses API's events (``response.*``) are told by their shape, not
-by the route they came on. Every streamed text has its own StreamGuard per choice and field (content, reasoning,
-refusal, whatever comes next); a tool call's arguments are collected and checked when they are complete, because
-they are JSON. What is neither is checked as a whole, and what cannot be checked ends the stream with an error.
+by the route they came on. What is neither is checked as a whole, and what cannot be checked ends the stream with an
+error.
 
 Log probabilities and token ids are not streamed through a checked stream (null): they would tell, token by token,
 what the text holds back.
@@ -11,20 +10,25 @@ what the text holds back.
 
 from __future__ import annotations
 
+import re
 import time
 
 import orjson
 
-from aim_guardrail.exact_json import exact
+from aim_guardrail.exact_json import read_piece, written
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import INLINE_CHARS, DetectorFailed
 from aim_guardrail.pipeline.screening import Blocked, Screening
+from aim_guardrail.slots.slot import Json
 from aim_guardrail.streams.chat import ChatStream
 from aim_guardrail.streams.responses import ResponsesStream
 from aim_guardrail.streams.text import UNSUPPORTED
 from aim_kserve.errors import ServingError, UpstreamFailed
 from aim_kserve.http import DONE
 from aim_kserve.sse import Event, sse
+
+_FRAME_BYTES = len(b"data: \n\n")
+_NAME = re.compile(rb"[a-z_.-]{1,64}")
 
 
 class StreamScreen:
@@ -78,21 +82,22 @@ class StreamScreen:
         self._metrics.checked("answer", self._decision or self._screening.actions["answer"], self._spent_s)
 
     def _take(self, event: Event) -> bytes:
-        if event.data is None:
-            return b":\n\n" if event.raw.startswith(b":") else b""  # a keep-alive: its text is nobody's business
+        if event.data is None or not event.data.strip():
+            return b":\n\n" if event.raw.startswith((b":", b"data:")) else b""  # a keep-alive: it says nothing
         if event.data == b"[DONE]":
             self.ended = self.complete = True
             return (self._kind.flush() if self._kind is not None else b"") + DONE
         try:
-            payload = exact(orjson.loads(event.data), event.data)
-        except orjson.JSONDecodeError:
+            payload = read_piece(event.data)
+        except ValueError:
             payload = None
         if not isinstance(payload, dict):
             raise UpstreamFailed("the predictor's stream holds what is not a JSON object", code="predictor_invalid")
+        return self._take_object(payload, _bare(event))
+
+    def _take_object(self, payload: Json, event: Event) -> bytes:
         if type(payload.get("choices")) is list:
-            if not isinstance(self._kind, ChatStream):
-                self._kind = ChatStream(self._screening, self._metrics)
-            return self._kind.take(payload, event)
+            return self._chat().take(payload, event)
         kind = payload.get("type")
         if isinstance(kind, str) and kind.startswith("response."):
             if not isinstance(self._kind, ResponsesStream):
@@ -100,10 +105,35 @@ class StreamScreen:
             shown = self._kind.take(payload, event)
             self.ended = self.complete = self._kind.ended
             return shown
-        if "error" in payload:
+        if "error" in payload or payload.get("object") == "error":
             changed = self._screening.body("answer", payload)
-            return sse(orjson.dumps(payload)) if changed else event.raw
+            return sse(written(payload)) if changed else event.raw
+        if payload.get("choices") is None and (isinstance(self._kind, ChatStream) or _is_chunk(payload)):
+            return self._chat().take(payload, event)
         raise UpstreamFailed("the predictor's stream is of an unknown kind: it cannot be checked", code=UNSUPPORTED)
+
+    def _chat(self) -> ChatStream:
+        if not isinstance(self._kind, ChatStream):
+            self._kind = ChatStream(self._screening, self._metrics)
+        return self._kind
+
+
+def _is_chunk(payload: Json) -> bool:
+    """Whether an object without choices is a chunk of a chat or a completion."""
+    return str(payload.get("object")).startswith(("chat.completion", "text_completion")) or "usage" in payload
+
+
+def _bare(event: Event) -> Event:
+    """An event with nothing but its data, and its name where that is a word: ids and comments are dropped unread."""
+    if not event.name and len(event.raw) == len(event.data or b"") + _FRAME_BYTES and event.raw.startswith(b"data: "):
+        return event  # what nearly all are: one line
+    name = event.name if _NAME.fullmatch(event.name) else b""
+    head = b"event: %s\n" % name if name else b""
+    data = event.data or b""
+    if event.raw.startswith(head + b"data:") and event.raw.count(b"\n") == 2 + bool(name):
+        return event
+    lines = b"".join(b"data: %s\n" % line for line in data.split(b"\n"))
+    return Event(head + lines + b"\n", data, name)
 
 
 def _error(error: ServingError) -> bytes:

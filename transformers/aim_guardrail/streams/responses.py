@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
+from aim_guardrail.exact_json import paired, written
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.protocols.places import RESPONSES_EVENT
@@ -115,8 +114,8 @@ class ResponsesStream:
                 out += self._send({**template, "delta": rest}, None, extra=True)
         for key in [key for key in self._json if key == ends or kind in _TERMINAL]:
             pieces, template = self._json.pop(key)
-            arguments = "".join(pieces)
-            self._json_chars -= len(arguments)
+            arguments = paired("".join(pieces))
+            self._json_chars -= sum(map(len, pieces))
             shown = self._screening.json_text("answer", arguments)
             out += self._send({**template, "delta": shown}, None, extra=True)
         return out
@@ -135,7 +134,7 @@ class ResponsesStream:
             payload = {**payload, "sequence_number": number}
         if event is not None:
             return event.raw
-        return b"event: %s\ndata: %s\n\n" % (payload["type"].encode(), orjson.dumps(payload))
+        return b"event: %s\ndata: %s\n\n" % (payload["type"].encode(), written(payload))
 
 
 def _key(kind: str, payload: Json) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aim_guardrail.exact_json import paired
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.screening import Blocked, Screening
 from aim_guardrail.streams.held import Released, StreamGuard
@@ -16,13 +17,14 @@ class StreamText:
         last_words: what may still be shown when a piece raised Blocked.
     """
 
-    __slots__ = ("_guard", "_metrics", "_screening", "_seen", "last_words")
+    __slots__ = ("_guard", "_half", "_metrics", "_screening", "_seen", "last_words")
 
     def __init__(self, screening: Screening, metrics: Metrics) -> None:
         self._guard = StreamGuard(screening.guard, screening.session)
         self._metrics = metrics
         self._screening = screening
         self._seen: Released | None = None
+        self._half = ""  # of a character: a surrogate without its other
         self.last_words = ""
 
     @property
@@ -32,13 +34,16 @@ class StreamText:
 
     def push(self, piece: str) -> str:
         """What may be shown now. Raises Blocked; DetectorFailed."""
+        if self._half or not piece.isascii():
+            piece = self._whole_characters(piece)
         shown = self._take(self._guard.push(piece))
         self._metrics.held_chars.observe(self._guard.held_chars)
         return shown
 
     def finish(self) -> str:
         """What was still held. Raises as ``push``."""
-        shown = self._take(self._guard.finish())
+        shown = self._take(self._guard.push("\N{REPLACEMENT CHARACTER}")) if self._half else ""
+        shown += self._take(self._guard.finish())
         self.close()
         return shown
 
@@ -47,6 +52,13 @@ class StreamText:
         if self._seen is not None:
             self._screening.note("answer", self._seen.verdict)
             self._seen = None
+
+    def _whole_characters(self, piece: str) -> str:
+        """The piece from the half of a character that came before it to the one that it may end with."""
+        piece, self._half = self._half + piece, ""
+        if "\ud800" <= piece[-1:] <= "\udbff":
+            piece, self._half = piece[:-1], piece[-1]
+        return paired(piece)
 
     def _take(self, released: Released) -> str:
         self._seen = released
