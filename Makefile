@@ -43,10 +43,10 @@ LOCAL = $(BIN)/python -m aim_runtime.local --model_name $(MODEL_NAME) --model_di
 	--runtime_http_port $(RUNTIME_HTTP_PORT) --runtime_grpc_port $(RUNTIME_GRPC_PORT) $(if $(POLICY),--policy $(POLICY))
 
 # The embedded injection model: its data are texts inside PyPI packages, each checked against its digest.
-TRAINING := training/injection_training
+TRAINING := bench/training/injection_training
 TRAINING_BIN := .venv-training/bin
 TRAINING_DATA := .models/injection-training
-TRAINING_ENV := PYTHONPATH=training:transformers OMP_NUM_THREADS=1
+TRAINING_ENV := PYTHONPATH=bench/training:transformers OMP_NUM_THREADS=1
 
 .PHONY: help run demo test coverage check format bench bench-isolation hardware soak train-injection eval-injection vllm model system-deps lock clean distclean
 
