@@ -198,7 +198,8 @@ def test_a_node_without_a_gpu_is_not_planned_for(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_said_plainly() -> None:
-    assert refusal("plan", "nope.yaml", WORKLOADS) == "aim-profile: nope.yaml: No such file or directory\n"
+    gone = "aim-profile: nope.yaml: No such file or directory; name a file that can be read\n"
+    assert refusal("plan", "nope.yaml", WORKLOADS) == gone
 
 
 @pytest.mark.parametrize("verb", [("steps",), ("render",)])
