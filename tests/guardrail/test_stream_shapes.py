@@ -16,6 +16,7 @@ from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.policy import shipped_policy
 from aim_guardrail.streams.calls import Calls
 from aim_guardrail.streams.events import StreamScreen
+from aim_kserve.errors import UpstreamFailed
 from aim_kserve.sse import EventReader
 from guarded import ask, events, orders, said
 
@@ -58,6 +59,19 @@ def calls(got: list[Any]) -> dict[int, dict[str, Any]]:
         text = part.get("arguments", part.get("input", ""))
         mine["text"] = text if isinstance(text, dict) else mine["text"] + text
     return found
+
+
+@pytest.fixture(scope="module")
+def guard() -> Guard:
+    return Guard.load(shipped_policy("chat"))
+
+
+def told(guard: Guard, raw: str) -> tuple[list[Any], str]:
+    metrics = Metrics(CollectorRegistry())
+    stream = StreamScreen(Screening(guard, metrics, RequestContext("/v1/chat/completions")), metrics)
+    out = b"".join(stream.feed(event) for event in EventReader().feed(raw.encode())).decode()
+    stream.close()
+    return events(httpx.Response(200, text=out)), out
 
 
 # --- tool calls -----------------------------------------------------------------------------------------------------
@@ -295,6 +309,22 @@ def test_half_a_character_is_shown_as_none(client: httpx.Client, half: str, show
     assert said(events(answer)) == shown
 
 
+@pytest.mark.parametrize(
+    ("delta", "code"),
+    [
+        ({"tool_calls": [function("{", "f", id=str(n), index=n) for n in range(600)]}, "unsupported_stream"),
+        ({"x": {f"k{n}": MAIL for n in range(600)}}, "unsupported_stream"),
+        (orjson.loads('{"x":' * 250 + f'"{MAIL}"' + "}" * 250), "predictor_invalid"),
+        (orjson.loads('{"x":' + "[" * 250 + f'"{MAIL}"' + "]" * 250 + "}"), "predictor_invalid"),
+    ],
+    ids=["calls", "fields", "objects", "lists"],
+)
+def test_what_a_choice_holds_is_bounded(guard: Guard, delta: dict[str, Any], code: str) -> None:
+    with pytest.raises(UpstreamFailed) as refused:
+        told(guard, chat(delta))
+    assert refused.value.code == code
+
+
 # --- long runs ------------------------------------------------------------------------------------------------------
 
 RUNS = {
@@ -318,25 +348,14 @@ def test_a_long_run_streams_as_it_is_checked_whole(client: httpx.Client, name: s
 # --- every split ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def guard() -> Guard:
-    return Guard.load(shipped_policy("chat"))
-
-
-def told(guard: Guard, raw: str) -> tuple[list[Any], str]:
-    metrics = Metrics(CollectorRegistry())
-    stream = StreamScreen(Screening(guard, metrics, RequestContext("/v1/chat/completions")), metrics)
-    out = b"".join(stream.feed(event) for event in EventReader().feed(raw.encode())).decode()
-    stream.close()
-    return events(httpx.Response(200, text=out)), out
-
-
 PLACES = {
     "content": lambda text: {"content": text},
     "reasoning": lambda text: {"reasoning_content": text},
     "arguments": lambda text: {"tool_calls": [function(text, index=0)]},
     "input": lambda text: {"tool_calls": [{"index": 0, "custom": {"input": text}}]},
     "parts": lambda text: mistral("text", text),
+    "strings": lambda text: {"content": ["", text]},
+    "two parts": lambda text: {"content": [{"type": "text", "text": part} for part in (text[:5], text[5:])]},
     "details": lambda text: {"reasoning_details": [{"type": "reasoning.text", "index": 0, "text": text}]},
     "new": lambda text: {"thoughts": {"deep": [{"index": 2, "note": text}]}},
 }

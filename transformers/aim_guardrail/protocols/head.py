@@ -48,6 +48,8 @@ def check_headers(screening: Screening, headers: Headers) -> Headers:
         Blocked, Unavailable: see :class:`Screening`.
     """
     at = [index for index, (name, _) in enumerate(headers) if not name.startswith(_NO_TEXT)]
+    if not at:
+        return headers
     slots = Slots([_slot(*headers[index]) for index in at])
     checked = list(headers)
     for index, slot, text in zip(at, slots.items, screening.texts("answer", slots), strict=True):

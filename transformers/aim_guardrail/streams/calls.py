@@ -15,6 +15,8 @@ class Calls:
     def __init__(self) -> None:
         self._by_id: dict[str, int] = {}
         self._by_index: dict[Any, int] = {}
+        self._taken: set[int] = set()
+        self._next = 0  # above all that are taken
         self._last = -1
 
     def number(self, call: Json) -> int:
@@ -25,8 +27,9 @@ class Calls:
         identifier = identifier if type(identifier) is str and identifier else None
         number = self._known(index, identifier, _begins(call))
         if number is None:
-            taken = set(self._by_index.values()) | set(self._by_id.values()) | {self._last}
-            number = index if index is not None and index not in taken else max(*taken, -1) + 1
+            number = index if index is not None and index not in self._taken else self._next
+            self._taken.add(number)
+            self._next = max(self._next, number + 1)
         if identifier is not None:
             self._by_id.setdefault(identifier, number)
         if index is not None:

@@ -12,13 +12,17 @@ from aim_guardrail.slots.collect import is_no_text
 from aim_guardrail.slots.places import Kind, Place
 from aim_guardrail.slots.slot import Json
 from aim_guardrail.streams.calls import Calls
-from aim_guardrail.streams.text import StreamText
+from aim_guardrail.streams.text import UNSUPPORTED, StreamText
+from aim_kserve.errors import UpstreamFailed
 
 Key = tuple[Any, ...]
 """What tells an accumulator: keys, and of lists what tells their items apart."""
 Way = tuple[str | Json, ...]
 """How its text is put into a delta: keys, and of lists the fields that tell their items."""
 
+
+_MAX_DEPTH = 200
+_MOST_TEXTS = 512
 
 #: What tells items of a list apart, and comes whole with each piece.
 _TELLING = ("type", "index", "id")
@@ -101,6 +105,8 @@ class Delta:
             text.close()
 
     def _object(self, node: Json, place: Place, key: Key, way: Way, *, is_part: bool = False) -> int:
+        if len(way) > _MAX_DEPTH:
+            raise _too_deep()
         outcome, known, others = SAME, place.children, place.others
         for name, value in node.items():
             kind = type(value)
@@ -121,11 +127,13 @@ class Delta:
         return outcome
 
     def _list(self, node: list[Any], place: Place, key: Key, way: Way) -> int:
+        if len(way) > _MAX_DEPTH:
+            raise _too_deep()
         outcome, met = SAME, dict[tuple[str, Any], int]()
         for at, item in enumerate(node):
             became = SAME
             if type(item) is str and item:
-                became = self._string(node, at, item, place, (*key, at), (*way, {}))
+                became = self._string(node, at, item, place, key if place.parts else (*key, at), (*way, {}))
             elif type(item) is list:
                 became = self._list(item, place, (*key, at), (*way, {}))
             elif type(item) is dict:
@@ -165,7 +173,11 @@ class Delta:
     def _string(self, holder: Any, name: str | int, value: str, place: Place, key: Key, way: Way) -> int:
         kind = place.kind
         if kind is Kind.JSON:
-            self._json.setdefault(key, _Held(way)).push(value)
+            held = self._json.get(key)
+            if held is None:
+                held = self._json[key] = _Held(way)
+                self._bound()
+            held.push(value)
             holder[name] = ""
             return HELD
         if kind is Kind.TEXT and place is not WHOLE:
@@ -189,9 +201,17 @@ class Delta:
             if self._place.get(key[0]).parts:
                 self._current[key[0]] = key
             known = self._texts[key] = StreamText(self._screening, self._metrics), way
+            self._bound()
         elif known[1] != way:
             known = self._texts[key] = known[0], way
         return known[0].push(value)
+
+    def _bound(self) -> None:
+        """Raises UpstreamFailed: more texts are open than any answer has; each costs something with every piece."""
+        if len(self._texts) + len(self._json) > _MOST_TEXTS:
+            raise UpstreamFailed(
+                f"a choice of the predictor's stream holds more than {_MOST_TEXTS} texts at once", code=UNSUPPORTED
+            )
 
     def _turn(self, key: Key) -> None:
         """Parts follow each other: when the next begins, the one before is complete, and its rest goes before it."""
@@ -206,6 +226,11 @@ class Delta:
                 self.earlier.append(delta)
 
 
+def _too_deep() -> UpstreamFailed:
+    problem = f"the predictor's stream is nested deeper than {_MAX_DEPTH} levels: it cannot be checked"
+    return UpstreamFailed(problem, code="predictor_invalid")
+
+
 def _put(delta: Json, way: Way, text: str) -> None:
     """Put a text into a delta, behind what stands there."""
     if not text:
@@ -214,11 +239,11 @@ def _put(delta: Json, way: Way, text: str) -> None:
     for step, following in zip(way, (*way[1:], None), strict=True):
         new: Any = text if following is None else [] if isinstance(following, dict) else {}
         if isinstance(step, dict):
-            item = next((item for item in node if isinstance(item, dict) and step.items() <= item.items()), None)
-            if item is None or following is None:
-                item = new if following is None else {**step, **new}
-                node.append(item)
-            node = item
+            last = node[-1] if node and following is not None else None
+            if not isinstance(last, dict) or not step.items() <= last.items():
+                last = new if following is None else {**step, **new}
+                node.append(last)
+            node = last
         elif following is None:
             node[step] = node.get(step, "") + text
         else:
