@@ -91,6 +91,20 @@ def test_a_path_leads_through_json_in_a_string() -> None:
     assert shown == {"to": ["<A>"], "arguments": '{"n": 4111111111111111}'}
 
 
+def test_keys_are_renamed_around_and_within_json_in_a_string() -> None:
+    body: dict[str, Any] = {"a@b.c": {"d@e.f": [{"arguments": '{"g@h.i": {"arguments": "{\\"j@k.l\\": 1}"}}'}]}}
+    slots = collect("prompt", body, FREE)
+    assert apply(body, slots, [f"<{slot.text[0]}>" for slot in slots.items], shadows=False)
+    assert body == {"<a>": {"<d>": [{"arguments": '{"<g>":{"arguments":"{\\"<j>\\":1}"}}'}]}}
+
+
+def test_many_keys_are_renamed_at_once() -> None:
+    body: dict[str, Any] = {f"a{n}@b.c": n for n in range(3000)}
+    slots = collect("prompt", body, FREE)
+    assert apply(body, slots, [f"<{n}>" for n in range(3000)], shadows=False)
+    assert body == {f"<{n}>": n for n in range(3000)}
+
+
 def test_slots_know_who_speaks_and_what_names_them() -> None:
     body = {
         "messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi", "note": "x"}],

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from aim_guardrail.slots.places import SHADOWS
-from aim_guardrail.slots.slot import Inner, Json, Path, Slot, Slots
+from aim_guardrail.slots.slot import Inner, Json, Path, Slots
 
 
 def apply(body: Json, slots: Slots, texts: Sequence[str], *, shadows: bool) -> bool:
@@ -26,18 +26,22 @@ def apply(body: Json, slots: Slots, texts: Sequence[str], *, shadows: bool) -> b
         return False
     for slot, _ in changed:
         stale.update(slot.path[:end] for end in range(len(slot.path)) if slot.path[:end] in slots.inner)
-    for slot, text in sorted(changed, key=_names_last):
-        *_, holder = way = list(_way(body, slots.inner, slot.path))
+    names: dict[Path, dict[str, str]] = {}
+    for slot, text in changed:
+        way = _way(body, slots.inner, slot.path)
         if slot.kind == "name":
-            _rename(holder, slot.text, text)
+            names.setdefault(slot.path[:-1], {})[slot.text] = text
         else:
-            holder[slot.path[-1]] = text
-        if shadows:
-            for node in way:
-                drop_shadows(node)
-    for path in sorted(stale, key=len, reverse=True):
-        *_, holder = _way(body, slots.inner, path)
-        holder[path[-1]] = orjson.dumps(slots.inner[path].box[""]).decode()
+            way[-1][slot.path[-1]] = text
+        for node in way if shadows else ():
+            drop_shadows(node)
+    # Paths are those of the body as it came: the deepest first, and a string before a key around it.
+    left = [(-len(path), path) for path in stale] + [(-len(path) - 1, path) for path in names]
+    for _, path in sorted(left, key=lambda item: item[0]):
+        if path in stale:
+            _way(body, slots.inner, path)[-1][path[-1]] = orjson.dumps(slots.inner[path].box[""]).decode()
+        else:
+            _rename(_way(body, slots.inner, (*path, ""))[-1], names[path])
     return True
 
 
@@ -52,12 +56,6 @@ def drop_shadows(node: Any) -> bool:
     return dropped
 
 
-def _names_last(change: tuple[Slot, str]) -> tuple[bool, int]:
-    """Paths are those of the body as it came: keys change when what is under them has, the deepest first."""
-    slot = change[0]
-    return (slot.kind == "name", -len(slot.path)) if slot.kind == "name" else (False, 0)
-
-
 def _way(body: Json, inner: dict[Path, Inner], path: Path) -> list[Any]:
     """Every object and list from the root to the one that holds the last step of ``path``."""
     node: Any = body
@@ -69,8 +67,8 @@ def _way(body: Json, inner: dict[Path, Inner], path: Path) -> list[Any]:
     return way
 
 
-def _rename(node: Json, name: str, shown: str) -> None:
-    items = [(shown if key == name else key, value) for key, value in node.items()]
+def _rename(node: Json, names: dict[str, str]) -> None:
+    items = [(names.get(key, key), value) for key, value in node.items()]
     node.clear()
     node.update(items)
 
