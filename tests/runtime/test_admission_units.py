@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from starlette.datastructures import Headers
 
-from aim_kserve.errors import Unavailable
+from aim_kserve.access import open_log
+from aim_kserve.errors import BadRequest, Unavailable
 from aim_kserve.identity import Caller, set_caller
 from aim_runtime.admission.create import ServiceLevels
 from aim_runtime.admission.engine import InTurn
 from aim_runtime.admission.estimate import Estimate, choices, max_tokens, text_bytes
 from aim_runtime.admission.levels import Levels
-from aim_runtime.engines.base import Json, Operation, RequestContext, Stream, TakesAdapters
+from aim_runtime.engines.base import Engine, Json, Operation, RequestContext, Stream, TakesAdapters
 from aim_runtime.qos.policy import QosPolicy
 from aim_runtime.replicas.engine import Replica, Replicas
 from fake_engine import FakeEngine
@@ -101,6 +104,27 @@ async def test_the_caller_says_class_and_tenant(given: Any, served_as: str) -> N
     set_caller(Caller("k", "acme", frozenset({"infer"}), given))  # of this test's context only
     level = Levels(QosPolicy.default(), "medium").of({}, {})
     assert (level.tenant, level.qos_class) == ("acme", served_as)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["x-qos-priority", "x-slo-ttft-ms", "host"]), st.sampled_from(["low", "high", "7", "1e9"])
+        ),
+        max_size=4,
+    )
+)
+def test_headers_of_asgi_say_what_a_mapping_says(pairs: list[tuple[str, str]]) -> None:
+    levels = Levels(QosPolicy.default(), "medium")
+
+    def read(headers: Mapping[str, str]) -> Any:
+        try:
+            return levels.of({}, headers)
+        except BadRequest as error:
+            return str(error)
+
+    raw = Headers(raw=[(name.encode(), value.encode()) for name, value in pairs])
+    assert read(raw) == read(dict(reversed(pairs)))  # the first of several counts
 
 
 # --- the queue --------------------------------------------------------------------------------------------------------
@@ -197,6 +221,33 @@ async def test_in_flight_never_exceeds_the_slots_and_none_stays_idle() -> None:
         assert turns.stats().waiting == 9 - len(engine.calls)
         engine.gates[str(done)].set()
     await asyncio.gather(*tasks)
+
+
+async def test_one_that_need_not_wait_costs_few_calls() -> None:
+    """A bound on work that no machine's speed changes: all requests pay it while the engine has room."""
+    engine = Gated("m", slots=2)
+    engine.gates["x"] = asyncio.Event()
+    engine.gates["x"].set()
+    levels = ServiceLevels(QosPolicy.default(), lambda: 1.0)  # the first is predicted, to learn; no other at that time
+    turns = levels.in_turn(engine, "m", "high", registry=CollectorRegistry())
+    await turns.load()
+    log = open_log([])
+
+    async def calls(served: Engine) -> int:
+        context = RequestContext("x", Headers(raw=[(b"host", b"x"), (b"accept", b"*/*")]))
+        seen: list[str] = []
+        sys.setprofile(lambda frame, event, _: seen.append(frame.f_code.co_name) if event == "call" else None)
+        try:
+            await served.operations["completions"]({"prompt": "x", "max_tokens": 4}, context)
+        finally:
+            sys.setprofile(None)
+        return len(seen)
+
+    await calls(turns)
+    assert await calls(turns) - await calls(engine) <= 75
+    assert log.fields == {"class": "high", "tenant": "default", "queue_ms": 0.0}
+    assert turns.queue is not None
+    assert turns.queue.scheduler.ledger.slots_used == 0
 
 
 async def test_engines_are_told_the_class() -> None:

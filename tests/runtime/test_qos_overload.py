@@ -91,7 +91,7 @@ def test_first_come_first_served_does_not_do_that() -> None:
     """The same without classes and tenants: what the test above would say of a scheduler that makes no difference."""
     arrivals = sorted(load(1, 3 * KNEE_PER_S, FEW_HIGH), key=lambda each: each.at_s)
     high = [each for each in arrivals if each.ask.qos_class == "high"]
-    alike = [replace(each, ask=replace(each.ask, tenant="all", qos_class="medium")) for each in arrivals]
+    alike = [replace(each, ask=each.ask._replace(tenant="all", qos_class="medium")) for each in arrivals]
     served = simulate(alike, classes={"medium": {"max_waiting": 100_000}}).all
     waits = [
         outcome.ttft_s for outcome, each in zip(served, arrivals, strict=False) if each in high and outcome.first_s

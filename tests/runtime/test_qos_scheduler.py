@@ -701,6 +701,33 @@ def test_what_is_begun_at_once_stands_as_if_it_had_been_offered_and_was_ready(
         assert at_once.seen() == in_turn.seen()
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 60), st.integers(0, 20), st.integers(0, 40), st.booleans()),
+        max_size=30,
+    )
+)
+def test_what_ends_is_settled_as_if_each_thing_had_been_told(ends: list[tuple[int, int, int, int, bool]]) -> None:
+    at_once, by_turns = Bench(slots=3, kv_tokens=5000), Bench(slots=3, kv_tokens=5000)
+    running: list[tuple[Ticket, Ticket]] = []
+    for at, (which, prompt, cached, tokens, ok) in enumerate(ends):
+        asked = ask(tenant="abc"[at % 3])
+        running.append((at_once.scheduler.begin(asked), by_turns.scheduler.begin(asked)))
+        if len(running) == 3:
+            one, other = running.pop(which % 3)
+            at_once.scheduler.settle(one, prompt, cached, tokens, ok=ok)
+            if prompt:
+                by_turns.scheduler.counted(other, prompt, cached)
+            by_turns.scheduler.progress(other, tokens)
+            by_turns.scheduler.done(other, ok)
+            assert (one.state, one.delivered) == (other.state, other.delivered) == ("ended", tokens)
+        seen = [
+            (each.ledger.slots_used, each.ledger.kv_used, each.served("medium"), each.lengths.moments("medium"))
+            for each in (at_once.scheduler, by_turns.scheduler)
+        ]
+        assert seen[0] == seen[1]
+
+
 def test_what_others_have_to_compute_before_is_known_without_looking_through_them() -> None:
     bench = Bench(policy(classes=NO_RESERVES), slots=20)
     choose = random.Random(4)
@@ -718,8 +745,7 @@ def test_what_others_have_to_compute_before_is_known_without_looking_through_the
             bench.scheduler.first_token(choose.choice(running))
         elif running:
             ticket = running.pop(choose.randrange(len(running)))
-            bench.scheduler.settle(ticket, choose.randrange(60), 0, 20)
-            bench.scheduler.done(ticket, ok=True)
+            bench.scheduler.settle(ticket, choose.randrange(60), 0, 20, ok=True)
 
 
 @settings(max_examples=150, deadline=None)

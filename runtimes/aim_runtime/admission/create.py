@@ -81,7 +81,7 @@ class ServiceLevels:
             Levels(policy, own),
             make,
             ClassMeters(model, known.slo, registry),
-            self._rates,
+            self._rates if policy.limits else None,
             estimate=known.estimate,
             replay=policy.replay,
             clock=self._clock,

@@ -15,7 +15,7 @@ from functools import partial
 from math import ceil
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from aim_kserve.access import current_log
 from aim_kserve.errors import Unavailable
@@ -78,7 +78,7 @@ class InTurn:
         levels: of the model: which class, tenant and deadline a request has.
         make: its scheduler.
         meters: what is counted.
-        rates: how many requests and tokens a minute there may be; shared by all engines.
+        rates: how many requests and tokens a minute there may be; shared by all engines. None: any.
         estimate: the model's.
         replay: ``QosPolicy.replay``.
         clock: seconds, the scheduler's.
@@ -95,7 +95,7 @@ class InTurn:
         levels: Levels,
         make: MakeScheduler,
         meters: ClassMeters,
-        rates: Rates,
+        rates: Rates | None,
         *,
         estimate: Estimate | None = None,
         replay: bool = False,
@@ -182,11 +182,8 @@ class InTurn:
         if self._queue is not None:
             self._queue.back(*self._size)
 
-    def _look(self) -> None:
+    def _look(self, now_s: float) -> None:
         """Capacity that an engine tells late, or that has changed."""
-        now_s = self._clock()
-        if now_s - self._looked_s < _LOOK_S:
-            return
         self._looked_s, size = now_s, _size(self.engine)
         if size != self._size and not self._is_away():
             self._back()
@@ -214,44 +211,53 @@ class InTurn:
         level = self._levels.of(body, context.headers)
         if self._queue is None or not self.engine.healthy():
             return await self.engine.operations[name](body, context)
-        visit = self._enter(self._queue, name, body, context, level)
+        place = self._enter(self._queue, name, body, context, level)
         try:
-            answer = await self._answer(self._queue, visit, name, body, context)
+            answer = await self._answer(self._queue, place, name, body, context)
         except BaseException as error:
-            self._leave(visit, outcome_of(error))
+            self._leave(place, outcome_of(error))
             raise
         if isinstance(answer, dict):
-            self._leave(visit, "whole")
+            self._leave(place, "whole")
             return answer
-        return Turned(answer, partial(self._leave, visit))
+        return Turned(answer, partial(self._leave, place))
 
-    def _enter(self, queue: Queue, name: str, body: Json, context: RequestContext, level: Level) -> _Visit:
+    def _enter(self, queue: Queue, name: str, body: Json, context: RequestContext, level: Level) -> Place:
         """Raises ServingError: it is refused, and nothing of it has been begun."""
-        self._look()
+        now_s = self._clock()
+        if now_s - self._looked_s >= _LOOK_S:
+            self._look(now_s)
         size_bytes, known = text_bytes(body)
         prompt_tokens = self._estimate.tokens(size_bytes, known)
         most, answers = (max_tokens(body), choices(body)) if name in GENERATES else (1, 1)
         charged = prompt_tokens + answers * (most or self._estimate.answer_tokens)
         # One that is wider than the engine gets all of it, and waits inside for nobody but itself.
-        width = min(answers, self._size[0])
+        width = answers if answers < self._size[0] else self._size[0]
         ask = Ask(level.tenant, level.qos_class, prompt_tokens, most, width, level.ttft_slo_s, self._model)
         log = current_log()
-        log.fields["class"], log.fields["tenant"] = level.qos_class, level.tenant
+        fields = log.fields
+        fields["class"], fields["tenant"] = level.qos_class, level.tenant
         log.headers[CLASS_HEADER] = level.qos_class
         try:
-            self._take(level, charged)
-            try:
+            if self._rates is None:
                 place = queue.enter(ask, context.usage)
-            except Rejected:
-                self._rates.give_back(self._model, level.qos_class, level.tenant, charged)
-                raise
+            else:
+                self._take(self._rates, level, charged)
+                try:
+                    place = queue.enter(ask, context.usage)
+                except Rejected:
+                    self._rates.give_back(self._model, level.qos_class, level.tenant, charged)
+                    raise
         except Rejected as rejected:
             self._meters.rejected(level.qos_class, rejected.reason, level.ttft_slo_s)
             raise refused(rejected) from None
-        return _Visit(place, level, charged, size_bytes)
+        if "queue_ms" not in fields:
+            fields["queue_ms"] = 0.0
+        place.charged, place.size_bytes = charged, size_bytes
+        return place
 
-    def _take(self, level: Level, tokens: int) -> None:
-        wait_s = min(_A_DAY_S, self._rates.take(self._model, level.qos_class, level.tenant, tokens))
+    def _take(self, rates: Rates, level: Level, tokens: int) -> None:
+        wait_s = min(_A_DAY_S, rates.take(self._model, level.qos_class, level.tenant, tokens))
         if wait_s:
             raise Rejected(
                 "rate",
@@ -261,13 +267,14 @@ class InTurn:
             )
 
     async def _answer(
-        self, queue: Queue, visit: _Visit, name: str, body: Json, context: RequestContext
+        self, queue: Queue, place: Place, name: str, body: Json, context: RequestContext
     ) -> Json | Stream:
-        place = visit.place
         while True:
-            await queue.turn(place)
-            self._note_turn(place)
-            place.task = asyncio.current_task() if self._replay else None
+            if place.turn is not None or place.ticket.rejected is not None:
+                await queue.turn(place)
+                self._note_turn(place)
+            if self._replay:
+                place.task = asyncio.current_task()
             try:
                 return await self.engine.operations[name](body, self._as_served(queue, place, context))
             except asyncio.CancelledError:
@@ -289,26 +296,18 @@ class InTurn:
         priority = PRIORITY[place.ticket.served_as]
         return context if priority == context.priority else replace(context, priority=priority)
 
-    def _leave(self, visit: _Visit, outcome: Outcome) -> None:
-        place, level = visit.place, visit.level
+    def _leave(self, place: Place, outcome: Outcome) -> None:
         if place.ended or self._queue is None:
             return
         usage = place.usage
-        used = usage.prompt_tokens + usage.completion_tokens
-        self._rates.settle(self._model, level.qos_class, level.tenant, charged=visit.charged, used=used)
+        if self._rates is not None:
+            used = usage.prompt_tokens + usage.completion_tokens
+            ask = place.ticket.ask
+            self._rates.settle(self._model, ask.qos_class, ask.tenant, charged=place.charged, used=used)
         if outcome == "whole":
-            self._estimate.learn(visit.size_bytes, usage.prompt_tokens, usage.completion_tokens)
+            self._estimate.learn(place.size_bytes, usage.prompt_tokens, usage.completion_tokens)
         self._meters.left(place, outcome)
         self._queue.leave(place, ok=outcome == "whole")
-
-
-class _Visit(NamedTuple):
-    """A request, from its arrival to its end. ``charged``: tokens taken of its limits."""
-
-    place: Place
-    level: Level
-    charged: int
-    size_bytes: int
 
 
 class _Turns(Mapping[str, Operation]):

@@ -11,9 +11,16 @@ import orjson
 from aim_runtime.engines.base import Json
 
 #: Fields whose text the engine computes.
-_TEXTS = ("messages", "prompt", "input", "instructions", "tools", "functions", "query", "documents", "text_1", "text_2")
+_TEXTS = frozenset(
+    {"messages", "prompt", "input", "instructions", "tools", "functions", "query", "documents", "text_1", "text_2"}
+)
 #: Fields of a part of a message that may hold an image or a sound, as a ``data:`` URL.
 _MEDIA = frozenset({"url", "image_url", "audio_url", "video_url", "data", "file_data"})
+#: What stands in a list where it has several prompts (one of numbers is one, as tokens) or conversations.
+_SEVERAL: tuple[tuple[str, frozenset[type]], ...] = (
+    ("prompt", frozenset({str, list})),
+    ("messages", frozenset({list})),
+)
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 #: Of a text, before one of this model has been seen: English in vocabularies of 50,000 tokens and more.
 BYTES_PER_TOKEN = 4.0
@@ -44,7 +51,7 @@ class Estimate:
 
     def tokens(self, size_bytes: int, known: int = 0) -> int:
         """Of a text of that size, and ``known`` tokens beside it."""
-        return known + int(size_bytes / self.bytes_per_token) + 1
+        return known + int(size_bytes / (self._bytes / self._tokens)) + 1
 
     def learn(self, size_bytes: int, prompt_tokens: int, answer_tokens: int) -> None:
         """A request had so many. A ratio of averages, so that long prompts weigh more; what an image adds to the tokens
@@ -60,15 +67,21 @@ def text_bytes(body: Json) -> tuple[int, int]:
     """UTF-8 bytes of the text in a body, and how many tokens it gives as numbers. Whatever the fields hold: they have
     not been validated. Beyond ``_LOOKED_AT_MOST`` values the rest counts as long as its JSON is."""
     size = tokens = seen = 0
-    left: list[Any] = [body[name] for name in _TEXTS if name in body]
+    left: list[Any] = [body[name] for name in body if name in _TEXTS]
     while left and seen < _LOOKED_AT_MOST:
         value = left.pop()
         seen += 1
-        if isinstance(value, str):
+        kind = type(value)  # of JSON: no subclasses
+        if kind is str:
             size += len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
-        elif isinstance(value, dict):
-            left.extend(value.values() if _MEDIA.isdisjoint(value) else _texts_of(value))
-        elif isinstance(value, list):
+        elif kind is dict:
+            seen += len(value)
+            for part in value.values() if _MEDIA.isdisjoint(value) else _texts_of(value):
+                if type(part) is str and part.isascii():
+                    size += len(part)
+                else:
+                    left.append(part)
+        elif kind is list:
             if value and type(value[0]) is int:
                 tokens += len(value)
             else:
@@ -88,8 +101,13 @@ def _texts_of(part: Json) -> Iterator[Any]:
 
 def max_tokens(body: Json) -> int | None:
     """The most that one answer may have; None: up to the model's limit. What is no number the engine refuses."""
-    given = [number for name in _LIMITS if name in body and (number := _whole(body[name])) is not None]
-    return max(1, min(given)) if given else None
+    least: int | None = None
+    for name in _LIMITS:
+        if name in body:
+            number = body[name] if type(body[name]) is int else _whole(body[name])
+            if number is not None and (least is None or number < least):
+                least = number
+    return least if least is None or least > 0 else 1
 
 
 def _whole(value: Any) -> int | None:
@@ -111,13 +129,9 @@ def choices(body: Json) -> int:
     for name in ("n", "best_of"):
         if name in body:
             each = max(each, _whole(body[name]) or 1)
-    return each * _prompts(body.get("prompt")) * _conversations(body.get("messages"))
-
-
-def _prompts(prompt: Any) -> int:
-    """A list of numbers is one prompt, as tokens."""
-    return len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)) else 1
-
-
-def _conversations(messages: Any) -> int:
-    return len(messages) if isinstance(messages, list) and messages and isinstance(messages[0], list) else 1
+    for name, several in _SEVERAL:
+        if name in body:
+            given = body[name]
+            if type(given) is list and given and type(given[0]) in several:
+                each *= len(given)
+    return each

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from aim_kserve.errors import BadRequest
@@ -15,6 +15,7 @@ from aim_runtime.qos.request import CLASSES
 
 CLASS_HEADER = "x-qos-priority"
 DEADLINE_HEADER = "x-slo-ttft-ms"
+_OURS = frozenset({CLASS_HEADER.encode(), DEADLINE_HEADER.encode()})
 #: What the engine is told (``RequestContext.priority``): lower is served first.
 PRIORITY: Mapping[QosClass, int] = {"high": -1, "medium": 0, "low": 1}
 #: https://platform.openai.com/docs/api-reference/chat/create#chat-create-service_tier: ``flex`` is cheaper and slower.
@@ -48,12 +49,28 @@ class Levels:
     def of(self, body: Json, headers: Mapping[str, str]) -> Level:
         """Raises BadRequest: a header or ``service_tier`` that says nothing known."""
         caller = current_caller()
-        allowed = (caller and caller.qos_class) or self._own
-        qos_class = _lower(_lower(allowed, _asked(headers.get(CLASS_HEADER))), _tier(body.get("service_tier")))
-        slo_s, wanted_s = self._slo_s[qos_class], _deadline_s(headers.get(DEADLINE_HEADER))
+        tenant, qos_class = (EVERYBODY, None) if caller is None else (caller.tenant, caller.qos_class)
+        qos_class = qos_class or self._own
+        asked, wanted = _given(headers)
+        if asked is None and wanted is None and "service_tier" not in body:
+            return Level(tenant, qos_class, self._slo_s[qos_class])
+        qos_class = _lower(_lower(qos_class, _asked(asked)), _tier(body.get("service_tier")))
+        slo_s, wanted_s = self._slo_s[qos_class], _deadline_s(wanted)
         if wanted_s is not None and (slo_s is None or wanted_s < slo_s):
             slo_s = wanted_s
-        return Level(EVERYBODY if caller is None else caller.tenant, qos_class, slo_s)
+        return Level(tenant, qos_class, slo_s)
+
+
+def _given(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Both headers. Those of ASGI are a list, in which each look-up of one that is not there is a search of its own."""
+    raw: Iterable[tuple[bytes, bytes]] | None = getattr(headers, "raw", None)
+    if raw is not None:
+        for name, _ in raw:
+            if name in _OURS:
+                break
+        else:
+            return None, None
+    return headers.get(CLASS_HEADER), headers.get(DEADLINE_HEADER)
 
 
 def _lower(one: QosClass, other: QosClass | None) -> QosClass:

@@ -210,6 +210,7 @@ class ClassMeters:
     def __init__(self, model: str, slo: Slo, registry: CollectorRegistry = REGISTRY) -> None:
         self._model, self._slo = model, slo
         self._families = families(registry)
+        self._promised = frozenset(name for name in CLASSES if slo.promised_s(name) is not None)
         self._ratio_by: dict[QosClass, Histogram] = {}
 
     def watch(self, queue: Queue) -> None:
@@ -240,7 +241,7 @@ class ClassMeters:
             self._slo.observe(qos_class, ttft_s, ok=True)
             if ticket.prediction is not None:
                 self._ratio(qos_class).observe(ttft_s / ticket.prediction.q90_s)
-        elif outcome == "whole":
+        elif outcome == "whole" and qos_class in self._promised:
             self._slo.observe(qos_class, _first_token_s(ticket, place.usage), ok=True)
 
     def _ratio(self, qos_class: QosClass) -> Histogram:

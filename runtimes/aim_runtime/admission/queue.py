@@ -29,16 +29,18 @@ class Full(Overloaded):
 class Place:
     """One request in the queue, and then in the engine.
 
+    ``charged``: tokens taken of its limits. ``size_bytes``: of its text.
     ``task``: makes its call, as long as it may be aborted and made again; None: it may not.
     """
 
-    __slots__ = ("_aborted", "ended", "looked", "task", "ticket", "turn", "usage")
+    __slots__ = ("_aborted", "charged", "ended", "looked", "size_bytes", "task", "ticket", "turn", "usage")
 
     def __init__(self, ticket: Ticket, usage: Usage) -> None:
         self.ticket = ticket
         self.usage = usage
         self.turn: asyncio.Future[None] | None = None  # while it waits
         self.task: asyncio.Task[object] | None = None
+        self.charged = self.size_bytes = 0
         self.looked = 0  # tokens the scheduler knows of
         self.ended = False
         self._aborted = False
@@ -152,11 +154,13 @@ class Queue:
             return
         place.ended = True
         del self._places[place.ticket]
-        self._waiting.discard(place)
+        if self._waiting:
+            self._waiting.discard(place)
         if place.ticket.state == "running":
             usage = place.usage
-            self.scheduler.settle(place.ticket, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
-            self.scheduler.done(place.ticket, ok)
+            self.scheduler.settle(
+                place.ticket, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, ok=ok
+            )
         else:
             self.scheduler.cancel(place.ticket)
         if self._waiting:

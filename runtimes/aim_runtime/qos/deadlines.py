@@ -71,7 +71,9 @@ class Deadlines:
         Raises:
             Rejected: ``deadline``: its first token is not going to come in time.
         """
-        slo_s = self._slo_s(ticket.ask)
+        slo_s = ticket.ask.ttft_slo_s
+        if slo_s is None:
+            slo_s = self._promised_s.get(ticket.ask.qos_class)
         if slo_s is not None:
             self._refuse_like_the_last(ticket, slo_s)
         elif ticket.arrived_s < self._learns_s:

@@ -93,8 +93,10 @@ class FairQueue:
 
     def start_at_once(self, ticket: Ticket) -> None:
         """The same of one that has not waited, while nobody does."""
-        tenant = self._tenant(ticket.ask.tenant)
-        tenant.counter = max(tenant.counter, self._floor())
+        tenant = self._tenants.get(ticket.ask.tenant) or self._tenant(ticket.ask.tenant)
+        floor = self._floor() if self._last is not None else self._level
+        if tenant.counter < floor:
+            tenant.counter = floor
         self._run(tenant)
 
     def remove(self, ticket: Ticket) -> None:
@@ -121,7 +123,8 @@ class FairQueue:
         tenant = self._tenants[ticket.ask.tenant]
         tenant.running -= 1
         self._running -= 1
-        self._forget(tenant)
+        if not tenant.running:
+            self._forget(tenant)
 
     def charge(self, ticket: Ticket, cost: float) -> None:
         """So much was done for it; less than nothing: it had been charged too much."""
@@ -158,7 +161,8 @@ class FairQueue:
         return tenant
 
     def _run(self, tenant: _Tenant) -> None:
-        self._level = max(self._level, tenant.counter)
+        if self._level < tenant.counter:
+            self._level = tenant.counter
         self._last = tenant
         tenant.running += 1
         self._running += 1

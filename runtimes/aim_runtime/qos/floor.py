@@ -33,13 +33,13 @@ class Floor:
 
     def charge(self, ticket: Ticket, cost: float, now_s: float) -> None:
         """So much was done for it."""
-        self._turn(now_s)
+        if now_s - self._since_s >= self._window_s:
+            self._turn(now_s)
         self._all[0] += cost
         if ticket.level != "high":
             self._below[0] += cost
-        left = self._promised.get(ticket.number)
-        if left is not None:
-            self._promised[ticket.number] = max(W_OUT, left - cost)
+        if ticket.number in self._promised:
+            self._promised[ticket.number] = max(W_OUT, self._promised[ticket.number] - cost)
 
     def end(self, ticket: Ticket) -> None:
         """It runs no longer."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import accumulate
 from math import inf
-from typing import NamedTuple
 
 from aim_kserve.identity.caller import QosClass
 
@@ -24,11 +23,6 @@ _QUANTILE = 0.8
 _KEPT_S = 0.5
 #: A prompt's tokens are estimated: one that may still fit is the engine's to refuse, which counts them.
 _DOUBT = 1.5
-
-
-class _Held(NamedTuple):
-    ticket: Ticket
-    kv_tokens: int
 
 
 def reserves(policy: QosPolicy, slots: int, parks: bool) -> dict[QosClass, int]:
@@ -66,8 +60,8 @@ class Ledger:
     ) -> None:
         self._policy, self._clock, self._lengths = policy, clock, lengths
         self.parks = parks and policy.preemption == "pause"
-        self._held: dict[int, _Held] = {}
-        self._usually: dict[QosClass, tuple[int, float]] = {}  # tokens, until when that is taken to be so
+        self._held: dict[int, Ticket] = {}
+        self._usually = dict.fromkeys(CLASSES, (0, -inf))  # tokens, until when that is taken to be so
         self.slots_used = self.kv_used = 0
         self._slots_by_level = dict.fromkeys(CLASSES, 0)
         self.resize(slots, kv_tokens)
@@ -84,16 +78,15 @@ class Ledger:
 
     def expected_tokens(self, ask: Ask, at_least: int = 0) -> int:
         """How long each of its answers is thought to become, once it has ``at_least``."""
-        expected = self._usual(ask.qos_class) if not at_least else self._quantile(ask.qos_class, at_least)
-        return expected if ask.max_tokens is None else min(expected, ask.max_tokens)
-
-    def _usual(self, qos_class: QosClass) -> int:
-        """Of an answer that has not begun; it changes slowly."""
-        known, until_s = self._usually.get(qos_class, (0, -inf))
-        if self._clock() >= until_s:
-            known = self._quantile(qos_class, 0)
-            self._usually[qos_class] = known, self._clock() + _KEPT_S
-        return known
+        if at_least:
+            expected = self._quantile(ask.qos_class, at_least)
+        else:  # of one that has not begun it changes slowly
+            (expected, until_s), now_s = self._usually[ask.qos_class], self._clock()
+            if now_s >= until_s:
+                expected = self._quantile(ask.qos_class, 0)
+                self._usually[ask.qos_class] = expected, now_s + _KEPT_S
+        most = ask.max_tokens
+        return expected if most is None or expected < most else most
 
     def _quantile(self, qos_class: QosClass, at_least: int) -> int:
         return self._lengths.quantile(qos_class, _QUANTILE, at_least)
@@ -120,10 +113,10 @@ class Ledger:
             return slots <= self.slots
         if share is not None and self._slots_by_level[ticket.level] + slots > share * self.slots:
             return False
-        over, paused = self.slots_used + slots - self.slots, list[_Held]()
+        over, paused = self.slots_used + slots - self.slots, list[Ticket]()
         if over > -self._reserves[served_as]:
             paused = self._to_pause(over, served_as) if pause and slots <= self.slots else []
-            if sum(held.ticket.ask.choices for held in paused) < max(1, over):
+            if sum(held.ask.choices for held in paused) < max(1, over):
                 return False
         if self.kv_tokens is None:
             return True
@@ -133,9 +126,11 @@ class Ledger:
 
     def take(self, ticket: Ticket) -> None:
         """It runs from now on."""
-        kv = _kv_tokens(ticket)
-        self._held[ticket.number] = _Held(ticket, kv)
-        self._add(ticket, kv, 1)
+        ticket.kv_tokens = kv_tokens = _kv_tokens(ticket)
+        self._held[ticket.number] = ticket
+        self.kv_used += kv_tokens
+        self.slots_used += ticket.ask.choices
+        self._slots_by_level[ticket.level] += ticket.ask.choices
 
     def update(self, ticket: Ticket) -> None:
         """Its prompt was counted, or its answers have grown."""
@@ -145,7 +140,10 @@ class Ledger:
 
     def release(self, ticket: Ticket) -> None:
         """It runs no longer."""
-        self._add(ticket, self._held.pop(ticket.number).kv_tokens, -1)
+        del self._held[ticket.number]
+        self.kv_used -= ticket.kv_tokens
+        self.slots_used -= ticket.ask.choices
+        self._slots_by_level[ticket.level] -= ticket.ask.choices
 
     def would_fit(self, ticket: Ticket, without: list[Ticket]) -> bool:
         """Whether there were room for it, if those had not been begun."""
@@ -160,27 +158,22 @@ class Ledger:
         """Slots that the class may have if it is alone."""
         return max(min(1, self.slots), self.slots - self._reserves[served_as])
 
-    def _to_pause(self, over: int, served_as: QosClass) -> list[_Held]:
+    def _to_pause(self, over: int, served_as: QosClass) -> list[Ticket]:
         """The last come of the less urgent ones, ``over`` slots of them, those paused already included; fewer where
         there are not as many, and never more than there are slots. What they hold of the cache is put aside with them.
         """
         if not self.parks or not 0 < over <= self.slots:
             return []
         rank, now_s = CLASSES.index(served_as), self._clock()
-        below = [held for held in self._held.values() if self._rank(held.ticket, now_s) > rank]
-        below.sort(key=lambda held: (self._rank(held.ticket, now_s), held.ticket.arrived_s), reverse=True)
-        slots = list(accumulate((held.ticket.ask.choices for held in below), initial=0))
+        below = [held for held in self._held.values() if self._rank(held, now_s) > rank]
+        below.sort(key=lambda held: (self._rank(held, now_s), held.arrived_s), reverse=True)
+        slots = list(accumulate((held.ask.choices for held in below), initial=0))
         return [held for held, before in zip(below, slots, strict=False) if before < over]
 
     def _rank(self, ticket: Ticket, now_s: float) -> int:
         """A low one that runs ages as those do that wait: then nothing but high pauses it."""
         rank = CLASSES.index(ticket.served_as)
         return min(rank, 1) if now_s - ticket.arrived_s >= self._policy.ageing_s else rank
-
-    def _add(self, ticket: Ticket, kv_tokens: int, sign: int) -> None:
-        self.slots_used += sign * ticket.ask.choices
-        self.kv_used += sign * kv_tokens
-        self._slots_by_level[ticket.level] += sign * ticket.ask.choices
 
 
 def _kv_tokens(ticket: Ticket) -> int:

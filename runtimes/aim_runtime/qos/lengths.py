@@ -17,9 +17,11 @@ from .request import CLASSES
 
 #: A bucket has the lengths above one edge and up to the next: exact up to 16 tokens, then four to each doubling.
 _EDGES: list[int] = [*range(16), *(round(2.0 ** (4 + step / 4)) for step in range(4 * 16 + 1))]
+_BUCKETS = len(_EDGES) - 1
 _MIDDLES = [(low + 1 + high) / 2 for low, high in pairwise(_EDGES)]
 #: An observation weighs half as much after so many others of its class.
 _HALF_LIFE = 250
+_GROWS = 2.0 ** (1 / _HALF_LIFE)
 #: Assumed of a class before anything is known of it: so many observations, alike for every doubling up to 2048 tokens.
 _PRIOR, _PRIOR_MOST = 10.0, 2048
 #: So much of an observation keeps lengths possible that have never been seen, however many there are of others.
@@ -45,12 +47,12 @@ class _Histogram:
         self._moments: tuple[float, float] | None = None
 
     def observe(self, tokens: int) -> None:
-        self._weight *= 2.0 ** (1 / _HALF_LIFE)
+        self._weight *= _GROWS
         if self._weight > 1e100:
             self._counts = [count / self._weight for count in self._counts]
             self._weight = 1.0
-        bucket = min(bisect_left(_EDGES, tokens) - 1, len(self._counts) - 1)
-        self._counts[bucket] += self._weight
+        bucket = bisect_left(_EDGES, tokens) - 1
+        self._counts[bucket if bucket < _BUCKETS else -1] += self._weight
         self._sums, self._moments = [], None
 
     def sums(self) -> list[float]:

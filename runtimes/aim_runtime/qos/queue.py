@@ -22,14 +22,16 @@ class Queue:
         self._oldest = {name: OrderedDict[int, Ticket]() for name in CLASSES}  # by level, in order of arrival
         self.counts: Counter[tuple[QosClass, str]] = Counter()  # by the class asked for, and tenant
         self.count_of: dict[QosClass, int] = dict.fromkeys(CLASSES, 0)
+        self.size = 0  # how many wait
 
     def __len__(self) -> int:
-        return sum(self.count_of.values())
+        return self.size
 
     def push(self, ticket: Ticket) -> None:
         """It waits from now on; one that was a victim before those that came later."""
         self._place(ticket)
         self._oldest[ticket.level].move_to_end(ticket.number, last=not ticket.replays)
+        self.size += 1
         self.counts[ticket.ask.qos_class, ticket.ask.tenant] += 1
         self.count_of[ticket.ask.qos_class] += 1
 
@@ -42,10 +44,6 @@ class Queue:
         """It was dispatched."""
         self.fair[ticket.level].start(ticket)
         self._uncount(ticket)
-
-    def start_at_once(self, ticket: Ticket) -> None:
-        """It was dispatched and has not waited, as nobody does."""
-        self.fair[ticket.level].start_at_once(ticket)
 
     def head(self) -> tuple[Ticket, QosClass] | None:
         """Whose turn it is, and the level at which it waits; None: nobody waits."""
@@ -106,6 +104,7 @@ class Queue:
     def _uncount(self, ticket: Ticket) -> None:
         key = ticket.ask.qos_class, ticket.ask.tenant
         del self._oldest[ticket.level][ticket.number]
+        self.size -= 1
         self.count_of[ticket.ask.qos_class] -= 1
         self.counts[key] -= 1
         if not self.counts[key]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from aim_kserve.identity.caller import QosClass
 
@@ -16,8 +15,7 @@ CLASSES: tuple[QosClass, ...] = ("high", "medium", "low")
 Reason = Literal["queue_full", "rate", "deadline", "too_large", "throttled"]
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """One request, as the scheduler sees it.
 
     ``prompt_tokens``: those that must be computed, estimated before the engine has counted them. ``max_tokens``: the

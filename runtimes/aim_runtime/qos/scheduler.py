@@ -65,6 +65,8 @@ class Scheduler:
         self._deadlines = Deadlines(policy, self.ttft)
         self._floor = Floor(policy.floor, policy.ageing_s)
         self._queue = Queue(policy)
+        self._enforces = policy.enforcement is not None
+        self._most_waiting = {name: policy.of(name).max_waiting for name in CLASSES}
         self._running: dict[int, Ticket] = {}
         self._expired: list[Ticket] = []
         self._making_way: Ticket | None = None
@@ -88,10 +90,14 @@ class Scheduler:
         """:meth:`offer`, and dispatched at once (``running``; not among those ready) where nobody waits and there is
         room without anybody making way. Raises as it does."""
         ticket, crowds_out = self._admitted(ask)
-        share = self._throttled().get(ticket.level)
-        if not crowds_out and not self._queue and self._ledger.fits(ticket, ticket.level, share=share, pause=False):
+        share = self._throttled().get(ticket.level) if self._enforces else None
+        if (
+            not crowds_out
+            and not self._queue.size
+            and self._ledger.fits(ticket, ticket.level, share=share, pause=False)
+        ):
             # By the figure that admitted it, it is not too late now.
-            self._queue.start_at_once(ticket)
+            self._queue.fair[ticket.level].start_at_once(ticket)
             self._run(ticket, ticket.level, ticket.arrived_s)
         else:
             self._wait(ticket)
@@ -103,11 +109,12 @@ class Scheduler:
         ticket.expected_tokens = self._ledger.expected_tokens(ask)
         if (why := self._ledger.too_large(ask)) is not None:
             raise Rejected("too_large", why, None)
-        if self._throttled().get(ask.qos_class) == 0:
+        if self._enforces and self._throttled().get(ask.qos_class) == 0:
             raise Rejected(
                 "throttled", f"class {ask.qos_class} is not served while high is late", retry_after(60, ticket)
             )
-        crowding = self._refuse_if_full(ticket)
+        full = self._queue.count_of[ask.qos_class] >= self._most_waiting[ask.qos_class]
+        crowding = self._refuse_if_full(ticket) if full else None
         self._deadlines.admit(ticket, self._before)
         if crowding is not None:
             self._drop(crowding, self._full(crowding))
@@ -173,24 +180,27 @@ class Scheduler:
             ticket.expected_tokens = max(each, self._ledger.expected_tokens(ticket.ask, each))
             self._ledger.update(ticket)
 
-    def settle(self, ticket: Ticket, prompt_tokens: int, cached_tokens: int, tokens: int) -> None:
-        """:meth:`counted` (0 prompt tokens: the engine has not) and :meth:`progress` in one, of one that ends now: what
-        it holds is set free anyway."""
+    def settle(self, ticket: Ticket, prompt_tokens: int, cached_tokens: int, tokens: int, *, ok: bool) -> None:
+        """:meth:`counted` (0 prompt tokens: the engine has not), :meth:`progress` and :meth:`done` in one: what it
+        holds is set free anyway."""
         if ticket.state != "running":
             return
         prompt = self._count(ticket, prompt_tokens, cached_tokens) if prompt_tokens else 0
-        answers = max(0, tokens - ticket.delivered)
-        ticket.delivered += answers
+        answers = tokens - ticket.delivered
+        if answers > 0:
+            ticket.delivered = tokens
+        else:
+            answers = 0
         self._charge(ticket, W_IN * prompt + W_OUT * answers)
+        if ok:
+            self._learn(ticket)
+        self._stop(ticket)
+        ticket.state = "ended"
 
     def done(self, ticket: Ticket, ok: bool) -> None:
         """It has ended. ok: as it should; its length and pace then count for predictions."""
         if ok and ticket.state == "running":
-            each = ticket.delivered // ticket.ask.choices
-            for _ in range(ticket.ask.choices):
-                self.lengths.observe(ticket.ask.qos_class, each)
-            if ticket.first_token_s is not None:
-                self.ttft.decoded(each, self._clock() - ticket.first_token_s)
+            self._learn(ticket)
         self.cancel(ticket)
 
     def cancel(self, ticket: Ticket) -> None:
@@ -295,7 +305,7 @@ class Scheduler:
         self._ledger.take(ticket)
         if served_as != ticket.level:
             self._floor.begin(ticket)
-        self._charge(ticket, W_IN * ticket.uncached_tokens)
+        self._charge(ticket, W_IN * ticket.uncached_tokens, now_s)
 
     def _count(self, ticket: Ticket, prompt_tokens: int, cached_tokens: int) -> int:
         """How many tokens more its prompt has than was thought."""
@@ -306,9 +316,17 @@ class Scheduler:
             self._to_prefill += more
         return more
 
-    def _charge(self, ticket: Ticket, cost: float) -> None:
+    def _learn(self, ticket: Ticket) -> None:
+        """Its length and pace."""
+        each = ticket.delivered // ticket.ask.choices
+        for _ in range(ticket.ask.choices):
+            self.lengths.observe(ticket.ask.qos_class, each)
+        if ticket.first_token_s is not None:
+            self.ttft.decoded(each, self._clock() - ticket.first_token_s)
+
+    def _charge(self, ticket: Ticket, cost: float, now_s: float | None = None) -> None:
         self._queue.fair[ticket.level].charge(ticket, cost)
-        self._floor.charge(ticket, cost, self._clock())
+        self._floor.charge(ticket, cost, self._clock() if now_s is None else now_s)
 
     def _stop(self, ticket: Ticket) -> None:
         """It no longer runs."""
@@ -317,7 +335,8 @@ class Scheduler:
             self._to_prefill -= ticket.uncached_tokens
         self._ledger.release(ticket)
         self._queue.fair[ticket.level].end(ticket)
-        self._floor.end(ticket)
+        if ticket.served_as != ticket.level:
+            self._floor.end(ticket)
         if self._making_way is ticket:
             self._making_way = None
 
@@ -356,16 +375,13 @@ class Scheduler:
         return Before(waiting, running, self._ledger.may_use(ask.qos_class))
 
     def _refuse_if_full(self, ticket: Ticket) -> Ticket | None:
-        """Whose place it takes: the latest of the tenant that waits there with most, so that one who floods a class
-        keeps nobody else out of it. None: there is a free one.
+        """As many of its class wait as may. Whose place it takes: the latest of the tenant that waits there with most,
+        so that one who floods a class keeps nobody else out of it. None: it need not wait.
 
         Raises:
             Rejected: ``queue_full``, and no other tenant has more there than its own.
         """
-        name = ticket.ask.qos_class
-        if self._queue.count_of[name] < self._policy.of(name).max_waiting:
-            return None
-        if not len(self._queue) and self._ledger.fits(ticket, name):
+        if not len(self._queue) and self._ledger.fits(ticket, ticket.ask.qos_class):
             return None
         crowding = self._queue.crowding(ticket.ask, self._policy.weight)
         if crowding is None:

@@ -29,7 +29,8 @@ class Ticket:
     ``uncached_tokens``: those of them that have to be computed.
     ``delivered``: tokens of all its answers so far; ``expected_tokens``: how long each is thought to become.
     ``prediction``: of its first token, made when it came. ``to_prefill``: prompt tokens of others that were to be
-    computed when it was dispatched. Times are seconds of the scheduler's clock.
+    computed when it was dispatched. ``kv_tokens``: what is set aside for it while it runs. Times are seconds of the
+    scheduler's clock.
     """
 
     number: int
@@ -50,14 +51,15 @@ class Ticket:
     replays: int = 0
     prediction: Prediction | None = None
     to_prefill: int = 0
+    kv_tokens: int = 0
 
     uncached_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.level = self.ask.qos_class
-        self.count(self.prompt_tokens, self.cached_tokens)
+        self.uncached_tokens = max(0, self.prompt_tokens - self.cached_tokens)
 
     def count(self, prompt_tokens: int, cached_tokens: int) -> None:
         """Its prompt has so many tokens."""
         self.prompt_tokens, self.cached_tokens = prompt_tokens, cached_tokens
-        self.uncached_tokens = max(0, prompt_tokens - cached_tokens)
+        self.uncached_tokens = prompt_tokens - cached_tokens if prompt_tokens > cached_tokens else 0
