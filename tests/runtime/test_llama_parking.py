@@ -583,13 +583,14 @@ async def test_an_engine_in_a_process_of_its_own_tells_of_it(embedded_model: Pat
     await engine.load()
     try:
         assert parks(engine)
-        low = asyncio.create_task(engine.operations["completions"]({**URGENT, "max_tokens": 80}, context(LOW)))
+        # Long enough, both, to be seen by a beat: one a second at rest, then four.
+        low = asyncio.create_task(engine.operations["completions"]({**URGENT, "max_tokens": 240}, context(LOW)))
         await soon(lambda: engine.stats().running == 1)
         assert engine.stats().kv_tokens_total == 256
-        high = asyncio.create_task(engine.operations["completions"]({**URGENT, "max_tokens": 15}, context(HIGH)))
+        high = asyncio.create_task(engine.operations["completions"]({**URGENT, "max_tokens": 100}, context(HIGH)))
         await soon(lambda: engine.stats().parked == 1)
         assert not low.done()
         await high
-        assert (await low)["usage"]["completion_tokens"] == 80  # type: ignore[index]
+        assert (await low)["usage"]["completion_tokens"] == 240  # type: ignore[index]
     finally:
         await engine.close()
