@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from aim_runtime.engines.llama_cpp.batch_plan import (
     LONGEST_PIECE_S,
     LONGEST_STALL_S,
+    LOW_STALL_S,
     MIN_PREFILL_TOKENS,
     ROOM_PER_SEQUENCE,
-    SHORTEST_STALL_S,
     BatchPlan,
     Entry,
 )
@@ -98,7 +98,7 @@ async def test_steps_of_the_least_urgent_are_short_for_who_comes_meanwhile():
     for each in low:
         each.running.priority = 1
     (batch,) = plan().batches(low)
-    assert sum(entry.count for entry in batch) == int(SHORTEST_STALL_S / TOKEN_S)
+    assert sum(entry.count for entry in batch) == int(LOW_STALL_S / TOKEN_S)
     low[3].running.priority = 0
     (batch,) = plan().batches(low)
     assert sum(entry.count for entry in batch) == 8 * ROOM_PER_SEQUENCE

@@ -8,8 +8,8 @@ A step with prompts stalls the answers that are being generated. Few long stalls
 with eight streams, prompts of 48 words and answers of 64 tokens, pieces of a quarter of a second stalled more than one
 token in twenty, whole prompts by twos and threes stall one in thirty (with prompts of 130 words one in twelve). So the
 room for prompts grows with the number of sequences, within SHORTEST_STALL_S and LONGEST_STALL_S, and a prompt that fits
-into the next step is not begun in this one. Prompts that are less urgent than usual get SHORTEST_STALL_S only: whoever
-comes meanwhile waits for the step's end. While nothing is generated a step ends with the first prompt that is done:
+into the next step is not begun in this one. Prompts that are less urgent than usual get LOW_STALL_S only: whoever comes
+meanwhile waits for the step's end. While nothing is generated a step ends with the first prompt that is done:
 its first token waits for no other prompt.
 """
 
@@ -27,6 +27,8 @@ ROOM_PER_SEQUENCE = 22
 LONGEST_STALL_S = 1.0
 #: ... and may compute for so long, however few sequences run.
 SHORTEST_STALL_S = 0.25
+#: ... where all its prompts are less urgent than usual: half of it is what a more urgent one waits on average.
+LOW_STALL_S = 0.1
 #: Smaller pieces of a prompt cost more per token than they save.
 MIN_PREFILL_TOKENS = 32
 #: llama.cpp's CPU flash attention computes 64 rows and more as tiles. That is faster the longer the context: per
@@ -99,7 +101,9 @@ class BatchPlan:
             return {}
         longest = max(slot.running.length for slot in prompts)
         lowest = min(slot.running.priority for slot in prompts) > 0
-        room = whole = self._prefill_room(1 if lowest else len(busy), longest, groups) - generating
+        room = whole = (
+            self._low_room(generating) if lowest else self._prefill_room(len(busy), longest, groups) - generating
+        )
         oldest = min(prompts, key=lambda slot: slot.running.order)
         shortest = sorted(prompts, key=lambda slot: (slot.running.priority, slot.pending, slot.running.arrival))
         parts: dict[Slot, int] = {}
@@ -123,6 +127,14 @@ class BatchPlan:
         if self._deterministic and affordable > 0:
             return exact.part(wanted, affordable)
         return min(wanted, affordable)
+
+    def _low_room(self, generating: int) -> int:
+        """Tokens of prompts that are all less urgent than usual: pieces that cost somewhat more, and hold up less."""
+        tokens = MIN_PREFILL_TOKENS
+        if self._token_s and not self._deterministic:  # whose pieces have sizes of their own
+            few = max(1, min(FEW_TOKENS, int(LONGEST_PIECE_S / self._token_s)))
+            tokens = max(few, int(LOW_STALL_S / self._token_s))
+        return min(self._room - generating, tokens)
 
     def _prefill_room(self, sequences: int, longest: int, groups: int) -> int:
         """Tokens for the next step, of ``sequences`` among which is a prompt of ``longest`` tokens."""
