@@ -93,14 +93,17 @@ async def test_a_step_takes_no_longer_than_it_may():
     assert sum(entry.count for entry in batch) <= MIN_PREFILL_TOKENS + len(busy)
 
 
-async def test_steps_of_the_least_urgent_are_short_for_who_comes_meanwhile():
-    low = [slot(number, 400) for number in range(8)]
-    for each in low:
-        each.running.priority = 1
-    (batch,) = plan().batches(low)
+async def test_steps_of_the_less_urgent_are_short_once_more_urgent_ones_have_come():
+    steps, busy = plan(), [slot(number, 400) for number in range(8)]
+    (batch,) = steps.batches(busy)
+    assert sum(entry.count for entry in batch) == 8 * ROOM_PER_SEQUENCE  # all are alike
+    urgent = slot(8, 50, 49)
+    urgent.running.priority = -1
+    steps.batches([*busy, urgent])
+    (batch,) = steps.batches(busy)
     assert sum(entry.count for entry in batch) == int(LOW_STALL_S / TOKEN_S)
-    low[3].running.priority = 0
-    (batch,) = plan().batches(low)
+    busy[3].running.priority = -1
+    (batch,) = steps.batches(busy)
     assert sum(entry.count for entry in batch) == 8 * ROOM_PER_SEQUENCE
 
 

@@ -8,13 +8,14 @@ A step with prompts stalls the answers that are being generated. Few long stalls
 with eight streams, prompts of 48 words and answers of 64 tokens, pieces of a quarter of a second stalled more than one
 token in twenty, whole prompts by twos and threes stall one in thirty (with prompts of 130 words one in twelve). So the
 room for prompts grows with the number of sequences, within SHORTEST_STALL_S and LONGEST_STALL_S, and a prompt that fits
-into the next step is not begun in this one. Prompts that are less urgent than usual get LOW_STALL_S only: whoever comes
-meanwhile waits for the step's end. While nothing is generated a step ends with the first prompt that is done:
-its first token waits for no other prompt.
+into the next step is not begun in this one. Prompts that are less urgent than others were get LOW_STALL_S only: whoever
+comes meanwhile waits for the step's end. While nothing is generated a step ends with the first prompt that is done: its
+first token waits for no other prompt.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from . import exact
@@ -27,7 +28,7 @@ ROOM_PER_SEQUENCE = 22
 LONGEST_STALL_S = 1.0
 #: ... and may compute for so long, however few sequences run.
 SHORTEST_STALL_S = 0.25
-#: ... where all its prompts are less urgent than usual: half of it is what a more urgent one waits on average.
+#: ... where all its prompts are less urgent than others were: half of it is what a more urgent one waits on average.
 LOW_STALL_S = 0.1
 #: Smaller pieces of a prompt cost more per token than they save.
 MIN_PREFILL_TOKENS = 32
@@ -67,6 +68,7 @@ class BatchPlan:
         self._room = room
         self._deterministic = deterministic
         self._token_s = 0.0  # a moving mean; 0: not known yet
+        self._most_urgent = math.inf  # priority that was seen; where all are alike nobody has to make way
 
     def batches(self, busy: list[Slot], groups: int = 1) -> list[list[Entry]]:
         """The next step's batches: generating sequences first, then prompts as far as there is room.
@@ -100,7 +102,8 @@ class BatchPlan:
         if not prompts:
             return {}
         longest = max(slot.running.length for slot in prompts)
-        lowest = min(slot.running.priority for slot in prompts) > 0
+        self._most_urgent = min(self._most_urgent, *(slot.running.priority for slot in busy))
+        lowest = min(slot.running.priority for slot in prompts) > self._most_urgent
         room = whole = (
             self._low_room(generating) if lowest else self._prefill_room(len(busy), longest, groups) - generating
         )
@@ -129,7 +132,7 @@ class BatchPlan:
         return min(wanted, affordable)
 
     def _low_room(self, generating: int) -> int:
-        """Tokens of prompts that are all less urgent than usual: pieces that cost somewhat more, and hold up less."""
+        """Tokens of prompts that are all less urgent than others: pieces that cost somewhat more, and hold up less."""
         tokens = MIN_PREFILL_TOKENS
         if self._token_s and not self._deterministic:  # whose pieces have sizes of their own
             few = max(1, min(FEW_TOKENS, int(LONGEST_PIECE_S / self._token_s)))
