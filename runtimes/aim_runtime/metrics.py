@@ -11,9 +11,9 @@ import re
 import threading
 import time
 from collections import Counter as Count
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, disable_created_metrics
@@ -95,17 +95,26 @@ class Families:
             family.remove_by_labels(matching)
 
 
-_LOCK = threading.Lock()
-_FAMILIES: WeakKeyDictionary[CollectorRegistry, Families] = WeakKeyDictionary()
+F = TypeVar("F")
 
 
-def families(registry: CollectorRegistry = REGISTRY) -> Families:
-    """The registry's families, made at the first call."""
-    with _LOCK:
-        found = _FAMILIES.get(registry)
-        if found is None:
-            found = _FAMILIES[registry] = Families(registry)
-        return found
+class OncePerRegistry(Generic[F]):
+    """``make(registry)`` at the first call for a registry, the same again at every later one."""
+
+    def __init__(self, make: Callable[[CollectorRegistry], F]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._made: WeakKeyDictionary[CollectorRegistry, F] = WeakKeyDictionary()
+
+    def __call__(self, registry: CollectorRegistry = REGISTRY) -> F:
+        with self._lock:
+            found = self._made.get(registry)
+            if found is None:
+                found = self._made[registry] = self._make(registry)
+            return found
+
+
+families = OncePerRegistry(Families)
 
 
 class RequestMetrics:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,56 +9,49 @@ from hypothesis import strategies as st
 from aim_runtime.qos.buckets import Buckets
 from aim_runtime.qos.policy import Limit
 from aim_runtime.qos.request import Rejected
-
-
-@dataclass
-class Clock:
-    now: float = 1e6
-
-    def __call__(self) -> float:
-        return self.now
+from virtual_engine import VirtualClock
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> VirtualClock:
+    return VirtualClock(1e6)
 
 
 def ask(buckets: Buckets, tenant: str = "a", tokens: int = 1, qos_class: str = "low", model: str = "m") -> float:
     return buckets.take(model, qos_class, tenant, tokens)
 
 
-def test_without_limits_everything_is_taken(clock: Clock):
+def test_without_limits_everything_is_taken(clock: VirtualClock):
     assert ask(Buckets([], clock), tokens=10**9) == 0
 
 
-def test_a_burst_then_the_rate(clock: Clock):
+def test_a_burst_then_the_rate(clock: VirtualClock):
     buckets = Buckets([Limit(requests_per_minute=60, burst_s=3)], clock)
     assert [ask(buckets) for _ in range(5)] == [0, 0, 0, 1, 1]
-    clock.now += 0.5
+    clock.now_s += 0.5
     assert ask(buckets) == 0.5
-    clock.now += 0.5
+    clock.now_s += 0.5
     assert ask(buckets) == 0
     assert ask(buckets) == 1
 
 
-def test_a_limit_without_a_burst_holds_a_minute(clock: Clock):
+def test_a_limit_without_a_burst_holds_a_minute(clock: VirtualClock):
     buckets = Buckets([Limit(tokens_per_minute=600)], clock)
     assert ask(buckets, tokens=600) == 0
     assert ask(buckets, tokens=100) == 10
 
 
-def test_all_limits_that_hold_or_none_is_charged(clock: Clock):
+def test_all_limits_that_hold_or_none_is_charged(clock: VirtualClock):
     buckets = Buckets([Limit(requests_per_minute=2), Limit(qos_class="low", tokens_per_minute=60)], clock)
     assert ask(buckets, tokens=60) == 0
     assert ask(buckets, tokens=60) == 60  # and the other limit was not charged for it
-    clock.now += 1
+    clock.now_s += 1
     assert ask(buckets, tokens=1) == 0
     assert ask(buckets, tokens=1) == pytest.approx(29)
     assert [ask(buckets, tokens=60, qos_class="high") for _ in range(3)] == [0, 0, 30]
 
 
-def test_each_model_class_and_tenant_has_its_own(clock: Clock):
+def test_each_model_class_and_tenant_has_its_own(clock: VirtualClock):
     buckets = Buckets([Limit(requests_per_minute=1), Limit(model="m", tenant="a", requests_per_minute=0.5)], clock)
     assert [ask(buckets, "b"), ask(buckets, "b"), ask(buckets, "c")] == [0, 60, 0]
     assert [ask(buckets, "b", qos_class="high"), ask(buckets, "b", model="other")] == [0, 0]
@@ -68,12 +59,12 @@ def test_each_model_class_and_tenant_has_its_own(clock: Clock):
     assert [ask(buckets, "a", model="other"), ask(buckets, "a", model="other")] == [0, 60]
 
 
-def test_one_request_is_never_larger_than_a_burst_of_requests(clock: Clock):
+def test_one_request_is_never_larger_than_a_burst_of_requests(clock: VirtualClock):
     buckets = Buckets([Limit(requests_per_minute=1, burst_s=5)], clock)
     assert [ask(buckets), ask(buckets)] == [0, 60]
 
 
-def test_a_request_larger_than_the_burst_is_refused_for_good(clock: Clock):
+def test_a_request_larger_than_the_burst_is_refused_for_good(clock: VirtualClock):
     buckets = Buckets([Limit(qos_class="low", tokens_per_minute=6000, burst_s=5)], clock)
     with pytest.raises(Rejected, match=r"700 tokens .*200 more than class low may have at once \(500\)") as refused:
         ask(buckets, tokens=700)
@@ -81,7 +72,7 @@ def test_a_request_larger_than_the_burst_is_refused_for_good(clock: Clock):
     assert ask(buckets, tokens=500) == 0  # nothing of it was charged
 
 
-def test_what_was_not_used_comes_back(clock: Clock):
+def test_what_was_not_used_comes_back(clock: VirtualClock):
     buckets = Buckets([Limit(tokens_per_minute=60)], clock)
     assert ask(buckets, tokens=60) == 0
     buckets.settle("m", "low", "a", charged=60, used=20)  # its client left after a few tokens
@@ -89,46 +80,46 @@ def test_what_was_not_used_comes_back(clock: Clock):
     assert ask(buckets, tokens=1) == 1
 
 
-def test_what_was_used_beyond_the_charge_is_owed(clock: Clock):
+def test_what_was_used_beyond_the_charge_is_owed(clock: VirtualClock):
     buckets = Buckets([Limit(tokens_per_minute=60)], clock)
     assert ask(buckets, tokens=60) == 0
     buckets.settle("m", "low", "a", charged=60, used=90)
     assert ask(buckets, tokens=1) == 31
 
 
-def test_settling_never_fills_beyond_the_burst(clock: Clock):
+def test_settling_never_fills_beyond_the_burst(clock: VirtualClock):
     buckets = Buckets([Limit(tokens_per_minute=60)], clock)
     ask(buckets, tokens=60)
-    clock.now += 3600
+    clock.now_s += 3600
     buckets.settle("m", "low", "a", charged=60, used=0)
     assert ask(buckets, tokens=60) == 0
     assert ask(buckets, tokens=1) == 1
 
 
-def test_what_is_refused_for_another_reason_is_given_back_whole(clock: Clock):
+def test_what_is_refused_for_another_reason_is_given_back_whole(clock: VirtualClock):
     buckets = Buckets([Limit(requests_per_minute=1, tokens_per_minute=60)], clock)
     assert ask(buckets, tokens=60) == 0
     buckets.give_back("m", "low", "a", 60)
     assert ask(buckets, tokens=60) == 0
 
 
-def test_a_clock_that_goes_backwards_takes_and_gives_nothing(clock: Clock):
+def test_a_clock_that_goes_backwards_takes_and_gives_nothing(clock: VirtualClock):
     buckets = Buckets([Limit(requests_per_minute=60, burst_s=1)], clock)
     assert ask(buckets) == 0
-    clock.now -= 3600
+    clock.now_s -= 3600
     assert ask(buckets) == 1
-    clock.now += 1
+    clock.now_s += 1
     assert ask(buckets) == 0
 
 
-def test_the_number_of_buckets_is_bounded_and_strangers_share_one(clock: Clock):
+def test_the_number_of_buckets_is_bounded_and_strangers_share_one(clock: VirtualClock):
     buckets = Buckets([Limit(requests_per_minute=1)], clock, most_tenants=8)
     assert [ask(buckets, f"t{number}") for number in range(12)] == [0] * 9 + [60] * 3
     assert len(buckets) == 8
     assert ask(buckets, "t0") == 60  # nobody's debt was forgotten for it
-    clock.now += 60
+    clock.now_s += 60
     for number in range(10_000):
-        clock.now += 60
+        clock.now_s += 60
         assert ask(buckets, f"new{number}") == 0
     assert len(buckets) == 8
 
@@ -147,11 +138,11 @@ def histories(draw: st.DrawFn) -> tuple[Limit, list[tuple[float, int, str]]]:
 @given(histories())
 def test_never_more_than_the_burst_and_what_came_in_since(history: tuple[Limit, list[tuple[float, int, str]]]):
     limit, steps = history
-    clock = Clock()
+    clock = VirtualClock(1e6)
     buckets = Buckets([limit], clock)
     passed_s, taken, requests = 0.0, {"a": 0, "b": 0}, {"a": 0, "b": 0}
     for by_s, tokens, tenant in steps:
-        clock.now += by_s
+        clock.now_s += by_s
         passed_s += max(0.0, by_s)
         if ask(buckets, tenant, tokens) == 0:
             taken[tenant] += tokens
@@ -167,14 +158,14 @@ def test_never_more_than_the_burst_and_what_came_in_since(history: tuple[Limit, 
 @given(histories())
 def test_a_wait_is_exact(history: tuple[Limit, list[tuple[float, int, str]]]):
     limit, steps = history
-    clock = Clock()
+    clock = VirtualClock(1e6)
     buckets = Buckets([limit], clock)
     for by_s, tokens, tenant in steps:
-        clock.now += abs(by_s)
+        clock.now_s += abs(by_s)
         wait_s = ask(buckets, tenant, tokens)
         if wait_s > 1e-3:
-            clock.now += wait_s - 1e-3
+            clock.now_s += wait_s - 1e-3
             assert ask(buckets, tenant, tokens) == pytest.approx(1e-3, rel=0.01)
         if wait_s:
-            clock.now += min(wait_s, 1e-3)
+            clock.now_s += min(wait_s, 1e-3)
             assert ask(buckets, tenant, tokens) == 0

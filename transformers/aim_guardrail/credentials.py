@@ -6,14 +6,13 @@ All that is sent to the predictor passes :meth:`Credentials.sent` on its last st
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
-from aim_kserve.identity.files import read_bounded
+from aim_kserve.identity.files import read_bounded, signature
 
 logger = logging.getLogger("aim.server")
 
@@ -100,7 +99,7 @@ class OwnKey:
         self._file = file
         self._clock = clock
         self._looked_s = clock()
-        self._stamp = _stamp(file)
+        self._seen = signature(file)
         self._key = read_key(file)
 
     @property
@@ -112,25 +111,16 @@ class OwnKey:
         return self._key
 
     def _look(self) -> None:
-        stamp = _stamp(self._file)
-        if stamp == self._stamp:
+        seen = signature(self._file)
+        if seen == self._seen:
             return
-        self._stamp = stamp
+        self._seen = seen
         try:
             self._key = read_key(self._file)
         except ValueError as error:
             logger.warning("--predictor_api_key_file %s: %s; the last good key serves", self._file, error)
         else:
             logger.info("--predictor_api_key_file %s: read anew", self._file)
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """Differs once the file, or what a link to it names, is another. None: it is not there."""
-    try:
-        state = os.stat(file)
-    except OSError:
-        return None
-    return state.st_mtime_ns, state.st_size, state.st_ino
 
 
 def read_key(file: Path) -> bytes:

@@ -10,7 +10,6 @@ import threading
 from collections import Counter as Count
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -21,6 +20,7 @@ from aim_kserve.errors import ServingError
 from aim_kserve.identity import QosClass
 from aim_runtime.admission.queue import Place, Queue
 from aim_runtime.engines.base import Usage
+from aim_runtime.metrics import OncePerRegistry
 from aim_runtime.qos.request import CLASSES, Reason
 from aim_runtime.qos.slo import WINDOWS, Slo, Window
 from aim_runtime.qos.ticket import Ticket
@@ -173,17 +173,7 @@ def _sums(rows: Iterable[tuple[tuple[str, ...], float]]) -> Mapping[tuple[str, .
     return sums
 
 
-_LOCK = threading.Lock()
-_FAMILIES: WeakKeyDictionary[CollectorRegistry, Families] = WeakKeyDictionary()
-
-
-def families(registry: CollectorRegistry = REGISTRY) -> Families:
-    """The registry's families, made at the first call."""
-    with _LOCK:
-        found = _FAMILIES.get(registry)
-        if found is None:
-            found = _FAMILIES[registry] = Families(registry)
-        return found
+families = OncePerRegistry(Families)
 
 
 def outcome_of(error: BaseException) -> Outcome:

@@ -135,7 +135,7 @@ class Queue:
         """Its call has been aborted, and has ended: it waits once more. Follow with :meth:`turn`."""
         self.replayed += 1
         place.looked = 0
-        _forget(place.usage)
+        place.usage.clear()
         self.scheduler.requeue(place.ticket)
         place.turn = asyncio.get_running_loop().create_future()
         self._waiting.add(place)
@@ -280,12 +280,6 @@ class Queue:
         """Nobody who waits is going to be served here."""
         for place in self._waiting:
             self._wake(place, why())
-
-
-def _forget(usage: Usage) -> None:
-    """What an aborted call has counted."""
-    usage.prompt_tokens = usage.completion_tokens = usage.cached_tokens = 0
-    usage.queue_s = usage.prefill_s = None
 
 
 _RESTARTING = "the engine is being started again, and this request has waited for it as long as it may: ask again"

@@ -40,6 +40,12 @@ class Usage:
     queue_s: float | None = None
     prefill_s: float | None = None
 
+    def clear(self) -> None:
+        """Forget what a call has counted that is made again."""
+        fresh = Usage()
+        for name in fresh.__slots__:
+            setattr(self, name, getattr(fresh, name))
+
 
 def _nobody() -> None:
     """Nobody wants to know."""

@@ -371,7 +371,7 @@ class Replicas:
         others = [replica for replica in self._replicas if replica is not failed and replica.answers()]
         if not others:
             raise error
-        _forget(context)
+        context.usage.clear()
         replica = self._choice.of(others, prefix)
         level = logging.DEBUG if isinstance(error, Full) else logging.INFO  # under overload that is most of them
         logger.log(level, "request %s goes to another replica: %s", context.request_id, error)
@@ -402,13 +402,6 @@ class Replicas:
         async with aclosing(answer) as other:
             async for chunk in other:
                 yield chunk
-
-
-def _forget(context: RequestContext) -> None:
-    """What a replica that failed has counted."""
-    fresh = type(context.usage)()
-    for name in fresh.__slots__:
-        setattr(context.usage, name, getattr(fresh, name))
 
 
 def _taking(engine: Engine) -> TakesAdapters:
