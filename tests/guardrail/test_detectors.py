@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import guardrail_values as made
-from aim_guardrail.detectors import build_detector
-from aim_guardrail.detectors.base import FAMILIES, Detector, Finding
+from aim_guardrail.detectors.base import Detector, Finding
+from aim_guardrail.detectors.families import FAMILIES, Wanted, build_detector
 from aim_guardrail.detectors.pii import PiiDetector
 from aim_guardrail.detectors.presidio import recognizers
 from aim_guardrail.detectors.secrets import SecretDetector
@@ -26,7 +26,7 @@ SEEDS = range(6)
 
 @cache
 def detector(family: str) -> Detector:
-    return build_detector(family, frozenset(FAMILIES[family]))
+    return build_detector(family, Wanted(frozenset(FAMILIES[family].labels)))
 
 
 def found(family: str, text: str) -> list[tuple[str, str]]:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import guardrail_values as made
 from aim_guardrail.detectors import phones as phones_module
 from aim_guardrail.detectors import pii as pii_module
-from aim_guardrail.detectors.base import FAMILIES
 from aim_guardrail.detectors.digit_rows import rows
+from aim_guardrail.detectors.families import FAMILIES
 from aim_guardrail.detectors.numbering import REGIONS, nearest_region
 from aim_guardrail.detectors.pii import PiiDetector
 from aim_guardrail.pipeline import INLINE_CHARS, Guard, Session
@@ -22,7 +22,7 @@ from aim_guardrail.policy import Policy, PolicyError, Rule, parse_policy
 from aim_guardrail.streams.held import StreamGuard
 from aim_guardrail.text import CONTEXT_CHARS, WINDOW_CHARS, Text
 
-LABELS = sorted(FAMILIES["pii"])
+LABELS = sorted(FAMILIES["pii"].labels)
 
 
 @cache

@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from aim_guardrail.detectors.base import FAMILIES, Finding
+from aim_guardrail.detectors.base import Finding
+from aim_guardrail.detectors.families import FAMILIES
 from aim_guardrail.pipeline import DetectorFailed, Guard, Session
 from aim_guardrail.policy import Policy, Rule, shipped_policy
 from aim_guardrail.text import Text
@@ -14,7 +15,7 @@ class Words:
     """A detector of the word `bad` (as an e-mail address) that fails on the word `boom`."""
 
     def __init__(self, family: str = "pii", label: str = "EMAIL_ADDRESS") -> None:
-        self.family, self.labels, self._label = family, frozenset(FAMILIES[family]), label
+        self.family, self.labels, self._label = family, frozenset(FAMILIES[family].labels), label
 
     def may_find(self, scan: str) -> bool:
         return True

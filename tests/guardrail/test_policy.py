@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aim_guardrail.detectors.base import FAMILIES, Finding
+from aim_guardrail.detectors.base import Finding
+from aim_guardrail.detectors.families import FAMILIES
 from aim_guardrail.policy import Policy, PolicyError, Rule, Verdict, decide, load_policy, parse_policy, shipped_policy
+from aim_guardrail.policy.policy import BUDGETS_MS
 
 GOOD = """\
 version: 1
@@ -44,9 +46,9 @@ def test_fails_closed_by_default():
         ("on_error: open", "on_eror: open", 3, "on_eror: unknown key"),
         ("on_error: open", "on_error: maybe", 3, "on_error: 'maybe' is not allowed: use 'closed' or 'open'"),
         ("version: 1\n", "", 1, "version: missing"),
-        ("version: 1", "version: 2", 1, "version: 2 is not allowed: use 1"),
-        ("version: 1", "version: yes", 1, "version: True is not allowed: use 1"),
-        ("version: 1", "version: 1.0", 1, "version: 1.0 is not allowed: use 1"),
+        ("version: 1", "version: 3", 1, "version: 3 is not allowed: use 1 or 2"),
+        ("version: 1", "version: yes", 1, "version: True is not allowed: use 1 or 2"),
+        ("version: 1", "version: 1.0", 1, "version: 1.0 is not allowed: use 1 or 2"),
         ("name: chat", "name: Chat!", 2, "name: 'Chat!' is refused"),
         (
             "type: pii, action: redact",
@@ -58,7 +60,7 @@ def test_fails_closed_by_default():
             "action: block",
             "action: drop",
             5,
-            "prompt[0].action: 'drop' is not allowed: use 'block', 'redact' or 'flag'",
+            "prompt[0].action: 'drop' is not allowed: use 'block', 'redact', 'flag' or 'log'",
         ),
         ("EMAIL_ADDRESS]", "EMAIL]", 10, "answer[0].entities: unknown entity 'EMAIL': use some of CREDIT_CARD"),
         ("EMAIL_ADDRESS]", "CREDIT_CARD]", 10, "answer[0].entities: an entity is listed twice"),
@@ -158,11 +160,11 @@ def test_no_text_is_a_traceback(source: str, says: str):
             "p.yaml:11: answer[0].treshold: unknown key: did you mean 'threshold'?; known: type",
         ),
         ("max_hold_chars", "hold_chars", "p.yaml:12: stream.hold_chars: unknown key: did you mean 'max_hold_chars'?"),
-        ("on_error: open", "colour: red", "p.yaml:3: colour: unknown key: remove it; known: version, name, on_error"),
+        ("on_error: open", "colour: red", "p.yaml:3: colour: unknown key: remove it; known: version, name, tenant"),
         (
             "action: block",
             "action: blok",
-            "p.yaml:5: prompt[0].action: 'blok' is not allowed: use 'block', 'redact' or",
+            "p.yaml:5: prompt[0].action: 'blok' is not allowed: use 'block', 'redact', 'flag' or",
         ),
         ("action: block", "action: blok", "did you mean 'block'?"),
         ("type: secrets", "type: secret", "did you mean 'secrets'?"),
@@ -192,7 +194,7 @@ def test_no_text_is_a_traceback(source: str, says: str):
             "stream: redact",
             "p.yaml:12: stream: 'redact' is refused: inp",
         ),
-        ("version: 1", "version: '1'", "p.yaml:1: version: '1' is not allowed: use 1"),
+        ("version: 1", "version: '1'", "p.yaml:1: version: '1' is not allowed: use 1 or 2"),
         ("on_error: open", "on_error: off", "p.yaml:3: on_error: False is not allowed: use 'closed' or 'open'"),
     ],
 )
@@ -312,7 +314,7 @@ def test_a_flag_never_widens_or_hides_a_redaction():
 @given(
     st.lists(
         st.builds(
-            lambda start, size, family: finding(start, start + size, family, next(iter(FAMILIES[family])), 1.0),
+            lambda start, size, family: finding(start, start + size, family, next(iter(FAMILIES[family].labels)), 1.0),
             st.integers(0, 50),
             st.integers(1, 20),
             st.sampled_from(sorted(FAMILIES)),
@@ -342,3 +344,85 @@ def test_a_policy_is_frozen():
         shipped_policy("chat").name = "other"  # type: ignore[misc]
     assert isinstance(hash(shipped_policy("chat").prompt), int)
     assert Policy.model_fields.keys() >= {"version", "name", "on_error", "prompt", "answer", "stream"}
+
+
+TWO = """\
+version: 2
+name: all
+tenant: acme
+use_case: rag
+budget_ms: 80
+on_timeout: open
+prompt:
+  - {type: pii, action: {CREDIT_CARD: block, EMAIL_ADDRESS: redact, default: log}}
+  - {type: secrets, id: keys, action: block}
+answer:
+  - {type: pii, action: {CREDIT_CARD: redact}, threshold: {CREDIT_CARD: 0.9}}
+stream: {mode: observe, max_hold_ms: 50}
+"""
+
+
+def test_version_2_has_an_action_for_each_label():
+    policy = parse_policy(TWO, "p.yaml")
+    first, keys = policy.rules("prompt")
+    assert (policy.tenant, policy.budget_s, policy.on_timeout, policy.stream.mode) == ("acme", 0.08, "open", "observe")
+    assert [first.action_on(label) for label in ("CREDIT_CARD", "EMAIL_ADDRESS", "US_SSN")] == [
+        "block",
+        "redact",
+        "log",
+    ]
+    assert (keys.name, first.name) == ("keys", "pii")
+    assert policy.rules("answer")[0].labels == {"CREDIT_CARD"}
+    assert policy.rules("answer")[0].applies(finding(0, 9, label="CREDIT_CARD", score=0.9))
+
+
+def test_a_budget_is_its_use_cases_by_default():
+    budgets = [
+        parse_policy(TWO.replace("budget_ms: 80\n", "").replace("rag", name), "p").budget_s for name in BUDGETS_MS
+    ]
+    assert budgets == [0.1, 0.15, 0.2, 0.5]
+
+
+def test_a_verdict_has_each_labels_own_action_and_logs_without_a_word():
+    rules = parse_policy(TWO, "p.yaml").rules("prompt")
+    mail, ssn = finding(0, 9), finding(12, 20, label="US_SSN", score=0.5)
+    verdict = decide([mail, ssn], rules)
+    assert (verdict.action, [f.action for f in verdict.findings]) == ("redact", ["redact", "log"])
+    only_logged = decide([ssn], rules)
+    assert (only_logged.action, only_logged.families, only_logged.findings) == ("allow", (), (ssn,))
+    assert decide([finding(0, 16, label="CREDIT_CARD")], rules).blocked
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("version: 2", "version: 1", 1, "policy: tenant is new in version 2: say 'version: 2'"),
+        ("CREDIT_CARD: block", "CARD: block", 8, "prompt[0].action: unknown entity 'CARD': use some of CREDIT_CARD"),
+        (
+            "CREDIT_CARD: block",
+            "CREDIT_CARD: drop",
+            8,
+            "prompt[0].action.CREDIT_CARD: 'drop' is not allowed: use 'block'",
+        ),
+        ("{CREDIT_CARD: 0.9}", "{CRYPTO: 2}", 11, "answer[0].threshold.CRYPTO: 2 is refused"),
+        ("{CREDIT_CARD: 0.9}", "{PHONE_NUMBER: 0.9}", 11, "answer[0].threshold: 0.9 can never match PHONE_NUMBER"),
+        ("id: keys", "id: pii", 7, "prompt: 'pii' appears twice: give each rule an id of its own"),
+        ("id: keys", "timeout_ms: 5", 9, "prompt[1]: type 'secrets' is checked inline and cannot time out"),
+        ("id: keys", "options: {a: 1}", 9, "prompt[1].options: a: unknown key: remove it"),
+        ("type: secrets, id: keys, action: block", "parallel: []", 9, "prompt[1]: a stage has rules under parallel or"),
+        (
+            "{type: secrets, id: keys, action: block}",
+            "parallel: [{type: secrets, action: block}]",
+            7,
+            "prompt: type 'secrets' is checked inline, before any stage: put it outside the stage",
+        ),
+        ("mode: observe", "mode: peek", 12, "stream.mode: 'peek' is not allowed: use 'holdback', 'buffer'"),
+        ("use_case: rag", "use_case: fun", 4, "use_case: 'fun' is not allowed: use 'chat', 'rag'"),
+    ],
+)
+def test_errors_of_version_2_name_the_place_too(old: str, new: str, line: int, message: str):
+    assert old in TWO
+    with pytest.raises(PolicyError) as caught:
+        parse_policy(TWO.replace(old, new, 1), "p.yaml")
+    assert str(caught.value).startswith(f"p.yaml:{line}: {message}")
+    assert "\n" not in str(caught.value)

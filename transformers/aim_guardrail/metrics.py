@@ -73,12 +73,10 @@ class Metrics:
         self._requests(direction, decision).inc()
         self._overhead(direction).observe(seconds)
 
-    def detected(self, direction: Direction, verdict: Verdict, policy: Policy) -> None:
+    def detected(self, verdict: Verdict) -> None:
         """Count a final verdict's findings."""
-        actions = {rule.type: rule.action for rule in policy.rules(direction)}
         for finding in verdict.findings:
-            action = actions.get(finding.family, verdict.action)  # the stream's own findings have no rule
-            self._detections(finding.family, finding.label, action).inc()
+            self._detections(finding.family, finding.label, finding.action).inc()
 
     def detector_failed(self, detector: str, reason: str) -> None:
         self._errors(detector, reason).inc()

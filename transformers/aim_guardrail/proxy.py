@@ -19,12 +19,11 @@ from aim_guardrail.exact_json import exact
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import INLINE_CHARS
 from aim_guardrail.pipeline.context import RequestContext
-from aim_guardrail.pipeline.screening import Screening, Timed
-from aim_guardrail.policy import Direction
+from aim_guardrail.pipeline.screening import Screening, Timed, by_size
 from aim_guardrail.protocols.head import check_headers, check_query
 from aim_guardrail.protocols.places import place_of
 from aim_guardrail.protocols.v2 import check_binary
-from aim_guardrail.slots.slot import Json
+from aim_guardrail.slots.slot import Json, Slot, Slots
 from aim_guardrail.streams.events import StreamScreen
 from aim_guardrail.transformer import GuardrailModel
 from aim_guardrail.upstream import Answer, sent_on
@@ -181,29 +180,23 @@ class _Exchange:
         check_media(headers, body)
         json_length = header(headers, JSON_LENGTH)
         if json_length:
-            body, length = await self._run(self._check_tensors, "prompt", body, json_length)
+            body, length = await check_binary(self._screening, "prompt", body, json_length)
             own[JSON_LENGTH.decode()] = str(length)
             return body
-        return await self._run(self._check_prompt, body)
+        return await self._check_prompt(body)
 
-    async def _run(self, check: Callable[..., T], *args: Any) -> T:
-        """Small bodies are checked at once, large ones in a thread."""
-        if sum(len(arg) for arg in args if isinstance(arg, bytes)) <= INLINE_CHARS:
-            return check(*args)
-        return await asyncio.to_thread(check, *args)
+    async def _run(self, check: Callable[[bytes], T], body: bytes) -> T:
+        return await by_size(len(body), check, body)
 
-    def _check_prompt(self, body: bytes) -> bytes:
-        parsed = exact(parse_object(body), body)
-        changed = self._screening.body("prompt", parsed, self._place)
+    async def _check_prompt(self, body: bytes) -> bytes:
+        parsed = await self._run(parse_exact, body)
+        changed = await self._screening.screen("prompt", parsed, self._place, len(body))
         if changed or self._screening.has_repeated_keys(body):
             return orjson.dumps(parsed)
         return body
 
     def _check_query(self, query: bytes) -> bytes:
         return check_query(self._screening, query)
-
-    def _check_tensors(self, direction: Direction, body: bytes, json_length: bytes) -> tuple[bytes, int]:
-        return check_binary(self._screening, direction, body, json_length)
 
     def _permitted(self, body: bytes) -> bytes:
         """``body`` as the predictor gets it, in which whoever asks may use the model that is meant."""
@@ -241,28 +234,28 @@ class _Exchange:
         if body:
             with Timed(self._screening, self._metrics, "answer"):
                 if json_length:
-                    body, length = await self._run(self._check_tensors, "answer", body, json_length)
+                    body, length = await check_binary(self._screening, "answer", body, json_length)
                     head = [item for item in head if item[0] != JSON_LENGTH]
                     head.append((JSON_LENGTH, str(length).encode()))
                 else:
-                    body = await self._run(self._check_json if is_json else self._check_text, body)
+                    body = await (self._check_json if is_json else self._check_text)(body)
         await send_bytes(self._send, body, status=answer.status, headers=[*head, *self._verdict()])
 
-    def _check_json(self, body: bytes) -> bytes:
+    async def _check_json(self, body: bytes) -> bytes:
         try:
-            parsed = exact(orjson.loads(body), body)
+            parsed = await self._run(_loaded, body)
         except orjson.JSONDecodeError:
             raise UpstreamFailed("the predictor's answer is not the JSON it says it is") from None
         shortened = self._lists_models and usable_only(parsed)
-        changed = self._screening.body("answer", boxed(parsed), self._place)
+        changed = await self._screening.screen("answer", boxed(parsed), self._place, len(body))
         return orjson.dumps(parsed) if changed or shortened else body
 
-    def _check_text(self, body: bytes) -> bytes:
+    async def _check_text(self, body: bytes) -> bytes:
         try:
             text = body.decode()
         except UnicodeDecodeError:
             raise UpstreamFailed("the predictor's answer is neither JSON nor text: it cannot be checked") from None
-        return self._screening.text("answer", text, "the answer").encode()
+        return (await self._screening.screen_texts("answer", Slots([Slot(text, ("the answer",))])))[0].encode()
 
     @property
     def _decides_models(self) -> bool:
@@ -346,6 +339,16 @@ class _Exchange:
 
     def _verdict(self) -> list[tuple[bytes, bytes]]:
         return [(key.encode(), value.encode()) for key, value in self._screening.headers().items()]
+
+
+def parse_exact(body: bytes) -> Json:
+    """A request's JSON object, its integers in all their digits. Raises BadRequest."""
+    parsed: Json = exact(parse_object(body), body)
+    return parsed
+
+
+def _loaded(body: bytes) -> Any:
+    return exact(orjson.loads(body), body)
 
 
 def endpoint(path: str) -> str:

@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.pipeline import INLINE_CHARS, DetectorFailed, Guard
+from aim_guardrail.pipeline import DetectorFailed, Guard
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.screening import Screening, Timed
 from aim_guardrail.policy import Direction
 from aim_guardrail.predictor import Predictor
-from aim_guardrail.protocols.v2 import check_tensors, size_bytes
+from aim_guardrail.protocols.v2 import check_tensors
 from aim_guardrail.settings import GuardrailSettings
 from aim_guardrail.slots.slot import Json
 from aim_guardrail.upstream import PredictorSaid
@@ -126,10 +126,7 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         if not screening.guard.watches(direction):
             return
         with Timed(screening, self._metrics, direction):
-            if size_bytes(tensors) <= INLINE_CHARS:
-                check_tensors(screening, direction, tensors)
-            else:
-                await asyncio.to_thread(check_tensors, screening, direction, tensors)
+            await check_tensors(screening, direction, tensors)
 
     async def get_input_types(self) -> list[Json]:
         self._check_caller(self.name)

@@ -1,17 +1,16 @@
-"""What every detector family agrees on: `Finding`, the labels of each family, and the `Detector` protocol.
+"""What every detector agrees on: `Finding`, and the two protocols.
 
-A detector of this kind is synchronous, thread-safe and cheap (well under a millisecond for a chat message):
-it runs inline, on every prompt and on every released piece of an answer. Families that are not cheap
-(classifiers, remote judges) do not fit this protocol and must not be forced into it: they are asynchronous,
-want batches and deadlines, and look at sentence windows rather than at single values. They join one level up,
-as a second stage behind `Guard`, after this stage has blocked or redacted what it can.
+A `Detector` is synchronous, thread-safe and cheap (well under a millisecond for a chat message): it runs inline, on
+every prompt and on every released piece of an answer. What is not cheap (classifiers, remote judges) is a
+`BatchDetector`: it is awaited, takes whole texts in batches and keeps a deadline. Those run behind the inline stage,
+after it has blocked or redacted what it can.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from aim_guardrail.text import Text
 
@@ -21,6 +20,10 @@ class Finding:
     """One detected value. It says where and what, never the value itself.
 
     `start` and `end` are code points of the original text (end exclusive); `score` is 0..1.
+
+    Attributes:
+        detector: the id of the rule whose detector found it; "" where its family alone tells.
+        action: what the policy does about it; "" until `policy.decide` has said so.
     """
 
     family: str
@@ -29,6 +32,8 @@ class Finding:
     end: int
     score: float
     rule_id: str
+    detector: str = field(default="", compare=False)
+    action: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +44,8 @@ class Label:
     top_score: float
 
 
-FAMILIES: Mapping[str, Mapping[str, Label]] = {
-    # The scanner's own words are "high", "medium" and "low" confidence; they count as 0.9, 0.6 and 0.3 here.
-    "secrets": {"SECRET": Label(threshold=0.5, top_score=0.9)},
-    # Scores are Presidio's: 1.0 where a checksum (or a public suffix) proved the value, else the pattern's
-    # own. Thresholds are ours, per label, because Presidio's single default (0.5) would silently drop
-    # every phone number (0.4 at most; 0.3 for one in national form that nothing marks as such).
-    "pii": {
-        "CREDIT_CARD": Label(threshold=1.0, top_score=1.0),
-        "CRYPTO": Label(threshold=1.0, top_score=1.0),
-        "EMAIL_ADDRESS": Label(threshold=0.5, top_score=1.0),
-        "IBAN_CODE": Label(threshold=0.5, top_score=1.0),
-        "IP_ADDRESS": Label(threshold=0.5, top_score=0.6),
-        "PHONE_NUMBER": Label(threshold=0.4, top_score=0.4),
-        "US_SSN": Label(threshold=0.5, top_score=0.5),
-    },
-}
-"""Every family and label a policy can name. The order of families is their precedence where spans overlap."""
-
-
 class Detector(Protocol):
-    """Finds values of one family in a text.
+    """Finds values of one family in a text, inline.
 
     Contract, relied upon by the streaming guard: whether a value is found, and its span, depends only on the
     unit it lies in (see `aim_guardrail.text.units`), on at most `text.CONTEXT_CHARS` characters before that
@@ -68,7 +54,7 @@ class Detector(Protocol):
 
     @property
     def family(self) -> str:
-        """A key of FAMILIES."""
+        """A key of `families.FAMILIES`."""
 
     @property
     def labels(self) -> frozenset[str]:
@@ -81,3 +67,74 @@ class Detector(Protocol):
         """The values in `text` that end after `since`, an index of `text.scan` between units; in any order,
         overlaps allowed. What lies before `since` is left context only.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One whole text for a `BatchDetector`: a slot's, or that of parts which are read as one.
+
+    Attributes:
+        role: who says it, as its message has it (`user`, `system`, `tool`, …); "" outside messages.
+        key: what names it, "" where nothing does.
+    """
+
+    text: str
+    direction: Literal["prompt", "answer"]
+    role: str = ""
+    key: str = ""
+
+    @property
+    def is_indirect(self) -> bool:
+        """Whether it was not written by whoever asks: what a tool, a function or a document says."""
+        return self.role in _INDIRECT
+
+
+_INDIRECT = frozenset(["tool", "function", "document", "ipython"])
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a `BatchDetector` is told beside the passages.
+
+    Attributes:
+        deadline_s: when its answer is of no use any more, by ``time.monotonic``.
+        prompt: what was asked, where the passages are of an answer; else empty.
+    """
+
+    deadline_s: float
+    prompt: Sequence[Passage] = ()
+
+
+class BatchDetector(Protocol):
+    """Judges whole texts; awaited, behind the inline stage.
+
+    It must not block the event loop (a model runs in a thread), must give up by itself when it is cancelled, and its
+    finding on a passage never depends on the passages beside it.
+    """
+
+    @property
+    def family(self) -> str:
+        """A key of `families.FAMILIES`."""
+
+    @property
+    def cost(self) -> Literal["model", "remote"]:
+        """Whether it computes here or asks elsewhere."""
+
+    @property
+    def digest(self) -> str:
+        """Changes whenever what it finds may: of its model and its options. Part of a cached verdict's key."""
+
+    async def scan_batch(self, passages: Sequence[Passage], asked: Asked) -> list[list[Finding]]:
+        """The findings of each passage, all scores, below any threshold too.
+
+        Raises:
+            Misconfigured: its answer would be the same for any text (a 401, a model that is not served).
+            Exception: whatever failed: the policy's `on_error` decides.
+        """
+
+    async def close(self) -> None:
+        """Give back what it holds (connections, threads)."""
+
+
+class Misconfigured(Exception):
+    """A detector cannot work as it is configured: nothing passes, whatever the policy says of errors. One line."""

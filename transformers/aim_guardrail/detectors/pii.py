@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from aim_guardrail.detectors.addresses import emails, ips
-from aim_guardrail.detectors.base import FAMILIES, Finding
+from aim_guardrail.detectors.base import Finding
 from aim_guardrail.detectors.cards import cards
 from aim_guardrail.detectors.digit_rows import Hit, in_uri, rows, unquoted
 from aim_guardrail.detectors.numbering import REGIONS, numbering
 from aim_guardrail.detectors.phones import phones
+from aim_guardrail.detectors.pii_labels import PII_LABELS
 from aim_guardrail.detectors.presidio import LABELS, Recognizer, iban_lengths, recognizers
 from aim_guardrail.text import CONTEXT_CHARS, WINDOW_CHARS, Text
 
@@ -48,7 +49,7 @@ class PiiDetector:
     family: ClassVar[str] = "pii"
 
     def __init__(self, labels: frozenset[str], regions: frozenset[str] | None = None) -> None:
-        unknown = labels - FAMILIES["pii"].keys()
+        unknown = labels - PII_LABELS.keys()
         if unknown:
             raise ValueError(f"unknown entities {', '.join(sorted(unknown))}")
         self.labels = labels
@@ -95,7 +96,7 @@ class PiiDetector:
         if "CREDIT_CARD" in self.labels:
             new += [("CREDIT_CARD", hit) for hit in cards(digit_rows, self._recognizers["CREDIT_CARD"])]
         if self._plans is not None:
-            sure = sorted(hit[:2] for label, hit in found + new if hit.score >= FAMILIES["pii"][label].threshold)
+            sure = sorted(hit[:2] for label, hit in found + new if hit.score >= PII_LABELS[label].threshold)
             new += [("PHONE_NUMBER", hit) for hit in phones(digit_rows, self._plans, sure)]
         return new
 

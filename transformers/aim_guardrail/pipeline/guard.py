@@ -6,8 +6,8 @@
 
     session = Session()                              # one per request; shared by its prompt and its answers
     slots = collect("prompt", body, place)           # aim_guardrail.slots
-    rulings = guard.judge("prompt", slots, context)  # sync; above INLINE_CHARS run it in a thread
-    texts = guard.redacted("prompt", slots, rulings, session)
+    rulings = guard.judge("prompt", slots)           # sync; above INLINE_CHARS run it in a thread
+    texts = guard.redacted(slots, rulings, session)
     apply(body, slots, texts)
 
     checked = guard.check("prompt", text, session)   # the same for one text alone
@@ -22,8 +22,8 @@ A verdict has `action` (allow, flag, redact, block), `families`, `findings` (lab
 values) and `degraded` (detectors that failed under `on_error: open`). Under `on_error: closed` a failing detector
 raises `DetectorFailed`, which names it: that is a 503, never a pass.
 
-This is the first stage, pure and synchronous. Nothing is changed while it judges: what is to be awaited, batched or
-given up at a deadline comes behind it, over the same slots, before anything is applied.
+This is the first stage, pure and synchronous. What is awaited, batched or given up at a deadline comes behind it
+(`guard.stages`, see `pipeline.stages`), over the texts as this stage would let them pass, before anything is applied.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from aim_guardrail.detectors import build_detector
 from aim_guardrail.detectors.base import Detector, Finding
-from aim_guardrail.pipeline.context import RequestContext
+from aim_guardrail.detectors.families import Options, Wanted, build_detector
+from aim_guardrail.pipeline.failures import DetectorFailed
+from aim_guardrail.pipeline.ruling import Ruling, redact_parts, redacted
 from aim_guardrail.pipeline.session import Session
+from aim_guardrail.pipeline.stages import Stages
 from aim_guardrail.policy import Direction, Policy, Rule, Verdict, decide
 from aim_guardrail.slots.slot import Slot, Slots
 from aim_guardrail.text import Text, context_of
@@ -48,14 +50,6 @@ telephone numbers); run longer ones in a thread."""
 _ALLOWED = Verdict()
 
 
-class DetectorFailed(RuntimeError):
-    """A detector could not be loaded, or failed on a text, and the policy fails closed."""
-
-    def __init__(self, detector: str, reason: str) -> None:
-        super().__init__(f"detector {detector!r} failed: {reason}")
-        self.detector = detector
-
-
 @dataclass(frozen=True, slots=True)
 class Checked:
     """A checked text: what may pass (`""` when blocked) and why."""
@@ -64,22 +58,16 @@ class Checked:
     verdict: Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class Ruling:
-    """The verdict on one slot, or on neighbours that are one text: its findings count code points from their first.
+class Guard:
+    """A policy with its detectors. Immutable and thread-safe.
 
-    `slots`: their indexes.
+    Attributes:
+        stages: the batch detectors, judged behind.
     """
 
-    slots: tuple[int, ...]
-    verdict: Verdict
-
-
-class Guard:
-    """A policy with its detectors. Immutable and thread-safe."""
-
-    def __init__(self, policy: Policy, detectors: Sequence[Detector]) -> None:
+    def __init__(self, policy: Policy, detectors: Sequence[Detector], stages: Stages | None = None) -> None:
         self.policy = policy
+        self.stages = stages if stages is not None else Stages(policy, {})
         self._detectors = tuple(detectors)
         self._by_direction: dict[Direction, tuple[Detector, ...]] = {
             direction: tuple(d for d in self._detectors if any(_serves(d, r) for r in policy.rules(direction)))
@@ -93,16 +81,17 @@ class Guard:
         Raises:
             DetectorFailed: a detector cannot be loaded.
         """
-        wanted: dict[tuple[str, frozenset[str] | None], frozenset[str]] = {}
-        for rule in policy.prompt + policy.answer:
-            key = rule.type, rule.phone_regions
-            wanted[key] = wanted.get(key, frozenset()) | rule.labels
-        loaded = {(d.family, _regions(d), d.labels): d for d in (reuse._detectors if reuse else ())}
+        wanted: dict[tuple[str, Options, frozenset[str] | None], frozenset[str]] = {}
+        for rule in policy.rules("prompt") + policy.rules("answer"):
+            if rule.is_inline:
+                key = rule.type, rule.options, rule.phone_regions
+                wanted[key] = wanted.get(key, frozenset()) | rule.labels
+        loaded = {(d.family, _options(d), _regions(d), d.labels): d for d in (reuse._detectors if reuse else ())}
         detectors = []
-        for (family, regions), labels in wanted.items():
-            known = loaded.get((family, regions, labels))
-            detectors.append(known if known is not None else _load(family, labels, regions))
-        return cls(policy, detectors)
+        for (family, options, regions), labels in wanted.items():
+            known = loaded.get((family, options, regions, labels)) or loaded.get((family, None, regions, labels))
+            detectors.append(known if known is not None else _load(family, Wanted(labels, options, regions)))
+        return cls(policy, detectors, Stages.load(policy, reuse.stages if reuse else None))
 
     def check(self, direction: Direction, text: str, session: Session) -> Checked:
         """Check a whole text.
@@ -114,11 +103,10 @@ class Guard:
         verdict = self.verdict(direction, folded)
         if verdict.blocked:
             return Checked("", verdict)
-        return Checked(self.redact(direction, folded, verdict.findings, session), verdict)
+        return Checked(self.redact(folded, verdict.findings, session), verdict)
 
-    def judge(self, direction: Direction, slots: Slots, context: RequestContext) -> list[Ruling]:
-        """The verdicts that are more than a mere allow, in order; none after one that blocks. `context` is for
-        stages to come: what is found inline depends on the text alone.
+    def judge(self, direction: Direction, slots: Slots) -> list[Ruling]:
+        """The verdicts that are more than a mere allow, in order; none after one that blocks.
 
         Raises:
             DetectorFailed: as for `check`.
@@ -133,26 +121,19 @@ class Guard:
                 verdict = self._verdict_on_parts(direction, [slots.items[part] for part in run])
             else:
                 continue
-            if verdict is not _ALLOWED and (verdict.action != "allow" or verdict.degraded):
+            if verdict is not _ALLOWED and (verdict.findings or verdict.degraded):
                 rulings.append(Ruling(run or (at,), verdict))
                 if verdict.blocked:
                     break
         return rulings
 
-    def redacted(self, direction: Direction, slots: Slots, rulings: Iterable[Ruling], session: Session) -> list[str]:
+    def redacted(self, slots: Slots, rulings: Iterable[Ruling], session: Session) -> list[str]:
         """Each slot's text as it may pass."""
-        texts = [slot.text for slot in slots.items]
-        for ruling in rulings:
-            if ruling.verdict.action == "redact":
-                parts = [texts[at] for at in ruling.slots]
-                shown = self._redact_parts(direction, parts, ruling.verdict.findings, session)
-                for at, text in zip(ruling.slots, shown, strict=True):
-                    texts[at] = text
-        return texts
+        return redacted([slot.text for slot in slots.items], rulings, session)
 
     def watches(self, direction: Direction) -> bool:
         """Whether the policy checks this direction at all."""
-        return bool(self._by_direction[direction])
+        return bool(self._by_direction[direction]) or self.stages.watches(direction)
 
     def may_find(self, direction: Direction, scan: str) -> bool:
         """Whether judging these whole units (folded) could come to anything: a cheap test."""
@@ -164,10 +145,6 @@ class Guard:
             return True
         return False
 
-    def blocks(self, direction: Direction, finding: Finding) -> bool:
-        """Whether this finding's rule blocks."""
-        return any(r.type == finding.family and r.action == "block" for r in self.policy.rules(direction))
-
     def verdict(self, direction: Direction, text: Text, since: int = 0) -> Verdict:
         """The verdict on the values in `text` from `since` (an index of `text.scan`) on.
 
@@ -176,9 +153,9 @@ class Guard:
         """
         return self._decide(direction, *self._find(direction, text, text.scan[since:] if since else text.scan, since))
 
-    def redact(self, direction: Direction, text: Text, findings: Iterable[Finding], session: Session) -> str:
-        """`text.original` with the findings of redacting rules replaced by placeholders."""
-        return self._redact_parts(direction, [text.original], findings, session)[0]
+    def redact(self, text: Text, findings: Iterable[Finding], session: Session) -> str:
+        """`text.original` with the findings to be redacted replaced by placeholders."""
+        return redact_parts([text.original], findings, session)[0]
 
     def _find(self, direction: Direction, text: Text, new: str, since: int = 0) -> tuple[list[Finding], list[str]]:
         """What is found in `text` from `since` on, where `new` stands; and the detectors that failed openly."""
@@ -226,28 +203,6 @@ class Guard:
         findings += [f for f in together if edges[bisect_right(edges, f.start)] < f.end]
         return self._decide(direction, findings, list({**degraded, **dict.fromkeys(failed)}))
 
-    def _redact_parts(
-        self, direction: Direction, parts: Sequence[str], findings: Iterable[Finding], session: Session
-    ) -> list[str]:
-        """The parts of one text; a placeholder stands in the part that its value begins in."""
-        actions = {rule.type: rule.action for rule in self.policy.rules(direction)}
-        hidden = [finding for finding in findings if actions[finding.family] == "redact"]
-        whole, shown, start, at = "".join(parts), list[str](), 0, 0
-        for part in parts:
-            end, pieces, done = start + len(part), list[str](), start
-            while at < len(hidden) and hidden[at].start < end:
-                finding = hidden[at]
-                pieces.append(whole[done : max(finding.start, start)])
-                if finding.start >= start:
-                    pieces.append(session.placeholder(finding.label, Text(whole[finding.start : finding.end]).scan))
-                done = min(finding.end, end)
-                if finding.end > end:
-                    break  # goes on in the next part
-                at += 1
-            shown.append("".join([*pieces, whole[done:end]]))
-            start = end
-        return shown
-
 
 def moved(finding: Finding, span: tuple[int, int]) -> Finding:
     """A finding, its span counted from elsewhere."""
@@ -255,7 +210,8 @@ def moved(finding: Finding, span: tuple[int, int]) -> Finding:
 
 
 def _serves(detector: Detector, rule: Rule) -> bool:
-    return detector.family == rule.type and _regions(detector) == rule.phone_regions
+    same = detector.family == rule.type and _regions(detector) == rule.phone_regions
+    return same and _options(detector) in (None, rule.options)
 
 
 def _regions(detector: Detector) -> frozenset[str] | None:
@@ -263,8 +219,13 @@ def _regions(detector: Detector) -> frozenset[str] | None:
     return getattr(detector, "regions", None)
 
 
-def _load(family: str, labels: frozenset[str], regions: frozenset[str] | None) -> Detector:
+def _options(detector: Detector) -> Options | None:
+    """The options it was made with; most have none."""
+    return getattr(detector, "options", None)
+
+
+def _load(family: str, wanted: Wanted) -> Detector:
     try:
-        return build_detector(family, labels, regions)
+        return build_detector(family, wanted)  # type: ignore[return-value]  # of an inline family
     except Exception as error:  # the edge of third-party engines: name the one that does not load
         raise DetectorFailed(family, f"cannot be loaded ({type(error).__name__}: {error})") from error

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+from aim_guardrail.detectors.base import Asked, Passage
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.context import RequestContext
-from aim_guardrail.pipeline.guard import DetectorFailed, Guard, Ruling
+from aim_guardrail.pipeline.failures import DetectorFailed, DetectorTimedOut
+from aim_guardrail.pipeline.guard import INLINE_CHARS, Guard
+from aim_guardrail.pipeline.ruling import Ruling, redacted
 from aim_guardrail.pipeline.session import Session
-from aim_guardrail.policy import Direction, Verdict
+from aim_guardrail.policy import Direction, Verdict, settle
 from aim_guardrail.slots.apply import apply
 from aim_guardrail.slots.collect import collect, collect_json
 from aim_guardrail.slots.places import FREE, Place
 from aim_guardrail.slots.slot import Json, Slot, Slots, spelt
 from aim_kserve.errors import ContentBlocked, Unavailable
+
+T = TypeVar("T")
 
 _ORDER = {"allow": 0, "flag": 1, "redact": 2, "block": 3}
 
@@ -38,10 +45,15 @@ class Blocked(ContentBlocked):
 class Screening:
     """The checks of one request: its session, and the strictest action and all families so far.
 
+    ``screen*`` are all checks; what has no such prefix is the inline stage alone, which a stream's pieces get.
+
     Not thread-safe; may be used from one thread after another.
+
+    Attributes:
+        prompt: the prompt's passages as they went on, for detectors that judge an answer by what was asked.
     """
 
-    __slots__ = ("_keys", "_metrics", "actions", "context", "degraded", "families", "guard", "session")
+    __slots__ = ("_keys", "_metrics", "actions", "context", "degraded", "families", "guard", "prompt", "session")
 
     def __init__(self, guard: Guard, metrics: Metrics, context: RequestContext) -> None:
         self.guard = guard
@@ -50,6 +62,7 @@ class Screening:
         self.actions: dict[Direction, str] = {"prompt": "allow", "answer": "allow"}
         self.families: dict[str, None] = {}
         self.degraded: dict[str, None] = {}
+        self.prompt: Sequence[Passage] = ()
         self._metrics = metrics
         self._keys = 0
 
@@ -81,11 +94,17 @@ class Screening:
         self.degraded.update(dict.fromkeys(verdict.degraded))
         for detector in verdict.degraded:
             self._metrics.detector_failed(detector, "degraded")
-        self._metrics.detected(direction, verdict, self.guard.policy)
+        self._metrics.detected(verdict)
 
     def failed(self, error: DetectorFailed) -> Unavailable:
         """A detector failed and the policy fails closed: what the client is told."""
         self._metrics.detector_failed(error.detector, "closed")
+        if isinstance(error, DetectorTimedOut):
+            return Unavailable(
+                f"the guardrail's detector {error.detector!r} did not answer in its time and nothing passes unchecked: "
+                "ask again",
+                code="guardrail_timeout",
+            )
         return Unavailable(
             f"the guardrail's detector {error.detector!r} failed and nothing passes unchecked: ask again",
             code="guardrail_failed",
@@ -93,9 +112,9 @@ class Screening:
 
     # --- checks ---------------------------------------------------------------------------------------------------
 
-    def body(self, direction: Direction, body: Json, place: Place = FREE) -> bool:
+    async def screen(self, direction: Direction, body: Json, place: Place = FREE, size: int = 0) -> bool:
         """Check every text in ``body``, whose root is ``place``, and put redacted ones in their places; True if
-        ``body`` is another now.
+        ``body`` is another now. ``size``: roughly how many bytes it has; large ones are checked in a thread.
 
         Raises:
             Blocked: a text may not pass.
@@ -103,38 +122,79 @@ class Screening:
             BadRequest: a prompt that cannot be checked (token ids, embeddings), or nested deeper than 200 levels.
             UpstreamFailed: an answer nested deeper than that.
         """
-        slots = collect(direction, body, place)
-        self._keys = slots.keys
-        texts = self.texts(direction, slots)
-        return apply(body, slots, texts, shadows=direction == "answer")
+        if not self.guard.stages.watches(direction):
+            return await by_size(size, self.body, direction, body, place)
+        slots, texts = await by_size(size, self._collected, direction, body, place)
+        texts = await self._judged(direction, slots, texts)
+        return await by_size(size, apply, body, slots, texts, direction == "answer")
+
+    async def screen_texts(self, direction: Direction, slots: Slots) -> list[str]:
+        """Each slot's text as it may pass. Raises Blocked, Unavailable as :meth:`screen`."""
+        size = sum(len(slot.text) for slot in slots.items)
+        texts = await by_size(size, self.texts, direction, slots)
+        return await self._judged(direction, slots, texts)
+
+    def body(self, direction: Direction, body: Json, place: Place = FREE) -> bool:
+        """The inline stage of :meth:`screen`."""
+        slots, texts = self._collected(direction, body, place)
+        return apply(body, slots, texts, direction == "answer")
 
     def texts(self, direction: Direction, slots: Slots) -> list[str]:
-        """Each slot's text as it may pass. Raises Blocked, Unavailable as :meth:`body`."""
+        """The inline stage of :meth:`screen_texts`."""
         try:
-            rulings = self.guard.judge(direction, slots, self.context)
+            rulings = self.guard.judge(direction, slots)
         except DetectorFailed as error:
             raise self.failed(error) from error
+        if not rulings:
+            return [slot.text for slot in slots.items]
+        self._rule(direction, slots, rulings)
+        return self.guard.redacted(slots, rulings, self.session)
+
+    def _collected(self, direction: Direction, body: Json, place: Place) -> tuple[Slots, list[str]]:
+        slots = collect(direction, body, place)
+        self._keys = slots.keys
+        return slots, self.texts(direction, slots)
+
+    async def _judged(self, direction: Direction, slots: Slots, texts: list[str]) -> list[str]:
+        """The texts that the inline stage let pass, as the stages behind it let them pass."""
+        if not self.guard.stages.watches(direction):
+            return texts
+        runs, passages = _passages(direction, slots, texts)
+        if direction == "prompt":
+            self.prompt = [*self.prompt, *passages]
+        began = self.context.arrived_s if direction == "prompt" else time.monotonic()
+        asked = Asked(began + self.guard.policy.budget_s, self.prompt if direction == "answer" else ())
+        try:
+            judgement = await self.guard.stages.judge(direction, passages, asked, self._metrics)
+        except DetectorFailed as error:
+            raise self.failed(error) from error
+        degraded = tuple(judgement.degraded)
+        rulings = [Ruling(run, settle(found)) for run, found in zip(runs, judgement.findings, strict=True) if found]
+        if degraded:
+            self.note(direction, Verdict(degraded=degraded))
+        self._rule(direction, slots, rulings)
+        return redacted(texts, rulings, self.session)
+
+    def _rule(self, direction: Direction, slots: Slots, rulings: Sequence[Ruling]) -> None:
+        """Note the rulings. Raises Blocked."""
         for ruling in rulings:
             self.note(direction, ruling.verdict)
             if ruling.verdict.blocked:
-                raise Blocked(_where(slots, ruling, self._first(direction, ruling.verdict)), ruling.verdict)
-        if not rulings:
-            return [slot.text for slot in slots.items]
-        return self.guard.redacted(direction, slots, rulings, self.session)
-
-    def _first(self, direction: Direction, verdict: Verdict) -> int:
-        """Where what blocks begins."""
-        return next(f.start for f in verdict.findings if self.guard.blocks(direction, f))
+                first = next(f.start for f in ruling.verdict.findings if f.action == "block")
+                raise Blocked(_where(slots, ruling, first), ruling.verdict)
 
     def text(self, direction: Direction, text: str, where: str = "") -> str:
-        """One text alone as it may pass. Raises Blocked, Unavailable as :meth:`body`."""
+        """One text alone as it may pass, by the inline stage. Raises Blocked, Unavailable as :meth:`screen`."""
         return self.texts(direction, Slots([Slot(text, (where,))]))[0]
 
     def json_text(self, direction: Direction, text: str) -> str:
-        """A string that is JSON itself, such as a tool call's arguments, as it may pass. Raises as :meth:`body`."""
+        """A string that is JSON itself, such as a tool call's arguments, as it may pass, by the inline stage.
+
+        Raises as :meth:`screen`.
+        """
         box: Json = {"": text}
         slots = collect_json(direction, text)
-        apply(box, slots, self.texts(direction, slots), shadows=False)
+        apply(box, slots, self.texts(direction, slots), False)
         shown: str = box[""]
         return shown
 
@@ -145,6 +205,27 @@ class Screening:
         came. Each key has its colon, so a text with as many colons as keys were met has none twice.
         """
         return body.count(b":") != self._keys
+
+
+async def by_size(size: int, check: Callable[..., T], *args: Any) -> T:
+    """What is small is checked at once, what is large in a thread."""
+    return check(*args) if size <= INLINE_CHARS else await asyncio.to_thread(check, *args)
+
+
+def _passages(direction: Direction, slots: Slots, texts: list[str]) -> tuple[list[tuple[int, ...]], list[Passage]]:
+    """What batch detectors look at: every text, parts that are read as one as one; which slots each is of."""
+    runs: list[tuple[int, ...]] = []
+    passages: list[Passage] = []
+    joined = {at: run for run in slots.joined for at in run}
+    for at, slot in enumerate(slots.items):
+        run = joined.get(at, (at,))
+        if slot.kind != "text" or run[0] != at:
+            continue
+        text = "".join(texts[part] for part in run)
+        if text.strip():
+            runs.append(run)
+            passages.append(Passage(text, direction, slot.role, slot.key))
+    return runs, passages
 
 
 def _where(slots: Slots, ruling: Ruling, first: int) -> str:

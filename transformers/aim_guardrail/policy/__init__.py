@@ -5,13 +5,14 @@ from aim_guardrail.policy.policy import (
     Direction,
     Policy,
     Rule,
+    Stage,
     StreamRules,
     load_policy,
     parse_policy,
     shipped_policy,
 )
 from aim_guardrail.policy.source import PolicyError
-from aim_guardrail.policy.verdict import Verdict, decide
+from aim_guardrail.policy.verdict import Verdict, decide, settle
 
 __all__ = [
     "Action",
@@ -19,10 +20,12 @@ __all__ = [
     "Policy",
     "PolicyError",
     "Rule",
+    "Stage",
     "StreamRules",
     "Verdict",
     "decide",
     "load_policy",
     "parse_policy",
+    "settle",
     "shipped_policy",
 ]

@@ -9,21 +9,35 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from reprlib import Repr
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticKnownError
 
-from aim_guardrail.detectors.base import FAMILIES, Finding
+from aim_guardrail.detectors.base import Finding, Label
+from aim_guardrail.detectors.families import FAMILIES, Options, Wanted
 from aim_guardrail.policy.source import MAX_CHARS, PolicyError, Source
 
-Action = Literal["block", "redact", "flag"]
+Action = Literal["block", "redact", "flag", "log"]
+OnFailure = Literal["closed", "open"]
+Score = Annotated[float, Field(ge=0, le=1)]
+NAME = r"^([a-z0-9]([a-z0-9-]*[a-z0-9])?)?$"
+DEFAULT = "default"  # in a rule's actions: of all entities it does not name
 Direction = Literal["prompt", "answer"]
 
 #: A value in a message: enough to be known again, however large, deep or entangled it is.
@@ -38,14 +52,30 @@ class _Strict(BaseModel):
 class Rule(_Strict):
     """For one family in one direction: which entities, from which score, and the action.
 
-    `regions`: whose national telephone numbers are looked for (ISO 3166-1 codes), all by default.
+    Attributes:
+        id: names the rule in verdicts, metrics and audits; by default its type.
+        options: what its family takes (`families.Options`), e.g. the address of a judge.
+        action: one for all its entities, or one for each; entities a mapping does not name are not looked for, unless
+            it names `default`.
+        entities: which labels are looked for; all of its family by default.
+        threshold: the score from which a finding counts, or one for each entity; its label's own by default.
+        regions: whose national telephone numbers are looked for (ISO 3166-1 codes), all by default.
+        timeout_ms: how long a batch detector may take; no more than what is left of the policy's budget in any case.
+        required: nothing passes without its answer, whatever `on_timeout` and `on_error` say.
+        on_timeout, on_error: the policy's own by default.
     """
 
     type: str
-    action: Action
+    id: str = Field(default="", max_length=63, pattern=NAME)
+    options: Options = Field(default=None, validate_default=True)
+    action: Action | dict[str, Action]
     entities: tuple[str, ...] | None = Field(default=None, min_length=1)
-    threshold: float | None = Field(default=None, ge=0, le=1)
+    threshold: Score | dict[str, Score] | None = None
     regions: tuple[str, ...] | None = Field(default=None, min_length=1)
+    timeout_ms: int | None = Field(default=None, ge=1, le=600_000)
+    required: bool = False
+    on_timeout: OnFailure | None = None
+    on_error: OnFailure | None = None
 
     @field_validator("type")
     @classmethod
@@ -54,6 +84,21 @@ class Rule(_Strict):
             near = _nearest(value, FAMILIES)
             raise ValueError(f"unknown type {_SHORT.repr(value)}: use one of {', '.join(FAMILIES)}{near}")
         return value
+
+    @field_validator("options", mode="wrap")
+    @classmethod
+    def _of_its_family(cls, value: Any, _: Any, info: Any) -> Options:
+        family = FAMILIES.get(info.data.get("type", ""))
+        if family is None:  # said already
+            return Options()
+        if isinstance(value, family.options):
+            return value
+        try:
+            return family.options.model_validate({} if value is None else value)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where + ': ' if where else ''}{_problem(first, family.options)}") from None
 
     @field_validator("regions", mode="before")
     @classmethod
@@ -67,36 +112,46 @@ class Rule(_Strict):
     def _as_tuple(cls, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
-    @field_validator("entities")
+    @field_validator("action", "entities")
     @classmethod
-    def _known_entities(cls, value: tuple[str, ...] | None, info: Any) -> tuple[str, ...] | None:
-        known = FAMILIES.get(info.data.get("type", ""))
-        if value is None or known is None:
+    def _known_entities(cls, value: Any, info: Any) -> Any:
+        known = _known_labels(info)
+        if value is None or isinstance(value, str) or not known:
             return value
         for entity in value:
-            if entity not in known:
+            if entity not in known and not (entity == DEFAULT and isinstance(value, dict)):
                 near = _nearest(entity, known)
                 raise ValueError(f"unknown entity {_SHORT.repr(entity)}: use some of {', '.join(known)}{near}")
+        if not value:
+            raise ValueError("names no entity: name one, or give one action for all")
         if len(set(value)) != len(value):
             raise ValueError("an entity is listed twice: list each once")
         return value
 
     @field_validator("threshold")
     @classmethod
-    def _reachable(cls, value: float | None, info: Any) -> float | None:
-        known = FAMILIES.get(info.data.get("type", ""), {})
+    def _reachable(cls, value: float | dict[str, float] | None, info: Any) -> float | dict[str, float] | None:
+        known = _known_labels(info)
         named = info.data.get("entities")
+        if isinstance(value, dict):
+            for entity, score in value.items():
+                if known and entity not in known:
+                    near = _nearest(entity, known)
+                    raise ValueError(f"unknown entity {_SHORT.repr(entity)}: use some of {', '.join(known)}{near}")
+                if known and score > known[entity].top_score:
+                    raise ValueError(_unreachable(score, entity, known[entity].top_score, "lower it"))
+            return value
         tops = {entity: known[entity].top_score for entity in named or known if entity in known}
         if value is not None and tops and value > min(tops.values()):
             entity, top = min(tops.items(), key=lambda item: item[1])
             remedy = "lower it" if named or len(known) == 1 else "lower it, or list the entities it is meant for"
-            raise ValueError(f"{value} can never match {entity}, whose highest score is {top}: {remedy}")
+            raise ValueError(_unreachable(value, entity, top, remedy))
         return value
 
     @field_validator("regions")
     @classmethod
     def _known_regions(cls, value: tuple[str, ...] | None, info: Any) -> tuple[str, ...] | None:
-        entities = info.data.get("entities") or FAMILIES.get(info.data.get("type", ""), {})
+        entities = info.data.get("entities") or _known_labels(info)
         if value is None or not entities:
             return value
         if "PHONE_NUMBER" not in entities:
@@ -113,46 +168,164 @@ class Rule(_Strict):
             raise ValueError("a region is listed twice: list each once")
         return value
 
+    @model_validator(mode="after")
+    def _agrees(self) -> Rule:
+        if self.is_inline and (self.timeout_ms is not None or self.on_timeout is not None):
+            raise ValueError(f"type {self.type!r} is checked inline and cannot time out: remove timeout_ms, on_timeout")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What verdicts, metrics and audits call it."""
+        return self.id or self.type
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether it is judged before anything is awaited, and of a stream with every piece."""
+        return FAMILIES[self.type].kind == "inline"
+
     @property
     def phone_regions(self) -> frozenset[str] | None:
         """Whose national telephone numbers are looked for; None: every region's."""
         return None if self.regions is None else frozenset(self.regions)
 
     @property
+    def wanted(self) -> Wanted:
+        """What its detector must be able to find."""
+        return Wanted(self.labels, self.options, self.phone_regions)
+
+    @cached_property
+    def known(self) -> Mapping[str, Label]:
+        """All labels it could look for."""
+        return FAMILIES[self.type].labels_of(self.options)
+
+    @cached_property
     def labels(self) -> frozenset[str]:
         """The labels this rule applies to."""
-        return frozenset(self.entities if self.entities is not None else FAMILIES[self.type])
+        named = frozenset(self.entities if self.entities is not None else self.known)
+        if isinstance(self.action, dict) and DEFAULT not in self.action:
+            return named & self.action.keys()
+        return named
+
+    @property
+    def actions(self) -> frozenset[Action]:
+        """Every action it may come to."""
+        return frozenset(map(self.action_on, self.labels))
+
+    def action_on(self, label: str) -> Action:
+        """What is done about a finding of this label, one of `labels`."""
+        if isinstance(self.action, str):
+            return self.action
+        return self.action[label] if label in self.action else self.action[DEFAULT]
 
     def applies(self, finding: Finding) -> bool:
         """Whether the rule keeps this finding: its family, its label, a score at or above the threshold."""
         if finding.family != self.type or finding.label not in self.labels:
             return False
-        default = FAMILIES[self.type][finding.label].threshold
-        return finding.score >= (default if self.threshold is None else self.threshold)
+        threshold = self.threshold.get(finding.label) if isinstance(self.threshold, dict) else self.threshold
+        return finding.score >= (self.known[finding.label].threshold if threshold is None else threshold)
+
+
+def _known_labels(info: Any) -> Mapping[str, Label]:
+    """Of a rule that is being validated; none where its type or its options were refused."""
+    family, options = FAMILIES.get(info.data.get("type", "")), info.data.get("options")
+    return {} if family is None or options is None else family.labels_of(options)
+
+
+def _unreachable(score: float, entity: str, top: float, remedy: str) -> str:
+    return f"{score} can never match {entity}, whose highest score is {top}: {remedy}"
+
+
+class Stage(_Strict):
+    """Rules of batch detectors that are asked at once (`parallel`), or one after another (`sequential`)."""
+
+    parallel: tuple[Rule, ...] = ()
+    sequential: tuple[Rule, ...] = ()
+
+    @field_validator("parallel", "sequential", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Stage:
+        if bool(self.parallel) == bool(self.sequential):
+            raise ValueError("a stage has rules under parallel or under sequential: give one of them")
+        return self
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Its rules."""
+        return self.parallel or self.sequential
+
+
+def _is_stage(value: Any) -> str:
+    is_stage = isinstance(value, Stage) or (isinstance(value, dict) and not value.keys().isdisjoint(Stage.model_fields))
+    return "stage" if is_stage else "rule"
+
+
+Item = Annotated[
+    Annotated[Rule, Tag("rule")] | Annotated[Stage, Tag("stage")],
+    Discriminator(_is_stage),
+]
 
 
 class StreamRules(_Strict):
-    """How much of an answer may be held back, and what happens to one unbroken run longer than that."""
+    """How streamed answers are checked.
 
+    Attributes:
+        mode: `holdback`: text goes out once it is judged; `buffer`: none before the whole answer is; `observe`: at
+            once, judged behind, and cut where a rule blocks: **what was shown by then has leaked**; `off`: not judged.
+        max_hold_chars: how much of an unbroken run is held back before `on_overflow` decides.
+        max_hold_ms: how long text waits for batch detectors before `on_timeout` decides; by default the budget.
+    """
+
+    mode: Literal["holdback", "buffer", "observe", "off"] = "holdback"
     max_hold_chars: int = Field(default=65536, ge=64, le=65536)
+    max_hold_ms: int | None = Field(default=None, ge=1, le=600_000)
     on_overflow: Literal["block", "redact"] = "block"
 
 
-class Policy(_Strict):
-    """A whole policy. `version` is the version of this format, not of the policy: see `version_hash`."""
+#: Milliseconds a request's checks may take in one direction, by what it is for.
+BUDGETS_MS = {"chat": 100, "rag": 150, "codegen": 200, "batch": 500}
 
-    version: Literal[1]
-    name: str = Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
-    on_error: Literal["closed", "open"] = "closed"
-    prompt: tuple[Rule, ...] = ()
-    answer: tuple[Rule, ...] = ()
+#: What version 1 of the format does not have.
+_NEW = {
+    "policy": ("tenant", "use_case", "budget_ms", "on_timeout", "images"),
+    "rule": ("id", "options", "timeout_ms", "required", "on_timeout", "on_error"),
+    "stream": ("mode", "max_hold_ms"),
+}
+
+
+class Policy(_Strict):
+    """A whole policy. `version` is the version of this format, not of the policy: see `version_hash`.
+
+    Attributes:
+        tenant: whose it is, None: everybody's who has none of their own.
+        budget_ms: what all checks of one direction may take, by default its use case's (`BUDGETS_MS`).
+        on_timeout, on_error: `closed`: what could not be judged does not pass; `open`: it does, and is marked degraded.
+        images: what becomes of pictures: `pass`, `refuse`, or judged by the family that classifies them.
+        prompt, answer: rules, and stages of them. Rules of inline families are judged first, wherever they stand; other
+            rules that stand next to each other outside a stage are asked at once.
+    """
+
+    version: Literal[1, 2]
+    name: str = Field(min_length=1, max_length=63, pattern=NAME)
+    tenant: str | None = Field(default=None, min_length=1, max_length=255)
+    use_case: Literal["chat", "rag", "codegen", "batch"] = "chat"
+    budget_ms: int | None = Field(default=None, ge=1, le=600_000)
+    on_timeout: OnFailure = "closed"
+    on_error: OnFailure = "closed"
+    images: Literal["pass", "refuse", "classify"] = "pass"
+    prompt: tuple[Item, ...] = ()
+    answer: tuple[Item, ...] = ()
     stream: StreamRules = StreamRules()
 
     @field_validator("version", mode="before")
     @classmethod
     def _is_a_number(cls, value: Any) -> Any:
         if type(value) is not int:  # Python takes True and 1.0 for 1
-            raise PydanticKnownError("literal_error", {"expected": "1"})
+            raise PydanticKnownError("literal_error", {"expected": "1 or 2"})
         return value
 
     @field_validator("prompt", "answer", mode="before")
@@ -162,13 +335,17 @@ class Policy(_Strict):
 
     @field_validator("prompt", "answer")
     @classmethod
-    def _one_rule_per_type(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    def _told_apart(cls, items: tuple[Item, ...]) -> tuple[Item, ...]:
         seen: set[str] = set()
-        for rule in rules:
-            if rule.type in seen:
+        for rule in _flat(items):
+            if rule.is_inline and rule.type in seen:
                 raise ValueError(f"type {rule.type!r} appears twice: merge the two rules into one")
-            seen.add(rule.type)
-        return rules
+            if rule.name in seen:
+                raise ValueError(f"{rule.name!r} appears twice: give each rule an id of its own")
+            seen.add(rule.name)
+            if rule.is_inline and any(isinstance(item, Stage) and rule in item.rules for item in items):
+                raise ValueError(f"type {rule.type!r} is checked inline, before any stage: put it outside the stage")
+        return items
 
     @model_validator(mode="after")
     def _does_something(self) -> Policy:
@@ -176,15 +353,56 @@ class Policy(_Strict):
             raise ValueError("the policy checks nothing: give at least one rule under prompt or answer")
         return self
 
+    @model_validator(mode="after")
+    def _keeps_to_its_version(self) -> Policy:
+        if self.version == 1:
+            items = [item for item in (*self.prompt, *self.answer)]
+            used = [name for name in _NEW["policy"] if name in self.model_fields_set]
+            used += [name for name in _NEW["stream"] if name in self.stream.model_fields_set]
+            used += [n for rule in _flat(items) for n in _NEW["rule"] if n in rule.model_fields_set]
+            used += ["stages"] if any(isinstance(item, Stage) for item in items) else []
+            used += [f"type {rule.type}" for rule in _flat(items) if rule.type not in ("secrets", "pii")]
+            if used:
+                raise ValueError(f"{used[0]} is new in version 2: say 'version: 2'")
+        return self
+
     def rules(self, direction: Direction) -> tuple[Rule, ...]:
-        """The rules of one direction."""
-        return self.prompt if direction == "prompt" else self.answer
+        """The rules of one direction, in their order."""
+        return self._all[direction]
+
+    def stages(self, direction: Direction) -> list[tuple[Literal["parallel", "sequential"], tuple[Rule, ...]]]:
+        """The stages behind the inline one, in their order."""
+        stages: list[tuple[Literal["parallel", "sequential"], tuple[Rule, ...]]] = []
+        loose: list[Rule] = []
+        for item in (*(self.prompt if direction == "prompt" else self.answer), None):
+            if isinstance(item, Rule):
+                loose += [] if item.is_inline else [item]
+                continue
+            if loose:
+                stages.append(("parallel", tuple(loose)))
+                loose = []
+            if item is not None:
+                stages.append(("parallel" if item.parallel else "sequential", item.rules))
+        return stages
+
+    @property
+    def budget_s(self) -> float:
+        """Seconds that all checks of one direction may take."""
+        return (self.budget_ms or BUDGETS_MS[self.use_case]) / 1000
+
+    @cached_property
+    def _all(self) -> dict[Direction, tuple[Rule, ...]]:
+        return {"prompt": tuple(_flat(self.prompt)), "answer": tuple(_flat(self.answer))}
 
     @cached_property
     def version_hash(self) -> str:
         """12 hex digits that change exactly when the meaning of the policy may (BLAKE2b of canonical JSON)."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()
+
+
+def _flat(items: Iterable[Rule | Stage]) -> list[Rule]:
+    return [rule for item in items for rule in (item.rules if isinstance(item, Stage) else (item,))]
 
 
 def load_policy(path: str | Path) -> Policy:
@@ -225,8 +443,16 @@ def parse_policy(source: str, origin: str) -> Policy:
     try:
         return Policy.model_validate(read.data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise read.error(first["loc"], _problem(first)) from error
+        errors = error.errors(include_url=False)
+        place = _place(errors[0])
+        within = [e for e in errors if _place(e)[: len(place)] == place]  # of a value that may have two forms
+        first = max(within, key=lambda e: len(_place(e)))
+        raise read.error(_place(first), _problem(first)) from error
+
+
+def _place(error: ErrorDetails) -> tuple[int | str, ...]:
+    """Where a refused value stands."""
+    return tuple(part for part in error["loc"] if part not in _TAGS and "[" not in str(part))
 
 
 def _reason(error: Exception) -> str:
@@ -235,15 +461,19 @@ def _reason(error: Exception) -> str:
 
 #: What a key stands in → the model whose fields are its known ones.
 _SECTIONS: dict[str, type[BaseModel]] = {"stream": StreamRules, "prompt": Rule, "answer": Rule}
+#: What pydantic calls the forms a value may have: no part of where it stands.
+_TAGS = frozenset(["rule", "stage", "constrained-float", "float"])
 #: pydantic speaks Python.
 _WORDS = re.compile(r"a valid dictionary( or instance of \w+)?")
 
 
-def _problem(error: ErrorDetails) -> str:
+def _problem(error: ErrorDetails, model: type[BaseModel] | None = None) -> str:
+    """What is wrong, in one line; `model`: whose fields are the known ones, where it is not told by the place."""
     kind, given, context = error["type"], _SHORT.repr(error["input"]), error.get("ctx", {})
     if kind == "extra_forbidden":
-        key, section = str(error["loc"][-1]), str(error["loc"][0]) if len(error["loc"]) > 1 else ""
-        known = _SECTIONS.get(section, Policy).model_fields
+        place = _place(error)
+        key, section = str(place[-1]), str(place[0]) if len(place) > 1 else ""
+        known = (model or _SECTIONS.get(section, Policy)).model_fields
         return f"unknown key{_nearest(key, known) or ': remove it'}; known: {', '.join(known)}"
     if kind == "missing":
         return "missing: add it"

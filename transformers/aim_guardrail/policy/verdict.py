@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
-from aim_guardrail.detectors.base import FAMILIES, Finding
-from aim_guardrail.policy.policy import Action, Rule
+from aim_guardrail.detectors.base import Finding
+from aim_guardrail.detectors.families import FAMILIES
+from aim_guardrail.policy.policy import Rule
 
 _FAMILY_ORDER = {family: rank for rank, family in enumerate(FAMILIES)}
-_ACTION_ORDER = {"block": 0, "redact": 1, "flag": 2}
-_VERDICT_ORDER = {**_ACTION_ORDER, "allow": 3}
+_ACTION_ORDER = {"block": 0, "redact": 1, "flag": 2, "log": 3}
+_VERDICT_ORDER = {"block": 0, "redact": 1, "flag": 2, "allow": 3}
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check came to. `families` and `findings` are those that count; `degraded` names the detectors
-    that failed under `on_error: open`.
+    """What a check came to.
+
+    Attributes:
+        families: those with a finding that the client is told of.
+        findings: what counts, each with its action; those that are only logged, too.
+        degraded: the detectors that failed, or were not asked, under `open`.
     """
 
     action: Literal["allow", "flag", "redact", "block"] = "allow"
@@ -41,36 +46,57 @@ class Verdict:
 
 
 def decide(findings: Iterable[Finding], rules: Sequence[Rule], degraded: tuple[str, ...] = ()) -> Verdict:
-    """The verdict of `rules` on `findings`. Where findings overlap, one remains: the strictest action, then
-    the family's precedence, then the score, then the length decide; it covers all that overlapped, so that
-    no part of a weaker finding stays visible. A flag never widens what is redacted.
+    """The verdict of `rules` on `findings`, each with the action of its rule. Where findings overlap, one remains: the
+    strictest action, then the family's precedence, then the score, then the length decide; it covers all that
+    overlapped, so that no part of a weaker finding stays visible. What is flagged or logged never widens a redaction.
     """
-    by_family = {rule.type: rule for rule in rules}
-    kept = [f for f in findings if f.family in by_family and by_family[f.family].applies(f)]
-    acts = {rule.type: rule.action for rule in rules}
-    hard = _merge([f for f in kept if acts[f.family] != "flag"], acts)
-    soft = _merge([f for f in kept if acts[f.family] == "flag"], acts)
-    soft = [f for f in soft if not any(f.start < h.end and h.start < f.end for h in hard)]
-    final = sorted(hard + soft, key=lambda f: f.start)
-    if not final:
+    by_name = {rule.name: rule for rule in rules}
+    by_family = {rule.type: rule for rule in reversed(rules)}
+    kept = list[Finding]()
+    for finding in findings:
+        rule = by_name.get(finding.detector) if finding.detector else by_family.get(finding.family)
+        if rule is not None and rule.applies(finding):
+            kept.append(replace(finding, action=rule.action_on(finding.label)))
+    return settle(kept, degraded)
+
+
+def settle(findings: Iterable[Finding], degraded: tuple[str, ...] = ()) -> Verdict:
+    """The verdict on findings that have their actions, such as those of several detectors on one text."""
+    kept = list(findings)
+    if not kept:
         return Verdict(degraded=degraded)
-    action = min((acts[f.family] for f in final), key=_ACTION_ORDER.__getitem__)
-    return Verdict(action, _ordered({f.family for f in final}), tuple(final), degraded)
+    final = _merge([f for f in kept if f.action in ("block", "redact")])
+    for action in ("flag", "log"):
+        soft = _merge([f for f in kept if f.action == action])
+        final += [f for f in soft if not any(f.start < h.end and h.start < f.end for h in final)]
+    final.sort(key=lambda f: f.start)
+    told = [f for f in final if f.action != "log"]
+    if not told:
+        return Verdict(findings=tuple(final), degraded=degraded)
+    strictest: Any = min((f.action for f in told), key=_ACTION_ORDER.__getitem__)
+    return Verdict(strictest, _ordered({f.family for f in told}), tuple(final), degraded)
 
 
 def _ordered(families: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(families, key=lambda family: (_FAMILY_ORDER.get(family, len(_FAMILY_ORDER)), family)))
 
 
-def _merge(findings: list[Finding], acts: dict[str, Action]) -> list[Finding]:
-    def precedence(f: Finding) -> tuple[int, int, float, int, str]:
-        return (_ACTION_ORDER[acts[f.family]], _FAMILY_ORDER[f.family], -f.score, f.start - f.end, f.rule_id)
+def _precedence(f: Finding) -> tuple[int, int, float, int, str]:
+    return (
+        _ACTION_ORDER[f.action],
+        _FAMILY_ORDER.get(f.family, len(_FAMILY_ORDER)),
+        -f.score,
+        f.start - f.end,
+        f.rule_id,
+    )
 
+
+def _merge(findings: list[Finding]) -> list[Finding]:
     merged: list[Finding] = []
     for finding in sorted(findings, key=lambda f: (f.start, f.end)):
         if merged and finding.start < merged[-1].end:
             last = merged[-1]
-            winner = min(last, finding, key=precedence)
+            winner = min(last, finding, key=_precedence)
             merged[-1] = replace(winner, start=last.start, end=max(last.end, finding.end))
         else:
             merged.append(finding)

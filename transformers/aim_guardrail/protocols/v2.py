@@ -22,7 +22,7 @@ from aim_kserve.http import json_length, parse_object
 from aim_kserve.kserve import InferRequest, InferResponse, to_http_parameters
 
 
-def check_binary(screening: Screening, direction: Direction, body: bytes, length: bytes) -> tuple[bytes, int]:
+async def check_binary(screening: Screening, direction: Direction, body: bytes, length: bytes) -> tuple[bytes, int]:
     """A body of JSON and the raw tensors after it, checked; with the length of its JSON.
 
     Raises:
@@ -31,17 +31,17 @@ def check_binary(screening: Screening, direction: Direction, body: bytes, length
         Blocked, Unavailable: see :class:`Screening`.
     """
     with _blame(direction):
-        return _checked_binary(screening, direction, body, length)
+        return await _checked_binary(screening, direction, body, length)
 
 
-def _checked_binary(screening: Screening, direction: Direction, body: bytes, length: bytes) -> tuple[bytes, int]:
+async def _checked_binary(screening: Screening, direction: Direction, body: bytes, length: bytes) -> tuple[bytes, int]:
     split = json_length(length, len(body))
     head = exact(parse_object(body[:split]), body[:split])
-    changed = screening.body(direction, head)
+    changed = await screening.screen(direction, head, size=split)
     raws = []
     for tensor, raw in _raw_tensors(head, body, split):
         if tensor.get("datatype") == "BYTES":
-            checked = pack(check_elements(screening, direction, unpack(raw), str(tensor.get("name"))))
+            checked = pack(await check_elements(screening, direction, unpack(raw), str(tensor.get("name"))))
             if checked != raw:
                 raw, changed = checked, True
                 tensor["parameters"]["binary_data_size"] = len(raw)
@@ -93,7 +93,7 @@ def _binary_tensors(head: Json) -> list[Json]:
     return found
 
 
-def check_tensors(screening: Screening, direction: Direction, message: InferRequest | InferResponse) -> None:
+async def check_tensors(screening: Screening, direction: Direction, message: InferRequest | InferResponse) -> None:
     """A message of KServe's, checked in place: its BYTES tensors and its string parameters.
 
     Raises:
@@ -102,16 +102,16 @@ def check_tensors(screening: Screening, direction: Direction, message: InferRequ
         Blocked, Unavailable: see :class:`Screening`.
     """
     with _blame(direction):
-        _check_tensors(screening, direction, message)
+        await _check_tensors(screening, direction, message)
 
 
-def _check_tensors(screening: Screening, direction: Direction, message: InferRequest | InferResponse) -> None:
-    _check_names(screening, direction, message)
+async def _check_tensors(screening: Screening, direction: Direction, message: InferRequest | InferResponse) -> None:
+    await _check_names(screening, direction, message)
     for tensor in message.inputs if isinstance(message, InferRequest) else message.outputs:
         if tensor.datatype != "BYTES":
             continue
         elements = unpack(tensor._raw_data) if tensor._raw_data else _flat(tensor.data)
-        checked = check_elements(screening, direction, elements, tensor.name)
+        checked = await check_elements(screening, direction, elements, tensor.name)
         if checked != elements:
             if tensor._raw_data:
                 tensor._raw_data = pack(checked)
@@ -119,7 +119,7 @@ def _check_tensors(screening: Screening, direction: Direction, message: InferReq
                 tensor.data = [element.decode("utf-8", "replace") for element in checked]
 
 
-def _check_names(screening: Screening, direction: Direction, message: InferRequest | InferResponse) -> None:
+async def _check_names(screening: Screening, direction: Direction, message: InferRequest | InferResponse) -> None:
     """What strings there are beside the tensors' elements: the id, names, parameters of all."""
     said: Json = {"id": message.id, "parameters": message.parameters}
     parts: dict[str, list[Any]] = {}
@@ -129,7 +129,7 @@ def _check_names(screening: Screening, direction: Direction, message: InferReque
         parts = {"outputs": message.outputs}
     for key, items in parts.items():
         said[key] = [{"name": item.name, "parameters": to_http_parameters(item.parameters or {})} for item in items]
-    if not screening.body(direction, said):
+    if not await screening.screen(direction, said):
         return
     message.id, message.parameters = said["id"], said["parameters"]
     for key, items in parts.items():
@@ -146,21 +146,11 @@ def _flat(data: Any) -> list[bytes]:
     return [element for item in data for element in _flat(item)]
 
 
-def size_bytes(message: InferRequest | InferResponse) -> int:
-    """Roughly how much text a message holds."""
-    tensors = message.inputs if isinstance(message, InferRequest) else message.outputs
-    return sum(len(tensor._raw_data or b"") + sum(map(len, _texts(tensor.data))) for tensor in tensors)
-
-
-def _texts(data: Any) -> list[Any]:
-    return [item for item in data if isinstance(item, (str, bytes))] if isinstance(data, list) else []
-
-
-def check_elements(screening: Screening, direction: Direction, elements: list[bytes], name: str) -> list[bytes]:
+async def check_elements(screening: Screening, direction: Direction, elements: list[bytes], name: str) -> list[bytes]:
     """Each element of the tensor ``name`` checked as text; what is not UTF-8 as what a lenient reader makes of it."""
     texts = [element.decode("utf-8", "replace") for element in elements]
     slots = Slots([Slot(text, (name, index), name) for index, text in enumerate(texts)])
-    shown = screening.texts(direction, slots)
+    shown = await screening.screen_texts(direction, slots)
     return [
         element if text == before else text.encode()
         for element, before, text in zip(elements, texts, shown, strict=True)

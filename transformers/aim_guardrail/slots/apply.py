@@ -12,7 +12,7 @@ from aim_guardrail.slots.places import SHADOWS
 from aim_guardrail.slots.slot import Inner, Json, Path, Slots
 
 
-def apply(body: Json, slots: Slots, texts: Sequence[str], *, shadows: bool) -> bool:
+def apply(body: Json, slots: Slots, texts: Sequence[str], shadows: bool) -> bool:
     """Put ``texts``, one for each slot, in their places in ``body``; True if ``body`` is another now.
 
     A string that is JSON and gives a key twice is written anew: our parser saw only the last of the two.

@@ -125,26 +125,29 @@ class StreamGuard:
         verdict = self._guard.verdict("answer", Text.folded(self._context + scan), known)
         if any(finding.start < known for finding in verdict.findings):
             # A value that began in text already released: a detector broke its contract. Never go on then.
-            self._block(Finding("stream", "BOUNDARY", self._held_from, self._held_from, 1.0, "released-boundary"))
+            at = self._held_from
+            self._block(Finding("stream", "BOUNDARY", at, at, 1.0, "released-boundary", action="block"))
             return ""
         local = [moved(f, text.span(f.start - known, f.end - known)) for f in verdict.findings]
         if verdict.blocked:
-            first = next(f for f in local if self._guard.blocks("answer", f))
+            first = next(f for f in local if f.action == "block")
             piece, shown = piece[: first.start], [f for f in local if f.end <= first.start]
         else:
             shown = local
         offset = self._held_from
         findings = tuple(moved(f, (f.start + offset, f.end + offset)) for f in local)
         self._verdict = self._verdict.joined(replace(verdict, findings=findings))
-        return self._guard.redact("answer", Text(piece), shown, self._session)
+        return self._guard.redact(Text(piece), shown, self._session)
 
     def _overflow(self) -> str:
         scan = Text(self._held).scan
         if holds_private_key(scan):
             return ""  # certain to be redacted or blocked: its end is worth waiting for
         start = self._held_from
-        finding = Finding("stream", "UNBROKEN_RUN", start, start + len(self._held), 1.0, "max_hold_chars")
-        if self._guard.policy.stream.on_overflow == "block":
+        action = self._guard.policy.stream.on_overflow
+        end = start + len(self._held)
+        finding = Finding("stream", "UNBROKEN_RUN", start, end, 1.0, "max_hold_chars", action=action)
+        if action == "block":
             self._block(finding)
             return ""
         self._verdict = self._verdict.joined(Verdict("redact", ("stream",), (finding,)))
