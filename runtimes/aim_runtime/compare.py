@@ -20,7 +20,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
-from aim_runtime.key_file import read_key
+from aim_kserve.identity.key_file import read_key
 from aim_runtime.tables import plain_table, show
 
 #: Histogram → the name of its figures, and how many of the shown unit a second has.
@@ -209,9 +209,9 @@ def _text(source: str, key: str | None) -> str:
 
 def _key(file: Path | None) -> str | None:
     try:
-        return read_key(file) if file else None
+        return read_key(file).decode() if file else None
     except ValueError as error:
-        raise CompareError(f"--api-key-file {error}") from None
+        raise CompareError(f"--api-key-file {file}: {error}") from None
 
 
 def table(found: Iterable[Row]) -> Table:

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aim_guardrail.credentials import RECHECK_S, Credentials, Hidden, OwnKey, read_key
+from aim_guardrail.credentials import Credentials, Hidden
 from aim_guardrail.settings import GuardrailSettings
+from aim_kserve.identity.key_file import KeyFile, read_key
 from aim_kserve.kserve import pb, pb_grpc
 from aim_kserve.settings import SettingsError
 from fake_predictor import FakePredictor
@@ -215,7 +216,7 @@ def test_stripping_takes_credentials_only_and_keeps_the_order(headers: list[tupl
 
 def test_a_client_without_a_credential_gets_not_ours(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(OWN)
-    own = OwnKey(tmp_path / "key")
+    own = KeyFile(tmp_path / "key", "--key")
     assert Credentials("forward", own).sent([(b"a", b"b")]) == [(b"a", b"b")]
     ours = [(b"authorization", f"Bearer {OWN}".encode())]
     assert Credentials("forward", own).own() == Credentials("strip", own).own() == ours
@@ -238,31 +239,29 @@ def test_what_is_hidden_is_so_however_it_is_cut(pieces: list[bytes], key: bytes)
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "key"
     file.write_text(OWN)
-    now = 0.0
-    own = OwnKey(file, lambda: now)
+    own = KeyFile(file, "--key")
     file.unlink()
     if kind == "pipe":
         os.mkfifo(file)
     else:
         file.symlink_to("/dev/zero")
-    now += RECHECK_S
+    own.look()
     assert own.key == OWN.encode()
     with pytest.raises(ValueError, match="give a readable file"):
         read_key(file)
 
 
-def test_a_file_is_looked_at_once_a_second(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file, now = tmp_path / "key", 0.0
+def test_a_file_is_read_anew_when_it_is_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "key"
     file.write_text("first-secret")
-    own = OwnKey(file, lambda: now)
-    file.write_text("second-secret")
-    assert own.key == b"first-secret"
-    now += RECHECK_S
+    own = KeyFile(file, "--key").follow()
     with caplog.at_level(logging.INFO):
-        assert own.key == b"second-secret"
+        file.write_text("second-secret")
+        eventually(lambda: own.key == b"second-secret")
+        own.close()
         file.write_text("")
-        now += RECHECK_S
-        assert own.key == own.key == b"second-secret"
+        own.look()
+        assert own.key == b"second-secret"
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
     assert "secret" not in caplog.text.replace(str(tmp_path), "")
 

@@ -146,14 +146,15 @@ def test_a_closed_server_is_asked_with_a_key(saved: Path, tmp_path: Path, capsys
         server.shutdown()
 
 
-@pytest.mark.parametrize("text", ["", "two words", "a\nb", "x" * 9000, "k\u00e9y"])
+@pytest.mark.parametrize("text", ["", "two words", "a\nb", "x" * 17_000, "k\u00e9y"])
 def test_a_file_that_holds_no_key_is_refused_without_what_it_holds(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     file = tmp_path / "key"
     file.write_text(text)
     assert main(["http://127.0.0.1:9", "--api-key-file", str(file)]) == 1
-    assert capsys.readouterr().err == f"error: --api-key-file {file}: must hold the key alone, on one line\n"
+    refused = "does not hold one key: give a file of one word, visible ASCII, at most 16 KiB"
+    assert capsys.readouterr().err == f"error: --api-key-file {file}: {refused}\n"
 
 
 def test_it_is_a_verb_of_the_runtime(saved: Path) -> None:

@@ -57,6 +57,8 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     [
         ("classes: {}", "q.yaml:1: version: Field required"),
         ("version: 2", "q.yaml:1: version: Input should be 1 (got 2)"),
+        ("version: true", "q.yaml:1: version: Input should be 1"),
+        ("version: 1.0", "q.yaml:1: version: Input should be 1"),
         ("version: 1\nclases: {}", "q.yaml:2: clases: unknown key; did you mean classes?"),
         ("version: 1\nclasses: {low: {max_wait: 1}}", "q.yaml:2: classes.low.max_wait: unknown key; did you mean max_"),
         ("version: 1\nclasses: {urgent: {}}", "Input should be 'high', 'medium' or 'low' (got 'urgent')"),

@@ -43,8 +43,8 @@ def test_an_age_says_more_than_the_time_already_spent():
     histogram = seen(([10] * 9 + [1000]) * 100)
     assert histogram.quantile("low", 0.5) == 10
     assert histogram.quantile("low", 0.5, at_least=11) > 800
-    assert histogram.done_within("low", 0, 10) > 0.85
-    assert histogram.done_within("low", 11, 100) < 0.02
+    assert histogram.ending("low", 0)(10) > 0.85
+    assert histogram.ending("low", 11)(100) < 0.02
 
 
 def test_a_change_of_load_is_followed():
@@ -91,15 +91,15 @@ def test_quantiles_rise_and_lie_beyond_the_age(lengths: list[int], shares: list[
 
 @settings(deadline=None)
 @given(lengths_strategy, st.integers(0, 2**21), st.lists(st.floats(0, 2**21), min_size=2, max_size=6))
-def test_done_within_is_a_distribution(lengths: list[int], age: int, horizons: list[float]):
+def test_what_is_to_come_is_a_distribution(lengths: list[int], age: int, horizons: list[float]):
     histogram = seen(lengths)
-    shares = [histogram.done_within("low", age, horizon) for horizon in sorted(horizons)]
+    shares = [histogram.ending("low", age)(horizon) for horizon in sorted(horizons)]
     assert all(0 <= share <= 1 for share in shares)
     assert all(one <= other + 1e-12 for one, other in pairwise(shares))
 
 
 @settings(deadline=None)
 @given(lengths_strategy, st.floats(0.01, 0.99), st.integers(0, 10_000))
-def test_a_quantile_is_what_is_done_within_it(lengths: list[int], q: float, age: int):
+def test_a_quantile_is_what_ends_within_it(lengths: list[int], q: float, age: int):
     histogram = seen(lengths)
-    assert histogram.done_within("low", age, histogram.quantile("low", q, age) - age) >= q - 1e-6
+    assert histogram.ending("low", age)(histogram.quantile("low", q, age) - age) >= q - 1e-6

@@ -5,25 +5,15 @@ All that is sent to the predictor passes :meth:`Credentials.sent` on its last st
 
 from __future__ import annotations
 
-import logging
-import re
-import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Literal
 
-from aim_kserve.identity.files import read_bounded, signature
-
-logger = logging.getLogger("aim.server")
+from aim_kserve.identity.key_file import KeyFile
 
 Mode = Literal["forward", "strip"]
 
 #: Headers and gRPC metadata that carry a client's credential. Servers that speak CGI take ``_`` for ``-``.
 _OF_CLIENTS = frozenset(b"authorization proxy-authorization x-api-key x_api_key api-key api_key".split())
-_MOST_BYTES = 16 * 1024  # a token of an identity provider is 1 to 4 KiB
-_KEY = re.compile(rb"[!-~]+")
-#: A file that changes is noticed within this many seconds.
-RECHECK_S = 1.0
 
 
 class Credentials:
@@ -34,7 +24,7 @@ class Credentials:
         own: the transformer's: of what it asks itself, and with ``strip`` sent in a client's place.
     """
 
-    def __init__(self, mode: Mode = "strip", own: OwnKey | None = None) -> None:
+    def __init__(self, mode: Mode = "strip", own: KeyFile | None = None) -> None:
         self._mode = mode
         self._own = own
 
@@ -86,55 +76,3 @@ class Hidden:
         while at >= 0 and not self._key.startswith(data[at:]):
             at = data.find(self._key[:1], at + 1)
         return at if at >= 0 else len(data)
-
-
-class OwnKey:
-    """A key in a file, read again when the file has changed. While it cannot be read, the last good one serves.
-
-    Raises:
-        ValueError: it holds no key to begin with; never with what it holds.
-    """
-
-    def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._file = file
-        self._clock = clock
-        self._looked_s = clock()
-        self._seen = signature(file)
-        self._key = read_key(file)
-
-    @property
-    def key(self) -> bytes:
-        """As it stands in the file now, or did at most ``RECHECK_S`` ago."""
-        if self._clock() - self._looked_s >= RECHECK_S:
-            self._looked_s = self._clock()
-            self._look()
-        return self._key
-
-    def _look(self) -> None:
-        seen = signature(self._file)
-        if seen == self._seen:
-            return
-        self._seen = seen
-        try:
-            self._key = read_key(self._file)
-        except ValueError as error:
-            logger.warning("--predictor_api_key_file %s: %s; the last good key serves", self._file, error)
-        else:
-            logger.info("--predictor_api_key_file %s: read anew", self._file)
-
-
-def read_key(file: Path) -> bytes:
-    """The key that a file holds: one word of visible ASCII.
-
-    Raises:
-        ValueError: it holds none; never with what it holds.
-    """
-    try:
-        key = read_bounded(file, _MOST_BYTES).strip()
-    except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror}): give a readable file that holds the key alone") from error
-    except ValueError:
-        key = b""  # too large
-    if not _KEY.fullmatch(key):
-        raise ValueError("does not hold one key: give a file of one word, visible ASCII, at most 16 KiB")
-    return key

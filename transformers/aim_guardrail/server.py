@@ -14,12 +14,13 @@ def run(settings: GuardrailSettings, policy: Policy) -> int:
     """Serve until a signal; returns the exit code."""
     guard = ThreadPoolExecutor(1, "guard").submit(Guard.load, policy)
     # The guard's engines and KServe load side by side: a second each.
-    from aim_guardrail.credentials import Credentials, OwnKey
+    from aim_guardrail.credentials import Credentials
     from aim_guardrail.metrics import Metrics
     from aim_guardrail.predictor import Predictor
     from aim_guardrail.proxy import Proxy
     from aim_guardrail.transformer import GuardrailModel
     from aim_guardrail.upstream import Upstream
+    from aim_kserve.identity.key_file import KeyFile
     from aim_kserve.log import log_to_stderr
     from aim_kserve.server import Server
 
@@ -27,7 +28,8 @@ def run(settings: GuardrailSettings, policy: Policy) -> int:
     metrics = Metrics()
     metrics.policy(policy)
     own = settings.predictor_api_key_file
-    credentials = Credentials(settings.predictor_credentials, None if own is None else OwnKey(own))
+    key = None if own is None else KeyFile(own, "--predictor_api_key_file").follow()
+    credentials = Credentials(settings.predictor_credentials, key)
     upstream = Upstream(
         settings.predictor_host,
         metrics,

@@ -9,8 +9,9 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from aim_guardrail.credentials import Mode, read_key
+from aim_guardrail.credentials import Mode
 from aim_guardrail.policy import Policy, load_policy, parse_policy, shipped_policy
+from aim_kserve.identity.key_file import read_key
 from aim_kserve.settings import ServerSettings
 
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?")

@@ -13,8 +13,8 @@ from pathlib import Path
 from random import Random
 from urllib.parse import urlsplit
 
+from aim_kserve.identity.key_file import read_key
 from aim_runtime.engines.openai_server.connection import Connection
-from aim_runtime.key_file import read_key
 
 from .answers import Answers
 from .lines import BatchError, Input
@@ -101,7 +101,7 @@ def _connection(given: argparse.Namespace) -> Connection:
         if given.api_key_file:
             read_key(given.api_key_file)  # before IN is read, which may take long
     except ValueError as error:
-        raise BatchError(f"--api-key-file {error}") from None
+        raise BatchError(f"--api-key-file {given.api_key_file}: {error}") from None
     return Connection(given.url, most=_MOST, silence_timeout_s=given.timeout_s, key_file=given.api_key_file)
 
 

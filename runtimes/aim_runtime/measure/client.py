@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Self
 
 import aiohttp
 
+from aim_kserve.identity.key_file import read_key
 from aim_kserve.sse import EventReader, EventTooLarge
-from aim_runtime.key_file import read_key
 from aim_runtime.measure.errors import MeasureError
 
 _PROBE_S = 10.0
@@ -178,6 +178,6 @@ def _as_json(text: str) -> Any:
 
 def _key(file: Path) -> str:
     try:
-        return read_key(file)
+        return read_key(file).decode()
     except ValueError as error:
-        raise MeasureError(f"--api-key-file {error}", exit_code=2) from None
+        raise MeasureError(f"--api-key-file {file}: {error}", exit_code=2) from None

@@ -109,12 +109,8 @@ class Lengths:
             return at_least + 1
         return max(at_least + 1, math.ceil(histogram.length_at(passed + q * (total - passed)) - 1e-9))
 
-    def done_within(self, qos_class: QosClass, age: float, tokens: float) -> float:
-        """How probably one that has ``age`` tokens has no more than so many to come."""
-        return self.ending(qos_class, age)(tokens)
-
     def ending(self, qos_class: QosClass, age: float) -> Callable[[float], float]:
-        """The same for one age, of any number of tokens to come; it holds until the next observation."""
+        """How probably one that has ``age`` tokens has no more than so many to come; true until the next observation."""
         if age >= _EDGES[-1]:
             return lambda _: 1.0
         up_to = self._histograms[qos_class].up_to

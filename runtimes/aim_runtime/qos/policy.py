@@ -16,9 +16,9 @@ import math
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from aim_kserve.identity.caller import QosClass
 from aim_profile.errors import AimProfileError
@@ -105,6 +105,11 @@ class Enforcement(_Part):
     share: Share = 0.0
 
 
+def _number(value: Any) -> Any:
+    """Python takes True and 1.0 for 1."""
+    return value if type(value) is int else str(value)
+
+
 class QosPolicy(_Part):
     """All of it; every key but ``version`` may be left out.
 
@@ -116,7 +121,7 @@ class QosPolicy(_Part):
     refused. enforcement: None: nothing is done about a burning budget but to show it.
     """
 
-    version: Literal[1]
+    version: Annotated[Literal[1], BeforeValidator(_number)]
     classes: Mapping[QosClass, ClassPolicy] = Field(default_factory=dict)
     tenants: Mapping[Name, TenantPolicy] = Field(default_factory=dict)
     default_weight: Weight = 1.0
