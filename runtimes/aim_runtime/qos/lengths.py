@@ -110,7 +110,7 @@ class Lengths:
         return max(at_least + 1, math.ceil(histogram.length_at(passed + q * (total - passed)) - 1e-9))
 
     def ending(self, qos_class: QosClass, age: float) -> Callable[[float], float]:
-        """How probably one that has ``age`` tokens has no more than so many to come; true until the next observation."""
+        """How probably one that has ``age`` tokens has no more than so many to come, until the next observation."""
         if age >= _EDGES[-1]:
             return lambda _: 1.0
         up_to = self._histograms[qos_class].up_to
