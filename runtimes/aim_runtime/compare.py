@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
 from aim_kserve.identity.key_file import read_key
-from aim_runtime.tables import plain_table, show
+from aim_kserve.tables import plain_table, show
 
 #: Histogram → the name of its figures, and how many of the shown unit a second has.
 LATENCIES = {

@@ -22,8 +22,8 @@ from aim_kserve.identity import keys
 from aim_kserve.identity.caller import QosClass, Scope
 from aim_kserve.log import printable
 from aim_kserve.settings import Parser
+from aim_kserve.tables import plain_table, show
 from aim_profile.units import duration_s
-from aim_runtime.tables import plain_table, show
 
 #: A key that ends within this time is marked.
 SOON = timedelta(days=14)

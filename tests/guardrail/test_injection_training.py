@@ -8,7 +8,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from injection_training import figures, foreign, synthetic
+from aim_guardrail.cli import figures
+from injection_training import foreign, synthetic
 from injection_training.archives import docstrings, literals
 from injection_training.grammar import Grammar
 

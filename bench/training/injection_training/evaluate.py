@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from aim_guardrail.cli.figures import Scores, auc, rate
 from aim_guardrail.detectors.injection import Injection, Thresholds, embedded
 from injection_training import corpora, foreign, training_set
 from injection_training.archives import Archives
-from injection_training.figures import Scores, auc, rate
 
 CHAT = 2000
 DOCUMENTS = 2000

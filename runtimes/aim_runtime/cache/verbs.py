@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from aim_kserve.tables import plain_table, show
 from aim_profile.errors import AimProfileError
 from aim_profile.units import duration_s, gib, parse_memory
 from aim_runtime.cache import AIM_CACHE
@@ -28,7 +29,6 @@ from aim_runtime.cache.prune import prune, size_bytes
 from aim_runtime.cache.stats import read_stats
 from aim_runtime.cache.uri import parse_uri
 from aim_runtime.cache.verify import verify
-from aim_runtime.tables import plain_table, show
 
 _LEAVES_AFTER_S = 2.0
 _ENDED = "ended; what has been fetched stays, and the next add goes on with it"

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from aim_kserve.tables import plain_table, show
 from aim_profile.serving.evidence import Slo
 from aim_runtime.measure.client import Client, Outcome
 from aim_runtime.measure.errors import MeasureError
@@ -20,7 +21,6 @@ from aim_runtime.measure.levels import Load, Shape
 from aim_runtime.measure.options import Options
 from aim_runtime.measure.prompts import Prompts
 from aim_runtime.measure.verb import ask_server, tokens_per_word, warm_up
-from aim_runtime.tables import plain_table, show
 
 #: Prompts of a round; the same ones each time would be answered out of a prefix cache.
 _PER_ROUND = 8

@@ -67,6 +67,15 @@ class Stages:
         """Whether there is any stage for this direction."""
         return bool(self._stages[direction])
 
+    def detector(self, rule: Rule) -> BatchDetector:
+        """The one that a rule of the policy asks."""
+        return self._detectors[rule.type, rule.wanted]
+
+    async def close(self) -> None:
+        """Give back what the detectors hold; none is shared with another policy then."""
+        for detector in self._detectors.values():
+            await detector.close()
+
     async def judge(
         self, direction: Direction, passages: Sequence[Passage], asked: Asked, metrics: Metrics
     ) -> Judgement:
@@ -111,7 +120,7 @@ class Stages:
         left = asked.deadline_s - time.monotonic()
         if rule.timeout_ms is not None:
             left = min(left, rule.timeout_ms / 1000)
-        detector = self._detectors[rule.type, rule.wanted]
+        detector = self.detector(rule)
         try:
             async with asyncio.timeout(left):
                 found = await detector.scan_batch(passages, replace(asked, deadline_s=time.monotonic() + left))

@@ -9,6 +9,7 @@ from aim_guardrail.policy.policy import (
     StreamRules,
     load_policy,
     parse_policy,
+    shipped_names,
     shipped_policy,
 )
 from aim_guardrail.policy.source import PolicyError
@@ -27,5 +28,6 @@ __all__ = [
     "load_policy",
     "parse_policy",
     "settle",
+    "shipped_names",
     "shipped_policy",
 ]

@@ -33,6 +33,8 @@ from aim_guardrail.detectors.base import Finding, Label
 from aim_guardrail.detectors.families import FAMILIES, Options, Wanted
 from aim_guardrail.policy.source import MAX_CHARS, PolicyError, Source
 
+_SHIPPED = resources.files("aim_guardrail") / "policies"
+
 Action = Literal["block", "redact", "flag", "log"]
 OnFailure = Literal["closed", "open"]
 Score = Annotated[float, Field(ge=0, le=1)]
@@ -426,11 +428,15 @@ def shipped_policy(name: str) -> Policy:
     Raises:
         PolicyError: there is none of that name.
     """
-    folder = resources.files("aim_guardrail") / "policies"
-    names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    names = shipped_names()
     if name not in names:
         raise PolicyError(f"no shipped policy is named {name!r}: use one of {', '.join(names)}, or a file path")
-    return parse_policy((folder / f"{name}.yaml").read_text(encoding="utf-8"), origin=f"{name}.yaml (shipped)")
+    return parse_policy((_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"), origin=f"{name}.yaml (shipped)")
+
+
+def shipped_names() -> list[str]:
+    """What policies come with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _SHIPPED.iterdir() if entry.name.endswith(".yaml"))
 
 
 def parse_policy(source: str, origin: str) -> Policy:

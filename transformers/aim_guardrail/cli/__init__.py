@@ -1,0 +1,1 @@
+"""`aim-guardrail`'s verbs: each module's ``main(argv)`` returns the exit code."""
