@@ -317,7 +317,7 @@ def test_a_flag_never_widens_or_hides_a_redaction():
             lambda start, size, family: finding(start, start + size, family, next(iter(FAMILIES[family].labels)), 1.0),
             st.integers(0, 50),
             st.integers(1, 20),
-            st.sampled_from(sorted(FAMILIES)),
+            st.sampled_from(sorted(rule.type for rule in REDACT_ALL)),
         ),
         max_size=12,
     )

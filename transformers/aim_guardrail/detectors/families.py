@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from aim_guardrail.detectors.base import BatchDetector, Detector, Label
+from aim_guardrail.detectors.code.labels import CODE_LABELS
 from aim_guardrail.detectors.pii_labels import PII_LABELS
 
 
@@ -73,10 +74,17 @@ def _pii(wanted: Wanted) -> Detector:
     return PiiDetector(wanted.labels, wanted.regions)
 
 
+def _code(wanted: Wanted) -> Detector:
+    from aim_guardrail.detectors.code.detector import CodeDetector
+
+    return CodeDetector(wanted.labels)
+
+
 _OURS = (
     # The scanner's own words are "high", "medium" and "low" confidence; they count as 0.9, 0.6 and 0.3 here.
     Family("secrets", "inline", {"SECRET": Label(threshold=0.5, top_score=0.9)}, _secrets),
     Family("pii", "inline", PII_LABELS, _pii),
+    Family("code", "inline", CODE_LABELS, _code),
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _OURS}
