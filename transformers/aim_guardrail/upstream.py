@@ -1,6 +1,6 @@
 """The predictor over HTTP: requests sent on, answers brought back, connections always given back or closed.
 
-The only file that knows aiohttp.
+The only file that knows aiohttp, but for `detectors/remote.py`.
 """
 
 from __future__ import annotations

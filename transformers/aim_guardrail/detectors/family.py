@@ -1,0 +1,57 @@
+"""What a family is: its labels, its options, and how its detector is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from aim_guardrail.detectors.base import Label
+
+
+class Options(BaseModel):
+    """What a rule's `options` may hold; this one: nothing. A family's own extends it. Unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a rule wants of its family's detector.
+
+    Attributes:
+        regions: whose national telephone numbers are looked for; None: every region's. PII only.
+    """
+
+    labels: frozenset[str]
+    options: Options = field(default_factory=Options)
+    regions: frozenset[str] | None = None
+
+
+Kind = Literal["inline", "batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family.
+
+    Attributes:
+        kind: `inline`: it makes a `Detector`; `batch`: a `BatchDetector`.
+        labels: what it can find, with default thresholds; of options that add labels, see `labels_of`.
+        build: makes its detector; blocking, from any thread. Raises whatever keeps the detector from loading.
+        options: what a rule's `options` may hold.
+        named: the labels that options add.
+    """
+
+    name: str
+    kind: Kind
+    labels: Mapping[str, Label]
+    build: Callable[[Wanted], Any]
+    options: type[Options] = Options
+    named: Callable[[Any], Mapping[str, Label]] | None = field(default=None)
+
+    def labels_of(self, options: Options) -> Mapping[str, Label]:
+        """All labels a rule with these options can name."""
+        return self.labels if self.named is None else {**self.labels, **self.named(options)}
