@@ -112,7 +112,8 @@ async def test_closed(closed: Served, predictor: FakePredictor, told: dict[str, 
     assert len(predictor.seen) == seen + bool(told)
     assert registry.get_sample_value("guardrail_errors_total", {"detector": "secrets", "reason": "closed"}) == 1
     direction = "answer" if told else "prompt"
-    assert registry.get_sample_value("guardrail_requests_total", {"direction": direction, "decision": "error"}) == 1
+    labels = {"direction": direction, "use_case": "chat", "decision": "error"}
+    assert registry.get_sample_value("guardrail_requests_total", labels) == 1
     assert registry.get_sample_value("guardrail_upstream_connections") == 0
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import scripted_detectors
 from aim_guardrail.detectors.base import Finding
 from aim_guardrail.detectors.families import FAMILIES
 from aim_guardrail.policy import Policy, PolicyError, Rule, Verdict, decide, load_policy, parse_policy, shipped_policy
@@ -426,3 +427,14 @@ def test_errors_of_version_2_name_the_place_too(old: str, new: str, line: int, m
         parse_policy(TWO.replace(old, new, 1), "p.yaml")
     assert str(caught.value).startswith(f"p.yaml:{line}: {message}")
     assert "\n" not in str(caught.value)
+
+
+def test_the_hash_changes_with_a_rules_options_and_an_action_for_each_label_names_its_detector(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setitem(FAMILIES, "scripted", scripted_detectors.FAMILY)
+    rule = "{type: scripted, action: {BAD: block}, options: {name: %s}}"
+    one, other = (parse_policy(f"version: 2\nname: p\nprompt: [{rule % name}]", "p") for name in "ab")
+    assert one.version_hash != other.version_hash
+    assert hash(one.rules("prompt")[0].wanted) != hash(other.rules("prompt")[0].wanted)
+    assert one.rules("prompt")[0].labels == {"BAD"}

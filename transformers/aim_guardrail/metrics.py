@@ -8,12 +8,15 @@ from typing import TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
+from aim_guardrail.detectors.threads import ABANDONED
 from aim_guardrail.policy import Direction, Policy, Verdict
 
 C = TypeVar("C", Counter, Histogram)
 
 #: Seconds. A check takes 20 us (a token) to 100 ms (a whole book).
 CHECK_BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+#: Seconds. A batch detector takes 0.3 ms (a small model) to its budget, a remote one what its timeout allows.
+DETECTOR_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.5, 1, 5, 30)
 HELD_BUCKETS = (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 
 
@@ -25,8 +28,8 @@ class Metrics:
         self._requests = _children(
             Counter(
                 "guardrail_requests",
-                "Checked prompts and answers of requests, by decision (allow, flag, redact, block, error)",
-                ("direction", "decision"),
+                "Checked prompts and answers of requests, by decision (allow, flag, redact, block, timeout, error)",
+                ("direction", "use_case", "decision"),
                 registry=registry,
             )
         )
@@ -36,11 +39,50 @@ class Metrics:
         self._errors = _children(
             Counter("guardrail_errors", "Detectors that failed", ("detector", "reason"), registry=registry)
         )
+        self._detector_seconds = _children(
+            Histogram(
+                "guardrail_detector_duration_seconds",
+                "Time from asking a batch detector to its answer, or to its being given up, by what it came to "
+                "(allowed, flagged, redacted, blocked, timeout, error, misconfigured)",
+                ("detector", "family", "direction", "result"),
+                buckets=DETECTOR_BUCKETS,
+                registry=registry,
+            )
+        )
+        self._timeouts = _children(
+            Counter(
+                "guardrail_timeouts",
+                "Batch detectors that did not answer in their time; open: it passed, closed: it was refused",
+                ("detector", "outcome"),
+                registry=registry,
+            )
+        )
+        self._skipped = _children(
+            Counter(
+                "guardrail_skipped",
+                "Batch detectors that were not asked, or not to the end (early_stop, budget, breaker, cache)",
+                ("detector", "reason"),
+                registry=registry,
+            )
+        )
+        self._budget_exceeded = _children(
+            Counter(
+                "guardrail_budget_exceeded",
+                "Prompts and answers whose checks did not fit into the budget",
+                ("use_case",),
+                registry=registry,
+            )
+        )
+        Gauge(
+            "guardrail_abandoned_calls",
+            "Calls of detectors that were given up and run on, in threads as a rule",
+            registry=registry,
+        ).set_function(lambda: ABANDONED.count)
         self._overhead = _children(
             Histogram(
                 "guardrail_overhead_seconds",
                 "Time spent on checking one request's prompt or answer",
-                ("direction",),
+                ("direction", "use_case"),
                 buckets=CHECK_BUCKETS,
                 registry=registry,
             )
@@ -68,10 +110,23 @@ class Metrics:
     def policy(self, policy: Policy) -> None:
         self._policy.labels(policy.name, policy.version_hash).set(1)
 
-    def checked(self, direction: Direction, decision: str, seconds: float) -> None:
+    def checked(self, direction: Direction, use_case: str, decision: str, seconds: float) -> None:
         """One request's prompt, or its answer, has been checked."""
-        self._requests(direction, decision).inc()
-        self._overhead(direction).observe(seconds)
+        self._requests(direction, use_case, decision).inc()
+        self._overhead(direction, use_case).observe(seconds)
+
+    def answered(self, detector: str, family: str, direction: Direction, result: str, seconds: float) -> None:
+        """A batch detector has answered, failed, or was given up."""
+        self._detector_seconds(detector, family, direction, result).observe(seconds)
+
+    def timed_out(self, detector: str, outcome: str) -> None:
+        self._timeouts(detector, outcome).inc()
+
+    def skipped(self, detector: str, reason: str) -> None:
+        self._skipped(detector, reason).inc()
+
+    def budget_exceeded(self, use_case: str) -> None:
+        self._budget_exceeded(use_case).inc()
 
     def detected(self, verdict: Verdict) -> None:
         """Count a final verdict's findings."""

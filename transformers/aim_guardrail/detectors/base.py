@@ -99,17 +99,19 @@ class Asked:
     Attributes:
         deadline_s: when its answer is of no use any more, by ``time.monotonic``.
         prompt: what was asked, where the passages are of an answer; else empty.
+        tenant: whose request it is, "" where nobody says: what is remembered is never shared between tenants.
     """
 
     deadline_s: float
     prompt: Sequence[Passage] = ()
+    tenant: str = ""
 
 
 class BatchDetector(Protocol):
     """Judges whole texts; awaited, behind the inline stage.
 
-    It must not block the event loop (a model runs in a thread), must give up by itself when it is cancelled, and its
-    finding on a passage never depends on the passages beside it.
+    It must not block the event loop (a model runs in a thread, see `threads`), must give up by itself when it is
+    cancelled, and its finding on a passage never depends on the passages beside it.
     """
 
     @property
@@ -123,6 +125,10 @@ class BatchDetector(Protocol):
     @property
     def digest(self) -> str:
         """Changes whenever what it finds may: of its model and its options. Part of a cached verdict's key."""
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether its findings on a passage follow from that passage alone: they may then be remembered."""
 
     async def scan_batch(self, passages: Sequence[Passage], asked: Asked) -> list[list[Finding]]:
         """The findings of each passage, all scores, below any threshold too.

@@ -14,6 +14,7 @@ from aim_guardrail.pipeline.failures import DetectorFailed, DetectorTimedOut
 from aim_guardrail.pipeline.guard import INLINE_CHARS, Guard
 from aim_guardrail.pipeline.ruling import Ruling, redacted
 from aim_guardrail.pipeline.session import Session
+from aim_guardrail.pipeline.stages import Answered
 from aim_guardrail.policy import Direction, Verdict, settle
 from aim_guardrail.slots.apply import apply
 from aim_guardrail.slots.collect import collect, collect_json
@@ -51,9 +52,13 @@ class Screening:
 
     Attributes:
         prompt: the prompt's passages as they went on, for detectors that judge an answer by what was asked.
+        answered: how each batch detector was, in both directions.
     """
 
-    __slots__ = ("_keys", "_metrics", "actions", "context", "degraded", "families", "guard", "prompt", "session")
+    __slots__ = (
+        *("_complete_s", "_keys", "_metrics", "actions", "answered", "context", "degraded", "families", "guard"),
+        *("prompt", "session"),
+    )
 
     def __init__(self, guard: Guard, metrics: Metrics, context: RequestContext) -> None:
         self.guard = guard
@@ -63,6 +68,8 @@ class Screening:
         self.families: dict[str, None] = {}
         self.degraded: dict[str, None] = {}
         self.prompt: Sequence[Passage] = ()
+        self.answered: list[Answered] = []
+        self._complete_s = time.monotonic()  # the request's last byte has come: a slow sender's time is its own
         self._metrics = metrics
         self._keys = 0
 
@@ -99,16 +106,7 @@ class Screening:
     def failed(self, error: DetectorFailed) -> Unavailable:
         """A detector failed and the policy fails closed: what the client is told."""
         self._metrics.detector_failed(error.detector, "closed")
-        if isinstance(error, DetectorTimedOut):
-            return Unavailable(
-                f"the guardrail's detector {error.detector!r} did not answer in its time and nothing passes unchecked: "
-                "ask again",
-                code="guardrail_timeout",
-            )
-        return Unavailable(
-            f"the guardrail's detector {error.detector!r} failed and nothing passes unchecked: ask again",
-            code="guardrail_failed",
-        )
+        return _unavailable(error)
 
     # --- checks ---------------------------------------------------------------------------------------------------
 
@@ -162,18 +160,24 @@ class Screening:
         runs, passages = _passages(direction, slots, texts)
         if direction == "prompt":
             self.prompt = [*self.prompt, *passages]
-        began = self.context.arrived_s if direction == "prompt" else time.monotonic()
-        asked = Asked(began + self.guard.policy.budget_s, self.prompt if direction == "answer" else ())
+        asked = self._asked(direction)
         try:
-            judgement = await self.guard.stages.judge(direction, passages, asked, self._metrics)
+            judgement = await self.guard.stages.judge(direction, passages, asked, self._metrics, self.answered)
         except DetectorFailed as error:
-            raise self.failed(error) from error
-        degraded = tuple(judgement.degraded)
+            raise _unavailable(error) from error
+        self.degraded.update(dict.fromkeys(judgement.degraded))
         rulings = [Ruling(run, settle(found)) for run, found in zip(runs, judgement.findings, strict=True) if found]
-        if degraded:
-            self.note(direction, Verdict(degraded=degraded))
         self._rule(direction, slots, rulings)
         return redacted(texts, rulings, self.session)
+
+    def _asked(self, direction: Direction) -> Asked:
+        """What batch detectors are told: of a prompt all have the budget together, from when it had come; an answer's
+        begins when it has."""
+        budget_s, caller = self.guard.policy.budget_s, self.context.caller
+        tenant = caller.tenant if caller is not None else ""
+        if direction == "prompt":
+            return Asked(self._complete_s + budget_s, tenant=tenant)
+        return Asked(time.monotonic() + budget_s, self.prompt, tenant)
 
     def _rule(self, direction: Direction, slots: Slots, rulings: Sequence[Ruling]) -> None:
         """Note the rulings. Raises Blocked."""
@@ -205,6 +209,10 @@ class Screening:
         came. Each key has its colon, so a text with as many colons as keys were met has none twice.
         """
         return body.count(b":") != self._keys
+
+
+def _unavailable(error: DetectorFailed) -> Unavailable:
+    return Unavailable(f"the guardrail's detector {error.detector!r} {error.told}", code=error.code)
 
 
 async def by_size(size: int, check: Callable[..., T], *args: Any) -> T:
@@ -253,8 +261,9 @@ class Timed:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         decision = self._screening.actions[self._direction]
         if error is not None and not isinstance(error, Blocked):
-            decision = "error"
-        self._metrics.checked(self._direction, decision, time.perf_counter() - self._started)
+            decision = "timeout" if isinstance(error.__cause__, DetectorTimedOut) else "error"
+        use_case = self._screening.guard.policy.use_case
+        self._metrics.checked(self._direction, use_case, decision, time.perf_counter() - self._started)
 
 
 def verdict_headers(action: str, families: tuple[str, ...], degraded: tuple[str, ...] = ()) -> dict[str, str]:

@@ -1,25 +1,48 @@
 """The stages behind the inline one: batch detectors asked side by side or in turn, within the policy's budget.
 
 A block ends it: what has not answered yet is cancelled, what has not been asked is not. A detector gets its own timeout
-or what is left of the budget, whichever is less; what becomes of one that is late or fails is the policy's to say.
+or what is left of the budget, whichever is less (`bounded`); what becomes of one that is late, fails, or is not worth
+asking, the policy says.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aim_guardrail.detectors.base import Asked, BatchDetector, Finding, Misconfigured, Passage
 from aim_guardrail.detectors.families import Wanted, build_detector
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.pipeline.failures import DetectorFailed, DetectorTimedOut
+from aim_guardrail.pipeline.bounded import Bounded, Found, NotAsked
+from aim_guardrail.pipeline.failures import DetectorFailed, DetectorMisconfigured, DetectorSkipped, DetectorTimedOut
 from aim_guardrail.policy import Direction, Policy, Rule
 
 Key = tuple[str, Wanted]
 """What tells detectors apart: their family, and what a rule wants of it."""
+
+_RESULTS = {"block": "blocked", "redact": "redacted", "flag": "flagged", "log": "allowed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """How one rule was answered, for audits, traces and metrics.
+
+    Attributes:
+        rule: its name.
+        result: `allowed`, `flagged`, `redacted`, `blocked`; `timeout`, `error`, `misconfigured`; `skipped_budget`,
+            `skipped_breaker`, `skipped_early_stop`.
+        began_s: when it was asked, by ``time.monotonic``.
+        seconds: until it answered, or was given up.
+    """
+
+    rule: str
+    family: str
+    result: str
+    began_s: float
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -43,9 +66,9 @@ class Judgement:
 class Stages:
     """A policy's batch detectors."""
 
-    def __init__(self, policy: Policy, detectors: Mapping[Key, BatchDetector]) -> None:
-        self._policy = policy
-        self._detectors = dict(detectors)
+    def __init__(self, policy: Policy, detectors: Mapping[Key, Bounded]) -> None:
+        self.policy = policy
+        self.detectors = dict(detectors)
         self._stages = {direction: policy.stages(direction) for direction in ("prompt", "answer")}
 
     @classmethod
@@ -55,8 +78,8 @@ class Stages:
         Raises:
             DetectorFailed: a detector cannot be loaded.
         """
-        known = reuse._detectors if reuse is not None else {}
-        detectors: dict[Key, BatchDetector] = {}
+        known = reuse.detectors if reuse is not None else {}
+        detectors: dict[Key, Bounded] = {}
         for rule in (*policy.rules("prompt"), *policy.rules("answer")):
             key = rule.type, rule.wanted
             if not rule.is_inline and key not in detectors:
@@ -69,84 +92,167 @@ class Stages:
 
     def detector(self, rule: Rule) -> BatchDetector:
         """The one that a rule of the policy asks."""
-        return self._detectors[rule.type, rule.wanted]
+        return self.detectors[rule.type, rule.wanted].detector
 
     async def close(self) -> None:
         """Give back what the detectors hold; none is shared with another policy then."""
-        for detector in self._detectors.values():
+        for detector in self.detectors.values():
             await detector.close()
 
     async def judge(
-        self, direction: Direction, passages: Sequence[Passage], asked: Asked, metrics: Metrics
+        self,
+        direction: Direction,
+        passages: Sequence[Passage],
+        asked: Asked,
+        metrics: Metrics,
+        answered: list[Answered] | None = None,
     ) -> Judgement:
-        """Ask the stages in their order; no more once a finding blocks.
+        """Ask the stages in their order; no more once a finding blocks. `answered` gets how each rule was answered,
+        also where this raises.
 
         Raises:
-            DetectorFailed, DetectorTimedOut: and the policy fails closed.
+            DetectorFailed: or a kind of it, and the policy fails closed.
         """
-        judgement = Judgement([[] for _ in passages])
-        for mode, rules in self._stages[direction]:
-            groups = [rules] if mode == "parallel" else [(rule,) for rule in rules]
-            for group in groups:
-                await self._ask_all(group, passages, asked, metrics, judgement)
-                if judgement.blocked:
-                    return judgement
-        return judgement
+        round = _Round(self, direction, passages, asked, metrics, answered if answered is not None else [])
+        groups = [
+            group
+            for mode, rules in self._stages[direction]
+            for group in ([rules] if mode == "parallel" else [(rule,) for rule in rules])
+        ]
+        try:
+            while passages and groups and not round.judgement.blocked:
+                await round.ask(groups.pop(0))
+            return round.judgement
+        finally:
+            round.end([rule for group in groups for rule in group])
 
-    async def _ask_all(
-        self, rules: Sequence[Rule], passages: Sequence[Passage], asked: Asked, metrics: Metrics, judgement: Judgement
+
+class _Round:
+    """One judgement on its way."""
+
+    def __init__(
+        self,
+        stages: Stages,
+        direction: Direction,
+        passages: Sequence[Passage],
+        asked: Asked,
+        metrics: Metrics,
+        answered: list[Answered],
     ) -> None:
+        self.judgement = Judgement([[] for _ in passages])
+        self._stages, self._direction, self._metrics = stages, direction, metrics
+        self._passages, self._asked, self._answered = passages, asked, answered
+        self._failed = False
+        self._is_late = False
+
+    async def ask(self, rules: Sequence[Rule]) -> None:
         """Ask all at once. The first that blocks, or fails closed, has the others cancelled."""
-        tasks = [asyncio.ensure_future(self._ask(rule, passages, asked, metrics)) for rule in rules]
+        tasks = {asyncio.ensure_future(self._ask(rule)): rule for rule in rules}
         try:
             for done in asyncio.as_completed(tasks):
-                rule, found = await done
-                if found is None:
-                    judgement.degraded.append(rule.name)
-                    continue
-                for mine, theirs in zip(judgement.findings, found, strict=True):
-                    mine += theirs
-                if judgement.blocked:
+                await done
+                if self.judgement.blocked:
                     return
+        except DetectorFailed:
+            self._failed = True
+            raise
         finally:
+            self._skip_all(rule for task, rule in tasks.items() if not task.done())
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(
-        self, rule: Rule, passages: Sequence[Passage], asked: Asked, metrics: Metrics
-    ) -> tuple[Rule, list[list[Finding]] | None]:
-        """What counts of what a rule's detector finds; None where it gave no answer and the policy lets that pass."""
-        left = asked.deadline_s - time.monotonic()
+    def end(self, not_asked: Sequence[Rule]) -> None:
+        """Count what was not asked any more, and a budget that was not enough."""
+        self._skip_all(not_asked)
+        if self._is_late or time.monotonic() > self._asked.deadline_s:
+            self._metrics.budget_exceeded(self._stages.policy.use_case)
+
+    def _skip_all(self, rules: Iterable[Rule]) -> None:
+        """Of rules that a block, or a failure, made needless. (A client that left did not: they are cancelled, too.)"""
+        if self.judgement.blocked or self._failed:
+            for rule in rules:
+                self._skipped(rule, "early_stop")
+
+    async def _ask(self, rule: Rule) -> None:
+        """Add what counts of what a rule's detector finds.
+
+        Raises:
+            DetectorFailed: or a kind of it: it gave no answer and the policy does not let that pass.
+        """
+        began_s = time.monotonic()
+        deadline_s = self._asked.deadline_s
         if rule.timeout_ms is not None:
-            left = min(left, rule.timeout_ms / 1000)
-        detector = self.detector(rule)
+            deadline_s = min(deadline_s, began_s + rule.timeout_ms / 1000)
+        detector = self._stages.detectors[rule.type, rule.wanted]
         try:
-            async with asyncio.timeout(left):
-                found = await detector.scan_batch(passages, replace(asked, deadline_s=time.monotonic() + left))
+            found = await detector.ask(self._passages, replace(self._asked, deadline_s=deadline_s))
+        except NotAsked as error:
+            self._not_asked(rule, error)
         except TimeoutError:
-            self._pass_or_raise(rule, rule.on_timeout or self._policy.on_timeout, "timeout")
-            return rule, None
+            self._timed_out(rule, began_s)
         except Misconfigured as error:
-            metrics.detector_failed(rule.name, "misconfigured")
-            raise DetectorFailed(rule.name, str(error)) from error
+            self._note(rule, "misconfigured", began_s)
+            self._metrics.detector_failed(rule.name, "misconfigured")
+            raise DetectorMisconfigured(rule.name, str(error)) from error
         except Exception as error:  # noqa: BLE001 - the edge of third-party engines: the policy decides
-            self._pass_or_raise(rule, rule.on_error or self._policy.on_error, type(error).__name__)
-            return rule, None
-        return rule, [[self._settled(rule, f) for f in each if rule.applies(f)] for each in found]
+            self._note(rule, "error", began_s)
+            self._erred(rule, DetectorFailed(rule.name, type(error).__name__), error)
+        else:
+            self._found(rule, found, began_s)
 
-    def _pass_or_raise(self, rule: Rule, then: str, reason: str) -> None:
-        """A rule has no answer: whether that passes. Raises DetectorFailed, DetectorTimedOut."""
-        if then == "closed" or rule.required:
-            raise (DetectorTimedOut if reason == "timeout" else DetectorFailed)(rule.name, reason)
+    def _found(self, rule: Rule, found: Found, began_s: float) -> None:
+        strictest = "log"
+        for counted, findings in zip(self.judgement.findings, found, strict=True):
+            for finding in findings:
+                if rule.applies(finding):
+                    action = rule.action_on(finding.label)
+                    strictest = min(strictest, action, key=list(_RESULTS).index)
+                    counted.append(replace(finding, detector=rule.name, action=action))
+        self._note(rule, _RESULTS[strictest], began_s)
 
-    def _settled(self, rule: Rule, finding: Finding) -> Finding:
-        return replace(finding, detector=rule.name, action=rule.action_on(finding.label))
+    def _not_asked(self, rule: Rule, error: NotAsked) -> None:
+        self._skipped(rule, error.reason)
+        if error.reason == "breaker":
+            self._erred(rule, DetectorFailed(rule.name, "it has failed too often of late"), error)
+        else:
+            self._is_late = True
+            self._pass_or_raise(rule, self._on_timeout(rule), DetectorSkipped(rule.name, "no time"), error)
+
+    def _timed_out(self, rule: Rule, began_s: float) -> None:
+        self._is_late = True
+        self._note(rule, "timeout", began_s)
+        then = self._on_timeout(rule)
+        self._metrics.timed_out(rule.name, then)
+        self._pass_or_raise(rule, then, DetectorTimedOut(rule.name, "timeout"), None)
+
+    def _erred(self, rule: Rule, error: DetectorFailed, cause: Exception) -> None:
+        then = "closed" if rule.required else rule.on_error or self._stages.policy.on_error
+        self._metrics.detector_failed(rule.name, "closed" if then == "closed" else "degraded")
+        self._pass_or_raise(rule, then, error, cause)
+
+    def _on_timeout(self, rule: Rule) -> str:
+        return "closed" if rule.required else rule.on_timeout or self._stages.policy.on_timeout
+
+    def _pass_or_raise(self, rule: Rule, then: str, error: DetectorFailed, cause: Exception | None) -> None:
+        """A rule has no answer: whether that passes."""
+        if then == "closed":
+            raise error from cause
+        self.judgement.degraded.append(rule.name)
+
+    def _note(self, rule: Rule, result: str, began_s: float) -> None:
+        seconds = time.monotonic() - began_s
+        self._answered.append(Answered(rule.name, rule.type, result, began_s, seconds))
+        self._metrics.answered(rule.name, rule.type, self._direction, result, seconds)
+
+    def _skipped(self, rule: Rule, reason: str) -> None:
+        self._answered.append(Answered(rule.name, rule.type, f"skipped_{reason}", time.monotonic(), 0.0))
+        self._metrics.skipped(rule.name, reason)
 
 
-def _load(rule: Rule) -> BatchDetector:
+def _load(rule: Rule) -> Bounded:
     try:
         made: Any = build_detector(rule.type, rule.wanted)
     except Exception as error:  # the edge of third-party engines: name the one that does not load
         raise DetectorFailed(rule.name, f"cannot be loaded ({type(error).__name__}: {error})") from error
-    return made  # type: ignore[no-any-return]
+    return Bounded(made, rule.name)

@@ -22,6 +22,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializeAsAny,
     Tag,
     ValidationError,
     field_validator,
@@ -69,7 +70,7 @@ class Rule(_Strict):
 
     type: str
     id: str = Field(default="", max_length=63, pattern=NAME)
-    options: Options = Field(default=None, validate_default=True)
+    options: SerializeAsAny[Options] = Field(default=None, validate_default=True)
     action: Action | dict[str, Action]
     entities: tuple[str, ...] | None = Field(default=None, min_length=1)
     threshold: Score | dict[str, Score] | None = None
@@ -206,7 +207,7 @@ class Rule(_Strict):
         """The labels this rule applies to."""
         named = frozenset(self.entities if self.entities is not None else self.known)
         if isinstance(self.action, dict) and DEFAULT not in self.action:
-            return named & self.action.keys()
+            return named.intersection(self.action)
         return named
 
     @property

@@ -79,7 +79,8 @@ class StreamScreen:
         """Count what the answer came to."""
         if self._kind is not None:
             self._kind.close()
-        self._metrics.checked("answer", self._decision or self._screening.actions["answer"], self._spent_s)
+        decision = self._decision or self._screening.actions["answer"]
+        self._metrics.checked("answer", self._screening.guard.policy.use_case, decision, self._spent_s)
 
     def _take(self, event: Event) -> bytes:
         if event.data is None or not event.data.strip():
