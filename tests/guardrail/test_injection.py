@@ -16,9 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aim_guardrail.detectors.injection import ModelError, embedded
 from aim_guardrail.detectors.injection.linear import SLICE_CHARS, STEP_CHARS, WINDOW_CHARS, Linear
-from aim_guardrail.detectors.injection.model import digest, read
+from aim_guardrail.detectors.injection.model import ModelError, digest, embedded, read
 from aim_guardrail.detectors.injection.ngrams import BUCKETS, CHARS, WORDS, char_ngrams, word_ngrams
 from aim_guardrail.detectors.injection.normalise import copies, normal
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from aim_guardrail.cli.figures import Scores, auc, rate
-from aim_guardrail.detectors.injection import Injection, Thresholds, embedded
+from aim_guardrail.detectors.injection.model import Injection, Thresholds, embedded
 from injection_training import corpora, foreign, training_set
 from injection_training.archives import Archives
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from aim_guardrail.detectors.base import BatchDetector, Detector, Label
 from aim_guardrail.detectors.code.labels import CODE_LABELS
 from aim_guardrail.detectors.family import Family, Kind, Options, Wanted
+from aim_guardrail.detectors.injection.family import FAMILY as INJECTION
 from aim_guardrail.detectors.pii_labels import PII_LABELS
 
 __all__ = ["FAMILIES", "Family", "Kind", "Options", "Wanted", "build_detector"]
@@ -36,6 +37,7 @@ _OURS = (
     Family("secrets", "inline", {"SECRET": Label(threshold=0.5, top_score=0.9)}, _secrets),
     Family("pii", "inline", PII_LABELS, _pii),
     Family("code", "inline", CODE_LABELS, _code),
+    INJECTION,
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _OURS}

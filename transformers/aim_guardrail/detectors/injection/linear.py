@@ -7,8 +7,11 @@ all windows together cost as much as reading the text once.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +21,9 @@ from aim_guardrail.detectors.injection.ngrams import NGrams, char_ngrams, word_n
 WINDOW_CHARS = 200
 STEP_CHARS = 50
 SLICE_CHARS = 16_384  # scored at a time, so that memory is bounded; the whole of a longer text is the whole of each
+SPOT_CHARS = 480
 LEAST_CHARS = 3
+PERIOD_CHARS = 32
 NOTHING = -9.0  # the logit of a text too short to say anything
 
 Floats = NDArray[np.float64]
@@ -33,6 +38,14 @@ class Windows:
     logits: Floats
 
 
+class Worst(NamedTuple):
+    """The highest logit, and the code points of the text as given that it is of."""
+
+    logit: float
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Linear:
     """Weights (signed bytes, one scale a block) and bias. Immutable, so one instance serves every thread."""
@@ -45,7 +58,29 @@ class Linear:
 
     def logit(self, text: str) -> float:
         """The highest logit of any window and of the whole. `text` is in normal form."""
-        return max((float(part.logits.max()) for part in self.windows(text)), default=NOTHING)
+        return self.worst(text).logit
+
+    def worst(self, text: str, deadline_s: float = math.inf) -> Worst:
+        """The window that scores highest, or the whole. `text` is in normal form.
+
+        Raises:
+            TimeoutError: `time.monotonic` passed the deadline.
+        """
+        found = [Worst(NOTHING, 0, len(text))]
+        for part in self.windows(text):
+            found.append(_worst(part))
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("the text could not be judged in time")
+        return max(found[1:] or found)
+
+    def spot(self, text: str) -> str:
+        """The SPOT_CHARS of a text around its worst window: about as much as the encoder reads at once."""
+        if len(text) <= SPOT_CHARS:
+            return text
+        windows = (Windows(part.starts[:-1], part.ends[:-1], part.logits[:-1]) for part in self.windows(text))
+        worst = max(map(_worst, (part for part in windows if len(part.starts))))
+        start = min(max((worst.start + worst.end - SPOT_CHARS) // 2, 0), len(text) - SPOT_CHARS)
+        return text[start : start + SPOT_CHARS]
 
     def windows(self, text: str) -> Iterator[Windows]:
         """The windows, a slice of the text at a time; none of a text too short."""
@@ -56,10 +91,17 @@ class Linear:
                 yield Windows(starts + begin, ends + begin, self._logits(part, starts, ends))
 
     def _logits(self, text: str, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> Floats:
-        chars = _means(char_ngrams(text), self.chars, len(text), starts, ends)
-        words = _means(word_ngrams(text), self.words, len(text), starts, ends)
+        by_order = list(char_ngrams(text))
+        fresh = _fresh(by_order[-1], len(text))
+        chars = _means(by_order, self.chars, fresh, starts, ends)
+        words = _means(word_ngrams(text), self.words, fresh, starts, ends)
         logits: Floats = self.char_scale * chars + self.word_scale * words + self.bias
         return logits
+
+
+def _worst(part: Windows) -> Worst:
+    at = int(part.logits.argmax())
+    return Worst(float(part.logits[at]), int(part.starts[at]), int(part.ends[at]))
 
 
 def _spans(length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -70,18 +112,29 @@ def _spans(length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.append(starts, 0), np.append(starts + WINDOW_CHARS, length)
 
 
+def _fresh(longest: NGrams, length: int) -> NDArray[np.bool_]:
+    """Where in a text begins what does not repeat the PERIOD_CHARS before: what is said over and over counts once.
+    Else a word written a thousand times would weigh thirty times as much as once, whichever word it is.
+    """
+    fresh = np.ones(length, np.bool_)
+    for period in range(1, min(PERIOD_CHARS, len(longest.buckets) - 1) + 1):
+        fresh[period : len(longest.buckets)] &= longest.buckets[period:] != longest.buckets[:-period]
+    return fresh
+
+
 def _means(
     ngrams: Iterable[NGrams],
     weights: NDArray[np.int8],
-    length: int,
+    fresh: NDArray[np.bool_],
     starts: NDArray[np.int64],
     ends: NDArray[np.int64],
 ) -> Floats:
     """Sum of the weights over the square root of their number, for every window. Exact: the sums are of integers."""
-    sums, counts = np.zeros((2, length + 1), np.int64)
+    sums, counts = np.zeros((2, len(fresh) + 1), np.int64)
     for buckets, at in ngrams:  # within one order no two begin at the same place
-        sums[at + 1] += weights[buckets]
-        counts[at + 1] += 1
+        counted = fresh[at]
+        sums[at + 1] += weights[buckets] * counted
+        counts[at + 1] += counted
     np.cumsum(sums, out=sums)
     np.cumsum(counts, out=counts)
     number = np.maximum(counts[ends] - counts[starts], 1)

@@ -13,6 +13,7 @@ import math
 import zipfile
 from importlib import resources
 from importlib.resources.abc import Traversable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aim_guardrail.detectors.injection.linear import Linear
 from aim_guardrail.detectors.injection.ngrams import BUCKETS
-from aim_guardrail.detectors.injection.normalise import copies
+from aim_guardrail.detectors.injection.normalise import copies, original
 
 _BLOCKS = ("chars", "words")
 
@@ -56,6 +57,14 @@ class Card(_Frozen):
     training: dict[str, int | float | str]
 
 
+class Judged(NamedTuple):
+    """A text's score, and the code points of its worst window; of all of it, where a decoded copy is what is worst."""
+
+    score: float
+    start: int
+    end: int
+
+
 class Injection:
     """Says how likely a text tries to make a model leave its instructions: overrides, jailbreak personas, extraction of
     the system prompt, false roles, instructions planted in documents, and encoded versions of these. A harmful request
@@ -69,16 +78,26 @@ class Injection:
     """
 
     def __init__(self, linear: Linear, card: Card) -> None:
-        self._linear = linear
+        self.linear = linear
         self.card = card
 
     def score(self, text: str) -> float:
         """0..1, higher is worse; any string, never an error. Empty text scores next to nothing."""
-        return 1.0 / (1.0 + math.exp(-(self.card.slope * self.logit(text) + self.card.intercept)))
+        return self.judge(text).score
 
     def logit(self, text: str) -> float:
         """The same before calibration, for a cascade."""
-        return max(map(self._linear.logit, copies(text)))
+        return max(map(self.linear.logit, copies(text)))
+
+    def judge(self, text: str, deadline_s: float = math.inf) -> Judged:
+        """The score, and of which part. Raises TimeoutError once `time.monotonic` passes the deadline."""
+        spelt = copies(text)
+        found = [self.linear.worst(copy, deadline_s) for copy in spelt]
+        worst = max(found, key=lambda each: each.logit)
+        score = 1.0 / (1.0 + math.exp(-(self.card.slope * worst.logit + self.card.intercept)))
+        if worst is not found[0]:
+            return Judged(score, 0, len(text))
+        return Judged(score, *original(text, spelt[0], worst.start, worst.end))
 
 
 @functools.cache

@@ -13,7 +13,9 @@ import html
 import re
 import unicodedata
 import urllib.parse
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 
 _LOOK_ALIKES = dict(
     zip(
@@ -54,6 +56,7 @@ _BASE64_RUNS, _HEX_RUNS = 6, 4
 _DECODED_CHARS = 12
 _DECODED_LETTERS = 0.8
 _DEPTH = 2  # base64 in base64
+_PIECE_CHARS = 256
 
 
 def normal(text: str) -> str:
@@ -78,6 +81,30 @@ def copies(text: str) -> list[str]:
         plain = normal(decoded)
         found.update(dict.fromkeys([plain, _LEET_WORD.sub(_letters, plain), *_deciphered(plain)]))
     return list(found)
+
+
+def original(text: str, plain: str, start: int, end: int) -> tuple[int, int]:
+    """The code points of a text that `start` to `end` of its normal form `plain` were made of; a run of blanks or of
+    spaced-out letters at an edge may be cut. Linear: lengths are found piece by piece, the place within one by halving.
+    """
+    if len(plain) == len(text) or (start == 0 and end == len(plain)):
+        return (start, end) if end < len(plain) else (start, len(text))
+    begin = len(text) - len(text.lstrip())
+    pieces = range(begin, len(text), _PIECE_CHARS)
+    edges = list(accumulate((_length(text[at : at + _PIECE_CHARS]) for at in pieces), initial=0))
+
+    def place(at: int) -> int:
+        piece = min(max(bisect_right(edges, at) - 1, 0), len(pieces) - 1)
+        within = text[pieces[piece] : pieces[piece] + _PIECE_CHARS]
+        return pieces[piece] + bisect_left(range(len(within)), at - edges[piece], key=lambda k: _length(within[:k]))
+
+    found = place(start)
+    return found, max(place(end), found + 1) if end < len(plain) else len(text)
+
+
+def _length(piece: str) -> int:
+    """Of a piece's normal form, blanks at its edges kept."""
+    return len(normal(f"#{piece}#")) - 2
 
 
 def _joined(match: re.Match[str]) -> str:
