@@ -15,7 +15,7 @@ from aim_guardrail.protocols.v2 import from_rest, to_rest
 from aim_guardrail.settings import GuardrailSettings
 from aim_guardrail.upstream import Answer, PredictorSaid, Upstream, sent_on
 from aim_kserve.access import current_log
-from aim_kserve.errors import ServingError, UpstreamFailed
+from aim_kserve.errors import NotFound, ServingError, UpstreamFailed
 from aim_kserve.http import JSON_LENGTH
 from aim_kserve.kserve import InferenceError, InferRequest, InferResponse
 
@@ -27,14 +27,16 @@ _HEALTH_TIMEOUT_S = 1.0
 
 
 class Predictor:
-    """One predictor by its protocols. ``start`` before anything else.
+    """One predictor by its protocols, or (``upstream`` None) none. ``start`` before anything else.
 
     Attributes:
         only_grpc: it cannot be asked by HTTP.
         knows_callers: it gets the client's credential, and decides itself which models that is for.
     """
 
-    def __init__(self, settings: GuardrailSettings, upstream: Upstream, credentials: Credentials | None = None) -> None:
+    def __init__(
+        self, settings: GuardrailSettings, upstream: Upstream | None, credentials: Credentials | None = None
+    ) -> None:
         self._settings = settings
         self.only_grpc = settings.speaks == "grpc-v2"
         self.knows_callers = settings.predictor_credentials == "forward"
@@ -45,7 +47,8 @@ class Predictor:
         self._asking = asyncio.Lock()
 
     async def start(self) -> None:
-        await self._upstream.start()
+        if self._upstream is not None:
+            await self._upstream.start()
         address = self._settings.predictor_grpc_host or (self._settings.predictor_host if self.only_grpc else None)
         if address is not None:
             from aim_guardrail.upstream_grpc import GrpcUpstream  # grpc's C core: only where it is needed
@@ -53,7 +56,8 @@ class Predictor:
             self._grpc = GrpcUpstream(address, self._settings, self._credentials)
 
     async def close(self) -> None:
-        await self._upstream.close()
+        if self._upstream is not None:
+            await self._upstream.close()
         if self._grpc is not None:
             await self._grpc.close()
 
@@ -63,7 +67,10 @@ class Predictor:
 
         Raises:
             ServingError: it speaks gRPC only (501).
+            NotFound: there is none.
         """
+        if self._upstream is None:
+            raise NotFound("this guardrail has no predictor (--predictor_host): it serves /filter alone")
         if self.only_grpc:
             raise ServingError("the predictor speaks gRPC only (--predictor_protocol grpc-v2): use V2", status=501)
         return self._upstream
@@ -88,7 +95,7 @@ class Predictor:
                 # A runtime of ours may be closed but for V2's readiness.
                 by_v1 = self._settings.speaks == "v1" and not self.knows_callers
                 path = f"/v1/models/{name}" if by_v1 else f"/v2/models/{name}/ready"
-                async with await self._upstream.send("GET", path, self._credentials.own(), b"") as answer:
+                async with await self.http.send("GET", path, self._credentials.own(), b"") as answer:
                     return answer.status == 200 and _says_ready(await answer.read())
         except (TimeoutError, ServingError):
             return False
@@ -131,7 +138,7 @@ class Predictor:
         try:
             if self._grpc is not None:
                 return await self._grpc.tensors(name, which)
-            async with await self._upstream.send("GET", f"/v2/models/{name}", self._credentials.own(), b"") as answer:
+            async with await self.http.send("GET", f"/v2/models/{name}", self._credentials.own(), b"") as answer:
                 tensors = orjson.loads(await answer.read()).get(which) if answer.status == 200 else None
         except (ServingError, orjson.JSONDecodeError, AttributeError):
             return []

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from aim_guardrail.asked import check_asked, is_restricted, names_model, usable_only
 from aim_guardrail.exact_json import exact
+from aim_guardrail.filter_api import PATHS
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import INLINE_CHARS
 from aim_guardrail.pipeline.context import RequestContext
@@ -90,10 +91,10 @@ class Proxy:
         where the predictor cannot be asked by HTTP."""
         if path.startswith("/v2/models/"):
             return path.endswith("/ready") or self._model.predictor.only_grpc
-        return path in _KSERVES or path.startswith(("/v2/health/", "/v2/repository/"))
+        return path in _OURS or path.startswith(("/v2/health/", "/v2/repository/"))
 
 
-_KSERVES = frozenset(["/", "/metrics", "/v2", "/v2/models", "/docs", "/openapi.json"])
+_OURS = frozenset(["/", "/metrics", "/v2", "/v2/models", "/docs", "/openapi.json", *PATHS])
 
 
 #: What changes what everybody is served is no business of a guarded client's.

@@ -15,6 +15,7 @@ def run(settings: GuardrailSettings, policy: Policy) -> int:
     guard = ThreadPoolExecutor(1, "guard").submit(Guard.load, policy)
     # The guard's engines and KServe load side by side: a second each.
     from aim_guardrail.credentials import Credentials
+    from aim_guardrail.filter_api import routes
     from aim_guardrail.metrics import Metrics
     from aim_guardrail.predictor import Predictor
     from aim_guardrail.proxy import Proxy
@@ -30,7 +31,7 @@ def run(settings: GuardrailSettings, policy: Policy) -> int:
     own = settings.predictor_api_key_file
     key = None if own is None else KeyFile(own, "--predictor_api_key_file").follow()
     credentials = Credentials(settings.predictor_credentials, key)
-    upstream = Upstream(
+    upstream = settings.predictor_host and Upstream(
         settings.predictor_host,
         metrics,
         use_ssl=settings.predictor_use_ssl,
@@ -39,9 +40,11 @@ def run(settings: GuardrailSettings, policy: Policy) -> int:
         retries=settings.predictor_request_retries,
         credentials=credentials,
     )
-    model = GuardrailModel(settings, Predictor(settings, upstream, credentials), metrics, _awaitable(guard))
+    model = GuardrailModel(settings, Predictor(settings, upstream or None, credentials), metrics, _awaitable(guard))
     max_body_bytes = int(settings.max_body_mib * 1024**2)
-    return Server(settings, wrap=[lambda app: Proxy(app, model, metrics, max_body_bytes)]).run(model)
+    return Server(
+        settings, routes(model, metrics, max_body_bytes), [lambda app: Proxy(app, model, metrics, max_body_bytes)]
+    ).run(model)
 
 
 async def _awaitable(guard: Future[Guard]) -> Guard:

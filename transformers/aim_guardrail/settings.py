@@ -16,6 +16,10 @@ from aim_kserve.settings import ServerSettings
 
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?")
 
+_OF_PREDICTORS = frozenset(
+    ["predictor_protocol", "protocol", "predictor_grpc_host", "predictor_use_ssl", "enable_predictor_health_check"]
+)
+
 Protocol = Literal["v1", "v2", "grpc-v2"]
 
 
@@ -32,7 +36,9 @@ class GuardrailSettings(ServerSettings):
         ),
     }
 
-    predictor_host: str = Field(description="HOST[:PORT] of the predictor; KServe's controller gives it")
+    predictor_host: str | None = Field(
+        None, description="HOST[:PORT] of the predictor; KServe's controller gives it. Without: /filter alone is served"
+    )
     predictor_protocol: Protocol = Field(
         "v1",
         description="v1, v2: HTTP, calls go on in the protocol they came in; grpc-v2: predictor_host speaks gRPC only",
@@ -91,6 +97,9 @@ class GuardrailSettings(ServerSettings):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
+        if self.predictor_host is None and self.model_fields_set & _OF_PREDICTORS:
+            given = min(self.model_fields_set & _OF_PREDICTORS)
+            raise ValueError(f"{given} is of a predictor, and there is no predictor_host: give it, or drop {given}")
         if self.policy is not None and self.guardrails is not None:
             raise ValueError("policy and guardrails are both given: give one")
         if self.protocol is not None and self.protocol != self.speaks and "predictor_protocol" in self.model_fields_set:

@@ -14,31 +14,17 @@ from prometheus_client import CollectorRegistry
 
 from aim_guardrail.cli.given import add_output, loaded, parser, policy_named, run, text_given
 from aim_guardrail.cli.refused import Refused
+from aim_guardrail.filter_api import Item, judge
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import Guard
 from aim_guardrail.pipeline.context import RequestContext
-from aim_guardrail.pipeline.screening import Blocked, Screening
-from aim_guardrail.policy import Direction, Verdict
-from aim_guardrail.slots.slot import Slot, Slots
+from aim_guardrail.pipeline.screening import Screening
+from aim_guardrail.policy import Direction
 from aim_kserve.errors import ServingError
 from aim_kserve.tables import plain_table, show
 
 ALLOWED, FOUND, REFUSED = 0, 1, 2
 """Exit codes: it passes as it is (flagged or not); it is redacted or blocked; it could not be checked."""
-
-
-class _Seen(Screening):
-    """A screening that keeps the verdicts it came to."""
-
-    __slots__ = ("verdicts",)
-
-    def __init__(self, guard: Guard) -> None:
-        super().__init__(guard, Metrics(CollectorRegistry()), RequestContext("/check"))
-        self.verdicts: list[Verdict] = []
-
-    def note(self, direction: Direction, verdict: Verdict) -> None:
-        self.verdicts.append(verdict)
-        super().note(direction, verdict)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,7 +43,7 @@ def _check(given: argparse.Namespace) -> int:
     text, guard = text_given(given.text), loaded(policy_named(given.policy))
     if not guard.watches(cast("Direction", given.direction)):
         raise Refused(f"the policy {guard.policy.name!r} has no rules for the {given.direction}: choose the other")
-    found = asyncio.run(_screened(guard, given.direction, text, given.role))
+    found = asyncio.run(_judged(guard, Item(text=text, direction=given.direction, role=given.role)))
     if given.output == "json":
         sys.stdout.buffer.write(orjson.dumps(found, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     else:
@@ -65,37 +51,18 @@ def _check(given: argparse.Namespace) -> int:
     return FOUND if found["action"] in ("redact", "block") else ALLOWED
 
 
-async def _screened(guard: Guard, direction: Direction, text: str, role: str) -> dict[str, Any]:
-    """What is said of a text: the policy, the action, what was found and where, what would pass, and milliseconds."""
-    seen, shown = _Seen(guard), ""
+async def _judged(guard: Guard, item: Item) -> dict[str, Any]:
+    """What is said of a text, and the milliseconds it took."""
+    screening = Screening(guard, Metrics(CollectorRegistry()), RequestContext("/check"))
     began, cpu = time.perf_counter(), time.process_time()
     try:
-        (shown,) = await seen.screen_texts(direction, Slots([Slot(text, ("text",), "", role)]))
-    except Blocked:
-        pass
+        judged = await judge(screening, item)
     except ServingError as error:
         raise Refused(error.message) from error
     finally:
         await guard.stages.close()
     spent = {"wall_ms": (time.perf_counter() - began) * 1000, "cpu_ms": (time.process_time() - cpu) * 1000}
-    action = seen.actions[direction]
-    return {
-        "policy": guard.policy.name,
-        "version": guard.policy.version_hash,
-        "direction": direction,
-        "action": action,
-        "degraded": sorted(seen.degraded),
-        "findings": [
-            {
-                **{"family": f.family, "label": f.label, "action": f.action, "score": round(f.score, 4)},
-                **{"start": f.start, "end": f.end, "rule": f.detector or f.family, "found_by": f.rule_id},
-            }
-            for verdict in seen.verdicts
-            for f in verdict.findings
-        ],
-        "text": None if action == "block" else shown,
-        **{name: round(value, 3) for name, value in spent.items()},
-    }
+    return {**judged.model_dump(), **{name: round(value, 3) for name, value in spent.items()}}
 
 
 def _show(found: dict[str, Any]) -> None:

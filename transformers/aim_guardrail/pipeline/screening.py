@@ -53,11 +53,12 @@ class Screening:
     Attributes:
         prompt: the prompt's passages as they went on, for detectors that judge an answer by what was asked.
         answered: how each batch detector was, in both directions.
+        verdicts: those noted so far.
     """
 
     __slots__ = (
         *("_complete_s", "_keys", "_metrics", "actions", "answered", "context", "degraded", "families", "guard"),
-        *("prompt", "session"),
+        *("prompt", "session", "verdicts"),
     )
 
     def __init__(self, guard: Guard, metrics: Metrics, context: RequestContext) -> None:
@@ -69,6 +70,7 @@ class Screening:
         self.degraded: dict[str, None] = {}
         self.prompt: Sequence[Passage] = ()
         self.answered: list[Answered] = []
+        self.verdicts: dict[Direction, list[Verdict]] = {"prompt": [], "answer": []}
         self._complete_s = time.monotonic()  # the request's last byte has come: a slow sender's time is its own
         self._metrics = metrics
         self._keys = 0
@@ -95,6 +97,7 @@ class Screening:
 
     def note(self, direction: Direction, verdict: Verdict) -> None:
         """Count a final verdict."""
+        self.verdicts[direction].append(verdict)
         if _ORDER[verdict.action] > _ORDER[self.actions[direction]]:
             self.actions[direction] = verdict.action
         self.families.update(dict.fromkeys(verdict.families))

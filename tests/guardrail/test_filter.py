@@ -1,0 +1,162 @@
+"""``/filter``: the policy in force for whoever has no predictor behind it, over a real process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, settings
+
+from aim_guardrail.filter_api import MOST_ITEMS, document
+from aim_guardrail.settings import GuardrailSettings
+from aim_kserve.settings import SettingsError
+from guarded import ask, metric
+from served import Served
+
+schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is missing: it comes with the extra dev")
+conformance = pytest.importorskip("schemathesis.specs.openapi.checks")
+
+KEY = "AK" + "IAQ3EGRBL7JX2VWP5M"
+FUZZED = settings(
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "8")),
+    deadline=None,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+schema = schemathesis.openapi.from_dict(document())
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Served]:
+    """No predictor: nothing but /filter."""
+    with Served(["-m", "aim_guardrail", "--model_name", "m"]) as server:
+        yield server
+        assert "Traceback" not in server.stderr()
+
+
+@pytest.fixture
+def http(alone: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=alone.url, timeout=20) as client:
+        yield client
+
+
+def judged(http: httpx.Client, **item: Any) -> dict[str, Any]:
+    answer = http.post("/filter", json=item)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_a_text_is_redacted_and_told_where(http: httpx.Client):
+    found = judged(http, text="mail bob@example.com")
+    assert (found["action"], found["text"], found["families"]) == ("redact", "mail <EMAIL_ADDRESS_1>", ["pii"])
+    assert [(f["label"], f["action"], f["start"], f["end"]) for f in found["findings"]] == [
+        ("EMAIL_ADDRESS", "redact", 5, 20)
+    ]
+    assert (found["policy"], len(found["version"])) == ("chat", 12)
+
+
+def test_a_block_is_an_answer_without_a_text(http: httpx.Client):
+    answer = http.post("/filter", json={"text": f"use {KEY}"})
+    assert (answer.status_code, answer.json()["action"], answer.json()["text"]) == (200, "block", None)
+    assert KEY not in answer.text
+
+
+def test_an_answer_is_judged_by_the_answers_rules(http: httpx.Client):
+    found = judged(http, text=f"use {KEY}", direction="answer", prompt="which key?")
+    assert (found["action"], found["text"]) == ("redact", "use <SECRET_1>")
+
+
+def test_what_passes_comes_back_as_it_came(http: httpx.Client):
+    text = "na\u00efve caf\u00e9 \U0001f600 \n\t"
+    found = judged(http, text=text)
+    assert (found["action"], found["text"], found["findings"]) == ("allow", text, [])
+    assert judged(http, text="")["text"] == ""
+
+
+def test_a_batch_is_judged_each_for_itself_in_its_order(http: httpx.Client):
+    items = [{"text": f"{at}: bob{at}@example.com"} for at in range(20)] + [{"text": KEY}, {"text": "fine"}]
+    results = http.post("/filter/batch", json={"items": items}).json()["results"]
+    assert [r["text"] for r in results] == [*(f"{at}: <EMAIL_ADDRESS_1>" for at in range(20)), None, "fine"]
+
+
+def test_it_is_counted_as_any_check(alone: Served, http: httpx.Client):
+    before = metric(alone, "guardrail_requests_total", direction="prompt", decision="block")
+    judged(http, text=KEY)
+    assert metric(alone, "guardrail_requests_total", direction="prompt", decision="block") == before + 1
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "the body is not valid JSON"),
+        (b"[]", "the body must be a JSON object"),
+        (b"{}", "text: field required"),
+        (b'{"text": 1}', "text: input should be a valid string"),
+        (b'{"text": "a", "txt": "b"}', "txt: unknown field: known: text, direction, role, prompt"),
+        (b'{"text": "a", "direction": "up"}', "direction: input should be 'prompt' or 'answer'"),
+        (b'{"text": "a", "role": "a b"}', "role: string should match pattern"),
+    ],
+)
+def test_what_is_malformed_is_named(body: bytes, message: str, http: httpx.Client):
+    answer = http.post("/filter", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert answer.json()["error"]["message"].startswith(message)
+
+
+def test_a_batch_is_bounded_and_its_fields_named(http: httpx.Client):
+    many = http.post("/filter/batch", json={"items": [{"text": "a"}] * (MOST_ITEMS + 1)})
+    assert (many.status_code, many.json()["error"]["param"]) == (400, "items")
+    wrong = http.post("/filter/batch", json={"items": [{"text": "a"}, {"text": None}]})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "items[1].text")
+
+
+def test_other_methods_and_kinds_are_refused(http: httpx.Client):
+    assert (http.get("/filter").status_code, http.get("/filter").headers["allow"]) == (405, "POST")
+    compressed = http.post("/filter", content=b"{}", headers={"content-encoding": "gzip"})
+    assert compressed.status_code == 415
+
+
+def test_it_is_served_under_v1_too_and_described(http: httpx.Client):
+    assert http.post("/v1/filter", json={"text": "hi"}).json()["action"] == "allow"
+    assert set(http.get("/filter/openapi.json").json()["paths"]) == {"/filter", "/filter/batch"}
+
+
+def test_without_a_predictor_nothing_else_is_served(http: httpx.Client):
+    for path in ("/v1/chat/completions", "/v1/models/m:predict", "/v2/models/m/infer", "/anything"):
+        answer = http.post(path, json=ask("hi"))
+        assert answer.status_code == 404, path
+        assert "has no predictor (--predictor_host)" in answer.text
+    assert http.get("/v2/health/ready").status_code == 200
+
+
+def test_settings_of_a_predictor_need_one():
+    with pytest.raises(SettingsError, match="predictor_use_ssl is of a predictor, and there is no predictor_host"):
+        GuardrailSettings.load(["--model_name", "m", "--predictor_use_ssl"], prog="x", description="")
+
+
+def test_it_stands_before_a_predictor_as_well(client: httpx.Client):
+    assert client.post("/filter", json={"text": "mail bob@example.com"}).json()["text"] == "mail <EMAIL_ADDRESS_1>"
+
+
+def test_a_direction_without_rules_is_refused(tmp_path: Path):
+    (tmp_path / "p.yaml").write_text("version: 1\nname: one\nprompt: [{type: pii, action: redact}]\n")
+    with Served(["-m", "aim_guardrail", "--model_name", "m", "--policy", str(tmp_path / "p.yaml")]) as server:
+        answer = httpx.post(f"{server.url}/filter", json={"text": "a", "direction": "answer"})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "direction")
+
+
+@schema.parametrize()
+@FUZZED
+def test_every_answer_is_a_declared_one(case: Any, alone: Served):
+    checks = [
+        conformance.status_code_conformance,
+        conformance.content_type_conformance,
+        conformance.response_schema_conformance,
+    ]
+    case.call_and_validate(base_url=alone.url, checks=checks, timeout=20)
