@@ -27,7 +27,7 @@ def test_what_kserves_controller_injects_is_enough() -> None:
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
-        ([], "--predictor_host"),
+        (["--predictor_use_ssl"], "predictor_use_ssl is of a predictor, and there is no predictor_host"),
         (["--predictor_host", "http://x"], "without scheme"),
         (["--predictor_host", "x:99999"], "HOST:PORT"),
         (["--predictor_host", "x/y"], "without scheme and path"),
@@ -88,7 +88,7 @@ def test_a_wrong_annotation_is_named_by_line_and_key(inline: str, where: str) ->
     [
         (["--help"], 0, "--predictor_host"),
         (["--no_such_flag"], 2, "--no_such_flag"),
-        (["--model_name", "m"], 2, "error: --predictor_host: Field required"),
+        (["--predictor_host", ""], 2, "error: --predictor_host: must be HOST"),
         (["--predictor_host", "x", "--policy", "{bad}"], 1, "error: {bad}:3: answer[0].action: 'censor'"),
         (["--predictor_host", "x", "--policy", "/no/such/file"], 1, "error: /no/such/file: cannot be read"),
     ],
