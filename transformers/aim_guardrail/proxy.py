@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -18,7 +19,6 @@ from aim_guardrail.asked import check_asked, is_restricted, names_model, usable_
 from aim_guardrail.exact_json import exact
 from aim_guardrail.filter_api import PATHS
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.pipeline import INLINE_CHARS
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.screening import Screening, Timed, by_size
 from aim_guardrail.protocols.head import check_headers, check_query
@@ -26,6 +26,7 @@ from aim_guardrail.protocols.places import place_of
 from aim_guardrail.protocols.v2 import check_binary
 from aim_guardrail.slots.slot import Json, Slot, Slots
 from aim_guardrail.streams.events import StreamScreen
+from aim_guardrail.streams.staged import MOST_INLINE_BYTES, Staged
 from aim_guardrail.transformer import GuardrailModel
 from aim_guardrail.upstream import Answer, sent_on
 from aim_kserve.access import RequestLog, log_of
@@ -52,8 +53,6 @@ logger = logging.getLogger("aim.server")
 _NO_TEXT_IN_ANSWER = frozenset(["embeddings"])
 _INTERNAL = "internal error: the server's log has the cause, by x-request-id"
 
-#: Of one read of a stream, before others have their turn.
-_MOST_INLINE_BYTES = 2 * INLINE_CHARS
 
 T = TypeVar("T")
 
@@ -223,7 +222,8 @@ class _Exchange:
         elif answer.header(b"content-encoding") not in (b"", b"identity"):
             raise UpstreamFailed("the predictor compressed its answer unasked: it cannot be checked")
         elif is_events(answer):
-            await self._stream_checked(answer)
+            is_off = self._screening.guard.policy.stream.mode == "off"
+            await (self._stream_through if is_off else self._stream_checked)(answer)
         elif kind.startswith((b"audio/", b"image/", b"video/")):
             await self._stream_through(answer)
         else:
@@ -273,7 +273,7 @@ class _Exchange:
         await self._begin(answer)
         try:
             with or_shutdown():
-                await self._send_checked(answer, stream, reader)
+                await (self._send_staged if self._is_staged else self._send_checked)(answer, stream, reader)
         except EventTooLarge as error:
             await self._more(stream.failure(UpstreamFailed(f"the predictor's stream cannot be checked: {error}")))
         except ServingError as error:
@@ -296,6 +296,18 @@ class _Exchange:
         if not stream.ended:
             raise UpstreamFailed("the predictor broke off in the middle of its answer", code="predictor_broken")
 
+    async def _send_staged(self, answer: Answer, stream: StreamScreen, reader: EventReader) -> None:
+        staged = Staged(self._screening, self._metrics, stream)
+        async with aclosing(staged.shown(answer.chunks(), reader)) as pieces:
+            async for shown in pieces:
+                await self._more(shown)
+
+    @property
+    def _is_staged(self) -> bool:
+        """Whether more than the inline stage has a say in when a stream's events go out."""
+        guard = self._screening.guard
+        return guard.stages.watches("answer") or guard.policy.stream.mode != "holdback"
+
     async def _send_events(self, stream: StreamScreen, events: list[Event]) -> None:
         """Large events are checked in a thread; of small ones, not more at once than others can wait for."""
         out, inline = [], 0
@@ -308,7 +320,7 @@ class _Exchange:
                     out.append(stream.feed(event))
                 if stream.ended:
                     break
-                if inline > _MOST_INLINE_BYTES:
+                if inline > MOST_INLINE_BYTES:
                     inline = 0
                     await asyncio.sleep(0)
         finally:

@@ -129,6 +129,12 @@ class Screening:
         texts = await self._judged(direction, slots, texts)
         return await by_size(size, apply, body, slots, texts, direction == "answer")
 
+    async def screen_behind(self, direction: Direction, body: Json, place: Place = FREE, size: int = 0) -> bool:
+        """The stages behind the inline one of :meth:`screen`, for what that has let pass."""
+        slots = await by_size(size, collect, direction, body, place)
+        texts = await self._judged(direction, slots, [slot.text for slot in slots.items])
+        return await by_size(size, apply, body, slots, texts, direction == "answer")
+
     async def screen_texts(self, direction: Direction, slots: Slots) -> list[str]:
         """Each slot's text as it may pass. Raises Blocked, Unavailable as :meth:`screen`."""
         size = sum(len(slot.text) for slot in slots.items)

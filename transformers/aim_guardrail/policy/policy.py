@@ -288,6 +288,11 @@ class StreamRules(_Strict):
     max_hold_ms: int | None = Field(default=None, ge=1, le=600_000)
     on_overflow: Literal["block", "redact"] = "block"
 
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML 1.1 reads off as false
+
 
 #: Milliseconds a request's checks may take in one direction, by what it is for.
 BUDGETS_MS = {"chat": 100, "rag": 150, "codegen": 200, "batch": 500}

@@ -10,20 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import orjson
-
-from aim_guardrail.exact_json import written
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.protocols.places import CHAT
 from aim_guardrail.slots.apply import drop_shadows
 from aim_guardrail.slots.places import SHADOWS
 from aim_guardrail.slots.slot import Json
-from aim_guardrail.streams.delta import CHANGED, HELD, SAME, Delta
+from aim_guardrail.streams.delta import Delta
+from aim_guardrail.streams.frame import Frame, Piece, Said, Whole, done
+from aim_guardrail.streams.pieces import DeltaPieces
 from aim_guardrail.streams.text import UNSUPPORTED
+from aim_guardrail.streams.walk import CHANGED, HELD, SAME
 from aim_kserve.errors import ServingError, UpstreamFailed
-from aim_kserve.http import DONE
-from aim_kserve.sse import Event, sse
+from aim_kserve.sse import Event
 
 _CHUNK_FIELDS = frozenset(["id", "object", "created", "model", "system_fingerprint", "choices", "usage", *SHADOWS])
 _CHOICE_FIELDS = frozenset(["index", "delta", "text", "finish_reason", "stop_reason", *SHADOWS])
@@ -47,11 +46,11 @@ class ChatStream:
         """How much is held back now, of all choices."""
         return sum(choice.said.held_chars for choice in self._choices.values())
 
-    def take(self, chunk: Json, event: Event) -> bytes:
+    def take(self, chunk: Json, event: Event) -> list[Frame]:
         """What may be sent now. Raises Blocked (then send ``blocked``), DetectorFailed, ServingError."""
         self._last = chunk
         items = chunk.get("choices") or ()
-        before, changed, held = b"", drop_shadows(chunk), 0
+        before, changed, held = list[Frame](), drop_shadows(chunk), 0
         says_more = not chunk.keys() <= _CHUNK_FIELDS
         if says_more:
             changed = _check_whole(self._screening, chunk, _CHUNK_FIELDS) or changed
@@ -64,29 +63,49 @@ class ChatStream:
             if item.get("finish_reason") is not None:
                 earlier = [*earlier, *choice.end(item)]
             for said in earlier:
-                before += self._frame([said])
+                before.append(self._frame([said]))
                 changed = True
             held += outcome == HELD
         if held and held == len(items) and not says_more and not chunk.get("usage"):
             return before
-        return before + (sse(written(chunk)) if changed else event.raw)
+        return [*before, Frame(chunk, None if changed else event.raw)]
 
-    def flush(self) -> bytes:
+    def flush(self) -> list[Frame]:
         """The stream ends: what was held of choices without a finish_reason. Raises as ``take``."""
-        return b"".join(
-            self._frame([said]) for choice in self._choices.values() if not choice.finished for said in choice.flush()
-        )
+        open_choices = [choice for choice in self._choices.values() if not choice.finished]
+        return [*(self._frame([said]) for choice in open_choices for said in choice.flush()), done()]
 
-    def blocked(self) -> bytes:
-        """How a block ends the stream: ``finish_reason: content_filter`` for every open choice, ``[DONE]``."""
-        return self._frame([choice.refused() for choice in self._choices.values() if not choice.finished]) + DONE
+    def blocked(self, *, last_words: bool = True) -> list[Frame]:
+        """How a block ends the stream: ``finish_reason: content_filter`` for every open choice, ``[DONE]``.
 
-    def failure(self, error: ServingError) -> bytes:
-        return sse(orjson.dumps(error.body())) + DONE
+        Args:
+            last_words: say what stood before what was blocked.
+        """
+        refused = [choice.refused(last_words) for choice in self._choices.values() if not choice.finished]
+        return [self._frame(refused), done()]
+
+    def failure(self, error: ServingError) -> list[Frame]:
+        return [Frame(error.body()), done()]
+
+    def withdraw(self, frames: Sequence[Frame] | None) -> None:
+        """These frames are not sent after all: the choices that they end are open."""
+        for frame in frames or ():
+            for item in frame.payload.get("choices") or ():
+                if item.get("finish_reason") is not None:
+                    self._choice(item).finished = False
 
     def close(self) -> None:
         for choice in self._choices.values():
             choice.said.close()
+
+    def read(self, frame: Frame) -> Said:
+        """What a frame says."""
+        said = Said()
+        chunk = frame.payload
+        said.wholes += [Whole(chunk, name, CHAT.get(name)) for name in chunk.keys() - _CHUNK_FIELDS]
+        for item in chunk.get("choices") or ():
+            self._choice(item).read(item, said)
+        return said
 
     def _choice(self, item: Any) -> _Choice:
         index = item.get("index", 0) if isinstance(item, dict) else None
@@ -97,20 +116,21 @@ class ChatStream:
             choice = self._choices[index] = _Choice(index, self._screening, self._metrics)
         return choice
 
-    def _frame(self, choices: list[Json]) -> bytes:
+    def _frame(self, choices: list[Json]) -> Frame:
         frame = {key: value for key, value in self._last.items() if key != "usage"}
-        return sse(written({**frame, "choices": choices}))
+        return Frame({**frame, "choices": choices})
 
 
 class _Choice:
     """One choice: ``said`` is what it has said so far, in a delta or as its text."""
 
-    __slots__ = ("_is_chat", "_screening", "finished", "index", "said")
+    __slots__ = ("_is_chat", "_pieces", "_screening", "finished", "index", "said")
 
     def __init__(self, index: int, screening: Screening, metrics: Metrics) -> None:
         self.index = index
         self.finished = False
         self.said = Delta(screening, metrics, _CHOICE.get("delta"))
+        self._pieces: DeltaPieces | None = None
         self._is_chat = True
         self._screening = screening
 
@@ -169,12 +189,24 @@ class _Choice:
         if delta := self.said.finish():
             yield self._item(delta, None)
 
-    def refused(self) -> Json:
+    def refused(self, last_words: bool) -> Json:
         """The choice as a block ends it."""
-        delta = self.said.last_words()
+        delta = self.said.last_words() if last_words else {}
         if not self._is_chat:
             delta.setdefault("text", "")
         return self._item(delta, "content_filter")
+
+    def read(self, item: Json, said: Said) -> None:
+        """Add what a checked choice says to ``said``."""
+        said.wholes += [Whole(item, name, _CHOICE.get(name)) for name in item.keys() - _CHOICE_FIELDS]
+        if item.get("text"):
+            said.pieces.append(Piece((self.index, "text"), item, "text", item["text"]))
+        elif item.get("delta"):
+            if self._pieces is None:
+                self._pieces = DeltaPieces(_CHOICE.get("delta"), self.index)
+            self._pieces.read(item["delta"], said)
+        if item.get("finish_reason") is not None:
+            said.ends.append(self.index)
 
     def _item(self, delta: Json, finish_reason: str | None) -> Json:
         content = {"delta": delta} if self._is_chat else delta

@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 
-import orjson
-
-from aim_guardrail.exact_json import read_piece, written
+from aim_guardrail.exact_json import read_piece
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import INLINE_CHARS, DetectorFailed
 from aim_guardrail.pipeline.screening import Blocked, Screening
+from aim_guardrail.slots.places import FREE
 from aim_guardrail.slots.slot import Json
 from aim_guardrail.streams.chat import ChatStream
+from aim_guardrail.streams.frame import Frame, Said, Whole, done, joined
 from aim_guardrail.streams.responses import ResponsesStream
 from aim_guardrail.streams.text import UNSUPPORTED
 from aim_kserve.errors import ServingError, UpstreamFailed
-from aim_kserve.http import DONE
-from aim_kserve.sse import Event, sse
+from aim_kserve.sse import Event
+
+#: A comment: it keeps a connection and says nothing.
+HEARTBEAT = b":\n\n"
 
 _FRAME_BYTES = len(b"data: \n\n")
 _NAME = re.compile(rb"[a-z_.-]{1,64}")
@@ -37,10 +40,13 @@ class StreamScreen:
     Attributes:
         ended: nothing may follow (``[DONE]``, the Responses API's last event, a block, a failure).
         complete: it was the predictor that ended it.
+        mode: the policy's. `buffer`: a block is raised; `observe`: events are sent as they come, what it gives are only
+            judged.
     """
 
     def __init__(self, screening: Screening, metrics: Metrics) -> None:
         self.ended = self.complete = False
+        self.mode = screening.guard.policy.stream.mode
         self._screening = screening
         self._metrics = metrics
         self._kind: ChatStream | ResponsesStream | None = None
@@ -58,22 +64,47 @@ class StreamScreen:
         Raises:
             ServingError: the stream cannot go on; see :meth:`failure`.
         """
+        return joined(self.frames(event))
+
+    def frames(self, event: Event) -> list[Frame]:
+        """As :meth:`feed`, not yet written. Raises Blocked, where nothing has been shown yet."""
         started = time.perf_counter()
         try:
             return self._take(event)
         except DetectorFailed as error:
             raise self._screening.failed(error) from error
         except Blocked as error:
-            self.ended = True
-            return self._kind.blocked() if self._kind is not None else _error(error)
+            if self.mode == "buffer":
+                raise
+            if self.mode == "observe":
+                self.withdraw(None)
+            return self.blocked(error, last_words=self.mode == "holdback")
         finally:
             self._spent_s += time.perf_counter() - started
+
+    def said(self, frame: Frame) -> Said:
+        """What a frame of :meth:`frames` says."""
+        if frame.place is not None:
+            return Said([], [Whole(frame.payload, None, frame.place)])
+        return self._kind.read(frame) if self._kind is not None else Said()
+
+    def blocked(self, error: Blocked, *, last_words: bool = True) -> list[Frame]:
+        """How a block ends the stream; ``last_words``: say what stood before what was blocked."""
+        self.ended = True
+        return self._kind.blocked(last_words=last_words) if self._kind is not None else _error(error)
+
+    def withdraw(self, frames: Sequence[Frame] | None) -> None:
+        """These frames, the last that were given, are not sent after all; None: events were sent as they came."""
+        if frames:
+            self.ended = self.complete = False
+        if self._kind is not None:
+            self._kind.withdraw(frames)
 
     def failure(self, error: ServingError) -> bytes:
         """How a stream that has begun tells ``error`` and ends."""
         self.ended = True
         self._decision = "error"
-        return self._kind.failure(error) if self._kind is not None else _error(error)
+        return joined(self._kind.failure(error) if self._kind is not None else _error(error))
 
     def close(self) -> None:
         """Count what the answer came to."""
@@ -82,12 +113,12 @@ class StreamScreen:
         decision = self._decision or self._screening.actions["answer"]
         self._metrics.checked("answer", self._screening.guard.policy.use_case, decision, self._spent_s)
 
-    def _take(self, event: Event) -> bytes:
-        if event.data is None or not event.data.strip():
-            return b":\n\n" if event.raw.startswith((b":", b"data:")) else b""  # a keep-alive: it says nothing
+    def _take(self, event: Event) -> list[Frame]:
+        if event.data is None or not event.data.strip():  # a keep-alive: it says nothing
+            return [Frame({}, HEARTBEAT)] if event.raw.startswith((b":", b"data:")) else []
         if event.data == b"[DONE]":
             self.ended = self.complete = True
-            return (self._kind.flush() if self._kind is not None else b"") + DONE
+            return self._kind.flush() if self._kind is not None else [done()]
         try:
             payload = read_piece(event.data)
         except ValueError:
@@ -96,7 +127,7 @@ class StreamScreen:
             raise UpstreamFailed("the predictor's stream holds what is not a JSON object", code="predictor_invalid")
         return self._take_object(payload, _bare(event))
 
-    def _take_object(self, payload: Json, event: Event) -> bytes:
+    def _take_object(self, payload: Json, event: Event) -> list[Frame]:
         if type(payload.get("choices")) is list:
             return self._chat().take(payload, event)
         kind = payload.get("type")
@@ -108,7 +139,7 @@ class StreamScreen:
             return shown
         if "error" in payload or payload.get("object") == "error":
             changed = self._screening.body("answer", payload)
-            return sse(written(payload)) if changed else event.raw
+            return [Frame(payload, None if changed else event.raw, place=FREE)]
         if payload.get("choices") is None and (isinstance(self._kind, ChatStream) or _is_chunk(payload)):
             return self._chat().take(payload, event)
         raise UpstreamFailed("the predictor's stream is of an unknown kind: it cannot be checked", code=UNSUPPORTED)
@@ -137,5 +168,5 @@ def _bare(event: Event) -> Event:
     return Event(head + lines + b"\n", data, name)
 
 
-def _error(error: ServingError) -> bytes:
-    return sse(orjson.dumps(error.body())) + DONE
+def _error(error: ServingError) -> list[Frame]:
+    return [Frame(error.body()), done()]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from aim_guardrail.exact_json import paired, written
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.protocols.places import RESPONSES_EVENT
 from aim_guardrail.slots.apply import drop_shadows
+from aim_guardrail.slots.places import JSON
 from aim_guardrail.slots.slot import Json
-from aim_guardrail.streams.text import UNSUPPORTED, StreamText
+from aim_guardrail.streams.accumulators import Accumulators
+from aim_guardrail.streams.frame import Frame, Piece, Said, Whole, done
+from aim_guardrail.streams.text import UNSUPPORTED
 from aim_kserve.errors import ServingError, UpstreamFailed
 from aim_kserve.sse import Event
 
@@ -31,30 +34,20 @@ class ResponsesStream:
     def __init__(self, screening: Screening, metrics: Metrics) -> None:
         self.ended = False
         self._screening = screening
-        self._metrics = metrics
-        self._texts: dict[tuple[Any, ...], tuple[StreamText, Json]] = {}
-        self._json: dict[tuple[Any, ...], tuple[list[str], Json]] = {}
-        self._json_chars = 0
+        self._texts = Accumulators[Json](screening, metrics)
         self._response: Json = {}
         self._shift = 0  # events sent beyond those that came
-        self._number = -1  # sequence_number of the last event sent
+        self._number = self._came = -1  # sequence_number of the last event sent, and of the last that came
 
     @property
     def held_chars(self) -> int:
         """How much is held back now."""
-        return self._json_chars + sum(text.held_chars for text, _ in self._texts.values())
+        return self._texts.held_chars
 
-    def take(self, payload: Json, event: Event) -> bytes:
+    def take(self, payload: Json, event: Event) -> list[Frame]:
         """What may be sent now. Raises Blocked (then send ``blocked``), DetectorFailed, ServingError."""
         kind: str = payload["type"]
-        delta = payload.get("delta")
-        if kind in _JSON_DELTAS and isinstance(delta, str):
-            pieces, _ = self._json.get(_key(kind, payload), ([], {}))
-            pieces.append(delta)
-            self._json[_key(kind, payload)] = (pieces, payload)
-            self._json_chars += len(delta)
-            self._shift -= 1
-            return b""
+        self._came = payload.get("sequence_number", self._came)
         if kind.endswith(".delta"):
             return self._delta(kind, payload, event)
         before = self._flush(kind, payload)
@@ -62,66 +55,71 @@ class ResponsesStream:
         if isinstance(payload.get("response"), dict):
             self._response = payload["response"]
         self.ended = kind in _TERMINAL
-        return before + self._send(payload, event if not changed else None)
+        return [*before, self._frame(payload, event if not changed else None)]
 
-    def flush(self) -> bytes:
+    def flush(self) -> list[Frame]:
         """The stream ends: what was held of texts that no event ended."""
-        return self._flush("response.completed", {})
+        return [*self._flush("response.completed", {}), done()]
 
-    def blocked(self) -> bytes:
+    def blocked(self, *, last_words: bool = True) -> list[Frame]:
         """How a block ends the stream: the response is incomplete, reason ``content_filter``."""
         self.ended = True
-        last = b""
-        for text, template in self._texts.values():
-            if text.last_words:
-                last += self._send({**template, "delta": text.last_words}, None, extra=True)
+        words = self._texts.last_words() if last_words else ()
+        said = [self._frame({**template, "delta": text}, None, extra=True) for template, text in words]
         details = {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}, "output": []}
         payload = {"type": "response.incomplete", "response": {**self._response, **details}}
-        return last + self._send({**payload, "sequence_number": self._number}, None, extra=True)
+        return [*said, self._frame({**payload, "sequence_number": self._number}, None, extra=True)]
 
-    def failure(self, error: ServingError) -> bytes:
+    def failure(self, error: ServingError) -> list[Frame]:
         payload = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
-        return self._send({**payload, "sequence_number": self._number}, None, extra=True)
+        return [self._frame({**payload, "sequence_number": self._number}, None, extra=True)]
+
+    def withdraw(self, frames: Sequence[Frame] | None) -> None:
+        """These frames are not sent after all: their numbers are free. None: events were sent as they came."""
+        if frames is None:
+            self._number = self._came
+            return
+        numbers = [frame.payload["sequence_number"] for frame in frames if "sequence_number" in frame.payload]
+        self._number = numbers[0] - 1 if numbers else self._number
 
     def close(self) -> None:
-        for text, _ in self._texts.values():
-            text.close()
+        self._texts.close()
 
-    def _delta(self, kind: str, payload: Json, event: Event) -> bytes:
+    def read(self, frame: Frame) -> Said:
+        """What a frame says."""
+        payload = frame.payload
+        kind, delta = str(payload.get("type")), payload.get("delta", "")
+        if not kind.endswith(".delta"):
+            return Said([], [Whole(payload, None, RESPONSES_EVENT)] if payload else [], [""])
+        if kind in _JSON_DELTAS:
+            return Said([], [Whole(payload, "delta", JSON)])
+        return Said([Piece(("", *_key(kind, payload)), payload, "delta", delta)])
+
+    def _delta(self, kind: str, payload: Json, event: Event) -> list[Frame]:
         value = payload.get("delta")
         if not isinstance(value, str):
             raise UpstreamFailed(f"the event {kind} cannot be checked", code=UNSUPPORTED)
-        key = _key(kind, payload)
-        text = self._texts[key][0] if key in self._texts else StreamText(self._screening, self._metrics)
+        if kind in _JSON_DELTAS:
+            self._texts.json(_key(kind, payload), payload, value)
+            self._shift -= 1
+            return []
         dropped = drop_shadows(payload)
-        self._texts[key] = (text, payload)
-        shown = text.push(value)
+        shown = self._texts.text(_key(kind, payload), payload, value)
         if not shown:
             self._shift -= 1
-            return b""
+            return []
         if shown == value and not dropped:
-            return self._send(payload, event)
-        payload["delta"] = shown
-        return self._send(payload, None)
+            return [self._frame(payload, event)]
+        return [self._frame({**payload, "delta": shown}, None)]
 
-    def _flush(self, kind: str, payload: Json) -> bytes:
+    def _flush(self, kind: str, payload: Json) -> list[Frame]:
         """Held texts that this event ends, each in one more delta of the kind it came in."""
-        ends = _key(kind.removesuffix(".done") + ".delta", payload)
-        out = b""
-        for key in [key for key in self._texts if key == ends or kind in _TERMINAL]:
-            text, template = self._texts.pop(key)
-            if rest := text.finish():
-                out += self._send({**template, "delta": rest}, None, extra=True)
-        for key in [key for key in self._json if key == ends or kind in _TERMINAL]:
-            pieces, template = self._json.pop(key)
-            arguments = paired("".join(pieces))
-            self._json_chars -= sum(map(len, pieces))
-            shown = self._screening.json_text("answer", arguments)
-            out += self._send({**template, "delta": shown}, None, extra=True)
-        return out
+        ended, every = _key(kind.removesuffix(".done") + ".delta", payload), kind in _TERMINAL
+        rests = self._texts.end(lambda key: every or key == ended)
+        return [self._frame({**template, "delta": rest}, None, extra=True) for template, rest in rests]
 
-    def _send(self, payload: Json, event: Event | None, *, extra: bool = False) -> bytes:
-        """Frame an event: as it came where nothing is different; its number moved where some were held or added."""
+    def _frame(self, payload: Json, event: Event | None, *, extra: bool = False) -> Frame:
+        """An event: as it came where nothing is different; its number moved where some were held or added."""
         if "sequence_number" in payload:
             if extra:
                 number = self._number + 1
@@ -132,9 +130,7 @@ class ResponsesStream:
             if event is not None and number != payload["sequence_number"]:
                 event = None
             payload = {**payload, "sequence_number": number}
-        if event is not None:
-            return event.raw
-        return b"event: %s\ndata: %s\n\n" % (payload["type"].encode(), written(payload))
+        return Frame(payload, None if event is None else event.raw, payload["type"])
 
 
 def _key(kind: str, payload: Json) -> tuple[Any, ...]:
