@@ -53,7 +53,7 @@ def guardrail(argv: list[str]) -> int:
     from aim_guardrail.settings import GuardrailSettings
 
     settings = GuardrailSettings.load(argv, {}, prog="routes", description="tests only")
-    return run(settings, settings.read_policy())
+    return run(settings, settings.read_policies())
 
 
 if __name__ == "__main__":

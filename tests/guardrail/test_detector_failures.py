@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from starlette.types import Receive, Scope, Send
 from aim_guardrail.detectors.base import Finding
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import Guard
+from aim_guardrail.pipeline.context import RequestContext
+from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.policy import parse_policy
 from aim_guardrail.proxy import Proxy
 from aim_guardrail.text import Text
@@ -46,8 +49,13 @@ class Fragile:
 class Model:
     """What the proxy asks of the transformer's model."""
 
-    guard: Any
+    guard: Guard
+    metrics: Metrics
     predictor: Any
+
+    @contextmanager
+    def screening(self, context: RequestContext) -> Iterator[Screening]:
+        yield Screening(self.guard, self.metrics, context)
 
 
 @dataclass
@@ -59,8 +67,7 @@ class Over:
 class Loading:
     predictor = Over(http=None)  # type: ignore[arg-type]
 
-    @property
-    def guard(self) -> Guard:
+    def screening(self, context: RequestContext) -> None:
         raise Unavailable("the guardrail is still loading: ask again")
 
 
@@ -73,7 +80,7 @@ async def serve(guard: Guard, predictor: FakePredictor) -> AsyncIterator[tuple[h
     metrics = Metrics(registry)
     upstream = Upstream(predictor.host, metrics)
     await upstream.start()
-    app = AccessLog(Proxy(nobody, Model(guard, Over(upstream)), metrics, 2**20), enabled=False)  # type: ignore[arg-type]
+    app = AccessLog(Proxy(nobody, Model(guard, metrics, Over(upstream)), metrics, 2**20), enabled=False)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as client:
         yield client, registry
     await upstream.close()

@@ -21,7 +21,7 @@ def test_what_kserves_controller_injects_is_enough() -> None:
     flags = ["--model_name", "m", "--predictor_host", "m-predictor.ns", "--http_port", "8080", "--workers=2"]
     settings = load(*flags, "--protocol=v1")
     assert (settings.predictor_host, settings.speaks, settings.workers) == ("m-predictor.ns", "v1", 2)
-    assert settings.read_policy().name == "chat"
+    assert settings.read_policies().default.name == "chat"
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def test_the_guardrails_annotation_is_a_policy_for_both_directions(tmp_path: Pat
     annotations = tmp_path / "annotations"
     escaped = INLINE.replace("\n", "\\n")
     annotations.write_text(f'aim.amd.com/guardrails="{escaped}"\naim.amd.com/profile="other"\n')
-    policy = load("--predictor_host", "x", "--annotations_file", str(annotations)).read_policy()
+    policy = load("--predictor_host", "x", "--annotations_file", str(annotations)).read_policies().default
     assert policy.prompt == policy.answer
     assert [rule.action for rule in policy.prompt] == ["block", "redact"]
     indented = "".join(f"  {line}\n" for line in INLINE.splitlines())
-    assert load("--predictor_host", "x", "--guardrails", indented).read_policy() == policy
+    assert load("--predictor_host", "x", "--guardrails", indented).read_policies().default == policy
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_guardrails_annotation_is_a_policy_for_both_directions(tmp_path: Pat
 def test_a_wrong_annotation_is_named_by_line_and_key(inline: str, where: str) -> None:
     """Line 1 is the annotation's own."""
     with pytest.raises(PolicyError, match=where):
-        load("--predictor_host", "x", "--guardrails", inline).read_policy()
+        load("--predictor_host", "x", "--guardrails", inline).read_policies()
 
 
 @pytest.mark.parametrize(

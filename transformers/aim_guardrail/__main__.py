@@ -54,12 +54,12 @@ def main() -> None:
     except SettingsError as error:
         sys.exit(_refuse(str(error), 2))
     try:
-        policy = settings.read_policy()
+        policies = settings.read_policies()
     except PolicyError as error:
         sys.exit(_refuse(str(error), 1))
     from aim_guardrail.server import run  # imports KServe: settings are checked before that second is spent
 
-    sys.exit(run(settings, policy))
+    sys.exit(run(settings, policies))
 
 
 def _refuse(reason: str, code: int) -> int:

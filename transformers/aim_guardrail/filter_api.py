@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from aim_guardrail.detectors.base import Passage
 from aim_guardrail.metrics import Metrics
+from aim_guardrail.pipeline import Guard
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.screening import Blocked, Screening, Timed
 from aim_guardrail.slots.slot import Slot, Slots, spelt
@@ -165,24 +166,27 @@ class _Api:
         self._model, self._metrics, self._max_body_bytes = model, metrics, max_body_bytes
 
     async def one(self, scope: Scope, receive: Receive) -> Any:
-        item = _read(Item, await self._body(scope, receive))
-        async with cancelled_on_disconnect(receive):
-            return (await self._one(item, _context(scope))).model_dump()
+        context = _context(scope)
+        with self._model.guarding(context) as guard:
+            item = _read(Item, await self._body(scope, receive))
+            async with cancelled_on_disconnect(receive):
+                return (await self._one(item, context, guard)).model_dump()
 
     async def batch(self, scope: Scope, receive: Receive) -> Any:
         """A result for each text, in their order; one that could not be judged has an ``error`` instead."""
-        items = (await asyncio.to_thread(_read, Batch, await self._body(scope, receive))).items
         turn, context = asyncio.Semaphore(_AT_ONCE), _context(scope)
 
         async def one(item: Item) -> dict[str, Any]:
             async with turn:
                 try:
-                    return (await self._one(item, context)).model_dump()
+                    return (await self._one(item, context, guard)).model_dump()
                 except ServingError as error:
                     return error.body()
 
-        async with cancelled_on_disconnect(receive):
-            return {"results": list(await asyncio.gather(*map(one, items)))}
+        with self._model.guarding(context) as guard:
+            items = (await asyncio.to_thread(_read, Batch, await self._body(scope, receive))).items
+            async with cancelled_on_disconnect(receive):
+                return {"results": list(await asyncio.gather(*map(one, items)))}
 
     async def document(self, scope: Scope, receive: Receive) -> Any:
         return document()
@@ -192,8 +196,8 @@ class _Api:
         check_media(scope["headers"], body)
         return body
 
-    async def _one(self, item: Item, context: RequestContext) -> Judged:
-        screening = Screening(self._model.guard, self._metrics, context)
+    async def _one(self, item: Item, context: RequestContext, guard: Guard) -> Judged:
+        screening = Screening(guard, self._metrics, context)
         if not screening.guard.watches(item.direction):
             name = screening.guard.policy.name
             raise BadRequest(f"direction: the policy {name!r} has no rules for the {item.direction}", param="direction")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from aim_guardrail.detectors.threads import ABANDONED
-from aim_guardrail.policy import Direction, Policy, Verdict
+from aim_guardrail.policy import Direction, PolicySet, Verdict
 
 C = TypeVar("C", Counter, Histogram)
 
@@ -105,10 +105,33 @@ class Metrics:
                 registry=registry,
             )
         )
-        self._policy = Gauge("guardrail_policy_info", "The policy in force", ("name", "version"), registry=registry)
+        self._policy = Gauge(
+            "guardrail_policy_info",
+            "The policies in force (mode live), and those that are judged beside them (shadow)",
+            ("name", "version", "mode"),
+            registry=registry,
+        )
+        self._in_force: set[tuple[str, str, str]] = set()
+        self._reloads = Counter(
+            "guardrail_policy_reload",
+            "Changes of the policies: ok, invalid (not a policy), failed (a detector of it)",
+            ("result",),
+            registry=registry,
+        )
 
-    def policy(self, policy: Policy) -> None:
-        self._policy.labels(policy.name, policy.version_hash).set(1)
+    def policies(self, policies: PolicySet) -> None:
+        """These are in force now."""
+        live = {(policy.name, policy.version_hash, "live") for policy in policies}
+        shadow = {(policy.name, policy.version_hash, "shadow") for policy in policies.shadows.values()}
+        for labels in live | shadow:
+            self._policy.labels(*labels).set(1)
+        for labels in self._in_force - live - shadow:
+            self._policy.remove(*labels)
+        self._in_force = live | shadow
+
+    def reloaded(self, result: Literal["ok", "invalid", "failed"]) -> None:
+        """The policies were read anew."""
+        self._reloads.labels(result).inc()
 
     def checked(self, direction: Direction, use_case: str, decision: str, seconds: float) -> None:
         """One request's prompt, or its answer, has been checked."""

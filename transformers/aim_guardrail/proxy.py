@@ -72,18 +72,17 @@ class Proxy:
             return
         exchange = _Exchange(self._model, self._metrics, scope, send)
         try:
-            body = await read_body(receive, self._max_body_bytes)
+            with self._model.screening(exchange.context) as screening:
+                body = await read_body(receive, self._max_body_bytes)
+                screening.complete()
+                async with cancelled_on_disconnect(receive):
+                    await exchange.serve(body, screening)
         except ClientDisconnected:
             log_of(scope).client_left = True
-            return
-        except ServingError as error:  # too large, or the server ends
+        except ServingError as error:  # still loading, the body too large, the server ends
+            if exchange.begun:
+                raise
             await exchange.refuse(error)
-            return
-        try:
-            async with cancelled_on_disconnect(receive):
-                await exchange.serve(body)
-        except ClientDisconnected:
-            log_of(scope).client_left = True
 
     def _is_kserves(self, path: str) -> bool:
         """Whether KServe's app answers this: probes, metrics, and what V2 says about this very process; all of V2
@@ -101,11 +100,14 @@ _OF_ADMINISTRATORS = frozenset(["load_lora_adapter", "unload_lora_adapter"])
 
 
 class _Exchange:
-    """One request and its answer."""
+    """One request and its answer.
+
+    Attributes:
+        context: what is known before the body is read.
+        begun: whether any of the answer has been sent.
+    """
 
     __slots__ = (
-        "_begun",
-        "_context",
         "_endpoint",
         "_log",
         "_metrics",
@@ -114,6 +116,8 @@ class _Exchange:
         "_scope",
         "_screening",
         "_send",
+        "begun",
+        "context",
     )
 
     def __init__(self, model: GuardrailModel, metrics: Metrics, scope: Scope, send: Send) -> None:
@@ -121,10 +125,11 @@ class _Exchange:
         self._log: RequestLog = log_of(scope)
         self._endpoint = endpoint(scope["path"])
         self._place = place_of(self._endpoint)
-        self._begun = False
-        self._context = RequestContext.of(scope["path"], scope["headers"], self._log.client)
+        self.begun = False
+        self.context = RequestContext.of(scope["path"], scope["headers"], self._log.client)
 
-    async def serve(self, body: bytes) -> None:
+    async def serve(self, body: bytes, screening: Screening) -> None:
+        self._screening = screening
         path = self._scope["path"]
         if endpoint(lenient(path)) in _OF_ADMINISTRATORS:
             await self.refuse(
@@ -132,20 +137,16 @@ class _Exchange:
             )
             return
         try:
-            self._screening = Screening(self._model.guard, self._metrics, self._context)
-        except ServingError as error:
-            await self.refuse(error)
-            return
-        try:
             with or_shutdown():
                 await self._pass(body)
         except ServingError as error:
-            if self._begun:
+            if self.begun:
                 raise
-            await self.refuse(error, self._screening.headers() if self._screening.action != "allow" else {})
+            told = self._screening.headers() if self._screening.action != "allow" else self._screening.policy_header()
+            await self.refuse(error, told)
         except Exception:  # process edge: uvicorn would answer in plain text and drop the connection
             logger.exception("%s %s failed", self._scope["method"], self._scope["path"])
-            if self._begun:
+            if self.begun:
                 raise
             await self.refuse(ServingError(_INTERNAL))
         finally:
@@ -341,7 +342,7 @@ class _Exchange:
         await self._send({"type": "http.response.body", "body": b""})
 
     async def _begin(self, answer: Answer, length: int | None = None) -> None:
-        self._begun = True
+        self.begun = True
         headers = [*answer.headers, *self._verdict()]
         if length is not None:
             headers.append((b"content-length", str(length).encode()))

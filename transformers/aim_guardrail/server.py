@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from aim_guardrail.pipeline import Guard
-from aim_guardrail.policy import Policy
+from aim_guardrail.in_force import Generation, Policies, Reload
+from aim_guardrail.policy import PolicySet
 from aim_guardrail.settings import GuardrailSettings
 
 
-def run(settings: GuardrailSettings, policy: Policy) -> int:
+def run(settings: GuardrailSettings, read: PolicySet) -> int:
     """Serve until a signal; returns the exit code."""
-    guard = ThreadPoolExecutor(1, "guard").submit(Guard.load, policy)
-    # The guard's engines and KServe load side by side: a second each.
+    loading = ThreadPoolExecutor(1, "guard").submit(Generation.load, read)
+    # The guards' engines and KServe load side by side: a second each.
     from aim_guardrail.credentials import Credentials
     from aim_guardrail.filter_api import routes
     from aim_guardrail.metrics import Metrics
@@ -27,7 +27,8 @@ def run(settings: GuardrailSettings, policy: Policy) -> int:
 
     log_to_stderr()
     metrics = Metrics()
-    metrics.policy(policy)
+    policies = Policies(metrics)
+    reload = Reload(settings.policy_paths, settings.read_policies, policies, metrics, settings.policy_poll_seconds)
     own = settings.predictor_api_key_file
     key = None if own is None else KeyFile(own, "--predictor_api_key_file").follow()
     credentials = Credentials(settings.predictor_credentials, key)
@@ -40,12 +41,14 @@ def run(settings: GuardrailSettings, policy: Policy) -> int:
         retries=settings.predictor_request_retries,
         credentials=credentials,
     )
-    model = GuardrailModel(settings, Predictor(settings, upstream or None, credentials), metrics, _awaitable(guard))
+    predictor = Predictor(settings, upstream or None, credentials)
+    model = GuardrailModel(settings, predictor, metrics, policies, _in_force(loading, policies, reload))
     max_body_bytes = int(settings.max_body_mib * 1024**2)
     return Server(
         settings, routes(model, metrics, max_body_bytes), [lambda app: Proxy(app, model, metrics, max_body_bytes)]
     ).run(model)
 
 
-async def _awaitable(guard: Future[Guard]) -> Guard:
-    return await asyncio.wrap_future(guard)
+async def _in_force(loading: Future[Generation], policies: Policies, reload: Reload) -> None:
+    await policies.put_in_force(await asyncio.wrap_future(loading))
+    reload.start()

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from aim_guardrail.credentials import Mode
-from aim_guardrail.policy import Policy, load_policy, parse_policy, shipped_policy
+from aim_guardrail.policy import Policy, PolicySet, beside, load_policies, parse_policy, shipped_policy
 from aim_kserve.identity.key_file import read_key
 from aim_kserve.settings import ServerSettings
 
@@ -27,7 +27,7 @@ class GuardrailSettings(ServerSettings):
     """Settings of ``python -m aim_guardrail``. The ``predictor_*`` flags are KServe's, by KServe's names."""
 
     HEADINGS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "the policy": ("policy", "guardrails"),
+        "the policy": ("policy", "guardrails", "shadow_policy", "policy_poll_seconds"),
         "the predictor": (
             *("predictor_host", "predictor_protocol", "protocol", "predictor_grpc_host", "predictor_use_ssl"),
             *("predictor_request_timeout_seconds", "predictor_connect_timeout_seconds", "predictor_request_retries"),
@@ -71,7 +71,8 @@ class GuardrailSettings(ServerSettings):
     )
     policy: Path | None = Field(
         None,
-        description="policy file; default: the shipped policy 'chat'",
+        description="policy file, or a directory of them (one for each tenant, one for everybody else); read anew "
+        "when it changes; default: the shipped policy 'chat'",
         json_schema_extra={"annotation": "guardrail-policy"},
     )
     guardrails: str | None = Field(
@@ -79,6 +80,11 @@ class GuardrailSettings(ServerSettings):
         description="a policy in place: YAML list of type/action/threshold, applied to prompts and answers",
         json_schema_extra={"annotation": "guardrails"},
     )
+
+    shadow_policy: Path | None = Field(
+        None, description="file of a candidate, judged beside the policy in force: nothing comes of it but counts"
+    )
+    policy_poll_seconds: float = Field(1, gt=0, le=3600, description="how often the policies' files are looked at")
 
     @field_validator("predictor_host", "predictor_grpc_host")
     @classmethod
@@ -113,14 +119,24 @@ class GuardrailSettings(ServerSettings):
             return self.protocol
         return self.predictor_protocol
 
-    def read_policy(self) -> Policy:
-        """The policy these settings name.
+    @property
+    def policy_paths(self) -> list[Path]:
+        """Where policies are read from, and read anew when that changes."""
+        return [path for path in (self.policy, self.shadow_policy) if path is not None]
+
+    def read_policies(self) -> PolicySet:
+        """The policies these settings name, as their files say now.
 
         Raises:
             PolicyError: one line: file (or annotation), line, key, what is wrong, the remedy.
         """
-        if self.guardrails is not None:
-            # Line 1 is the annotation's own: `aim.amd.com/guardrails: |`.
-            source = f"prompt: &rules\n{self.guardrails}\nanswer: *rules\nversion: 1\nname: guardrails\n"
-            return parse_policy(source, origin="aim.amd.com/guardrails")
-        return load_policy(self.policy) if self.policy is not None else shipped_policy("chat")
+        if self.policy is not None:
+            return load_policies(self.policy, self.shadow_policy)
+        return beside(self._in_place(), self.shadow_policy)
+
+    def _in_place(self) -> Policy:
+        if self.guardrails is None:
+            return shipped_policy("chat")
+        # Line 1 is the annotation's own: `aim.amd.com/guardrails: |`.
+        source = f"prompt: &rules\n{self.guardrails}\nanswer: *rules\nversion: 1\nname: guardrails\n"
+        return parse_policy(source, origin="aim.amd.com/guardrails")

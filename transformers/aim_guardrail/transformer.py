@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+from aim_guardrail.in_force import Policies
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import DetectorFailed, Guard
 from aim_guardrail.pipeline.context import RequestContext
@@ -32,18 +34,23 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
 
     Args:
         predictor: where requests go.
-        loading: the guard, being loaded.
+        loading: done once the first policies are in force.
     """
 
     def __init__(
-        self, settings: GuardrailSettings, predictor: Predictor, metrics: Metrics, loading: Awaitable[Guard]
+        self,
+        settings: GuardrailSettings,
+        predictor: Predictor,
+        metrics: Metrics,
+        policies: Policies,
+        loading: Awaitable[None],
     ) -> None:
         super().__init__(settings.model_name)
         self.predictor = predictor
         self._metrics = metrics
+        self._policies = policies
         self._loading = loading
         self._asks_predictor = settings.enable_predictor_health_check
-        self._guard: Guard | None = None
         self._draining = False
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -51,32 +58,38 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
     async def load_async(self) -> None:
         await self.predictor.start()
         try:
-            self._guard = await self._loading
+            await self._loading
         except DetectorFailed as error:
             raise StartupError(f"the guardrail cannot be loaded: {error}") from error
         self.ready = True
 
-    @property
-    def guard(self) -> Guard:
-        """The guard in force.
+    @contextmanager
+    def guarding(self, context: RequestContext) -> Iterator[Guard]:
+        """``with``: the guard of the caller's policy, which stays the request's own, whatever comes into force
+        meanwhile; to be opened before the body is read.
 
         Raises:
-            Unavailable: it is still loading, or the process is ending.
+            Unavailable: the policies are still loading, or the process is ending.
         """
         if self._draining:
             raise Unavailable("the guardrail is shutting down: ask again, another replica will answer")
-        if self._guard is None:
-            raise Unavailable("the guardrail is still loading: ask again")
-        return self._guard
+        with self._policies.generation() as generation:
+            yield generation.guard_for(context.tenant)
+
+    @contextmanager
+    def screening(self, context: RequestContext) -> Iterator[Screening]:
+        """``with``: a request's checks by that guard. Raises as :meth:`guarding`."""
+        with self.guarding(context) as guard:
+            yield Screening(guard, self._metrics, context)
 
     async def healthy(self) -> bool:
-        if self._guard is None or self._draining:
+        if not self.ready or self._draining:
             return False
         return not self._asks_predictor or await self.predictor.healthy()
 
     def load(self) -> bool:
         """KServe's way to load a model that is not ready, per request: ours loads once, in the background."""
-        return self._guard is not None
+        return bool(self.ready)
 
     def start_draining(self) -> None:
         self._draining = True
@@ -88,6 +101,7 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
 
     async def close(self) -> None:
         await self.predictor.close()
+        await self._policies.close()
 
     # --- V2 inference ---------------------------------------------------------------------------------------------
 
@@ -103,20 +117,23 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
             raise BadRequest("only V2 inference requests are served here")
         self._check_caller(payload.model_name)
         context = RequestContext.of(f"/v2/models/{payload.model_name}/infer", (), current_log().client)
-        screening = Screening(self.guard, self._metrics, context)
-        try:
-            payload.parameters = to_http_parameters(payload.parameters or {})
-            await self._check(screening, "prompt", payload)
+        with self.screening(context) as screening:
             try:
-                answer = await self.predictor.infer(payload, headers or {})
-            except PredictorSaid as error:
-                error.message = screening.text("answer", error.message)
-                raise
-            answer.parameters = to_http_parameters(answer.parameters or {})
-            await self._check(screening, "answer", answer)
-            return answer
-        finally:
-            current_log().fields.update(screening.log_fields())
+                return await self._infer(screening, payload, headers or {})
+            finally:
+                current_log().fields.update(screening.log_fields())
+
+    async def _infer(self, screening: Screening, asked: InferRequest, headers: Mapping[str, str]) -> InferResponse:
+        asked.parameters = to_http_parameters(asked.parameters or {})
+        await self._check(screening, "prompt", asked)
+        try:
+            answer = await self.predictor.infer(asked, headers)
+        except PredictorSaid as error:
+            error.message = screening.text("answer", error.message)
+            raise
+        answer.parameters = to_http_parameters(answer.parameters or {})
+        await self._check(screening, "answer", answer)
+        return answer
 
     def _check_caller(self, model: str) -> None:
         if not self.predictor.knows_callers:

@@ -32,6 +32,11 @@ class RequestContext:
     body_bytes: int | None = None
     arrived_s: float = field(default_factory=time.monotonic)
 
+    @property
+    def tenant(self) -> str | None:
+        """Whose policy applies; None where nobody is asked who it is."""
+        return None if self.caller is None else self.caller.tenant
+
     @classmethod
     def of(cls, route: str, headers: Iterable[tuple[bytes, bytes]], client: str | None) -> Self:
         """The context of the request being served, which came with these headers."""

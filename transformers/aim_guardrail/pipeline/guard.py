@@ -93,6 +93,12 @@ class Guard:
             detectors.append(known if known is not None else _load(family, Wanted(labels, options, regions)))
         return cls(policy, detectors, Stages.load(policy, reuse.stages if reuse else None))
 
+    @classmethod
+    def together(cls, guards: Sequence[Guard]) -> Guard:
+        """All that these have loaded, for `load` to reuse; the last one's policy, if it is to judge anything."""
+        stages = Stages.together([guard.stages for guard in guards])
+        return cls(guards[-1].policy, list(dict.fromkeys(d for guard in guards for d in guard._detectors)), stages)
+
     def check(self, direction: Direction, text: str, session: Session) -> Checked:
         """Check a whole text.
 

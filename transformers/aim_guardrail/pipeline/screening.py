@@ -71,9 +71,13 @@ class Screening:
         self.prompt: Sequence[Passage] = ()
         self.answered: list[Answered] = []
         self.verdicts: dict[Direction, list[Verdict]] = {"prompt": [], "answer": []}
-        self._complete_s = time.monotonic()  # the request's last byte has come: a slow sender's time is its own
+        self._complete_s = time.monotonic()
         self._metrics = metrics
         self._keys = 0
+
+    def complete(self) -> None:
+        """The request's last byte has come: budgets begin. A slow sender's time is its own."""
+        self._complete_s = time.monotonic()
 
     # --- outcome --------------------------------------------------------------------------------------------------
 
@@ -83,12 +87,17 @@ class Screening:
         return max(self.actions.values(), key=_ORDER.__getitem__)
 
     def headers(self) -> dict[str, str]:
-        """What the client is told: ``x-guardrail-verdict``, ``-families`` and ``-degraded``."""
-        return verdict_headers(self.action, tuple(sorted(self.families)), tuple(self.degraded))
+        """What the client is told: ``x-guardrail-verdict``, ``-families``, ``-degraded`` and ``-policy``."""
+        headers = verdict_headers(self.action, tuple(sorted(self.families)), tuple(self.degraded))
+        return {**headers, **self.policy_header()}
+
+    def policy_header(self) -> dict[str, str]:
+        """By which policy, ``NAME/VERSION``: all there is to say of what was not judged."""
+        return {"x-guardrail-policy": self.guard.policy.label}
 
     def log_fields(self) -> dict[str, Any]:
         """What the access log is told."""
-        fields: dict[str, Any] = {"verdict": self.action}
+        fields: dict[str, Any] = {"verdict": self.action, "policy": self.guard.policy.label}
         if self.families:
             fields["families"] = sorted(self.families)
         if self.degraded:
@@ -182,8 +191,7 @@ class Screening:
     def _asked(self, direction: Direction) -> Asked:
         """What batch detectors are told: of a prompt all have the budget together, from when it had come; an answer's
         begins when it has."""
-        budget_s, caller = self.guard.policy.budget_s, self.context.caller
-        tenant = caller.tenant if caller is not None else ""
+        budget_s, tenant = self.guard.policy.budget_s, self.context.tenant or ""
         if direction == "prompt":
             return Asked(self._complete_s + budget_s, tenant=tenant)
         return Asked(time.monotonic() + budget_s, self.prompt, tenant)

@@ -86,6 +86,11 @@ class Stages:
                 detectors[key] = known[key] if key in known else _load(rule)
         return cls(policy, detectors)
 
+    @classmethod
+    def together(cls, stages: Sequence[Stages]) -> Stages:
+        """All that these have loaded, for `load` to reuse; at least one."""
+        return cls(stages[-1].policy, {key: found for each in stages for key, found in each.detectors.items()})
+
     def watches(self, direction: Direction) -> bool:
         """Whether there is any stage for this direction."""
         return bool(self._stages[direction])

@@ -1,5 +1,6 @@
 """Policies: what is looked for in prompts and answers, and what happens then."""
 
+from aim_guardrail.policy.directory import PolicySet, beside, load_policies
 from aim_guardrail.policy.policy import (
     Action,
     Direction,
@@ -20,11 +21,14 @@ __all__ = [
     "Direction",
     "Policy",
     "PolicyError",
+    "PolicySet",
     "Rule",
     "Stage",
     "StreamRules",
     "Verdict",
+    "beside",
     "decide",
+    "load_policies",
     "load_policy",
     "parse_policy",
     "settle",

@@ -299,7 +299,7 @@ BUDGETS_MS = {"chat": 100, "rag": 150, "codegen": 200, "batch": 500}
 
 #: What version 1 of the format does not have.
 _NEW = {
-    "policy": ("tenant", "use_case", "budget_ms", "on_timeout", "images"),
+    "policy": ("tenant", "shadow", "use_case", "budget_ms", "on_timeout", "images"),
     "rule": ("id", "options", "timeout_ms", "required", "on_timeout", "on_error"),
     "stream": ("mode", "max_hold_ms"),
 }
@@ -310,6 +310,7 @@ class Policy(_Strict):
 
     Attributes:
         tenant: whose it is, None: everybody's who has none of their own.
+        shadow: it is a candidate: judged beside the one in force, and nothing comes of it but counts.
         budget_ms: what all checks of one direction may take, by default its use case's (`BUDGETS_MS`).
         on_timeout, on_error: `closed`: what could not be judged does not pass; `open`: it does, and is marked degraded.
         images: what becomes of pictures: `pass`, `refuse`, or judged by the family that classifies them.
@@ -320,6 +321,7 @@ class Policy(_Strict):
     version: Literal[1, 2]
     name: str = Field(min_length=1, max_length=63, pattern=NAME)
     tenant: str | None = Field(default=None, min_length=1, max_length=255)
+    shadow: bool = False
     use_case: Literal["chat", "rag", "codegen", "batch"] = "chat"
     budget_ms: int | None = Field(default=None, ge=1, le=600_000)
     on_timeout: OnFailure = "closed"
@@ -401,6 +403,11 @@ class Policy(_Strict):
     @cached_property
     def _all(self) -> dict[Direction, tuple[Rule, ...]]:
         return {"prompt": tuple(_flat(self.prompt)), "answer": tuple(_flat(self.answer))}
+
+    @cached_property
+    def label(self) -> str:
+        """Its name and version: `chat/0123456789ab`."""
+        return f"{self.name}/{self.version_hash}"
 
     @cached_property
     def version_hash(self) -> str:

@@ -1,0 +1,92 @@
+"""The policies in force: one reference, which a reload replaces."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from aim_guardrail.in_force.generation import Generation, try_models
+from aim_guardrail.metrics import Metrics
+from aim_guardrail.pipeline.bounded import Bounded
+from aim_kserve.errors import Unavailable
+
+logger = logging.getLogger("aim.policy")
+
+
+class Policies:
+    """Which guard a request gets. All of it runs on the event loop.
+
+    A request has one guard from its head to its last byte: what is put in force meanwhile is for those that come
+    later. What only an old generation needs is closed when the last of its requests has left.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._current: Generation | None = None
+        self._leaving: dict[Generation, asyncio.Task[None]] = {}
+
+    @property
+    def current(self) -> Generation | None:
+        """The generation in force; None while the first is loading."""
+        return self._current
+
+    async def put_in_force(self, generation: Generation) -> None:
+        """From now on requests are judged by it.
+
+        Raises:
+            DetectorFailed: a model of it does not work: what was in force stays.
+        """
+        old = self._current
+        try:
+            await try_models(generation.detectors - (old.detectors if old is not None else set()))
+        except BaseException:
+            await self._close(generation.detectors)
+            raise
+        self._current = generation
+        self._metrics.policies(generation.policies)
+        if old is not None:
+            self._leaving[old] = asyncio.ensure_future(self._retire(old))
+
+    @contextmanager
+    def generation(self) -> Iterator[Generation]:
+        """``with``: the generation that serves a request, kept until that has been answered.
+
+        Raises:
+            Unavailable: none is loaded yet.
+        """
+        used = self._current
+        if used is None:
+            raise Unavailable("the guardrail is still loading: ask again")
+        used.users += 1
+        used.idle.clear()
+        try:
+            yield used
+        finally:
+            used.users -= 1
+            if not used.users:
+                used.idle.set()
+
+    async def close(self) -> None:
+        """Close every detector; no request is left."""
+        for task in self._leaving.values():
+            task.cancel()
+        await asyncio.gather(*self._leaving.values(), return_exceptions=True)
+        held = [*self._leaving, self._current]
+        self._current, self._leaving = None, {}
+        await self._close({d for generation in held if generation is not None for d in generation.detectors})
+
+    async def _retire(self, old: Generation) -> None:
+        await old.idle.wait()
+        del self._leaving[old]
+        await self._close(old.detectors)
+
+    async def _close(self, detectors: Iterable[Bounded]) -> None:
+        """Close those that no generation needs."""
+        needed = {d for held in (self._current, *self._leaving) if held is not None for d in held.detectors}
+        for left in {*detectors} - needed:
+            try:
+                await left.close()
+            except Exception:  # the edge of third-party engines: the others are closed all the same
+                logger.exception("detector %s could not be closed", left.detector.family)
