@@ -149,6 +149,134 @@ PII: dict[str, Callable[[Random], str]] = {
     "US_SSN": ssn,
 }
 
+# --- identity numbers: (a word that names it, the number), made from the formulas by trial --------------------------
+
+
+def _tried(random: Random, make: Callable[[Random], str], check: Callable[[str], bool]) -> str:
+    while not check(value := make(random)):
+        pass
+    return value
+
+
+def _date(random: Random) -> str:
+    return f"{random.randint(0, 99):02d}{random.randint(1, 12):02d}{random.randint(1, 28):02d}"
+
+
+def _grouped(number: str, sizes: tuple[int, ...], separators: str) -> str:
+    """`_grouped("123456789", (3, 3, 3), "-. ")`: one of the separators, or none, between the groups."""
+    parts, at = [], 0
+    for size in sizes:
+        parts.append(number[at : at + size])
+        at += size
+    return parts[0] + "".join(
+        (separators[index] if len(separators) > 1 else separators) + part for index, part in enumerate(parts[1:])
+    )
+
+
+def _codice_fiscale(random: Random) -> str:
+    odd = (1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23)
+    body = "RSSMRA" + chars(random, 2, DIGITS) + random.choice("ABCDEHLMPRST") + f"{random.randint(1, 31):02d}"
+    body += random.choice("ABCDEFGHIL") + chars(random, 3, DIGITS)
+    values = [int(char) if char.isdigit() else ord(char) - 65 for char in body]
+    return body + chr(65 + (sum(odd[v] for v in values[::2]) + sum(values[1::2])) % 26)
+
+
+def _nir(random: Random) -> str:
+    month, rest = f"{random.randint(1, 12):02d}", chars(random, 6, DIGITS)
+    body = f"{random.choice('12')}{random.randint(10, 99)}{month}{random.randint(1, 95):02d}{rest}"
+    number = f"{body}{97 - int(body) % 97:02d}"
+    return random.choice([number, _grouped(number, (1, 2, 2, 2, 3, 3, 2), " ")])
+
+
+def _cpf(random: Random) -> str:
+    digits = [int(char) for char in chars(random, 9, DIGITS)]
+    for first in (10, 11):
+        rest = sum(digit * (first - at) for at, digit in enumerate(digits)) * 10 % 11 % 10
+        digits.append(rest)
+    number = "".join(map(str, digits))
+    return f"{number[:3]}.{number[3:6]}.{number[6:9]}-{number[9:]}"
+
+
+def _dni(random: Random) -> str:
+    number = random.randint(10**7, 10**8 - 1)
+    return f"{number}{random.choice(['', '-'])}{'TRWAGMYFPDXBNJZSQVHLCKE'[number % 23]}"
+
+
+def _nie(random: Random) -> str:
+    first, number = random.randint(0, 2), random.randint(10**6, 10**7 - 1)
+    return f"{'XYZ'[first]}{number}{'TRWAGMYFPDXBNJZSQVHLCKE'[(first * 10**7 + number) % 23]}"
+
+
+def _bsn(random: Random) -> str:
+    def check(number: str) -> bool:
+        return sum(int(d) * w for d, w in zip(number, (9, 8, 7, 6, 5, 4, 3, 2, -1), strict=True)) % 11 == 0
+
+    return _tried(random, lambda r: chars(r, 9, DIGITS), check)
+
+
+def _pesel(random: Random) -> str:
+    body = _date(random) + chars(random, 4, DIGITS)
+    return body + str(-sum(int(d) * w for d, w in zip(body, (1, 3, 7, 9) * 3, strict=False)) % 10)
+
+
+def _nhs(random: Random) -> str:
+    def check(number: str) -> bool:
+        return sum(int(d) * w for d, w in zip(number, range(10, 0, -1), strict=True)) % 11 == 0
+
+    return _grouped(_tried(random, lambda r: chars(r, 10, DIGITS), check), (3, 3, 4), random.choice(["", " ", "-"]))
+
+
+def _personnummer(random: Random) -> str:
+    body = _date(random) + chars(random, 3, DIGITS)
+    return f"{body[:6]}-{body[6:]}{luhn_digit(body)}"
+
+
+def _hetu(random: Random) -> str:
+    date, number = (
+        f"{random.randint(1, 28):02d}{random.randint(1, 12):02d}{random.randint(10, 99)}",
+        chars(random, 3, DIGITS),
+    )
+    return f"{date}{random.choice('-A')}{number}{'0123456789ABCDEFHJKLMNPRSTUVWXY'[int(date + number) % 31]}"
+
+
+def _rijksregister(random: Random) -> str:
+    body = _date(random) + chars(random, 3, DIGITS)
+    check = f"{97 - int(body) % 97:02d}"
+    return f"{body[:2]}.{body[2:4]}.{body[4:6]}-{body[6:]}.{check}"
+
+
+def _ahv(random: Random) -> str:
+    body = "756" + chars(random, 9, DIGITS)
+    check = str(-sum(int(d) * w for d, w in zip(body, (1, 3) * 6, strict=True)) % 10)
+    return f"756.{body[3:7]}.{body[7:11]}.{body[11]}{check}"
+
+
+def _sin(random: Random) -> str:
+    body = random.choice("1234567") + chars(random, 7, DIGITS)
+    return _grouped(body + luhn_digit(body), (3, 3, 3), random.choice(["", " ", "-"]))
+
+
+IDENTIFIERS: dict[str, tuple[str, Callable[[Random], str]]] = {
+    "BE_NATIONAL_NUMBER": ("rijksregisternummer", _rijksregister),
+    "BR_CPF": ("CPF", _cpf),
+    "CA_SIN": ("SIN", _sin),
+    "CH_AHV": ("AHV", _ahv),
+    "ES_NIE": ("NIE", _nie),
+    "ES_NIF": ("NIF", _dni),
+    "FI_PERSONAL_IDENTITY_CODE": ("hetu", _hetu),
+    "FR_NIR": ("NIR", _nir),
+    "IN_PAN": ("PAN", lambda r: "ABC" + "P" + "K" + chars(r, 4, DIGITS) + r.choice(string.ascii_uppercase)),
+    "IT_FISCAL_CODE": ("codice fiscale", _codice_fiscale),
+    "NL_BSN": ("BSN", _bsn),
+    "PASSPORT": ("passport", lambda r: r.choice(["", "A", "AB"]) + chars(r, r.randint(7, 9), DIGITS)),
+    "PL_PESEL": ("PESEL", _pesel),
+    "SE_PERSONNUMMER": ("personnummer", _personnummer),
+    "UK_NHS": ("NHS", _nhs),
+    "UK_NINO": ("NINO", lambda r: "AB" + chars(r, 6, DIGITS) + r.choice("ABCD")),
+    "US_ITIN": ("ITIN", lambda r: f"9{r.randint(10, 99)}-{r.randint(70, 88)}-{r.randint(1000, 9999)}"),
+    "ZA_ID_NUMBER": ("ID", lambda r: (b := _date(r) + chars(r, 4, DIGITS) + "08") + luhn_digit(b)),
+}
+
 # --- secrets: (what stands before the value, the value, what stands after it) ---------------------------------------
 
 _BASE62 = DIGITS + string.ascii_uppercase + string.ascii_lowercase

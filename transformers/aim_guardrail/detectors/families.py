@@ -9,7 +9,8 @@ from aim_guardrail.detectors.base import BatchDetector, Detector, Label
 from aim_guardrail.detectors.code.labels import CODE_LABELS
 from aim_guardrail.detectors.family import Family, Kind, Options, Wanted
 from aim_guardrail.detectors.injection.family import FAMILY as INJECTION
-from aim_guardrail.detectors.pii_labels import PII_LABELS
+from aim_guardrail.detectors.pii_labels import IDENTIFIER_LABELS, PII_LABELS
+from aim_guardrail.detectors.pii_options import PiiOptions
 
 __all__ = ["FAMILIES", "Family", "Kind", "Options", "Wanted", "build_detector"]
 
@@ -23,7 +24,8 @@ def _secrets(wanted: Wanted) -> Detector:
 def _pii(wanted: Wanted) -> Detector:
     from aim_guardrail.detectors.pii import PiiDetector
 
-    return PiiDetector(wanted.labels, wanted.regions)
+    options = wanted.options if isinstance(wanted.options, PiiOptions) else None
+    return PiiDetector(wanted.labels, wanted.regions, options)
 
 
 def _code(wanted: Wanted) -> Detector:
@@ -35,7 +37,15 @@ def _code(wanted: Wanted) -> Detector:
 _OURS = (
     # The scanner's own words are "high", "medium" and "low" confidence; they count as 0.9, 0.6 and 0.3 here.
     Family("secrets", "inline", {"SECRET": Label(threshold=0.5, top_score=0.9)}, _secrets),
-    Family("pii", "inline", PII_LABELS, _pii),
+    Family(
+        "pii",
+        "inline",
+        {**PII_LABELS, **IDENTIFIER_LABELS},
+        _pii,
+        PiiOptions,
+        lambda options: options.labels,
+        usual=frozenset(PII_LABELS),
+    ),
     Family("code", "inline", CODE_LABELS, _code),
     INJECTION,
 )

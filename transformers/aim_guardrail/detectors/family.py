@@ -43,6 +43,7 @@ class Family:
         build: makes its detector; blocking, from any thread. Raises whatever keeps the detector from loading.
         options: what a rule's `options` may hold.
         named: the labels that options add.
+        usual: what a rule that names no entities looks for beside those that options add; None: all.
     """
 
     name: str
@@ -51,7 +52,14 @@ class Family:
     build: Callable[[Wanted], Any]
     options: type[Options] = Options
     named: Callable[[Any], Mapping[str, Label]] | None = field(default=None)
+    usual: frozenset[str] | None = None
 
     def labels_of(self, options: Options) -> Mapping[str, Label]:
         """All labels a rule with these options can name."""
         return self.labels if self.named is None else {**self.labels, **self.named(options)}
+
+    def usual_labels(self, options: Options) -> Mapping[str, Label]:
+        """Those of them that a rule looks for which names none."""
+        known = self.labels_of(options)
+        rare = frozenset[str]() if self.usual is None else self.labels.keys() - self.usual
+        return {name: label for name, label in known.items() if name not in rare}

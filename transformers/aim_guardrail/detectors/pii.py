@@ -14,10 +14,13 @@ from typing import ClassVar
 from aim_guardrail.detectors.addresses import emails, ips
 from aim_guardrail.detectors.base import Finding
 from aim_guardrail.detectors.cards import cards
+from aim_guardrail.detectors.custom_patterns import CustomPatterns
 from aim_guardrail.detectors.digit_rows import Hit, in_uri, rows, unquoted
+from aim_guardrail.detectors.identifiers import IDENTIFIERS
 from aim_guardrail.detectors.numbering import REGIONS, numbering
 from aim_guardrail.detectors.phones import phones
-from aim_guardrail.detectors.pii_labels import PII_LABELS
+from aim_guardrail.detectors.pii_labels import IDENTIFIER_LABELS, PII_LABELS
+from aim_guardrail.detectors.pii_options import PiiOptions
 from aim_guardrail.detectors.presidio import LABELS, Recognizer, iban_lengths, recognizers
 from aim_guardrail.text import CONTEXT_CHARS, WINDOW_CHARS, Text
 
@@ -37,6 +40,7 @@ _CUT = re.compile(r"\n|(?<=[a-z])[ \t](?=[a-z])")  # between lines and between w
 
 _DIGITS = re.compile(r"[0-9]+")
 _SHORT_IP = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:")
+_IDENTIFIER = re.compile(r"[A-Z0-9][A-Z0-9.-]{6}")  # of those with few digits
 _LONG_WORD = re.compile(r"[A-Za-z0-9]{26}")
 
 
@@ -48,12 +52,19 @@ class PiiDetector:
 
     family: ClassVar[str] = "pii"
 
-    def __init__(self, labels: frozenset[str], regions: frozenset[str] | None = None) -> None:
-        unknown = labels - PII_LABELS.keys()
-        if unknown:
+    def __init__(
+        self, labels: frozenset[str], regions: frozenset[str] | None = None, options: PiiOptions | None = None
+    ) -> None:
+        self.options = options or PiiOptions()
+        known = {**PII_LABELS, **IDENTIFIER_LABELS, **self.options.labels}
+        if unknown := labels - known.keys():
             raise ValueError(f"unknown entities {', '.join(sorted(unknown))}")
         self.labels = labels
         self.regions = regions
+        self._thresholds = {label: known[label].threshold for label in labels}
+        self._identifiers = [IDENTIFIERS[label] for label in sorted(labels & IDENTIFIERS.keys())]
+        own = [custom for custom in self.options.custom if custom.label in labels]
+        self._custom = CustomPatterns(own) if own else None
         self._recognizers = recognizers(labels & LABELS)
         self._plans = numbering(regions or REGIONS) if "PHONE_NUMBER" in labels else None
         self._ibans = _iban_patterns() if "IBAN_CODE" in labels else {}
@@ -63,6 +74,10 @@ class PiiDetector:
         if len(scan) > WINDOW_CHARS:
             return True  # a search of all would keep other threads waiting
         if "@" in scan or "%40" in scan:
+            return True
+        if self._custom is not None and self._custom.may_find(scan):
+            return True
+        if self._identifiers and _IDENTIFIER.search(scan):
             return True
         digits = sum(map(len, _DIGITS.findall(scan)))
         return digits >= 7 or (digits > 0 and (_SHORT_IP.search(scan) or _LONG_WORD.search(scan)) is not None)
@@ -85,6 +100,9 @@ class PiiDetector:
                 found += [(label, hit) for hit in search(scan, since, self._recognizers[label])]
         if "IBAN_CODE" in self.labels:
             found += [("IBAN_CODE", hit) for hit in self._accounts(scan, since)]
+        found += [(kind.label, hit) for kind in self._identifiers for hit in kind.hits(scan, since)]
+        if self._custom is not None:
+            found += self._custom.hits(scan, since)
         return found + self._in_rows(scan, since, found)
 
     def _in_rows(self, scan: str, since: int, found: list[tuple[str, Hit]]) -> list[tuple[str, Hit]]:
@@ -96,7 +114,7 @@ class PiiDetector:
         if "CREDIT_CARD" in self.labels:
             new += [("CREDIT_CARD", hit) for hit in cards(digit_rows, self._recognizers["CREDIT_CARD"])]
         if self._plans is not None:
-            sure = sorted(hit[:2] for label, hit in found + new if hit.score >= PII_LABELS[label].threshold)
+            sure = sorted(hit[:2] for label, hit in found + new if hit.score >= self._thresholds[label])
             new += [("PHONE_NUMBER", hit) for hit in phones(digit_rows, self._plans, sure)]
         return new
 
@@ -155,7 +173,8 @@ def _coins(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
 
 
 def _rule_id(label: str) -> str:
-    return f"{'presidio' if label in LABELS else 'libphonenumber'}.{label.lower()}"
+    source = "presidio" if label in LABELS else "libphonenumber" if label == "PHONE_NUMBER" else "aim"
+    return f"{source}.{label.lower()}"
 
 
 _SEARCH: dict[str, Search] = {

@@ -1,4 +1,8 @@
-"""The labels of personal data. Pure data: a policy is read without loading what finds them."""
+"""The labels of personal data. Pure data: a policy is read without loading what finds them.
+
+A rule that names no entities means the seven of `PII_LABELS`; identity numbers of countries are looked for where a rule
+asks for them by name.
+"""
 
 from __future__ import annotations
 
@@ -17,4 +21,15 @@ PII_LABELS: Mapping[str, Label] = {
     "IP_ADDRESS": Label(threshold=0.5, top_score=0.6),
     "PHONE_NUMBER": Label(threshold=0.4, top_score=0.4),
     "US_SSN": Label(threshold=0.5, top_score=0.5),
+}
+
+_IDENTIFIERS = """
+    AU_TFN BE_NATIONAL_NUMBER BR_CNPJ BR_CPF CA_SIN CH_AHV DE_ID_CARD DE_TAX_ID ES_NIE ES_NIF FI_PERSONAL_IDENTITY_CODE
+    FR_NIR IN_AADHAAR IT_FISCAL_CODE KR_RRN NL_BSN PL_PESEL SE_PERSONNUMMER SG_NRIC_FIN TR_NATIONAL_ID UK_NHS
+    ZA_ID_NUMBER
+"""
+_WITHOUT_CHECK_DIGIT = "IN_PAN PASSPORT UK_NINO US_ITIN"
+IDENTIFIER_LABELS: Mapping[str, Label] = {
+    **{label: Label(threshold=0.5, top_score=1.0) for label in _IDENTIFIERS.split()},
+    **{label: Label(threshold=0.5, top_score=0.6) for label in _WITHOUT_CHECK_DIGIT.split()},
 }

@@ -15,7 +15,7 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from reprlib import Repr
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -60,7 +60,7 @@ class Rule(_Strict):
         options: what its family takes (`families.Options`), e.g. the address of a judge.
         action: one for all its entities, or one for each; entities a mapping does not name are not looked for, unless
             it names `default`.
-        entities: which labels are looked for; all of its family by default.
+        entities: which labels are looked for; the usual ones of its family by default (`Family.usual`).
         threshold: the score from which a finding counts, or one for each entity; its label's own by default.
         regions: whose national telephone numbers are looked for (ISO 3166-1 codes), all by default.
         timeout_ms: how long a batch detector may take; no more than what is left of the policy's budget in any case.
@@ -101,7 +101,9 @@ class Rule(_Strict):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{where + ': ' if where else ''}{_problem(first, family.options)}") from None
+            raise ValueError(
+                f"{where + ': ' if where else ''}{_problem(first, _section(family.options, first['loc']))}"
+            ) from None
 
     @field_validator("regions", mode="before")
     @classmethod
@@ -144,7 +146,8 @@ class Rule(_Strict):
                 if known and score > known[entity].top_score:
                     raise ValueError(_unreachable(score, entity, known[entity].top_score, "lower it"))
             return value
-        tops = {entity: known[entity].top_score for entity in named or known if entity in known}
+        usual = FAMILIES[info.data["type"]].usual_labels(info.data["options"]) if known else {}
+        tops = {entity: known[entity].top_score for entity in named or usual if entity in known}
         if value is not None and tops and value > min(tops.values()):
             entity, top = min(tops.items(), key=lambda item: item[1])
             remedy = "lower it" if named or len(known) == 1 else "lower it, or list the entities it is meant for"
@@ -205,10 +208,17 @@ class Rule(_Strict):
     @cached_property
     def labels(self) -> frozenset[str]:
         """The labels this rule applies to."""
-        named = frozenset(self.entities if self.entities is not None else self.known)
-        if isinstance(self.action, dict) and DEFAULT not in self.action:
-            return named.intersection(self.action)
-        return named
+        named = frozenset(self.entities if self.entities is not None else self._usual)
+        if isinstance(self.action, str):
+            return named
+        by_name = frozenset(self.action) - {DEFAULT}
+        if self.entities is not None:
+            return named if DEFAULT in self.action else named & by_name
+        return named | by_name if DEFAULT in self.action else by_name
+
+    @property
+    def _usual(self) -> Mapping[str, Label]:
+        return FAMILIES[self.type].usual_labels(self.options)
 
     @property
     def actions(self) -> frozenset[Action]:
@@ -484,6 +494,15 @@ _SECTIONS: dict[str, type[BaseModel]] = {"stream": StreamRules, "prompt": Rule, 
 _TAGS = frozenset(["rule", "stage", "constrained-float", "float"])
 #: pydantic speaks Python.
 _WORDS = re.compile(r"a valid dictionary( or instance of \w+)?")
+
+
+def _section(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model whose keys stand where ``loc`` ends, within a mapping of ``model``."""
+    for part in loc[:-1]:
+        field = model.model_fields.get(str(part))
+        inner = [kind for kind in get_args(field.annotation) if isinstance(kind, type)] if field else []
+        model = next((kind for kind in inner if issubclass(kind, BaseModel)), model)
+    return model
 
 
 def _problem(error: ErrorDetails, model: type[BaseModel] | None = None) -> str:
