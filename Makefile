@@ -124,7 +124,7 @@ model: $(MODEL) ## fetch the embedded model
 system-deps: ## system packages that builds and some tests use (Debian, needs root)
 	apt-get update -q
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-	  build-essential cmake ninja-build curl openssl python3-venv prometheus docker-registry
+	  build-essential cmake ninja-build curl openssl python3-venv prometheus docker-registry redis-server
 
 lock: $(BIN)/.dev ## pin every dependency anew, all extras together (review the diff, give the reason in CHANGELOG.md)
 	$(BIN)/python -m pip install --quiet uv

@@ -18,6 +18,7 @@ import orjson
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from aim_kserve.client_address import Proxies
 from aim_kserve.redacted import redacted
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -146,13 +147,21 @@ class AccessLog:
     """ASGI middleware: opens a RequestLog, answers ``x-request-id``, writes the line when the response ends.
 
     Probes (``/``, ``/metrics``, ``/health``, ``/healthz``, ``/readyz``, ``/ping``, ``/v2/health/…``, ``…/ready``) that
-    succeed are not logged.
+    succeed are not logged. ``proxies``: whose word counts for where a request came from.
     """
 
-    def __init__(self, app: ASGIApp, *, enabled: bool = True, write: Callable[[bytes], None] = write_line) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        enabled: bool = True,
+        write: Callable[[bytes], None] = write_line,
+        proxies: Proxies | None = None,
+    ) -> None:
         self.app = app
         self.enabled = enabled
         self.write = write
+        self._proxies = proxies or Proxies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -160,7 +169,7 @@ class AccessLog:
             return
         log = scope["aim.log"] = open_log(scope["headers"])
         address = scope.get("client")
-        log.client = redacted(address[0]) if address else None  # what a proxy that is trusted says: any text
+        log.client = self._proxies.client(address[0], scope["headers"]) if address else None
         started = time.perf_counter()
         status, first_byte_at, complete = 500, 0.0, False
         request_id = log.request_id.encode("latin-1")

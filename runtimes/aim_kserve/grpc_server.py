@@ -13,6 +13,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[impor
 from grpc import aio
 
 from aim_kserve.access import access_line, open_log, write_line
+from aim_kserve.client_address import Proxies, grpc_peer
 from aim_kserve.errors import BadRequest, StartupError
 from aim_kserve.grpc_parameters import decode, encode
 from aim_kserve.identity.guard import check_call
@@ -55,7 +56,13 @@ class GrpcServer:
         """The address it listens on."""
         address = f"{self._settings.host}:{self._settings.grpc_port}"
         self._server = aio.server(
-            interceptors=(_Edge(self._verifier, access_log=self._settings.access_log),),
+            interceptors=(
+                _Edge(
+                    self._verifier,
+                    Proxies(self._settings.trusted_proxies),
+                    access_log=self._settings.access_log,
+                ),
+            ),
             options=[
                 ("grpc.max_send_message_length", self._settings.grpc_max_send_message_length),
                 ("grpc.max_receive_message_length", self._settings.grpc_max_receive_message_length),
@@ -115,8 +122,8 @@ class _Edge(aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
     """Every exception becomes the status code that says what it is (KServe's own interceptor crashes on some), every
     call an access line; calls that succeed and only ask whether we are well are not logged."""
 
-    def __init__(self, verifier: Verifier | None, *, access_log: bool) -> None:
-        self._verifier, self._access_log = verifier, access_log
+    def __init__(self, verifier: Verifier | None, proxies: Proxies, *, access_log: bool) -> None:
+        self._verifier, self._proxies, self._access_log = verifier, proxies, access_log
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         handler = await continuation(details)
@@ -138,8 +145,9 @@ class _Edge(aio.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
     def _guarded(self, call: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
         async def guarded(request: Any, context: Any) -> Any:
             metadata = context.invocation_metadata() or ()
-            log = open_log([(key.encode(), value.encode()) for key, value in metadata if isinstance(value, str)])
-            log.client = context.peer()
+            headers = [(key.encode(), value.encode()) for key, value in metadata if isinstance(value, str)]
+            log = open_log(headers)
+            log.client = self._proxies.client(grpc_peer(context.peer()), headers)
             started, code = time.perf_counter(), "CANCELLED"
             try:
                 if self._verifier is not None:

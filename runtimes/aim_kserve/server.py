@@ -27,6 +27,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from aim_kserve.access import AccessLog
+from aim_kserve.client_address import Proxies
 from aim_kserve.dataplane import FixedRepository, TruthfulDataPlane
 from aim_kserve.errors import ShutdownError, StartupError
 from aim_kserve.grpc_server import GrpcServer
@@ -121,7 +122,7 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
             app = Guard(app, self._verifier)
         if settings.cors_origins:
             app = allow_origins(app, settings.cors_origins)
-        self.app: ASGIApp = AccessLog(app, enabled=settings.access_log)
+        self.app: ASGIApp = AccessLog(app, enabled=settings.access_log, proxies=Proxies(settings.trusted_proxies))
 
     def run(self, served: Served, refuse: Callable[[StartupError], int] = _refuse) -> int:
         """Serve until a signal or a failed load; returns the exit code. ``refuse`` says why it cannot serve."""
@@ -190,6 +191,7 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # AccessLog reads them, of whom it may
             timeout_keep_alive=self.settings.timeout_keep_alive,
             timeout_graceful_shutdown=max(1, round(self.settings.grace_period)),
             ssl_certfile=self.settings.ssl_certfile,

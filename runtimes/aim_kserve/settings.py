@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NoReturn, Self, TypeVar
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
+from aim_kserve.client_address import Proxies
 from aim_kserve.identity_settings import IdentitySettings
 from aim_kserve.redacted import redacted
 
@@ -104,6 +105,10 @@ class ServerSettings(IdentitySettings):
     cors_origins: tuple[str, ...] = Field(
         (), description="origins whose web pages may call, comma-separated, or *; default: none"
     )
+    trusted_proxies: tuple[str, ...] = Field(
+        (),
+        description="addresses and networks of proxies whose x-forwarded-for is believed, comma-separated",
+    )
     max_body_mib: float = Field(32, gt=0, description="largest request body accepted, MiB")
     grpc_max_send_message_length: int = Field(8 * 1024 * 1024, ge=1, description="bytes")
     grpc_max_receive_message_length: int = Field(8 * 1024 * 1024, ge=1, description="bytes")
@@ -136,10 +141,20 @@ class ServerSettings(IdentitySettings):
     def _is_a_served_name(cls, name: str) -> str:
         return served_name(name)
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            try:
+                Proxies([each])
+            except ValueError as error:
+                raise ValueError(f"{error}: give addresses or networks, 10.0.0.0/8") from None
+        return value
 
     @field_validator("cors_origins")
     @classmethod

@@ -105,6 +105,23 @@ class Metrics:
                 registry=registry,
             )
         )
+        self._limited = _children(
+            Counter(
+                "guardrail_ratelimit",
+                "What limits of traffic came to (allow, block, flag, log), by limit",
+                ("limit", "result"),
+                registry=registry,
+            )
+        )
+        self._without_redis = _children(
+            Counter(
+                "guardrail_ratelimit_without_redis",
+                "Times Redis did not count: this replica did (local), the policy decided (open, closed), or what was "
+                "reserved stays reserved (unsettled)",
+                ("outcome",),
+                registry=registry,
+            )
+        )
         self._policy = Gauge(
             "guardrail_policy_info",
             "The policies in force (mode live), and those that are judged beside them (shadow)",
@@ -163,6 +180,13 @@ class Metrics:
         """One more (1) or one fewer (-1) connection to the predictor is in use."""
         self.in_use += by
         self._connections.set(self.in_use)
+
+    def limited(self, limit: str, result: str) -> None:
+        """A limit of traffic has been looked at."""
+        self._limited(limit, result).inc()
+
+    def counted_without_redis(self, outcome: str) -> None:
+        self._without_redis(outcome).inc()
 
     def upstream_failed(self, reason: str) -> None:
         self._upstream_errors(reason).inc()

@@ -27,6 +27,8 @@ from aim_guardrail.protocols.v2 import check_binary
 from aim_guardrail.slots.slot import Json, Slot, Slots
 from aim_guardrail.streams.events import StreamScreen
 from aim_guardrail.streams.staged import MOST_INLINE_BYTES, Staged
+from aim_guardrail.traffic.gate import Traffic
+from aim_guardrail.traffic.visit import Visit
 from aim_guardrail.transformer import GuardrailModel
 from aim_guardrail.upstream import Answer, sent_on
 from aim_kserve.access import RequestLog, log_of
@@ -60,8 +62,11 @@ T = TypeVar("T")
 class Proxy:
     """ASGI middleware around KServe's app."""
 
-    def __init__(self, app: ASGIApp, model: GuardrailModel, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, model: GuardrailModel, metrics: Metrics, max_body_bytes: int, traffic: Traffic | None = None
+    ) -> None:
         self.app = app
+        self._traffic = traffic or Traffic(metrics)
         self._model = model
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -72,14 +77,18 @@ class Proxy:
             return
         exchange = _Exchange(self._model, self._metrics, scope, send)
         try:
-            with self._model.screening(exchange.context) as screening:
+            with (
+                self._model.screening(exchange.context) as screening,
+                Visit(self._traffic, screening, log_of(scope)) as visit,
+            ):
+                await visit.arrive()
                 body = await read_body(receive, self._max_body_bytes)
                 screening.complete()
                 async with cancelled_on_disconnect(receive):
-                    await exchange.serve(body, screening)
+                    await exchange.serve(body, screening, visit)
         except ClientDisconnected:
             log_of(scope).client_left = True
-        except ServingError as error:  # still loading, the body too large, the server ends
+        except ServingError as error:  # still loading, over a limit, the body too large, the server ends
             if exchange.begun:
                 raise
             await exchange.refuse(error)
@@ -116,6 +125,7 @@ class _Exchange:
         "_scope",
         "_screening",
         "_send",
+        "_visit",
         "begun",
         "context",
     )
@@ -128,8 +138,8 @@ class _Exchange:
         self.begun = False
         self.context = RequestContext.of(scope["path"], scope["headers"], self._log.client)
 
-    async def serve(self, body: bytes, screening: Screening) -> None:
-        self._screening = screening
+    async def serve(self, body: bytes, screening: Screening, visit: Visit) -> None:
+        self._screening, self._visit = screening, visit
         path = self._scope["path"]
         if endpoint(lenient(path)) in _OF_ADMINISTRATORS:
             await self.refuse(
@@ -142,6 +152,7 @@ class _Exchange:
         except ServingError as error:
             if self.begun:
                 raise
+            self._visit.failed()
             told = self._screening.headers() if self._screening.action != "allow" else self._screening.policy_header()
             await self.refuse(error, told)
         except Exception:  # process edge: uvicorn would answer in plain text and drop the connection
@@ -149,8 +160,6 @@ class _Exchange:
             if self.begun:
                 raise
             await self.refuse(ServingError(_INTERNAL))
-        finally:
-            self._log.fields.update(self._screening.log_fields())
 
     async def refuse(self, error: ServingError, headers: Mapping[str, str] = MappingProxyType({})) -> None:
         body = error.body() if speaks_openai(self._scope["path"]) else {"error": error.message}
@@ -160,6 +169,7 @@ class _Exchange:
         scope, log = self._scope, self._log
         own = {"traceparent": log.traceparent, "x-request-id": log.request_id, "accept-encoding": "identity"}
         query = scope["query_string"]
+        await self._visit.weigh(body, self._endpoint)
         if (body or query) and self._screening.guard.watches("prompt"):
             with Timed(self._screening, self._metrics, "prompt"):
                 if query:
@@ -170,8 +180,11 @@ class _Exchange:
             body = await self._run(self._permitted, body)
         headers = sent_on(scope["headers"], own)
         target = (scope["raw_path"] + b"?" + query if query else scope["raw_path"]).decode("latin-1")
-        async with await self._model.predictor.http.send(scope["method"], target, headers, body) as answer:
+        http = self._model.predictor.http
+        self._visit.sent()
+        async with await http.send(scope["method"], target, headers, body) as answer:
             log.fields["upstream_status"] = answer.status
+            self._visit.answered(answer)
             await self._bring_back(answer)
 
     # --- the way there --------------------------------------------------------------------------------------------
@@ -234,6 +247,8 @@ class _Exchange:
         body, head = await answer.read(), answer.headers
         json_length = answer.header(JSON_LENGTH)
         if body:
+            if not is_json:
+                self._visit.meter.raw(len(body))
             with Timed(self._screening, self._metrics, "answer"):
                 if json_length:
                     body, length = await check_binary(self._screening, "answer", body, json_length)
@@ -248,6 +263,8 @@ class _Exchange:
             parsed = await self._run(_loaded, body)
         except orjson.JSONDecodeError:
             raise UpstreamFailed("the predictor's answer is not the JSON it says it is") from None
+        if self._visit.counts_tokens:
+            self._visit.meter.body(parsed)
         shortened = self._lists_models and usable_only(parsed)
         changed = await self._screening.screen("answer", boxed(parsed), self._place, len(body))
         return orjson.dumps(parsed) if changed or shortened else body
@@ -289,7 +306,7 @@ class _Exchange:
             await answer.drain()
 
     async def _send_checked(self, answer: Answer, stream: StreamScreen, reader: EventReader) -> None:
-        async for chunk in answer.chunks():
+        async for chunk in self._visit.chunks(answer):
             await self._send_events(stream, reader.feed(chunk))
             if stream.ended:
                 return
@@ -299,7 +316,7 @@ class _Exchange:
 
     async def _send_staged(self, answer: Answer, stream: StreamScreen, reader: EventReader) -> None:
         staged = Staged(self._screening, self._metrics, stream)
-        async with aclosing(staged.shown(answer.chunks(), reader)) as pieces:
+        async with aclosing(staged.shown(self._visit.chunks(answer), reader)) as pieces:
             async for shown in pieces:
                 await self._more(shown)
 
@@ -333,7 +350,7 @@ class _Exchange:
         await self._begin(answer, length=answer.length)
         try:
             with or_shutdown():
-                async for chunk in answer.chunks():
+                async for chunk in self._visit.chunks(answer):
                     await self._more(chunk)
         except ServingError as error:
             if not is_events(answer):

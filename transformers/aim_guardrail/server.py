@@ -19,6 +19,7 @@ def run(settings: GuardrailSettings, read: PolicySet) -> int:
     from aim_guardrail.metrics import Metrics
     from aim_guardrail.predictor import Predictor
     from aim_guardrail.proxy import Proxy
+    from aim_guardrail.traffic.gate import Traffic
     from aim_guardrail.transformer import GuardrailModel
     from aim_guardrail.upstream import Upstream
     from aim_kserve.identity.key_file import KeyFile
@@ -42,10 +43,13 @@ def run(settings: GuardrailSettings, read: PolicySet) -> int:
         credentials=credentials,
     )
     predictor = Predictor(settings, upstream or None, credentials)
-    model = GuardrailModel(settings, predictor, metrics, policies, _in_force(loading, policies, reload))
+    traffic = Traffic.of(settings, metrics)
+    model = GuardrailModel(settings, predictor, metrics, policies, _in_force(loading, policies, reload), traffic)
     max_body_bytes = int(settings.max_body_mib * 1024**2)
     return Server(
-        settings, routes(model, metrics, max_body_bytes), [lambda app: Proxy(app, model, metrics, max_body_bytes)]
+        settings,
+        routes(model, metrics, max_body_bytes),
+        [lambda app: Proxy(app, model, metrics, max_body_bytes, traffic)],
     ).run(model)
 
 

@@ -10,7 +10,8 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from aim_guardrail.credentials import Mode
-from aim_guardrail.policy import Policy, PolicySet, beside, load_policies, parse_policy, shipped_policy
+from aim_guardrail.detectors.traffic import TrafficOptions
+from aim_guardrail.policy import Policy, PolicyError, PolicySet, beside, load_policies, parse_policy, shipped_policy
 from aim_kserve.identity.key_file import read_key
 from aim_kserve.settings import ServerSettings
 
@@ -28,6 +29,7 @@ class GuardrailSettings(ServerSettings):
 
     HEADINGS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "the policy": ("policy", "guardrails", "shadow_policy", "policy_poll_seconds"),
+        "limits of traffic": ("redis_url", "redis_timeout_ms", "limit_replicas", "geo_database"),
         "the predictor": (
             *("predictor_host", "predictor_protocol", "protocol", "predictor_grpc_host", "predictor_use_ssl"),
             *("predictor_request_timeout_seconds", "predictor_connect_timeout_seconds", "predictor_request_retries"),
@@ -86,6 +88,24 @@ class GuardrailSettings(ServerSettings):
     )
     policy_poll_seconds: float = Field(1, gt=0, le=3600, description="how often the policies' files are looked at")
 
+    redis_url: str | None = Field(
+        None,
+        pattern=r"^(rediss?|unix)://.+",
+        description="redis://HOST:PORT/DB, rediss:// or unix://: where replicas count together; by the variable, if it "
+        "holds a password; default: each counts alone",
+    )
+    redis_timeout_ms: int = Field(100, ge=1, le=10_000, description="longest wait for Redis, milliseconds")
+    limit_replicas: int | None = Field(
+        None,
+        ge=1,
+        description="how many replicas share the limits: while Redis is away each gives that share of them; default: "
+        "the policy's on_error decides",
+    )
+    geo_database: Path | None = Field(
+        None,
+        description="MaxMind database of countries (.mmdb), for policies that limit them; read anew when it changes",
+    )
+
     @field_validator("predictor_host", "predictor_grpc_host")
     @classmethod
     def _address(cls, value: str | None) -> str | None:
@@ -131,12 +151,27 @@ class GuardrailSettings(ServerSettings):
             PolicyError: one line: file (or annotation), line, key, what is wrong, the remedy.
         """
         if self.policy is not None:
-            return load_policies(self.policy, self.shadow_policy)
-        return beside(self._in_place(), self.shadow_policy)
+            policies = load_policies(self.policy, self.shadow_policy)
+        else:
+            policies = beside(self._in_place(), self.shadow_policy)
+        if self.geo_database is None:
+            for policy in policies:
+                _needs_no_countries(policy)
+        return policies
 
     def _in_place(self) -> Policy:
         if self.guardrails is None:
             return shipped_policy("chat")
         # Line 1 is the annotation's own: `aim.amd.com/guardrails: |`.
-        source = f"prompt: &rules\n{self.guardrails}\nanswer: *rules\nversion: 1\nname: guardrails\n"
+        source = f"prompt: &rules\n{self.guardrails}\nanswer: *rules\nversion: 2\nname: guardrails\n"
         return parse_policy(source, origin="aim.amd.com/guardrails")
+
+
+def _needs_no_countries(policy: Policy) -> None:
+    """Raises PolicyError: it does, and nothing is known of them."""
+    for rule in policy.rules("prompt"):
+        if isinstance(rule.options, TrafficOptions) and rule.options.countries is not None and "GEO" in rule.labels:
+            raise PolicyError(
+                f"policy {policy.name!r}: {rule.name} limits countries, of which nothing is known: give --geo_database "
+                "FILE (.mmdb)"
+            )

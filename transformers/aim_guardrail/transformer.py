@@ -22,9 +22,12 @@ from aim_guardrail.predictor import Predictor
 from aim_guardrail.protocols.v2 import check_tensors
 from aim_guardrail.settings import GuardrailSettings
 from aim_guardrail.slots.slot import Json
+from aim_guardrail.traffic.gate import Traffic
+from aim_guardrail.traffic.tensors import asked_of, text_of
+from aim_guardrail.traffic.visit import Visit
 from aim_guardrail.upstream import PredictorSaid
 from aim_kserve.access import current_log
-from aim_kserve.errors import BadRequest, StartupError, Unavailable
+from aim_kserve.errors import BadRequest, ServingError, StartupError, Unavailable
 from aim_kserve.identity.permission import check_use
 from aim_kserve.kserve import InferRequest, InferResponse, Model, to_http_parameters
 
@@ -44,12 +47,14 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         metrics: Metrics,
         policies: Policies,
         loading: Awaitable[None],
+        traffic: Traffic | None = None,
     ) -> None:
         super().__init__(settings.model_name)
         self.predictor = predictor
         self._metrics = metrics
         self._policies = policies
         self._loading = loading
+        self._traffic = traffic or Traffic(metrics, settings.model_name)
         self._asks_predictor = settings.enable_predictor_health_check
         self._draining = False
 
@@ -57,6 +62,7 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
 
     async def load_async(self) -> None:
         await self.predictor.start()
+        await asyncio.to_thread(self._traffic.open)
         try:
             await self._loading
         except DetectorFailed as error:
@@ -102,6 +108,7 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
     async def close(self) -> None:
         await self.predictor.close()
         await self._policies.close()
+        await self._traffic.close()
 
     # --- V2 inference ---------------------------------------------------------------------------------------------
 
@@ -117,20 +124,28 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
             raise BadRequest("only V2 inference requests are served here")
         self._check_caller(payload.model_name)
         context = RequestContext.of(f"/v2/models/{payload.model_name}/infer", (), current_log().client)
-        with self.screening(context) as screening:
+        with self.screening(context) as screening, Visit(self._traffic, screening, current_log()) as visit:
             try:
-                return await self._infer(screening, payload, headers or {})
-            finally:
-                current_log().fields.update(screening.log_fields())
+                return await self._infer(screening, visit, payload, headers or {})
+            except ServingError:
+                visit.failed()
+                raise
 
-    async def _infer(self, screening: Screening, asked: InferRequest, headers: Mapping[str, str]) -> InferResponse:
+    async def _infer(
+        self, screening: Screening, visit: Visit, asked: InferRequest, headers: Mapping[str, str]
+    ) -> InferResponse:
+        await visit.arrive()
+        await visit.weigh_asked(*asked_of(asked))
         asked.parameters = to_http_parameters(asked.parameters or {})
         await self._check(screening, "prompt", asked)
+        visit.sent()
         try:
             answer = await self.predictor.infer(asked, headers)
         except PredictorSaid as error:
             error.message = screening.text("answer", error.message)
             raise
+        visit.has_answered(200)
+        visit.meter.raw(text_of(answer.outputs))
         answer.parameters = to_http_parameters(answer.parameters or {})
         await self._check(screening, "answer", answer)
         return answer

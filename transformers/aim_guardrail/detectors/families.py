@@ -13,6 +13,7 @@ from aim_guardrail.detectors.injection.family import FAMILY as INJECTION
 from aim_guardrail.detectors.pii_labels import IDENTIFIER_LABELS, PII_LABELS
 from aim_guardrail.detectors.pii_options import PiiOptions
 from aim_guardrail.detectors.toxicity.family import FAMILY as TOXICITY
+from aim_guardrail.detectors.traffic import FAMILY as TRAFFIC
 
 __all__ = ["FAMILIES", "Family", "Kind", "Options", "Wanted", "build_detector"]
 
@@ -52,6 +53,7 @@ _OURS = (
     INJECTION,
     TOXICITY,
     NSFW_TEXT,
+    TRAFFIC,
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _OURS}

@@ -30,7 +30,7 @@ class Wanted:
     regions: frozenset[str] | None = None
 
 
-Kind = Literal["inline", "batch"]
+Kind = Literal["inline", "batch", "traffic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Family:
     """One family.
 
     Attributes:
-        kind: `inline`: it makes a `Detector`; `batch`: a `BatchDetector`.
+        kind: `inline`: it makes a `Detector`; `batch`: a `BatchDetector`; `traffic`: none, for it reads no text.
         labels: what it can find, with default thresholds; of options that add labels, see `labels_of`.
         build: makes its detector; blocking, from any thread. Raises whatever keeps the detector from loading.
         options: what a rule's `options` may hold.

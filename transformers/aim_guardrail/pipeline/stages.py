@@ -82,7 +82,7 @@ class Stages:
         detectors: dict[Key, Bounded] = {}
         for rule in (*policy.rules("prompt"), *policy.rules("answer")):
             key = rule.type, rule.wanted
-            if not rule.is_inline and key not in detectors:
+            if rule.is_batch and key not in detectors:
                 detectors[key] = known[key] if key in known else _load(rule)
         return cls(policy, detectors)
 

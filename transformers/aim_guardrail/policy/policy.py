@@ -176,8 +176,12 @@ class Rule(_Strict):
 
     @model_validator(mode="after")
     def _agrees(self) -> Rule:
-        if self.is_inline and (self.timeout_ms is not None or self.on_timeout is not None):
+        if not self.is_batch and (self.timeout_ms is not None or self.on_timeout is not None):
             raise ValueError(f"type {self.type!r} is checked inline and cannot time out: remove timeout_ms, on_timeout")
+        if self.is_traffic and "redact" in self.actions:
+            raise ValueError("type 'traffic' has nothing to redact: use block, flag or log")
+        if self.is_traffic and self.threshold is not None:
+            raise ValueError("type 'traffic' has no scores: remove threshold")
         return self
 
     @property
@@ -189,6 +193,16 @@ class Rule(_Strict):
     def is_inline(self) -> bool:
         """Whether it is judged before anything is awaited, and of a stream with every piece."""
         return FAMILIES[self.type].kind == "inline"
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it is awaited, in a stage behind those that are judged inline."""
+        return FAMILIES[self.type].kind == "batch"
+
+    @property
+    def is_traffic(self) -> bool:
+        """Whether it is judged by the request, not by what it says."""
+        return FAMILIES[self.type].kind == "traffic"
 
     @property
     def phone_regions(self) -> frozenset[str] | None:
@@ -363,9 +377,16 @@ class Policy(_Strict):
             if rule.name in seen:
                 raise ValueError(f"{rule.name!r} appears twice: give each rule an id of its own")
             seen.add(rule.name)
-            if rule.is_inline and any(isinstance(item, Stage) and rule in item.rules for item in items):
+            if not rule.is_batch and any(isinstance(item, Stage) and rule in item.rules for item in items):
                 raise ValueError(f"type {rule.type!r} is checked inline, before any stage: put it outside the stage")
         return items
+
+    @model_validator(mode="after")
+    def _limits_what_comes(self) -> Policy:
+        for rule in _flat(self.answer):  # one that stands under both means the prompt: an annotation's rules do
+            if rule.is_traffic and rule not in _flat(self.prompt):
+                raise ValueError("type 'traffic' is judged when a request comes: put it under prompt")
+        return self
 
     @model_validator(mode="after")
     def _does_something(self) -> Policy:
@@ -396,7 +417,7 @@ class Policy(_Strict):
         loose: list[Rule] = []
         for item in (*(self.prompt if direction == "prompt" else self.answer), None):
             if isinstance(item, Rule):
-                loose += [] if item.is_inline else [item]
+                loose += [item] if item.is_batch else []
                 continue
             if loose:
                 stages.append(("parallel", tuple(loose)))
