@@ -45,6 +45,7 @@ LOCAL = $(BIN)/python -m aim_runtime.local --model_name $(MODEL_NAME) --model_di
 # The embedded injection model: its data are texts inside PyPI packages, each checked against its digest.
 TRAINING := bench/training/injection_training
 TRAINING_BIN := .venv-training/bin
+PEERS_BIN := .venv-peers/bin
 TRAINING_DATA := .models/injection-training
 TRAINING_ENV := PYTHONPATH=bench/training:transformers OMP_NUM_THREADS=1
 
@@ -53,7 +54,7 @@ TOXICITY := bench/training/toxicity_training
 TOXICITY_BIN := .venv-toxicity/bin
 TOXICITY_DATA := .models/toxicity
 
-.PHONY: help run demo test coverage check format bench bench-isolation hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
+.PHONY: help run demo test coverage check format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -90,6 +91,9 @@ format: $(BIN)/.dev ## let ruff format and fix what it can
 
 bench: $(BIN)/.dev $(MODEL) ## our layers beside their peers, in one run: tables here, JSON in bench/
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
+
+bench-peers: $(BIN)/.dev $(PEERS_BIN)/.installed ## the guardrail beside other guardrails, the same texts in one run
+	$(BIN)/python bench/run.py peers $(BENCH_ARGS)
 
 bench-isolation: $(BIN)/.dev $(MODEL) ## a model's CPU per token and wall time alone and beside a busy neighbour on other CPUs or devices
 	$(BIN)/python bench/run.py isolation $(BENCH_ARGS)
@@ -136,7 +140,7 @@ clean: ## caches and what runs left behind
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean ## also the environments and models
-	rm -rf .venv .venv-vllm .venv-training .venv-toxicity .models
+	rm -rf .venv .venv-vllm .venv-training .venv-toxicity .venv-peers .models
 
 # --- environments -------------------------------------------------------------------------------------------------
 
@@ -182,6 +186,13 @@ $(TRAINING_BIN)/.installed: $(TRAINING)/requirements.txt
 	@echo "==> creating .venv-training"
 	$(PYTHON) -m venv .venv-training
 	$(TRAINING_BIN)/python -m pip install --quiet --progress-bar off -r $(TRAINING)/requirements.txt
+	@touch $@
+
+$(PEERS_BIN)/.installed: bench/beside/requirements.txt
+	@echo "==> creating .venv-peers (other guardrails, for bench/peers.py alone)"
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS_BIN)/python $(INSTALL) torch
+	$(PEERS_BIN)/python -m pip install --quiet --progress-bar off -r $<
 	@touch $@
 
 $(TRAINING_DATA)/.fetched: $(TRAINING)/packages.txt $(TRAINING_BIN)/.installed

@@ -15,9 +15,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 #: In reading order: from the request's way in to the planner.
 NAMES = ("start", "hop", "detectors", "server", "supervisor", "models", "levels", "engine", "vllm_server", "planner")
-#: Only when named: minutes, and for a person to judge; a machine of several devices with nobody else on it; half an
-#: hour (`make soak`).
-NAMED_ONLY = ("false_positives", "isolation", "qos_soak")
+#: Only when named: minutes, and for a person to judge; a machine of several devices with nobody else on it; an
+#: environment of other guardrails; half an hour (`make soak`).
+NAMED_ONLY = ("false_positives", "isolation", "peers", "qos_soak")
 
 
 def main() -> int:
