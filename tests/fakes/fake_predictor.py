@@ -5,6 +5,7 @@ each request, in the header (or gRPC metadata) ``x-fake``, a JSON object:
 
 ``say``        the answer's text instead of the echo; ``says`` one for each choice (n)
 ``tokens``     the stream's pieces instead of words; ``[[choice, piece], …]`` to interleave
+``content``, ``deltas``  of ``/v1/messages``: the content blocks, or their starts and deltas
 ``delta``      the name of the streamed field instead of ``content``
 ``status``, ``body``, ``headers``   answer exactly this
 ``raw``        for a stream: these bytes (latin-1) instead of ours, ``times`` over
@@ -207,6 +208,8 @@ def _whole(request: web.Request, asked: Json, orders: Json, *, ready: bool) -> J
         return {"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 3, "total_tokens": 3}}
     if path == "/v1/responses":
         return _response(say, "completed")
+    if path == "/v1/messages":
+        return _message(orders.get("content") or [{"type": "text", "text": say}])
     if path == "/tokenize":
         return {"count": 3, "max_model_len": 100, "tokens": [1, 2, 3], "prompt": asked.get("prompt")}
     return None
@@ -236,6 +239,9 @@ def _stream(path: str, asked: Json, orders: Json) -> Iterator[bytes]:
     if path == "/v1/responses":
         yield from _response_events(text, orders)
         return
+    if path == "/v1/messages":
+        yield from _message_events(text, orders)
+        return
     pieces = orders.get("tokens") or words(text)
     pairs = [piece if isinstance(piece, list) else [0, piece] for piece in pieces]
     chat = path == "/v1/chat/completions"
@@ -259,6 +265,32 @@ def _stream(path: str, asked: Json, orders: Json) -> Iterator[bytes]:
     if (asked.get("stream_options") or {}).get("include_usage"):
         yield frame([], usage={"prompt_tokens": 5, "completion_tokens": len(pairs), "total_tokens": 5 + len(pairs)})
     yield b"data: [DONE]\n\n"
+
+
+def _message(content: list[Json]) -> Json:
+    """As vLLM and Anthropic answer ``/v1/messages``."""
+    about = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "stop_sequence": None}
+    return {**about, "content": content, "stop_reason": "end_turn", "usage": {"input_tokens": 5, "output_tokens": 7}}
+
+
+def _message_events(text: str, orders: Json) -> Iterator[bytes]:
+    """``orders["deltas"]``: ``[block, its start, its deltas]`` each, instead of one block of the text's pieces."""
+
+    def event(kind: str, **payload: Any) -> bytes:
+        return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps({"type": kind, **payload}) + b"\n\n"
+
+    said = [{"type": "text_delta", "text": piece} for piece in orders.get("tokens") or words(text)]
+    blocks = orders.get("deltas") or [[{"type": "text", "text": ""}, said]]
+    yield event("message_start", message={**_message([]), "stop_reason": None})
+    yield event("ping")
+    for index, (start, deltas) in enumerate(blocks):
+        yield event("content_block_start", index=index, content_block=start)
+        for delta in deltas:
+            yield event("content_block_delta", index=index, delta=delta)
+        yield event("content_block_stop", index=index)
+    reason = {"stop_reason": "end_turn", "stop_sequence": None}
+    yield event("message_delta", delta=reason, usage={"output_tokens": 7})
+    yield event("message_stop")
 
 
 def _response(text: str, status: str) -> Json:

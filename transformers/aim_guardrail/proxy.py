@@ -20,9 +20,10 @@ from aim_guardrail.exact_json import exact
 from aim_guardrail.filter_api import PATHS
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.context import RequestContext
-from aim_guardrail.pipeline.screening import Screening, Timed, by_size
+from aim_guardrail.pipeline.screening import Blocked, Screening, Timed, by_size
 from aim_guardrail.protocols.head import check_headers, check_query
-from aim_guardrail.protocols.places import place_of
+from aim_guardrail.protocols.messages import refusal
+from aim_guardrail.protocols.routes import endpoint, error_body, place_of, speaks_anthropic
 from aim_guardrail.protocols.v2 import check_binary
 from aim_guardrail.slots.slot import Json, Slot, Slots
 from aim_guardrail.streams.events import StreamScreen
@@ -162,7 +163,7 @@ class _Exchange:
             await self.refuse(ServingError(_INTERNAL))
 
     async def refuse(self, error: ServingError, headers: Mapping[str, str] = MappingProxyType({})) -> None:
-        body = error.body() if speaks_openai(self._scope["path"]) else {"error": error.message}
+        body = error_body(self._scope["path"], error)
         await send_json(self._send, body, status=error.status, headers={**headers, **error.headers()})
 
     async def _pass(self, body: bytes) -> None:
@@ -266,7 +267,12 @@ class _Exchange:
         if self._visit.counts_tokens:
             self._visit.meter.body(parsed)
         shortened = self._lists_models and usable_only(parsed)
-        changed = await self._screening.screen("answer", boxed(parsed), self._place, len(body))
+        try:
+            changed = await self._screening.screen("answer", boxed(parsed), self._place, len(body))
+        except Blocked:
+            if not speaks_anthropic(self._scope["path"]):
+                raise
+            return orjson.dumps(refusal(parsed))
         return orjson.dumps(parsed) if changed or shortened else body
 
     async def _check_text(self, body: bytes) -> bytes:
@@ -382,19 +388,9 @@ def _loaded(body: bytes) -> Any:
     return exact(orjson.loads(body), body)
 
 
-def endpoint(path: str) -> str:
-    """``chat/completions`` of ``/v1/chat/completions`` or ``/openai/v1/chat/completions``; other paths as they are."""
-    return path.removeprefix("/openai").removeprefix("/v1/")
-
-
 def is_events(answer: Answer) -> bool:
     """Whether an answer is a stream of events."""
     return answer.header(b"content-type").strip().lower().startswith(b"text/event-stream")
-
-
-def speaks_openai(path: str) -> bool:
-    """Whether errors have OpenAI's shape; KServe's V1 and V2 clients read ``{"error": "text"}``."""
-    return not path.startswith("/v2") and not path.endswith((":predict", ":explain"))
 
 
 def boxed(value: Any) -> Json:

@@ -1,4 +1,4 @@
-"""What stands where in OpenAI's bodies, of requests and answers alike; every other body is `FREE`.
+"""What stands where in OpenAI's bodies, of requests and answers alike.
 
 https://platform.openai.com/docs/api-reference, and what vLLM, SGLang, Mistral and OpenRouter add. A field that is
 missing here is only checked more strictly: as anybody's, its key as context for its value.
@@ -6,10 +6,10 @@ missing here is only checked more strictly: as anybody's, its key as context for
 
 from __future__ import annotations
 
-from aim_guardrail.slots.places import BASE64, FREE, ID, JSON, LINK, SHADOW, TEXT, WORD, Kind, Place
+from aim_guardrail.slots.places import BASE64, ID, JSON, LINK, SHADOW, TEXT, WORD, Kind, Place
 
 
-def _of(*places: Place, parts: bool = False, kind: Kind = Kind.TEXT, **children: Place) -> Place:
+def place_with(*places: Place, parts: bool = False, kind: Kind = Kind.TEXT, **children: Place) -> Place:
     """A place with the keys of others and its own."""
     known = {key: place for other in places for key, place in other.children.items()}
     return Place(kind, parts=parts, **{**known, **children})
@@ -20,23 +20,23 @@ WHOLE = Place()
 WHOLE.others = WHOLE
 
 # JSON Schema: its own words, and names of fields, which say nothing of the schemas under them.
-_SCHEMA = Place(type=WORD, title=TEXT, description=TEXT, format=WORD, pattern=TEXT, required=TEXT)
-_NAMED_SCHEMAS = Place(others=_SCHEMA)
+SCHEMA = Place(type=WORD, title=TEXT, description=TEXT, format=WORD, pattern=TEXT, required=TEXT)
+_NAMED_SCHEMAS = Place(others=SCHEMA)
 for _key in ("items", "anyOf", "allOf", "oneOf", "not", "additionalProperties"):
-    _SCHEMA.children[_key] = _SCHEMA
+    SCHEMA.children[_key] = SCHEMA
 for _key in ("properties", "patternProperties", "$defs", "definitions"):
-    _SCHEMA.children[_key] = _NAMED_SCHEMAS
+    SCHEMA.children[_key] = _NAMED_SCHEMAS
 
 _FUNCTION = Place(
-    name=WHOLE, description=TEXT, arguments=JSON, parameters=_SCHEMA, strict=TEXT, output=TEXT, input_schema=_SCHEMA
+    name=WHOLE, description=TEXT, arguments=JSON, parameters=SCHEMA, strict=TEXT, output=TEXT, input_schema=SCHEMA
 )
 _CUSTOM = Place(name=WHOLE, description=TEXT, input=TEXT, format=Place(type=WORD, syntax=WORD, definition=TEXT))
 _CALL = Place(id=ID, type=WORD, function=_FUNCTION, custom=_CUSTOM)
-_TOOL = _of(_FUNCTION, type=WORD, function=_FUNCTION, custom=_CUSTOM, server_label=TEXT, server_description=TEXT)
-_CHOSEN_TOOL = _of(_TOOL, mode=WORD, tools=_TOOL)
+_TOOL = place_with(_FUNCTION, type=WORD, function=_FUNCTION, custom=_CUSTOM, server_label=TEXT, server_description=TEXT)
+_CHOSEN_TOOL = place_with(_TOOL, mode=WORD, tools=_TOOL)
 
 _SAMPLES = Place(data=BASE64, format=WORD, id=ID, transcript=TEXT, voice=WORD)
-_LINK = _of(kind=Kind.LINK, url=LINK, detail=WORD)
+_LINK = place_with(kind=Kind.LINK, url=LINK, detail=WORD)
 
 # Part of a message: text, a picture, sound, a file, a refusal, what was thought (Mistral), Responses' own.
 _PART = Place(
@@ -57,7 +57,7 @@ _PART = Place(
     file_id=ID,
     summary=TEXT,
 )
-_CONTENT = _of(_PART, parts=True)
+_CONTENT = place_with(_PART, parts=True)
 _CONTENT.children["thinking"] = _CONTENT
 _REASONING = Place(type=WORD, text=TEXT, summary=TEXT, data=WHOLE, id=ID, format=WORD, signature=WHOLE)
 
@@ -86,11 +86,11 @@ _CHOICE = Place(
     token_ids=SHADOW,
     prompt_token_ids=SHADOW,
 )
-_ERROR = Place(message=TEXT, type=WORD, code=WORD, param=TEXT)
-_FORMAT = Place(type=WORD, name=TEXT, description=TEXT, schema=_SCHEMA)
+ERROR = Place(message=TEXT, type=WORD, code=WORD, param=TEXT)
+_FORMAT = Place(type=WORD, name=TEXT, description=TEXT, schema=SCHEMA)
 
 # What all of OpenAI's requests and answers have.
-_COMMON = Place(
+COMMON = Place(
     id=ID,
     object=WORD,
     type=WORD,
@@ -103,14 +103,14 @@ _COMMON = Place(
     system_fingerprint=ID,
     tools=_TOOL,
     tool_choice=_CHOSEN_TOOL,
-    error=_ERROR,
+    error=ERROR,
     message=TEXT,  # vLLM's errors of old
     encoding_format=WORD,
     obfuscation=ID,
     arguments=JSON,
 )
-CHAT = _of(
-    _COMMON,
+CHAT = place_with(
+    COMMON,
     messages=_MESSAGE,
     choices=_CHOICE,
     prompt=TEXT,
@@ -118,7 +118,7 @@ CHAT = _of(
     stop=TEXT,
     functions=_FUNCTION,
     function_call=_FUNCTION,
-    response_format=_of(_FORMAT, json_schema=_FORMAT),
+    response_format=place_with(_FORMAT, json_schema=_FORMAT),
     reasoning_effort=WORD,
     verbosity=WORD,
     modalities=WORD,
@@ -128,7 +128,7 @@ CHAT = _of(
     prompt_logprobs=SHADOW,
     prompt_token_ids=SHADOW,
 )
-EMBEDDINGS = _of(_COMMON, input=TEXT, data=Place(object=WORD))
+EMBEDDINGS = place_with(COMMON, input=TEXT, data=Place(object=WORD))
 
 # An item of a response's input or output: a message, a call, what a tool gave.
 _ITEM = Place(
@@ -148,15 +148,15 @@ _ITEM = Place(
     error=TEXT,
     server_label=TEXT,
 )
-RESPONSES = _of(
-    _COMMON,
+RESPONSES = place_with(
+    COMMON,
     status=WORD,
     input=_ITEM,
     output=_ITEM,
     instructions=_ITEM,
     prompt=Place(id=ID, version=WORD),
     previous_response_id=ID,
-    conversation=_of(kind=Kind.ID, id=ID),
+    conversation=place_with(kind=Kind.ID, id=ID),
     include=WORD,
     truncation=WORD,
     incomplete_details=Place(reason=WORD),
@@ -185,10 +185,3 @@ RESPONSES_EVENT = Place(
     obfuscation=ID,
     logprobs=SHADOW,
 )
-
-_BY_ENDPOINT = {"chat/completions": CHAT, "completions": CHAT, "responses": RESPONSES, "embeddings": EMBEDDINGS}
-
-
-def place_of(endpoint: str) -> Place:
-    """What the root of an endpoint's bodies is."""
-    return _BY_ENDPOINT.get(endpoint, FREE)

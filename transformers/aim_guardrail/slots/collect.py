@@ -23,6 +23,7 @@ from aim_guardrail.slots.places import (
     Place,
     is_base64,
     is_data_uri,
+    is_file,
     is_id,
     is_media_file,
     is_plain_key,
@@ -74,7 +75,7 @@ class _Collector:
         self.keys += len(node)
         self._names(node, role)
         said = node.get("role")
-        role = said if type(said) is str else role
+        role = said if type(said) is str else role if place.is_free else _speaker(node, role)
         label = _label(node) if place.is_free else ""
         children, others = place.children, place.others
         path.append("")
@@ -215,7 +216,22 @@ def is_no_text(kind: Kind, value: str) -> bool:
         return is_data_uri(value) is not None
     if kind is Kind.BASE64:
         return (is_base64(value) or is_data_uri(value)) is not None
+    if kind is Kind.FILE:
+        return is_file(value) is not None
     return kind is Kind.FREE and value.startswith("data:") and is_media_file(value) is not None
+
+
+#: Who says what stands in an object of a type, where no message says so: not whoever asks.
+_SPEAKERS = {
+    **dict.fromkeys(["tool_result", "function_call_output", "custom_tool_call_output", "mcp_call"], "tool"),
+    **dict.fromkeys(["web_search_tool_result", "web_fetch_tool_result", "code_execution_tool_result"], "tool"),
+    **dict.fromkeys(["document", "search_result"], "document"),
+}
+
+
+def _speaker(node: Json, role: str) -> str:
+    kind = node.get("type")
+    return _SPEAKERS.get(kind, role) if type(kind) is str else role
 
 
 def _label(node: Json) -> str:

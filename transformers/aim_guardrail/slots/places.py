@@ -21,6 +21,7 @@ class Kind(Enum):
     JSON = "JSON in a string"
     LINK = "a picture or sound, as a data URI; or where to find one"
     BASE64 = "a picture, sound or file in Base64"
+    FILE = "a picture or file in Base64, where it begins as such files do, or text"
     SHADOW = "repeats an answer's text in another form, piece by piece"
 
 
@@ -59,6 +60,7 @@ ID = Place(Kind.ID)
 WORD = Place(Kind.WORD)
 LINK = Place(Kind.LINK)
 BASE64 = Place(Kind.BASE64)
+FILE = Place(Kind.FILE)
 SHADOW = Place(Kind.SHADOW)
 
 #: What repeats an answer's text in another form: gone (null) where that text had to be changed, wherever it stands.
@@ -81,6 +83,8 @@ _SIGNATURE = (
     "iVBORw0KGgo|/9j/|R0lGOD[dl]|UklGR|Qk[0-3]|SUkqA|TU0AK|T2dnU|ZkxhQ|SUQz|//[I-Po-v]|GkXfo"
     r"|AAAA[A-Za-z0-9+/]GZ0eXB"
 )
+#: The same without a data URI around it, or a PDF.
+is_file = re.compile(f"(?:{_SIGNATURE}|JVBERi){_BASE64}").fullmatch
 is_media_file = re.compile(f"{_DATA_URI}(?:{_SIGNATURE}){_BASE64}").fullmatch
 #: `chatcmpl-1`, `org/model:tag`: no spaces, no @.
 is_id = re.compile(r"[A-Za-z0-9_.:/-]{0,200}").fullmatch

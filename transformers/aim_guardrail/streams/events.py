@@ -1,8 +1,8 @@
-"""OpenAI's streamed answers, checked: events in, events out that may be shown.
+"""Streamed answers, checked: events in, events out that may be shown.
 
-Chat and completion chunks (``choices``) and the Responses API's events (``response.*``) are told by their shape, not
-by the route they came on. What is neither is checked as a whole, and what cannot be checked ends the stream with an
-error.
+OpenAI's chat and completion chunks (``choices``), the Responses API's events (``response.*``) and Anthropic's Messages
+API's (``message_start`` and so on) are told by their shape, not by the route they came on. What is neither is checked
+as a whole, and what cannot be checked ends the stream with an error.
 
 Log probabilities and token ids are not streamed through a checked stream (null): they would tell, token by token,
 what the text holds back.
@@ -22,6 +22,7 @@ from aim_guardrail.slots.places import FREE
 from aim_guardrail.slots.slot import Json
 from aim_guardrail.streams.chat import ChatStream
 from aim_guardrail.streams.frame import Frame, Said, Whole, done, joined
+from aim_guardrail.streams.messages import KINDS, MessagesStream
 from aim_guardrail.streams.responses import ResponsesStream
 from aim_guardrail.streams.text import UNSUPPORTED
 from aim_kserve.errors import ServingError, UpstreamFailed
@@ -49,7 +50,9 @@ class StreamScreen:
         self.mode = screening.guard.policy.stream.mode
         self._screening = screening
         self._metrics = metrics
-        self._kind: ChatStream | ResponsesStream | None = None
+        self._kind: ChatStream | MessagesStream | ResponsesStream | None = None
+        if screening.context.route.endswith("/v1/messages"):  # whose errors have a form of their own
+            self._kind = MessagesStream(screening, metrics)
         self._spent_s = 0.0
         self._decision: str | None = None
 
@@ -137,12 +140,21 @@ class StreamScreen:
             shown = self._kind.take(payload, event)
             self.ended = self.complete = self._kind.ended
             return shown
+        if kind in KINDS or (isinstance(self._kind, MessagesStream) and isinstance(kind, str)):
+            return self._message(payload, event)
         if "error" in payload or payload.get("object") == "error":
             changed = self._screening.body("answer", payload)
             return [Frame(payload, None if changed else event.raw, place=FREE)]
         if payload.get("choices") is None and (isinstance(self._kind, ChatStream) or _is_chunk(payload)):
             return self._chat().take(payload, event)
         raise UpstreamFailed("the predictor's stream is of an unknown kind: it cannot be checked", code=UNSUPPORTED)
+
+    def _message(self, payload: Json, event: Event) -> list[Frame]:
+        if not isinstance(self._kind, MessagesStream):
+            self._kind = MessagesStream(self._screening, self._metrics)
+        shown = self._kind.take(payload, event)
+        self.ended = self.complete = self._kind.ended
+        return shown
 
     def _chat(self) -> ChatStream:
         if not isinstance(self._kind, ChatStream):
