@@ -137,9 +137,9 @@ def test_many_parts_and_values_cost_what_they_hold() -> None:
     parts = [{"type": "text", "text": f"a{n}@example.com, b{n}@exam"} for n in range(200)]
     parts = [part for n, part in enumerate(parts) for part in (part, {"type": "text", "text": f"ple.com {n}, "})]
     slots = collect("prompt", {"messages": [{"role": "user", "content": parts}]}, CHAT)
-    rulings = guard.judge("prompt", slots, RequestContext("/v1/chat/completions"))
+    rulings = guard.judge("prompt", slots)
     assert [len(ruling.slots) for ruling in rulings] == [400]
-    shown = guard.redacted("prompt", slots, rulings, Session())
+    shown = guard.redacted(slots, rulings, Session())
     assert shown[:2] == ["<EMAIL_ADDRESS_1>, <EMAIL_ADDRESS_2>", " 0, "]
     assert shown[-2:] == ["<EMAIL_ADDRESS_399>, <EMAIL_ADDRESS_400>", " 199, "]
 

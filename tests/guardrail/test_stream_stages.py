@@ -46,7 +46,7 @@ class Answer:
 
     def __init__(self, source: str) -> None:
         self.guard = Guard.load(parse_policy(source, "t.yaml"))
-        (self.words,) = self.guard.stages._detectors.values() or (None,)
+        (self.words,) = [bounded.detector for bounded in self.guard.stages.detectors.values()]
         self.metrics = Metrics(CollectorRegistry())
         self.screening = Screening(self.guard, self.metrics, RequestContext("/v1/chat/completions"))
         self.out: list[bytes] = []

@@ -260,15 +260,15 @@ class Behind:
             return []
         held_s = self._hold_s if self._hold_s is not None else self._screening.guard.policy.budget_s
         began_s = window.since_s if self._hold_s is not None else time.monotonic()
-        asked = Asked(began_s + held_s, self._screening.prompt)
+        asked = Asked(began_s + held_s, self._screening.prompt, self._screening.context.tenant or "")
         async with self._at_once:
             passages = [Passage(window.text, "answer", "assistant")]
             try:
-                judgement = await self._stages.judge("answer", passages, asked, self._metrics)
+                answered = self._screening.answered
+                judgement = await self._stages.judge("answer", passages, asked, self._metrics, answered)
             except DetectorFailed as error:
                 raise self._screening.failed(error) from error
-        if judgement.degraded:
-            self._screening.note("answer", Verdict(degraded=tuple(judgement.degraded)))
+        self._screening.degraded.update(dict.fromkeys(judgement.degraded))
         return judgement.findings[0]
 
     async def _judge_whole(self, whole: Whole, size: int) -> bool:
