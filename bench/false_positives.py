@@ -5,6 +5,9 @@ nothing private: every change is wrong. Documentation found on this machine (the
 ``/usr/share/doc``) is public text: every finding but e-mail addresses is printed with its context, so that a person
 can judge it. The values shown are public.
 
+**Other families.** Code, prompt injection and toxicity at their default thresholds, over the same texts: how many hold
+something by them. (Licences and copyright notices in documentation are there: `code` counts dangerous code alone.)
+
 **Recall.** True values, made with their checksums: alone, in prose, and inside Markdown and URLs; telephone numbers
 are libphonenumber's examples of every region, in each of their written forms.
 
@@ -14,6 +17,7 @@ are libphonenumber's examples of every region, in each of their written forms.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gzip
 import json
 import random
@@ -31,8 +35,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "transformers"), str(ROOT / "tests/fakes")]
 
 import guardrail_values as made  # noqa: E402
+from aim_guardrail.cli.evaluate import Labelled, scored  # noqa: E402
 from aim_guardrail.pipeline import Guard, Session  # noqa: E402
-from aim_guardrail.policy import shipped_policy  # noqa: E402
+from aim_guardrail.policy import parse_policy, shipped_policy  # noqa: E402
 
 Made = Callable[[random.Random], str]
 
@@ -355,6 +360,29 @@ def documentation(guard: Guard, limit: int) -> dict[str, Any]:
     }
 
 
+OTHERS = """\
+version: 2
+name: others
+answer:
+  - {type: code, action: flag, entities: [DANGEROUS_CODE, CONFIDENTIAL]}
+  - {type: injection, action: flag}
+  - {type: toxicity, action: flag}
+"""
+
+
+def other_families(count: int, limit: int) -> dict[str, dict[str, float]]:
+    """Kind of text → rule → share of its texts in which it finds something."""
+    kinds = {kind: [make(random.Random(f"{kind}{seed}")) for seed in range(count)] for kind, make in KINDS.items()}
+    kinds["documentation"] = [text for _, text in documents(limit)]
+    texts = [Labelled(text, frozenset()) for some in kinds.values() for text in some]
+    result: dict[str, dict[str, float]] = {kind: {} for kind in kinds}
+    for rule in parse_policy(OTHERS, "bench").rules("answer"):
+        found = iter(asyncio.run(scored(rule, texts, "answer", "tool")).found)
+        for kind, some in kinds.items():
+            result[kind][rule.name] = sum(next(found) for _ in some) / len(some)
+    return result
+
+
 def table(result: dict[str, Any]) -> Iterator[str]:
     yield f"{'kind of text':24} {'changed':>8}  by entity"
     for kind, row in result["generated"].items():
@@ -362,6 +390,9 @@ def table(result: dict[str, Any]) -> Iterator[str]:
     docs = result["documentation"]
     yield f"{'documentation':24} {docs['changed']:8.2%}  {docs['entities']} in {docs['texts']} texts"
     yield f"{' besides e-mail':24} {docs['changed_besides_mail']:8.2%}  failed: {docs['failed']}"
+    yield f"\n{'other families':24} " + "  ".join(result["others"]["code"])
+    for kind, shares in result["others"].items():
+        yield f"{kind:24} " + "  ".join(f"{share:9.2%}" for share in shares.values())
     yield "\nfound in documentation, e-mail addresses aside (judge each):"
     for finding in docs["findings"]:
         yield f"  {finding['label']:13} {finding['rule']:38} {finding['context']}"
@@ -382,6 +413,7 @@ def main() -> None:
     result = {
         "generated": generated(guard, 100 if args.quick else 1000),
         "documentation": documentation(guard, args.documents or (200 if args.quick else 2000)),
+        "others": other_families(20 if args.quick else 200, args.documents or (200 if args.quick else 2000)),
         "recall": recall(guard, 10 if args.quick else 60),
     }
     result["cpu_s"] = round(time.process_time() - started, 1)

@@ -68,7 +68,7 @@ def _evaluate(given: argparse.Namespace) -> int:
     policy, texts = policy_named(given.policy), list(read(given.file))
     rules = _rules(policy, given.direction, given.family)
     _known(texts, rules)
-    judged = [asyncio.run(_scored(rule, texts, given.direction, given.role)) for rule in rules]
+    judged = [asyncio.run(scored(rule, texts, given.direction, given.role)) for rule in rules]
     alone = len(rules) == 1
     rows = [row for scored in judged for row in _rows(scored, texts, alone=alone)]
     if given.plot is not None:
@@ -145,21 +145,22 @@ def _known(texts: Sequence[Labelled], rules: Sequence[Rule]) -> None:
 # --- what is judged -------------------------------------------------------------------------------------------------
 
 
-async def _scored(rule: Rule, texts: Sequence[Labelled], direction: Direction, role: str) -> Scored:
+async def scored(rule: Rule, texts: Sequence[Labelled], direction: Direction, role: str) -> Scored:
+    """Have a rule's detector, made for this, judge the texts. Raises Refused: it cannot be loaded."""
     try:
         detector: Any = build_detector(rule.type, rule.wanted)
     except Exception as error:  # the edge of third-party engines: name the one that does not load
         raise Refused(f"{rule.name} cannot be loaded ({type(error).__name__}: {error})") from error
-    scored = Scored(rule, [], [], [])
+    judged = Scored(rule, [], [], [])
     find = _inline(detector) if rule.is_inline else _batch(detector, direction, role)
     async for found, cpu_ms in find([text.text for text in texts]):
         own = [f for f in found if f.label in rule.labels]
-        scored.scores.append(max((f.score for f in own), default=0.0))
-        scored.found.append(any(map(rule.applies, own)))
-        scored.cpu_ms.append(cpu_ms)
+        judged.scores.append(max((f.score for f in own), default=0.0))
+        judged.found.append(any(map(rule.applies, own)))
+        judged.cpu_ms.append(cpu_ms)
     if not rule.is_inline:
         await detector.close()
-    return scored
+    return judged
 
 
 def _inline(detector: Detector) -> Callable[[Sequence[str]], Any]:
