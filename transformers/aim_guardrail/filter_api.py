@@ -197,7 +197,7 @@ class _Api:
         return body
 
     async def _one(self, item: Item, context: RequestContext, guard: Guard) -> Judged:
-        screening = Screening(guard, self._metrics, context)
+        screening = Screening(guard, self._metrics, context, self._model.cache)
         if not screening.guard.watches(item.direction):
             name = screening.guard.policy.name
             raise BadRequest(f"direction: the policy {name!r} has no rules for the {item.direction}", param="direction")

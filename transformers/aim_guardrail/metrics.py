@@ -73,6 +73,14 @@ class Metrics:
                 registry=registry,
             )
         )
+        self._cache = _children(
+            Counter(
+                "guardrail_cache",
+                "Passages looked up among verdicts: in memory (l1), being asked about (flight), in Redis (l2)",
+                ("tier", "result"),
+                registry=registry,
+            )
+        )
         Gauge(
             "guardrail_abandoned_calls",
             "Calls of detectors that were given up and run on, in threads as a rule",
@@ -164,6 +172,10 @@ class Metrics:
 
     def skipped(self, detector: str, reason: str) -> None:
         self._skipped(detector, reason).inc()
+
+    def cached(self, tier: str, result: str, by: int = 1) -> None:
+        """Passages were looked up: hit, miss or error."""
+        self._cache(tier, result).inc(by)
 
     def budget_exceeded(self, use_case: str) -> None:
         self._budget_exceeded(use_case).inc()

@@ -17,6 +17,8 @@ def run(settings: GuardrailSettings, read: PolicySet) -> int:
     from aim_guardrail.credentials import Credentials
     from aim_guardrail.filter_api import routes
     from aim_guardrail.metrics import Metrics
+    from aim_guardrail.pipeline.cache import VerdictCache
+    from aim_guardrail.pipeline.shared_cache import SharedCache
     from aim_guardrail.predictor import Predictor
     from aim_guardrail.proxy import Proxy
     from aim_guardrail.traffic.gate import Traffic
@@ -44,7 +46,10 @@ def run(settings: GuardrailSettings, read: PolicySet) -> int:
     )
     predictor = Predictor(settings, upstream or None, credentials)
     traffic = Traffic.of(settings, metrics)
-    model = GuardrailModel(settings, predictor, metrics, policies, _in_force(loading, policies, reload), traffic)
+    shared = None if settings.redis_url is None else SharedCache(settings.redis_url)
+    held = settings.verdict_cache_entries
+    cache = VerdictCache(held, settings.verdict_cache_ttl_seconds, shared) if held else None
+    model = GuardrailModel(settings, predictor, metrics, policies, _in_force(loading, policies, reload), traffic, cache)
     max_body_bytes = int(settings.max_body_mib * 1024**2)
     return Server(
         settings,

@@ -30,6 +30,7 @@ class GuardrailSettings(ServerSettings):
     HEADINGS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "the policy": ("policy", "guardrails", "shadow_policy", "policy_poll_seconds"),
         "limits of traffic": ("redis_url", "redis_timeout_ms", "limit_replicas", "geo_database"),
+        "what is remembered": ("verdict_cache_entries", "verdict_cache_ttl_seconds"),
         "the predictor": (
             *("predictor_host", "predictor_protocol", "protocol", "predictor_grpc_host", "predictor_use_ssl"),
             *("predictor_request_timeout_seconds", "predictor_connect_timeout_seconds", "predictor_request_retries"),
@@ -91,8 +92,8 @@ class GuardrailSettings(ServerSettings):
     redis_url: str | None = Field(
         None,
         pattern=r"^(rediss?|unix)://.+",
-        description="redis://HOST:PORT/DB, rediss:// or unix://: where replicas count together; by the variable, if it "
-        "holds a password; default: each counts alone",
+        description="redis://HOST:PORT/DB, rediss:// or unix://: where replicas count together and share verdicts; by "
+        "the variable, if it holds a password; default: each is alone",
     )
     redis_timeout_ms: int = Field(100, ge=1, le=10_000, description="longest wait for Redis, milliseconds")
     limit_replicas: int | None = Field(
@@ -105,6 +106,11 @@ class GuardrailSettings(ServerSettings):
         None,
         description="MaxMind database of countries (.mmdb), for policies that limit them; read anew when it changes",
     )
+
+    verdict_cache_entries: int = Field(
+        10_000, ge=0, le=10_000_000, description="verdicts of batch detectors that are remembered in memory; 0: none"
+    )
+    verdict_cache_ttl_seconds: int = Field(300, ge=1, le=86_400, description="how long each is, in Redis, too")
 
     @field_validator("predictor_host", "predictor_grpc_host")
     @classmethod

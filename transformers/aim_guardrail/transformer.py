@@ -15,6 +15,7 @@ from typing import Any
 from aim_guardrail.in_force import Policies
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import DetectorFailed, Guard
+from aim_guardrail.pipeline.cache import VerdictCache
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.screening import Screening, Timed
 from aim_guardrail.policy import Direction
@@ -38,6 +39,7 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
     Args:
         predictor: where requests go.
         loading: done once the first policies are in force.
+        cache: remembers verdicts; closed with the model.
     """
 
     def __init__(
@@ -48,9 +50,11 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         policies: Policies,
         loading: Awaitable[None],
         traffic: Traffic | None = None,
+        cache: VerdictCache | None = None,
     ) -> None:
         super().__init__(settings.model_name)
         self.predictor = predictor
+        self.cache = cache
         self._metrics = metrics
         self._policies = policies
         self._loading = loading
@@ -86,7 +90,7 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
     def screening(self, context: RequestContext) -> Iterator[Screening]:
         """``with``: a request's checks by that guard. Raises as :meth:`guarding`."""
         with self.guarding(context) as guard:
-            yield Screening(guard, self._metrics, context)
+            yield Screening(guard, self._metrics, context, self.cache)
 
     async def healthy(self) -> bool:
         if not self.ready or self._draining:
@@ -109,6 +113,8 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         await self.predictor.close()
         await self._policies.close()
         await self._traffic.close()
+        if self.cache is not None:
+            await self.cache.close()
 
     # --- V2 inference ---------------------------------------------------------------------------------------------
 

@@ -41,11 +41,13 @@ class Bounded:
     Attributes:
         detector: itself.
         breaker: of one that asks elsewhere; None of one that computes here.
+        is_cacheable: whether its findings may be remembered: it says so.
     """
 
     def __init__(self, detector: BatchDetector, name: str) -> None:
         self.detector = detector
         self.breaker = Breaker() if detector.cost == "remote" else None
+        self.is_cacheable = bool(getattr(detector, "cacheable", False))  # third parties' may not know the question
         self._estimate = Estimate()
         self._name = name
         self._abandoned: set[asyncio.Task[Found]] = set()

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 from aim_guardrail.detectors.base import Asked, Passage
 from aim_guardrail.metrics import Metrics
+from aim_guardrail.pipeline.cache import VerdictCache
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.failures import DetectorFailed, DetectorTimedOut
 from aim_guardrail.pipeline.guard import INLINE_CHARS, Guard
 from aim_guardrail.pipeline.ruling import Ruling, redacted
 from aim_guardrail.pipeline.session import Session
-from aim_guardrail.pipeline.stages import Answered
+from aim_guardrail.pipeline.stages import Answered, Judgement
 from aim_guardrail.policy import Direction, Verdict, settle
 from aim_guardrail.slots.apply import apply
 from aim_guardrail.slots.collect import collect, collect_json
@@ -54,15 +55,19 @@ class Screening:
         prompt: the prompt's passages as they went on, for detectors that judge an answer by what was asked.
         answered: how each batch detector was, in both directions.
         verdicts: those noted so far.
+        cache: what batch detectors found before; None: nothing is remembered.
     """
 
     __slots__ = (
-        *("_complete_s", "_keys", "_metrics", "actions", "answered", "context", "degraded", "families", "guard"),
-        *("prompt", "session", "verdicts"),
+        *("_complete_s", "_keys", "_metrics", "actions", "answered", "cache", "context", "degraded"),
+        *("families", "guard", "prompt", "session", "verdicts"),
     )
 
-    def __init__(self, guard: Guard, metrics: Metrics, context: RequestContext) -> None:
+    def __init__(
+        self, guard: Guard, metrics: Metrics, context: RequestContext, cache: VerdictCache | None = None
+    ) -> None:
         self.guard = guard
+        self.cache = cache
         self.context = context
         self.session = Session()
         self.actions: dict[Direction, str] = {"prompt": "allow", "answer": "allow"}
@@ -175,26 +180,30 @@ class Screening:
         """The texts that the inline stage let pass, as the stages behind it let them pass."""
         if not self.guard.stages.watches(direction):
             return texts
-        runs, passages = _passages(direction, slots, texts)
+        runs, passages = await by_size(len(texts) * 16, _passages, direction, slots, texts)
         if direction == "prompt":
             self.prompt = [*self.prompt, *passages]
-        asked = self._asked(direction)
-        try:
-            judgement = await self.guard.stages.judge(direction, passages, asked, self._metrics, self.answered)
-        except DetectorFailed as error:
-            raise _unavailable(error) from error
-        self.degraded.update(dict.fromkeys(judgement.degraded))
+        judgement = await self.ask_stages(direction, passages, self._deadline_s(direction))
         rulings = [Ruling(run, settle(found)) for run, found in zip(runs, judgement.findings, strict=True) if found]
         self._rule(direction, slots, rulings)
         return redacted(texts, rulings, self.session)
 
-    def _asked(self, direction: Direction) -> Asked:
-        """What batch detectors are told: of a prompt all have the budget together, from when it had come; an answer's
-        begins when it has."""
-        budget_s, tenant = self.guard.policy.budget_s, self.context.tenant or ""
-        if direction == "prompt":
-            return Asked(self._complete_s + budget_s, tenant=tenant)
-        return Asked(time.monotonic() + budget_s, self.prompt, tenant)
+    async def ask_stages(self, direction: Direction, passages: Sequence[Passage], deadline_s: float) -> Judgement:
+        """What the stages behind the inline one come to, by ``deadline_s`` (``time.monotonic``). Raises Unavailable."""
+        asked = Asked(deadline_s, self.prompt if direction == "answer" else (), self.context.tenant or "")
+        try:
+            judgement = await self.guard.stages.judge(
+                direction, passages, asked, self._metrics, self.answered, self.cache
+            )
+        except DetectorFailed as error:
+            raise _unavailable(error) from error
+        self.degraded.update(dict.fromkeys(judgement.degraded))
+        return judgement
+
+    def _deadline_s(self, direction: Direction) -> float:
+        """Of a prompt all checks have the budget together, from when it had come; an answer's begins when it has."""
+        began_s = self._complete_s if direction == "prompt" else time.monotonic()
+        return began_s + self.guard.policy.budget_s
 
     def _rule(self, direction: Direction, slots: Slots, rulings: Sequence[Ruling]) -> None:
         """Note the rulings. Raises Blocked."""

@@ -17,6 +17,7 @@ from aim_guardrail.detectors.base import Asked, BatchDetector, Finding, Misconfi
 from aim_guardrail.detectors.families import Wanted, build_detector
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.bounded import Bounded, Found, NotAsked
+from aim_guardrail.pipeline.cache import VerdictCache, is_small, keys_of
 from aim_guardrail.pipeline.failures import DetectorFailed, DetectorMisconfigured, DetectorSkipped, DetectorTimedOut
 from aim_guardrail.policy import Direction, Policy, Rule
 
@@ -111,14 +112,16 @@ class Stages:
         asked: Asked,
         metrics: Metrics,
         answered: list[Answered] | None = None,
+        cache: VerdictCache | None = None,
     ) -> Judgement:
         """Ask the stages in their order; no more once a finding blocks. `answered` gets how each rule was answered,
-        also where this raises.
+        also where this raises. `cache`: what is remembered is not asked again.
 
         Raises:
             DetectorFailed: or a kind of it, and the policy fails closed.
         """
-        round = _Round(self, direction, passages, asked, metrics, answered if answered is not None else [])
+        answered = answered if answered is not None else []
+        round = _Round(self, direction, passages, asked, metrics, answered, cache)
         groups = [
             group
             for mode, rules in self._stages[direction]
@@ -143,10 +146,11 @@ class _Round:
         asked: Asked,
         metrics: Metrics,
         answered: list[Answered],
+        cache: VerdictCache | None,
     ) -> None:
         self.judgement = Judgement([[] for _ in passages])
         self._stages, self._direction, self._metrics = stages, direction, metrics
-        self._passages, self._asked, self._answered = passages, asked, answered
+        self._passages, self._asked, self._answered, self._cache = passages, asked, answered, cache
         self._failed = False
         self._is_late = False
 
@@ -191,7 +195,7 @@ class _Round:
             deadline_s = min(deadline_s, began_s + rule.timeout_ms / 1000)
         detector = self._stages.detectors[rule.type, rule.wanted]
         try:
-            found = await detector.ask(self._passages, replace(self._asked, deadline_s=deadline_s))
+            found = await self._asked_or_known(rule, detector, replace(self._asked, deadline_s=deadline_s))
         except NotAsked as error:
             self._not_asked(rule, error)
         except TimeoutError:
@@ -205,6 +209,23 @@ class _Round:
             self._erred(rule, DetectorFailed(rule.name, type(error).__name__), error)
         else:
             self._found(rule, found, began_s)
+
+    async def _asked_or_known(self, rule: Rule, detector: Bounded, asked: Asked) -> Found:
+        """The findings on all passages, those remembered among them. Raises as `Bounded.ask`."""
+        cache, passages, is_asked = self._cache, self._passages, False
+        if cache is None or not detector.is_cacheable or not is_small(passages):
+            return await detector.ask(passages, asked)
+
+        async def ask(missing: Sequence[int]) -> Found:
+            nonlocal is_asked
+            is_asked = True
+            return await detector.ask([passages[at] for at in missing], asked)
+
+        keys = keys_of((rule.version_hash, detector.detector.digest, asked.tenant), passages)
+        found = await cache.found(keys, ask, asked.deadline_s, self._metrics)
+        if not is_asked:
+            self._metrics.skipped(rule.name, "cache")
+        return found
 
     def _found(self, rule: Rule, found: Found, began_s: float) -> None:
         strictest = "log"

@@ -215,6 +215,11 @@ class Rule(_Strict):
         return Wanted(self.labels, self.options, self.phone_regions)
 
     @cached_property
+    def version_hash(self) -> str:
+        """16 hex digits that change exactly when the rule does."""
+        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()
+
+    @cached_property
     def known(self) -> Mapping[str, Label]:
         """All labels it could look for."""
         return FAMILIES[self.type].labels_of(self.options)

@@ -14,9 +14,8 @@ from collections.abc import AsyncIterator, Coroutine, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from aim_guardrail.detectors.base import Asked, Finding, Passage
+from aim_guardrail.detectors.base import Finding, Passage
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.pipeline.failures import DetectorFailed
 from aim_guardrail.pipeline.screening import Blocked, Screening
 from aim_guardrail.policy import Verdict, settle
 from aim_guardrail.streams.frame import Frame, Piece, Said, Whole
@@ -260,15 +259,9 @@ class Behind:
             return []
         held_s = self._hold_s if self._hold_s is not None else self._screening.guard.policy.budget_s
         began_s = window.since_s if self._hold_s is not None else time.monotonic()
-        asked = Asked(began_s + held_s, self._screening.prompt, self._screening.context.tenant or "")
         async with self._at_once:
             passages = [Passage(window.text, "answer", "assistant")]
-            try:
-                answered = self._screening.answered
-                judgement = await self._stages.judge("answer", passages, asked, self._metrics, answered)
-            except DetectorFailed as error:
-                raise self._screening.failed(error) from error
-        self._screening.degraded.update(dict.fromkeys(judgement.degraded))
+            judgement = await self._screening.ask_stages("answer", passages, began_s + held_s)
         return judgement.findings[0]
 
     async def _judge_whole(self, whole: Whole, size: int) -> bool:
