@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ CHUNK: Json = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created":
 class FakePredictor:
     """``seen``: every request as it came, last one last; ``open``: requests not yet answered or given up."""
 
-    def __init__(self, port: int | None = None, *, grpc: bool = False) -> None:
+    def __init__(self, port: int | None = None, *, grpc: bool = False, tls: ssl.SSLContext | None = None) -> None:
         ports = free_ports(2)
         self.port = port or ports[0]
         self.grpc_port = ports[1]
@@ -48,7 +49,7 @@ class FakePredictor:
         self.connections: set[str] = set()
         self.ready = True
         self.open = 0
-        self._grpc = grpc
+        self._grpc, self._tls = grpc, tls
         self._started = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -76,7 +77,7 @@ class FakePredictor:
         app.router.add_route("*", "/{path:.*}", self._answer)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0, handler_cancellation=True)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", self.port).start()
+        await web.TCPSite(runner, "127.0.0.1", self.port, ssl_context=self._tls).start()
         grpc_server = await _serve_grpc(self, self.grpc_port) if self._grpc else None
         self._started.set()
         await self._stop.wait()

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import logging
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
 
+import certificates
 from aim_guardrail.detectors.base import Misconfigured
 from aim_guardrail.detectors.endpoint import Endpoint
 from aim_guardrail.detectors.remote import MOST_BYTES, Remote, RemoteFailed
@@ -196,28 +191,11 @@ def test_a_key_file_that_holds_none_is_refused(tmp_path: Path, content: str | No
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with a key and a certificate for localhost that vouches for itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    file = tmp_path_factory.mktemp("tls") / "judge.pem"
-    pem, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    file.write_bytes(key.private_bytes(pem, plain, serialization.NoEncryption()) + made.public_bytes(pem))
-    return file
+    return certificates.certificate(tmp_path_factory.mktemp("tls") / "judge.pem")
 
 
 async def test_speaks_tls_with_whom_its_authority_vouches_for(certificate: Path):
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(certificate)
-    with FakeJudge(tls) as judge:
+    with FakeJudge(certificates.of_server(certificate)) as judge:
         judge.says = {"ok": 1}
         trusting = Remote(Endpoint(endpoint=judge.url, model="m", ca_file=str(certificate)))
         assert await trusting.post("/completions", {}, soon()) == {"ok": 1}
