@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +52,8 @@ class Model:
     metrics: Metrics
     predictor: Any
 
-    @contextmanager
-    def screening(self, context: RequestContext) -> Iterator[Screening]:
-        yield Screening(self.guard, self.metrics, context)
+    def screening(self, context: RequestContext) -> Screening:
+        return Screening(self.guard, self.metrics, context)
 
 
 @dataclass

@@ -22,6 +22,7 @@ _VERBS = {
     "catalog": _Verb("aim_guardrail.cli.catalog", "the families a policy can name, and the shipped policies"),
     "policy": _Verb("aim_guardrail.cli.policy", "validate policies, explain one, print their schema"),
     "eval": _Verb("aim_guardrail.cli.evaluate", "how good a policy's families are on labelled texts"),
+    "audit": _Verb("aim_guardrail.cli.audit", "whether an audit is as it was written"),
     "bench": _Verb("aim_guardrail.cli.bench", "what a policy's rules cost on this machine"),
 }
 _WHAT = "\n".join(
@@ -58,8 +59,12 @@ def main() -> None:
     except PolicyError as error:
         sys.exit(_refuse(str(error), 1))
     from aim_guardrail.server import run  # imports KServe: settings are checked before that second is spent
+    from aim_kserve.errors import StartupError
 
-    sys.exit(run(settings, policies))
+    try:
+        sys.exit(run(settings, policies))
+    except StartupError as error:
+        sys.exit(_refuse(str(error), 1))
 
 
 def _refuse(reason: str, code: int) -> int:

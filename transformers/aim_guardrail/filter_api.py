@@ -197,7 +197,12 @@ class _Api:
         return body
 
     async def _one(self, item: Item, context: RequestContext, guard: Guard) -> Judged:
-        screening = Screening(guard, self._metrics, context, self._model.cache)
+        async with self._model.screened(guard, context) as screening:
+            screening.watch.direction = item.direction
+            await screening.watch.hear(item.text.encode())
+            return await self._judged(item, screening)
+
+    async def _judged(self, item: Item, screening: Screening) -> Judged:
         if not screening.guard.watches(item.direction):
             name = screening.guard.policy.name
             raise BadRequest(f"direction: the policy {name!r} has no rules for the {item.direction}", param="direction")

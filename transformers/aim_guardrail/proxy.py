@@ -78,15 +78,13 @@ class Proxy:
             return
         exchange = _Exchange(self._model, self._metrics, scope, send)
         try:
-            with (
-                self._model.screening(exchange.context) as screening,
-                Visit(self._traffic, screening, log_of(scope)) as visit,
-            ):
-                await visit.arrive()
-                body = await read_body(receive, self._max_body_bytes)
-                screening.complete()
-                async with cancelled_on_disconnect(receive):
-                    await exchange.serve(body, screening, visit)
+            async with self._model.screening(exchange.context) as screening:
+                with Visit(self._traffic, screening, log_of(scope)) as visit:
+                    await visit.arrive()
+                    body = await read_body(receive, self._max_body_bytes)
+                    screening.complete()
+                    async with cancelled_on_disconnect(receive):
+                        await exchange.serve(body, screening, visit)
         except ClientDisconnected:
             log_of(scope).client_left = True
         except ServingError as error:  # still loading, over a limit, the body too large, the server ends
@@ -143,9 +141,10 @@ class _Exchange:
         self._screening, self._visit = screening, visit
         path = self._scope["path"]
         if endpoint(lenient(path)) in _OF_ADMINISTRATORS:
-            await self.refuse(
-                NotFound(f"{path} changes the predictor: it is not served here, ask the predictor itself")
+            screening.error = NotFound(
+                f"{path} changes the predictor: it is not served here, ask the predictor itself", code="not_served"
             )
+            await self.refuse(screening.error)
             return
         try:
             with or_shutdown():
@@ -153,13 +152,15 @@ class _Exchange:
         except ServingError as error:
             if self.begun:
                 raise
+            self._screening.error = error
             self._visit.failed()
             told = self._screening.headers() if self._screening.action != "allow" else self._screening.policy_header()
             await self.refuse(error, told)
-        except Exception:  # process edge: uvicorn would answer in plain text and drop the connection
+        except Exception as error:  # process edge: uvicorn would answer in plain text and drop the connection
             logger.exception("%s %s failed", self._scope["method"], self._scope["path"])
             if self.begun:
                 raise
+            self._screening.error = error
             await self.refuse(ServingError(_INTERNAL))
 
     async def refuse(self, error: ServingError, headers: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -170,6 +171,7 @@ class _Exchange:
         scope, log = self._scope, self._log
         own = {"traceparent": log.traceparent, "x-request-id": log.request_id, "accept-encoding": "identity"}
         query = scope["query_string"]
+        await self._screening.watch.hear(body)
         await self._visit.weigh(body, self._endpoint)
         if (body or query) and self._screening.guard.watches("prompt"):
             with Timed(self._screening, self._metrics, "prompt"):
@@ -183,7 +185,9 @@ class _Exchange:
         target = (scope["raw_path"] + b"?" + query if query else scope["raw_path"]).decode("latin-1")
         http = self._model.predictor.http
         self._visit.sent()
+        await self._screening.turn()
         async with await http.send(scope["method"], target, headers, body) as answer:
+            answer.heard = self._screening.watch.heard
             log.fields["upstream_status"] = answer.status
             self._visit.answered(answer)
             await self._bring_back(answer)
@@ -246,6 +250,7 @@ class _Exchange:
 
     async def _answer_checked(self, answer: Answer, *, is_json: bool) -> None:
         body, head = await answer.read(), answer.headers
+        await self._screening.watch.hear(body)
         json_length = answer.header(JSON_LENGTH)
         if body:
             if not is_json:

@@ -11,9 +11,14 @@ from aim_guardrail.settings import GuardrailSettings
 
 
 def run(settings: GuardrailSettings, read: PolicySet) -> int:
-    """Serve until a signal; returns the exit code."""
+    """Serve until a signal; returns the exit code.
+
+    Raises:
+        StartupError: the audit cannot be written; one line.
+    """
     loading = ThreadPoolExecutor(1, "guard").submit(Generation.load, read)
     # The guards' engines and KServe load side by side: a second each.
+    from aim_guardrail.audit.start import auditing
     from aim_guardrail.credentials import Credentials
     from aim_guardrail.filter_api import routes
     from aim_guardrail.metrics import Metrics
@@ -49,13 +54,15 @@ def run(settings: GuardrailSettings, read: PolicySet) -> int:
     shared = None if settings.redis_url is None else SharedCache(settings.redis_url)
     held = settings.verdict_cache_entries
     cache = VerdictCache(held, settings.verdict_cache_ttl_seconds, shared) if held else None
-    model = GuardrailModel(settings, predictor, metrics, policies, _in_force(loading, policies, reload), traffic, cache)
     max_body_bytes = int(settings.max_body_mib * 1024**2)
-    return Server(
-        settings,
-        routes(model, metrics, max_body_bytes),
-        [lambda app: Proxy(app, model, metrics, max_body_bytes, traffic)],
-    ).run(model)
+    with auditing(settings) as auditors:
+        loaded = _in_force(loading, policies, reload)
+        model = GuardrailModel(settings, predictor, metrics, policies, loaded, traffic, cache, auditors)
+        return Server(
+            settings,
+            routes(model, metrics, max_body_bytes),
+            [lambda app: Proxy(app, model, metrics, max_body_bytes, traffic)],
+        ).run(model)
 
 
 async def _in_force(loading: Future[Generation], policies: Policies, reload: Reload) -> None:

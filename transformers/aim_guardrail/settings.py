@@ -31,6 +31,7 @@ class GuardrailSettings(ServerSettings):
         "the policy": ("policy", "guardrails", "shadow_policy", "policy_poll_seconds"),
         "limits of traffic": ("redis_url", "redis_timeout_ms", "limit_replicas", "geo_database"),
         "what is remembered": ("verdict_cache_entries", "verdict_cache_ttl_seconds"),
+        "the audit": ("audit_file", "audit_key_file", "audit_overflow", "audit_queue", "audit_tenant"),
         "the predictor": (
             *("predictor_host", "predictor_protocol", "protocol", "predictor_grpc_host", "predictor_use_ssl"),
             *("predictor_request_timeout_seconds", "predictor_connect_timeout_seconds", "predictor_request_retries"),
@@ -111,6 +112,19 @@ class GuardrailSettings(ServerSettings):
         10_000, ge=0, le=10_000_000, description="verdicts of batch detectors that are remembered in memory; 0: none"
     )
     verdict_cache_ttl_seconds: int = Field(300, ge=1, le=86_400, description="how long each is, in Redis, too")
+    audit_file: Path | None = Field(
+        None, description="file that gets a line for each decision, chained to the one before; default: no audit"
+    )
+    audit_key_file: Path | None = Field(
+        None, description="file of a key: content is told by its HMAC, and nobody without the key can mend the chain"
+    )
+    audit_overflow: Literal["drop", "block", "refuse"] = Field(
+        "drop",
+        description="while the audit cannot be written fast enough: drop: lines are lost, and counted; block: requests "
+        "wait; refuse: requests are refused (503)",
+    )
+    audit_queue: int = Field(10_000, ge=2, le=1_000_000, description="lines that may wait to be written")
+    audit_tenant: Literal["hash", "plain"] = Field("hash", description="how the audit names tenants")
 
     @field_validator("predictor_host", "predictor_grpc_host")
     @classmethod
@@ -120,7 +134,7 @@ class GuardrailSettings(ServerSettings):
             raise ValueError("must be HOST or HOST:PORT, without scheme and path")
         return value
 
-    @field_validator("predictor_api_key_file")
+    @field_validator("predictor_api_key_file", "audit_key_file")
     @classmethod
     def _holds_a_key(cls, file: Path | None) -> Path | None:
         if file is not None:
@@ -132,6 +146,8 @@ class GuardrailSettings(ServerSettings):
         if self.predictor_host is None and self.model_fields_set & _OF_PREDICTORS:
             given = min(self.model_fields_set & _OF_PREDICTORS)
             raise ValueError(f"{given} is of a predictor, and there is no predictor_host: give it, or drop {given}")
+        if self.audit_key_file is not None and self.audit_file is None:
+            raise ValueError("audit_key_file is the key of an audit: give audit_file, too, or leave it out")
         if self.policy is not None and self.guardrails is not None:
             raise ValueError("policy and guardrails are both given: give one")
         if self.protocol is not None and self.protocol != self.speaks and "predictor_protocol" in self.model_fields_set:

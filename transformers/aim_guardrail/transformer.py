@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from aim_guardrail.in_force import Policies
@@ -17,10 +17,11 @@ from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import DetectorFailed, Guard
 from aim_guardrail.pipeline.cache import VerdictCache
 from aim_guardrail.pipeline.context import RequestContext
+from aim_guardrail.pipeline.course import Witness
 from aim_guardrail.pipeline.screening import Screening, Timed
 from aim_guardrail.policy import Direction
 from aim_guardrail.predictor import Predictor
-from aim_guardrail.protocols.v2 import check_tensors
+from aim_guardrail.protocols.v2 import check_tensors, said_in
 from aim_guardrail.settings import GuardrailSettings
 from aim_guardrail.slots.slot import Json
 from aim_guardrail.traffic.gate import Traffic
@@ -40,6 +41,7 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         predictor: where requests go.
         loading: done once the first policies are in force.
         cache: remembers verdicts; closed with the model.
+        witnesses: who looks on, of each request; the first may refuse it.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         loading: Awaitable[None],
         traffic: Traffic | None = None,
         cache: VerdictCache | None = None,
+        witnesses: Sequence[Callable[[RequestContext], Witness]] = (),
     ) -> None:
         super().__init__(settings.model_name)
         self.predictor = predictor
         self.cache = cache
         self._metrics = metrics
         self._policies = policies
+        self._witnesses = witnesses
         self._loading = loading
         self._traffic = traffic or Traffic(metrics, settings.model_name)
         self._asks_predictor = settings.enable_predictor_health_check
@@ -86,11 +90,20 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         with self._policies.generation() as generation:
             yield generation.guard_for(context.tenant)
 
-    @contextmanager
-    def screening(self, context: RequestContext) -> Iterator[Screening]:
-        """``with``: a request's checks by that guard. Raises as :meth:`guarding`."""
+    @asynccontextmanager
+    async def screening(self, context: RequestContext) -> AsyncIterator[Screening]:
+        """``async with``: a request's checks by that guard. Raises as :meth:`guarding`, :meth:`screened`."""
         with self.guarding(context) as guard:
-            yield Screening(guard, self._metrics, context, self.cache)
+            async with self.screened(guard, context) as screening:
+                yield screening
+
+    def screened(self, guard: Guard, context: RequestContext) -> Screening:
+        """``async with``: the checks of a request, or of a part of it, whoever looks on.
+
+        Raises:
+            Unavailable: one who must be able to does not.
+        """
+        return Screening(guard, self._metrics, context, self.cache, [witness(context) for witness in self._witnesses])
 
     async def healthy(self) -> bool:
         if not self.ready or self._draining:
@@ -130,12 +143,13 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
             raise BadRequest("only V2 inference requests are served here")
         self._check_caller(payload.model_name)
         context = RequestContext.of(f"/v2/models/{payload.model_name}/infer", (), current_log().client)
-        with self.screening(context) as screening, Visit(self._traffic, screening, current_log()) as visit:
-            try:
-                return await self._infer(screening, visit, payload, headers or {})
-            except ServingError:
-                visit.failed()
-                raise
+        async with self.screening(context) as screening:
+            with Visit(self._traffic, screening, current_log()) as visit:
+                try:
+                    return await self._infer(screening, visit, payload, headers or {})
+                except ServingError:
+                    visit.failed()
+                    raise
 
     async def _infer(
         self, screening: Screening, visit: Visit, asked: InferRequest, headers: Mapping[str, str]
@@ -143,8 +157,11 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         await visit.arrive()
         await visit.weigh_asked(*asked_of(asked))
         asked.parameters = to_http_parameters(asked.parameters or {})
+        if screening.watch.hears:
+            await screening.watch.hear(said_in(asked.inputs))
         await self._check(screening, "prompt", asked)
         visit.sent()
+        await screening.turn()
         try:
             answer = await self.predictor.infer(asked, headers)
         except PredictorSaid as error:
@@ -153,6 +170,8 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         visit.has_answered(200)
         visit.meter.raw(text_of(answer.outputs))
         answer.parameters = to_http_parameters(answer.parameters or {})
+        if screening.watch.hears:
+            await screening.watch.hear(said_in(answer.outputs))
         await self._check(screening, "answer", answer)
         return answer
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -160,14 +160,16 @@ class Answer:
     Attributes:
         status: HTTP status.
         headers: names in lower case, those of the connection and its framing left out.
+        heard: is told each chunk of :meth:`chunks`, where it is set.
     """
 
-    __slots__ = ("_hidden", "_metrics", "_response", "headers", "status")
+    __slots__ = ("_hidden", "_metrics", "_response", "headers", "heard", "status")
 
     def __init__(self, response: aiohttp.ClientResponse, metrics: Metrics, hidden: Hidden) -> None:
         self._response = response
         self._metrics = metrics
         self._hidden = hidden
+        self.heard: Callable[[bytes], None] | None = None
         self.status = response.status
         self.headers = [(name, hidden.all(value)) for name, value in brought_back(response.raw_headers)]
 
@@ -197,11 +199,16 @@ class Answer:
         try:
             async for chunk in self._response.content.iter_any():
                 if shown := self._hidden.more(chunk):
-                    yield shown
+                    yield self._told(shown)
             if rest := self._hidden.rest():
-                yield rest
+                yield self._told(rest)
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise self._explain(error) from error
+
+    def _told(self, chunk: bytes) -> bytes:
+        if self.heard is not None:
+            self.heard(chunk)
+        return chunk
 
     async def drain(self) -> None:
         """Read what little follows an answer's last event, so that its connection can be kept."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from aim_guardrail.asked import model_of_path
+from aim_kserve.access import log_if_any
 from aim_kserve.http import header
 from aim_kserve.identity import Caller, current_caller
 
@@ -22,6 +23,7 @@ class RequestContext:
         caller: whose credential it came with; None where none is asked for.
         client: the address it came from, as the access log has it; None where that is not known.
         body_bytes: how large its body says it is; None where it does not say.
+        request_id: as the client is told it; "" outside any request.
         arrived_s: when, by ``time.monotonic``: what a deadline counts from.
     """
 
@@ -30,6 +32,7 @@ class RequestContext:
     caller: Caller | None = None
     client: str | None = None
     body_bytes: int | None = None
+    request_id: str = ""
     arrived_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -42,4 +45,5 @@ class RequestContext:
         """The context of the request being served, which came with these headers."""
         length = header(headers, b"content-length")
         size = int(length) if length.isdigit() else None
-        return cls(route, model_of_path(route), current_caller(), client, size)
+        log = log_if_any()
+        return cls(route, model_of_path(route), current_caller(), client, size, log.request_id if log else "")

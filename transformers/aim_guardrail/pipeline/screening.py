@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from aim_guardrail.detectors.base import Asked, Passage
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.cache import VerdictCache
 from aim_guardrail.pipeline.context import RequestContext
+from aim_guardrail.pipeline.course import Answered, Course, Witness
 from aim_guardrail.pipeline.failures import DetectorFailed, DetectorTimedOut
 from aim_guardrail.pipeline.guard import INLINE_CHARS, Guard
 from aim_guardrail.pipeline.ruling import Ruling, redacted
 from aim_guardrail.pipeline.session import Session
-from aim_guardrail.pipeline.stages import Answered, Judgement
+from aim_guardrail.pipeline.stages import Judgement
+from aim_guardrail.pipeline.watch import Watch, outcome_of
 from aim_guardrail.policy import Direction, Verdict, settle
 from aim_guardrail.slots.apply import apply
 from aim_guardrail.slots.collect import collect, collect_json
@@ -56,15 +58,23 @@ class Screening:
         answered: how each batch detector was, in both directions.
         verdicts: those noted so far.
         cache: what batch detectors found before; None: nothing is remembered.
+        watch: who looks on.
+        error: what ended it, where that was told the client in its answer.
+        spent_s: seconds of checking.
     """
 
     __slots__ = (
-        *("_complete_s", "_keys", "_metrics", "actions", "answered", "cache", "context", "degraded"),
-        *("families", "guard", "prompt", "session", "verdicts"),
+        *("_complete_s", "_keys", "_metrics", "actions", "answered", "cache", "context", "degraded", "error"),
+        *("families", "guard", "prompt", "session", "spent_s", "verdicts", "watch"),
     )
 
     def __init__(
-        self, guard: Guard, metrics: Metrics, context: RequestContext, cache: VerdictCache | None = None
+        self,
+        guard: Guard,
+        metrics: Metrics,
+        context: RequestContext,
+        cache: VerdictCache | None = None,
+        witnesses: Sequence[Witness] = (),
     ) -> None:
         self.guard = guard
         self.cache = cache
@@ -76,6 +86,9 @@ class Screening:
         self.prompt: Sequence[Passage] = ()
         self.answered: list[Answered] = []
         self.verdicts: dict[Direction, list[Verdict]] = {"prompt": [], "answer": []}
+        self.watch = Watch(witnesses)
+        self.error: BaseException | None = None
+        self.spent_s: dict[Direction, float] = {"prompt": 0.0, "answer": 0.0}
         self._complete_s = time.monotonic()
         self._metrics = metrics
         self._keys = 0
@@ -83,6 +96,42 @@ class Screening:
     def complete(self) -> None:
         """The request's last byte has come: budgets begin. A slow sender's time is its own."""
         self._complete_s = time.monotonic()
+
+    # --- who looks on ---------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        try:
+            await self._tell(error or self.error)
+        finally:
+            self.watch.leave()
+
+    async def turn(self) -> None:
+        """The prompt has passed: what comes now is the answer's."""
+        await self._tell(None)
+        self.watch.direction = "answer"
+
+    async def _tell(self, error: BaseException | None) -> None:
+        if not self.watch:
+            return
+        direction = self.watch.direction
+        outcome, code = outcome_of(self.actions[direction], error)
+        course = Course(
+            direction=direction,
+            context=self.context,
+            policy=self.guard.policy,
+            action=self.actions[direction],
+            outcome=outcome,
+            error=code,
+            verdicts=self.verdicts[direction],
+            answered=[answered for answered in self.answered if answered.direction == direction],
+            degraded=tuple(self.degraded),
+            check_s=self.spent_s[direction],
+            since_s=time.monotonic() - self.context.arrived_s,
+        )
+        await self.watch.tell(course)
 
     # --- outcome --------------------------------------------------------------------------------------------------
 
@@ -162,6 +211,7 @@ class Screening:
 
     def texts(self, direction: Direction, slots: Slots) -> list[str]:
         """The inline stage of :meth:`screen_texts`."""
+        self.watch.keep(direction, slots)
         try:
             rulings = self.guard.judge(direction, slots)
         except DetectorFailed as error:
@@ -289,7 +339,9 @@ class Timed:
         if error is not None and not isinstance(error, Blocked):
             decision = "timeout" if isinstance(error.__cause__, DetectorTimedOut) else "error"
         use_case = self._screening.guard.policy.use_case
-        self._metrics.checked(self._direction, use_case, decision, time.perf_counter() - self._started)
+        spent_s = time.perf_counter() - self._started
+        self._screening.spent_s[self._direction] += spent_s
+        self._metrics.checked(self._direction, use_case, decision, spent_s)
 
 
 def verdict_headers(action: str, families: tuple[str, ...], degraded: tuple[str, ...] = ()) -> dict[str, str]:

@@ -18,6 +18,7 @@ from aim_guardrail.detectors.families import Wanted, build_detector
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.bounded import Bounded, Found, NotAsked
 from aim_guardrail.pipeline.cache import VerdictCache, is_small, keys_of
+from aim_guardrail.pipeline.course import Answered
 from aim_guardrail.pipeline.failures import DetectorFailed, DetectorMisconfigured, DetectorSkipped, DetectorTimedOut
 from aim_guardrail.policy import Direction, Policy, Rule
 
@@ -25,25 +26,6 @@ Key = tuple[str, Wanted]
 """What tells detectors apart: their family, and what a rule wants of it."""
 
 _RESULTS = {"block": "blocked", "redact": "redacted", "flag": "flagged", "log": "allowed"}
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """How one rule was answered, for audits, traces and metrics.
-
-    Attributes:
-        rule: its name.
-        result: `allowed`, `flagged`, `redacted`, `blocked`; `timeout`, `error`, `misconfigured`; `skipped_budget`,
-            `skipped_breaker`, `skipped_early_stop`.
-        began_s: when it was asked, by ``time.monotonic``.
-        seconds: until it answered, or was given up.
-    """
-
-    rule: str
-    family: str
-    result: str
-    began_s: float
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -268,11 +250,13 @@ class _Round:
 
     def _note(self, rule: Rule, result: str, began_s: float) -> None:
         seconds = time.monotonic() - began_s
-        self._answered.append(Answered(rule.name, rule.type, result, began_s, seconds))
+        self._answered.append(Answered(rule.name, rule.type, self._direction, result, began_s, seconds))
         self._metrics.answered(rule.name, rule.type, self._direction, result, seconds)
 
     def _skipped(self, rule: Rule, reason: str) -> None:
-        self._answered.append(Answered(rule.name, rule.type, f"skipped_{reason}", time.monotonic(), 0.0))
+        self._answered.append(
+            Answered(rule.name, rule.type, self._direction, f"skipped_{reason}", time.monotonic(), 0.0)
+        )
         self._metrics.skipped(rule.name, reason)
 
 

@@ -137,6 +137,12 @@ async def _check_names(screening: Screening, direction: Direction, message: Infe
             item._name, item.parameters = shown["name"], shown["parameters"] or None
 
 
+def said_in(tensors: Iterable[Any]) -> bytes:
+    """The elements of all tensors of text, as the binary extension has them: what a digest of a gRPC message is of."""
+    texts = [tensor for tensor in tensors if tensor.datatype == "BYTES"]
+    return b"".join(tensor._raw_data or pack(_flat(tensor.data)) for tensor in texts)
+
+
 def _flat(data: Any) -> list[bytes]:
     """A tensor's JSON data, which may be nested, as its elements."""
     if isinstance(data, (str, bytes)):

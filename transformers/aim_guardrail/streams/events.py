@@ -107,12 +107,14 @@ class StreamScreen:
         """How a stream that has begun tells ``error`` and ends."""
         self.ended = True
         self._decision = "error"
+        self._screening.error = error
         return joined(self._kind.failure(error) if self._kind is not None else _error(error))
 
     def close(self) -> None:
         """Count what the answer came to."""
         if self._kind is not None:
             self._kind.close()
+        self._screening.spent_s["answer"] += self._spent_s
         decision = self._decision or self._screening.actions["answer"]
         self._metrics.checked("answer", self._screening.guard.policy.use_case, decision, self._spent_s)
 

@@ -1,0 +1,408 @@
+"""The audit: a line for each decision, whatever becomes of the request, in a chain that tells what was changed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import orjson
+import pytest
+from prometheus_client import CollectorRegistry
+
+from aim_guardrail.audit.chain import Broken, Last, sealed, verified
+from aim_guardrail.audit.file import AuditFile
+from aim_guardrail.audit.trail import Overflow, Trail
+from aim_kserve.errors import Unavailable
+from aim_kserve.kserve import pb, pb_grpc
+from fake_predictor import FakePredictor
+from guarded import ask, events, eventually, guardrail, metric, orders, said
+
+CHAT = "/v1/chat/completions"
+KEY, CARD, MAIL = "AKIA" + "3XPZ7QKLMN2VWTYB", "4111 1111 1111 1111", "jane.doe@example.com"
+SECRET = b"an-audit-key-of-the-test"
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in file.read_bytes().splitlines()]
+
+
+def whole(file: Path) -> int:
+    """How many lines there are, none of them broken."""
+    return verified(file.read_bytes().splitlines(keepends=True), None)[0]
+
+
+def verify(*arguments: object) -> tuple[int, str]:
+    command = [sys.executable, "-m", "aim_guardrail", "audit", "verify", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture
+def audit(tmp_path: Path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    file = tmp_path / "key"
+    file.write_bytes(SECRET + b"\n")
+    return file
+
+
+# --- through the real server ----------------------------------------------------------------------------------------
+
+
+def test_a_line_for_each_decision_whatever_becomes_of_it(predictor: FakePredictor, audit: Path, key_file: Path) -> None:
+    with guardrail(predictor.host, "--audit_file", str(audit), "--audit_key_file", str(key_file)) as server:
+        body = orjson.dumps(ask(f"my card is {CARD}"))
+        with httpx.Client(base_url=server.url, timeout=20) as client:
+
+            def post(request_id: str, what: Any, **headers: str) -> httpx.Response:
+                content = what if isinstance(what, bytes) else orjson.dumps(what)
+                return client.post(CHAT, content=content, headers={"x-request-id": request_id, **headers})
+
+            post("redacted", body)
+            post("blocked", ask(f"key {KEY}"))
+            post("allowed", ask("hi"))
+            post("answer", ask("hi"), **orders(say=f"write to {MAIL}"))
+            post("streamed", ask("hi", stream=True), **orders(say=f"write to {MAIL} and on"))
+            post("no-json", b"{")
+            post("broken", ask("hi"), **orders(drop_after=0))
+            post("broken-stream", ask("hi", stream=True), **orders(drop_after=200))
+            client.get("/v1/models", headers={"x-request-id": "models"})
+            client.post("/filter", json={"text": f"mail {MAIL}"}, headers={"x-request-id": "filter"})
+            client.post(
+                "/filter/batch",
+                json={"items": [{"text": "a"}, {"text": MAIL, "direction": "answer"}]},
+                headers={"x-request-id": "batch"},
+            )
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                f"{server.url}{CHAT}",
+                json=ask("x"),
+                headers={"x-request-id": "left", **orders(hang_after=-1)},
+                timeout=1,
+            )
+        request = pb.ModelInferRequest(model_name="m")
+        request.inputs.add(name="prompt", datatype="BYTES", shape=[1]).contents.bytes_contents.append(MAIL.encode())
+        with grpc.insecure_channel(server.grpc_url) as channel:
+            pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer(
+                request, metadata=[("x-request-id", "grpc")], timeout=20
+            )
+        expected = {
+            ("redacted", "prompt"): "redacted",
+            ("redacted", "answer"): "allowed",
+            ("blocked", "prompt"): "blocked",
+            ("allowed", "prompt"): "allowed",
+            ("allowed", "answer"): "allowed",
+            ("answer", "prompt"): "allowed",
+            ("answer", "answer"): "redacted",
+            ("streamed", "prompt"): "allowed",
+            ("streamed", "answer"): "redacted",
+            ("no-json", "prompt"): "error",
+            ("broken", "prompt"): "allowed",
+            ("broken", "answer"): "error",
+            ("broken-stream", "prompt"): "allowed",
+            ("broken-stream", "answer"): "error",
+            ("models", "prompt"): "allowed",
+            ("models", "answer"): "allowed",
+            ("filter", "prompt"): "redacted",
+            ("batch", "prompt"): "allowed",
+            ("batch", "answer"): "redacted",
+            ("left", "prompt"): "allowed",
+            ("left", "answer"): "client_gone",
+            ("grpc", "prompt"): "redacted",
+            ("grpc", "answer"): "allowed",
+        }
+        assert eventually(lambda: len(lines_of(audit)) == len(expected)), lines_of(audit)
+        lines = lines_of(audit)
+        assert {(line["request_id"], line["direction"]): line["outcome"] for line in lines} == expected
+        by_id = {(line["request_id"], line["direction"]): line for line in lines}
+
+        line = by_id["redacted", "prompt"]
+        assert line["content_hmac"] == hmac.new(SECRET, body, "sha256").hexdigest()
+        assert line["tenant"] is None
+        assert line["policy"].startswith("chat/")
+        assert line["action"] == "redact"
+        (finding,) = line["findings"]
+        assert (finding["family"], finding["label"], finding["action"]) == ("pii", "CREDIT_CARD", "redact")
+        assert (finding["start"], finding["end"]) == (11, 11 + len(CARD))
+        assert 0 < line["check_ms"] <= line["since_ms"]
+        assert by_id["broken", "answer"]["error"] == "predictor_broken"
+        assert by_id["no-json", "prompt"]["error"]
+        for value in (CARD, KEY, MAIL, "4111"):
+            assert value.encode() not in audit.read_bytes()
+        assert metric(server, "guardrail_audit_dropped_total") == 0
+    assert verify(audit, "--key_file", key_file) == (
+        0,
+        f"{audit}: {len(lines)} lines, unbroken up to line {len(lines)} of the chain, {lines[-1]['hmac_sha256']}\n",
+    )
+    assert verify(audit)[0] == 1  # not without the key
+
+
+def test_what_a_stream_said_has_its_digest(predictor: FakePredictor, audit: Path, key_file: Path) -> None:
+    with guardrail(predictor.host, "--audit_file", str(audit), "--audit_key_file", str(key_file)) as server:
+        raw = 'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\ndata: [DONE]\n\n'
+        httpx.post(f"{server.url}{CHAT}", json=ask("x", stream=True), headers=orders(raw=raw))
+        assert eventually(lambda: len(lines_of(audit)) == 2)
+        assert lines_of(audit)[1]["content_hmac"] == hmac.new(SECRET, raw.encode(), "sha256").hexdigest()
+
+
+def test_a_killed_server_leaves_a_chain_that_goes_on(predictor: FakePredictor, audit: Path) -> None:
+    for run in (1, 2):
+        with guardrail(predictor.host, "--audit_file", str(audit)) as server:
+            for _ in range(20):
+                httpx.post(f"{server.url}{CHAT}", json=ask("hi"))
+            assert eventually(lambda done=run: len(lines_of(audit)) == 40 * done)
+            server.process.kill()
+            server.process.wait()
+        with audit.open("ab") as file:
+            file.write(b'{"seq":41,"ts":17')  # the crash came in the middle of a line
+        assert verify(audit)[0] == 0
+        assert f"{40 * run} lines" in verify(audit)[1]
+    with guardrail(predictor.host, "--audit_file", str(audit)) as server:
+        assert "cut short" in server.stderr()
+    assert verify(audit)[0] == 0
+
+
+def test_a_file_that_was_moved_away_is_left_alone(predictor: FakePredictor, audit: Path, tmp_path: Path) -> None:
+    old = tmp_path / "audit.1"
+    with guardrail(predictor.host, "--audit_file", str(audit)) as server:
+        httpx.post(f"{server.url}{CHAT}", json=ask("hi"))
+        assert eventually(lambda: len(lines_of(audit)) == 2)
+        audit.rename(old)
+        server.process.send_signal(1)  # SIGHUP, as logrotate does
+        httpx.post(f"{server.url}{CHAT}", json=ask("hi"))
+        assert eventually(lambda: audit.exists() and len(lines_of(audit)) == 2)
+    assert len(lines_of(old)) == 2
+    assert verify(old, audit)[0] == 0
+    assert verify(audit)[0] == 0
+    code, told = verify(audit, old)
+    assert code == 1
+    assert "it follows line 0 of the chain, not 4" in told
+
+
+def test_tenants_are_digests_unless_asked(predictor: FakePredictor, tmp_path: Path, key_file: Path) -> None:
+    from aim_kserve.identity import keys
+    from closed_pair import bearer
+
+    text, entry = keys.new_key("k", tenant="acme", scopes=["infer"])
+    keys.write(tmp_path / "keys.yaml", keys.KeyFile(keys=(entry,)))
+    common = ["--api_keys", str(tmp_path / "keys.yaml"), "--audit_key_file", str(key_file)]
+    shown = {}
+    for form in ("hash", "plain"):
+        audit = tmp_path / form
+        with guardrail(predictor.host, *common, "--audit_file", str(audit), "--audit_tenant", form) as server:
+            httpx.post(f"{server.url}{CHAT}", json=ask("hi"), headers=bearer(text))
+            assert eventually(lambda file=audit: len(lines_of(file)) == 2)
+        shown[form] = lines_of(audit)[0]["tenant"]
+    assert shown == {"hash": hmac.new(SECRET, b"tenant:acme", "sha256").hexdigest()[:32], "plain": "acme"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (["--audit_file", "/no/such/folder/audit"], 1, "error: --audit_file /no/such/folder/audit: No such file"),
+        (["--audit_file", "/dev/null"], 1, "error: --audit_file /dev/null: is no regular file"),
+        (["--audit_key_file", "{key}"], 2, "audit_key_file is the key of an audit"),
+        (["--audit_file", "{key}"], 1, "its last line is none of an audit"),
+        (["--audit_file", "a", "--audit_overflow", "wait"], 2, "audit_overflow"),
+    ],
+)
+def test_what_cannot_be_written_stops_the_start(key_file: Path, flags: list[str], code: int, said: str) -> None:
+    filled = [flag.replace("{key}", str(key_file)) for flag in flags]
+    command = [sys.executable, "-m", "aim_guardrail", "--predictor_host", "127.0.0.1:9", "--http_port", "0", *filled]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (code, True, False), done.stderr
+
+
+# --- the chain ------------------------------------------------------------------------------------------------------
+
+
+def chain(count: int, key: bytes | None) -> list[bytes]:
+    last, lines = Last(), []
+    for number in range(count):
+        line, last = sealed({"n": number, "text": 'it says "sha256":"no"'}, last, key)
+        lines.append(line)
+    return lines
+
+
+@pytest.mark.parametrize("key", [None, SECRET])
+@pytest.mark.parametrize(
+    ("change", "broken_at"),
+    [
+        (lambda lines: lines, None),
+        (lambda lines: [*lines[:3], lines[3].replace(b'"n":3', b'"n":4'), *lines[4:]], 4),
+        (lambda lines: [*lines[:3], *lines[4:]], 4),
+        (lambda lines: [*lines[:3], lines[4], lines[3], *lines[5:]], 4),
+        (lambda lines: [*lines[:3], b"{}\n", *lines[3:]], 4),
+        (lambda lines: [*lines[:3], lines[3][:-10] + b"\n", *lines[4:]], 4),
+        (lambda lines: [*lines[:3], lines[3], *lines[3:]], 5),
+        (lambda lines: lines[2:], None),  # what was rotated away is not missed in this file
+        (lambda lines: [*lines[:-1], lines[-1][:-1]], None),  # a crash's last line
+        (lambda lines: [*lines[:-1], lines[-1][:20]], None),
+    ],
+)
+def test_what_was_changed_is_found(
+    key: bytes | None, change: Callable[[list[bytes]], list[bytes]], broken_at: int | None
+) -> None:
+    changed = change(chain(6, key))
+    if broken_at is None:
+        whole = sum(line.endswith(b"\n") for line in changed)
+        assert verified(changed, key)[0] == whole
+        return
+    with pytest.raises(Broken) as caught:
+        verified(changed, key)
+    assert caught.value.number == broken_at
+
+
+def test_every_byte_counts() -> None:
+    lines = chain(3, SECRET)
+    middle = lines[1]
+    for at in range(len(middle) - 1):
+        changed = middle[:at] + bytes([middle[at] ^ 1]) + middle[at + 1 :]
+        with pytest.raises(Broken) as caught:
+            verified([lines[0], changed, lines[2]], SECRET)
+        assert caught.value.number in (1, 2), at
+
+
+def test_a_digest_is_anybodys_to_make_without_the_key_only() -> None:
+    """What the page says of both kinds."""
+    line, _ = sealed({"n": 0}, Last(), None)
+    body = line[: line.rindex(b',"sha256"')]
+    assert orjson.loads(line)["sha256"] == hashlib.sha256(body).hexdigest()
+    with pytest.raises(Broken, match="another key"):
+        verified(chain(1, SECRET), b"another")
+
+
+# --- overflow -------------------------------------------------------------------------------------------------------
+
+
+class Slow:
+    """A disk that takes nothing until it is told to."""
+
+    def __init__(self, file: AuditFile) -> None:
+        self._file, self.free = file, threading.Event()
+
+    def append(self, entries: list[dict[str, Any]]) -> None:
+        self.free.wait(10)
+        self._file.append(entries)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def trail_over(audit: Path, overflow: Overflow, most: int) -> tuple[Slow, Trail, CollectorRegistry]:
+    slow, registry = Slow(AuditFile(audit, None)), CollectorRegistry()
+    return slow, Trail(slow, overflow, most, registry), registry  # type: ignore[arg-type]
+
+
+async def test_drop_loses_lines_and_says_so(audit: Path) -> None:
+    slow, trail, registry = trail_over(audit, "drop", 5)
+    for number in range(12):
+        await trail.put({"n": number})
+    assert registry.get_sample_value("guardrail_audit_dropped_total") == 7
+    slow.free.set()
+    await asyncio.to_thread(_until, lambda: len(lines_of(audit)) == 6)
+    await trail.put({"n": 99})
+    await asyncio.to_thread(trail.close)
+    lines = lines_of(audit)
+    assert [line["n"] for line in lines if "n" in line] == [0, 1, 2, 3, 4, 99]
+    assert [line["lost"] for line in lines if "lost" in line] == [7]
+    assert whole(audit) == 7
+
+
+async def test_block_waits_and_loses_none(audit: Path) -> None:
+    slow, trail, registry = trail_over(audit, "block", 5)
+    putting = asyncio.gather(*(trail.put({"n": number}) for number in range(50)))
+    await asyncio.sleep(0.05)
+    assert not putting.done()
+    slow.free.set()
+    await asyncio.wait_for(putting, 10)
+    await asyncio.to_thread(trail.close)
+    assert Counter(line["n"] for line in lines_of(audit)) == Counter(range(50))
+    assert registry.get_sample_value("guardrail_audit_dropped_total") == 0
+
+
+async def test_refuse_takes_no_request_that_could_not_be_told_of(audit: Path) -> None:
+    slow, trail, _ = trail_over(audit, "refuse", 4)
+    trail.reserve(2)
+    trail.reserve(2)
+    with pytest.raises(Unavailable) as caught:
+        trail.reserve(2)
+    assert caught.value.code == "audit_backlog"
+    await trail.put({"n": 0})
+    trail.release(2)
+    trail.release(2)
+    trail.reserve(2)
+    slow.free.set()
+    await asyncio.to_thread(trail.close)
+    assert len(lines_of(audit)) == 1
+
+
+async def test_a_disk_that_is_full_is_tried_again(audit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aim_guardrail.audit.trail._RETRY_S", 0.01)
+    file, registry, real = AuditFile(audit, None), CollectorRegistry(), os.write
+    full = [True]
+
+    def write(descriptor: int, data: bytes) -> int:
+        if full[0] and descriptor == file._descriptor:
+            if len(data) > 10:
+                return real(descriptor, data[:10])
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr("aim_guardrail.audit.file.os.write", lambda d, data: _short(write, d, data, full))
+    trail = Trail(file, "drop", registry=registry)
+    await trail.put({"n": 1})
+    await asyncio.to_thread(_until, lambda: (registry.get_sample_value("guardrail_audit_failures_total") or 0) > 2)
+    assert lines_of(audit) == []  # no half of one
+    full[0] = False
+    await asyncio.to_thread(_until, lambda: len(lines_of(audit)) == 1)
+    await asyncio.to_thread(trail.close)
+    assert whole(audit) == 1
+
+
+def _short(write: Callable[[int, bytes], int], descriptor: int, data: bytes, full: list[bool]) -> int:
+    """The first bytes fit, the rest does not."""
+    if full[0] and not data.startswith(b'{"seq"'):
+        raise OSError(28, "No space left on device")
+    return write(descriptor, data)
+
+
+def test_two_processes_do_not_share_a_file(audit: Path) -> None:
+    first = AuditFile(audit, None)
+    with pytest.raises(ValueError, match="another process writes to it"):
+        AuditFile(audit, None)
+    first.close()
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    assert eventually(condition, 10)
+
+
+def test_refused_requests_come_through_again(predictor: FakePredictor, audit: Path) -> None:
+    """Over HTTP: two entries may wait, so each request is told of before the next is taken."""
+    flags = ["--audit_file", str(audit), "--audit_overflow", "refuse", "--audit_queue", "2"]
+    with guardrail(predictor.host, *flags) as server:
+        slow = orders(tokens=["a ", "b ", "c "], token_s=0.3)
+        with httpx.stream("POST", f"{server.url}{CHAT}", json=ask("x", stream=True), headers=slow) as got:
+            refused = httpx.post(f"{server.url}{CHAT}", json=ask("hi"))
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "audit_backlog"
+            assert int(refused.headers["retry-after"]) >= 1
+            got.read()
+        assert said(events(got)) == "a b c "
+        assert eventually(lambda: httpx.post(f"{server.url}{CHAT}", json=ask("hi")).status_code == 200)

@@ -1,0 +1,1 @@
+"""What was decided about each request, in lines that cannot be changed unnoticed."""
