@@ -52,8 +52,6 @@ from aim_kserve.sse import Event, EventReader, EventTooLarge, sse
 
 logger = logging.getLogger("aim.server")
 
-#: Answers of numbers.
-_NO_TEXT_IN_ANSWER = frozenset(["embeddings"])
 _INTERNAL = "internal error: the server's log has the cause, by x-request-id"
 
 
@@ -234,16 +232,14 @@ class _Exchange:
             answer.headers = check_headers(self._screening, answer.headers)
         if self._lists_models and b"json" in kind and answer.status == 200:
             await self._answer_checked(answer, is_json=True)
-        elif not self._screening.guard.watches("answer") or (
-            self._endpoint in _NO_TEXT_IN_ANSWER and answer.status < 400
-        ):
+        elif not self._screening.guard.watches("answer"):
             await self._stream_through(answer)
         elif answer.header(b"content-encoding") not in (b"", b"identity"):
             raise UpstreamFailed("the predictor compressed its answer unasked: it cannot be checked")
         elif is_events(answer):
             is_off = self._screening.guard.policy.stream.mode == "off"
             await (self._stream_through if is_off else self._stream_checked)(answer)
-        elif kind.startswith((b"audio/", b"image/", b"video/")):
+        elif kind.startswith((b"audio/", b"image/", b"video/")) and b"xml" not in kind:
             await self._stream_through(answer)
         else:
             await self._answer_checked(answer, is_json=b"json" in kind)

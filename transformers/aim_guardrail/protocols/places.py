@@ -128,7 +128,7 @@ CHAT = place_with(
     prompt_logprobs=SHADOW,
     prompt_token_ids=SHADOW,
 )
-EMBEDDINGS = place_with(COMMON, input=TEXT, data=Place(object=WORD))
+EMBEDDINGS = place_with(COMMON, input=TEXT, data=Place(object=WORD, embedding=BASE64))
 
 # An item of a response's input or output: a message, a call, what a tool gave.
 _ITEM = Place(

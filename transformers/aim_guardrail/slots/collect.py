@@ -34,6 +34,7 @@ from aim_kserve.errors import BadRequest, ServingError, UpstreamFailed
 
 _LEAST_NUMBER = 10**6
 _MAX_DEPTH = 200
+_NUMBERS = frozenset([float, int])
 
 
 def collect(direction: Direction, body: Json, place: Place) -> Slots:
@@ -133,6 +134,8 @@ class _Collector:
         path = self._path
         if len(path) > _MAX_DEPTH:
             raise _too_deep(self._direction)
+        if node and type(node[0]) is float and _NUMBERS.issuperset(map(type, node)):
+            return  # an embedding, as long as a book has words
         path.append(0)
         for index, value in enumerate(node):
             kind = type(value)

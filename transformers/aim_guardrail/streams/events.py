@@ -136,7 +136,7 @@ class StreamScreen:
         if type(payload.get("choices")) is list:
             return self._chat().take(payload, event)
         kind = payload.get("type")
-        if isinstance(kind, str) and kind.startswith("response."):
+        if isinstance(kind, str) and kind.startswith(("response.", "transcript.")):
             if not isinstance(self._kind, ResponsesStream):
                 self._kind = ResponsesStream(self._screening, self._metrics)
             shown = self._kind.take(payload, event)

@@ -1,4 +1,4 @@
-"""Events of OpenAI's Responses API: texts in ``response.*.delta`` events, whole objects in all others."""
+"""Events of OpenAI's Responses API and of its transcriptions: texts in ``*.delta`` events, all others are whole."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aim_kserve.errors import ServingError, UpstreamFailed
 from aim_kserve.sse import Event
 
 #: https://platform.openai.com/docs/api-reference/responses-streaming
-_TERMINAL = frozenset(["response.completed", "response.failed", "response.incomplete"])
+_TERMINAL = frozenset(["response.completed", "response.failed", "response.incomplete", "transcript.text.done"])
 _PLACE = ("item_id", "output_index", "content_index", "summary_index")
 #: Deltas of JSON: collected, checked when the event that ends them comes.
 _JSON_DELTAS = ("response.function_call_arguments.delta", "response.mcp_call_arguments.delta")
@@ -66,6 +66,9 @@ class ResponsesStream:
         self.ended = True
         words = self._texts.last_words() if last_words else ()
         said = [self._frame({**template, "delta": text}, None, extra=True) for template, text in words]
+        if not self._response:  # a transcript has nothing that says so
+            error = ServingError("the answer was blocked by the guardrail", code="content_filter", status=400)
+            return [*said, Frame(error.body()), done()]
         details = {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}, "output": []}
         payload = {"type": "response.incomplete", "response": {**self._response, **details}}
         return [*said, self._frame({**payload, "sequence_number": self._number}, None, extra=True)]
