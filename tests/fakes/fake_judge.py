@@ -89,3 +89,52 @@ class FakeJudge:
 
 def _error(status: int) -> Json:
     return {"error": {"message": "no", "type": "invalid_request_error", "param": None, "code": str(status)}}
+
+
+def completion(*tokens: tuple[str, float, dict[str, float]], finish_reason: str = "stop") -> Json:
+    """vLLM's answer on `/completions`. Of each token: its text, its logprob, the likeliest in its place."""
+    choice: Json = {
+        "index": 0,
+        "text": "".join(text for text, _, _ in tokens),
+        "logprobs": {
+            "text_offset": [sum(len(text) for text, _, _ in tokens[:at]) for at in range(len(tokens))],
+            "token_logprobs": [logprob for _, logprob, _ in tokens],
+            "tokens": [text for text, _, _ in tokens],
+            "top_logprobs": [top for _, _, top in tokens],
+        },
+        "finish_reason": finish_reason,
+        "stop_reason": None,
+        "prompt_logprobs": None,
+    }
+    return {"id": "cmpl-1", "object": "text_completion", "created": 1700000000, "model": "guard", "choices": [choice]}
+
+
+def chat(text: str | None, logprobs: list[Json] | None = None, finish_reason: str = "stop") -> Json:
+    """vLLM's answer on `/chat/completions`."""
+    message = {"role": "assistant", "content": text, "reasoning_content": None, "tool_calls": []}
+    choice: Json = {
+        "index": 0,
+        "message": message,
+        "logprobs": None if logprobs is None else {"content": logprobs},
+        "finish_reason": finish_reason,
+    }
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1700000000,
+        "model": "guard",
+        "choices": [choice],
+    }
+
+
+#: Llama Guard 3's answers as vLLM gives them; probabilities of `safe` and `unsafe` by vllm-detector-adapter's tests.
+SAFE = completion(
+    ("\n\n", 0.0, {"\n\n": 0.0, '"\n\n': -29.68}), ("safe", -0.0013, {"safe": -0.0013, "unsafe": -6.61, "1": -16.9})
+)
+
+
+def unsafe(*codes: str) -> Json:
+    """`unsafe` and its categories, by P = 0.9987."""
+    listed = [(piece, 0.0, {piece: 0.0}) for code in ("\n" + ",".join(codes)).split() for piece in ("\n", code)]
+    word = ("unsafe", -0.0013, {"unsafe": -0.0013, "safe": -6.61, "1": -16.9})
+    return completion(("\n\n", 0.0, {"\n\n": 0.0}), word, *listed)

@@ -135,6 +135,7 @@ class BatchDetector(Protocol):
 
         Raises:
             Misconfigured: its answer would be the same for any text (a 401, a model that is not served).
+            Unjudged: it is this text that gets no answer.
             Exception: whatever failed: the policy's `on_error` decides.
         """
 
@@ -144,3 +145,9 @@ class BatchDetector(Protocol):
 
 class Misconfigured(Exception):
     """A detector cannot work as it is configured: nothing passes, whatever the policy says of errors. One line."""
+
+
+class Unjudged(Exception):
+    """This text cannot be judged (too long, or what a judge said of it cannot be read): an error as any other to a
+    policy, but no sign that the detector fails with others' texts. One line.
+    """

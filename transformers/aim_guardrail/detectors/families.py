@@ -10,6 +10,7 @@ from aim_guardrail.detectors.classifiers.nsfw_text import FAMILY as NSFW_TEXT
 from aim_guardrail.detectors.code.labels import CODE_LABELS
 from aim_guardrail.detectors.family import Family, Kind, Options, Wanted
 from aim_guardrail.detectors.injection.family import FAMILY as INJECTION
+from aim_guardrail.detectors.judge.family import COMPLIANCE, SAFETY
 from aim_guardrail.detectors.pii_labels import IDENTIFIER_LABELS, PII_LABELS
 from aim_guardrail.detectors.pii_options import PiiOptions
 from aim_guardrail.detectors.toxicity.family import FAMILY as TOXICITY
@@ -53,6 +54,8 @@ _OURS = (
     INJECTION,
     TOXICITY,
     NSFW_TEXT,
+    SAFETY,
+    COMPLIANCE,
     TRAFFIC,
 )
 

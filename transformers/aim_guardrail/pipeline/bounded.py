@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-from aim_guardrail.detectors.base import Asked, BatchDetector, Finding, Misconfigured, Passage
+from aim_guardrail.detectors.base import Asked, BatchDetector, Finding, Misconfigured, Passage, Unjudged
 from aim_guardrail.detectors.threads import ABANDONED, Busy
 from aim_guardrail.pipeline.breaker import Breaker
 from aim_guardrail.pipeline.budget import Estimate
@@ -84,7 +84,8 @@ class Bounded:
         breaker.begin()
         try:
             found = await self._ask(passages, asked, chars, left_s)
-        except (asyncio.CancelledError, Misconfigured):  # the latter never passes: it must not be left alone
+        except (asyncio.CancelledError, Misconfigured, Unjudged):
+            # Misconfigured never passes: it must not be left alone. Nobody's text turns a detector off for others.
             breaker.gave_up()
             raise
         except Exception:  # third parties raise what they like

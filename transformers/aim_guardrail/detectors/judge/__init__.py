@@ -1,0 +1,1 @@
+"""Language models that judge: guard models (`safety`), and any model over a policy's own rules (`compliance`)."""
