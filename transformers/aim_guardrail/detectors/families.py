@@ -9,6 +9,7 @@ from aim_guardrail.detectors.base import BatchDetector, Detector, Label
 from aim_guardrail.detectors.classifiers.nsfw_text import FAMILY as NSFW_TEXT
 from aim_guardrail.detectors.code.labels import CODE_LABELS
 from aim_guardrail.detectors.family import Family, Kind, Options, Wanted
+from aim_guardrail.detectors.images.family import FAMILY as NSFW_IMAGE
 from aim_guardrail.detectors.injection.family import FAMILY as INJECTION
 from aim_guardrail.detectors.judge.family import COMPLIANCE, SAFETY
 from aim_guardrail.detectors.pii_labels import IDENTIFIER_LABELS, PII_LABELS
@@ -57,6 +58,7 @@ _OURS = (
     SAFETY,
     COMPLIANCE,
     TRAFFIC,
+    NSFW_IMAGE,
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _OURS}

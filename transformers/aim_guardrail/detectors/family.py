@@ -31,6 +31,7 @@ class Wanted:
 
 
 Kind = Literal["inline", "batch", "traffic"]
+Reads = Literal["text", "picture"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Family:
         build: makes its detector; blocking, from any thread. Raises whatever keeps the detector from loading.
         options: what a rule's `options` may hold.
         named: the labels that options add.
+        reads: what its detector judges: texts, or pictures (data URIs or Base64).
         usual: what a rule that names no entities looks for beside those that options add; None: all.
     """
 
@@ -53,6 +55,7 @@ class Family:
     options: type[Options] = Options
     named: Callable[[Any], Mapping[str, Label]] | None = field(default=None)
     usual: frozenset[str] | None = None
+    reads: Reads = "text"
 
     def labels_of(self, options: Options) -> Mapping[str, Label]:
         """All labels a rule with these options can name."""

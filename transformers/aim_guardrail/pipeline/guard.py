@@ -139,6 +139,8 @@ class Guard:
 
     def watches(self, direction: Direction) -> bool:
         """Whether the policy checks this direction at all."""
+        if direction == "prompt" and self.policy.images != "pass":
+            return True
         return bool(self._by_direction[direction]) or self.stages.watches(direction)
 
     def may_find(self, direction: Direction, scan: str) -> bool:

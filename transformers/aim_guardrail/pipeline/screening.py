@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
 from aim_guardrail.detectors.base import Asked, Passage
+from aim_guardrail.detectors.family import Reads
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.cache import VerdictCache
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.course import Answered, Course, Witness
 from aim_guardrail.pipeline.failures import DetectorFailed, DetectorTimedOut
 from aim_guardrail.pipeline.guard import INLINE_CHARS, Guard
+from aim_guardrail.pipeline.pictures import UNREAD, refusal
 from aim_guardrail.pipeline.ruling import Ruling, redacted
 from aim_guardrail.pipeline.session import Session
 from aim_guardrail.pipeline.stages import Judgement
@@ -33,11 +35,11 @@ _ORDER = {"allow": 0, "flag": 1, "redact": 2, "block": 3}
 class Blocked(ContentBlocked):
     """The guardrail's refusal: 400, ``content_filter``, the families, never the value."""
 
-    def __init__(self, where: str, verdict: Verdict) -> None:
+    def __init__(self, where: str, verdict: Verdict, reason: str | None = None) -> None:
         self.families = verdict.families
-        named = ", ".join(verdict.families)
+        reason = reason or f"it contains {', '.join(verdict.families)}"
         super().__init__(
-            f"{where or 'the text'} was blocked by the guardrail: it contains {named}",
+            f"{where or 'the text'} was blocked by the guardrail: {reason}",
             param=where or None,
             code="content_filter",
         )
@@ -200,6 +202,7 @@ class Screening:
 
     async def screen_texts(self, direction: Direction, slots: Slots) -> list[str]:
         """Each slot's text as it may pass. Raises Blocked, Unavailable as :meth:`screen`."""
+        self._refuse_pictures(direction, slots)
         size = sum(len(slot.text) for slot in slots.items)
         texts = await by_size(size, self.texts, direction, slots)
         return await self._judged(direction, slots, texts)
@@ -223,6 +226,7 @@ class Screening:
 
     def _collected(self, direction: Direction, body: Json, place: Place) -> tuple[Slots, list[str]]:
         slots = collect(direction, body, place)
+        self._refuse_pictures(direction, slots)
         self._keys = slots.keys
         return slots, self.texts(direction, slots)
 
@@ -236,14 +240,17 @@ class Screening:
         judgement = await self.ask_stages(direction, passages, self._deadline_s(direction))
         rulings = [Ruling(run, settle(found)) for run, found in zip(runs, judgement.findings, strict=True) if found]
         self._rule(direction, slots, rulings)
+        await self._judge_pictures(direction, slots)
         return redacted(texts, rulings, self.session)
 
-    async def ask_stages(self, direction: Direction, passages: Sequence[Passage], deadline_s: float) -> Judgement:
+    async def ask_stages(
+        self, direction: Direction, passages: Sequence[Passage], deadline_s: float, reads: Reads = "text"
+    ) -> Judgement:
         """What the stages behind the inline one come to, by ``deadline_s`` (``time.monotonic``). Raises Unavailable."""
         asked = Asked(deadline_s, self.prompt if direction == "answer" else (), self.context.tenant or "")
         try:
             judgement = await self.guard.stages.judge(
-                direction, passages, asked, self._metrics, self.answered, self.cache
+                direction, passages, asked, self._metrics, self.answered, self.cache, reads
             )
         except DetectorFailed as error:
             raise _unavailable(error) from error
@@ -254,6 +261,26 @@ class Screening:
         """Of a prompt all checks have the budget together, from when it had come; an answer's begins when it has."""
         began_s = self._complete_s if direction == "prompt" else time.monotonic()
         return began_s + self.guard.policy.budget_s
+
+    def _refuse_pictures(self, direction: Direction, slots: Slots) -> None:
+        """Raises Blocked: the policy does not even have pictures looked at."""
+        refused = refusal(self.guard.policy, direction, slots.pictures)
+        if refused is not None:
+            self.note(direction, refused.verdict)
+            raise Blocked(spelt(refused.path), refused.verdict, refused.reason)
+
+    async def _judge_pictures(self, direction: Direction, slots: Slots) -> None:
+        """Raises Blocked, Unavailable."""
+        if self.guard.policy.images != "classify" or not slots.pictures:
+            return
+        passages = [Passage(slot.text, direction, slot.role) for slot in slots.pictures]
+        judgement = await self.ask_stages(direction, passages, self._deadline_s(direction), "picture")
+        for slot, found in zip(slots.pictures, judgement.findings, strict=True):
+            verdict = settle(found)
+            if found:
+                self.note(direction, verdict)
+            if verdict.blocked:
+                raise Blocked(spelt(slot.path), verdict, UNREAD.get(verdict.findings[0].rule_id))
 
     def _rule(self, direction: Direction, slots: Slots, rulings: Sequence[Ruling]) -> None:
         """Note the rulings. Raises Blocked."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from aim_guardrail.detectors.base import Asked, BatchDetector, Finding, Misconfigured, Passage
 from aim_guardrail.detectors.families import Wanted, build_detector
+from aim_guardrail.detectors.family import Reads
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.bounded import Bounded, Found, NotAsked
 from aim_guardrail.pipeline.cache import VerdictCache, is_small, keys_of
@@ -95,9 +96,11 @@ class Stages:
         metrics: Metrics,
         answered: list[Answered] | None = None,
         cache: VerdictCache | None = None,
+        reads: Reads = "text",
     ) -> Judgement:
         """Ask the stages in their order; no more once a finding blocks. `answered` gets how each rule was answered,
-        also where this raises. `cache`: what is remembered is not asked again.
+        also where this raises. `cache`: what is remembered is not asked again. `reads`: what the passages are; only
+        rules whose families judge that are asked.
 
         Raises:
             DetectorFailed: or a kind of it, and the policy fails closed.
@@ -109,6 +112,7 @@ class Stages:
             for mode, rules in self._stages[direction]
             for group in ([rules] if mode == "parallel" else [(rule,) for rule in rules])
         ]
+        groups = [some for group in groups if (some := tuple(rule for rule in group if rule.reads == reads))]
         try:
             while passages and groups and not round.judgement.blocked:
                 await round.ask(groups.pop(0))

@@ -182,6 +182,8 @@ class Rule(_Strict):
             raise ValueError("type 'traffic' has nothing to redact: use block, flag or log")
         if self.is_traffic and self.threshold is not None:
             raise ValueError("type 'traffic' has no scores: remove threshold")
+        if self.reads == "picture" and "redact" in self.actions:
+            raise ValueError(f"type {self.type!r} judges pictures, which cannot be redacted: block, flag or log them")
         return self
 
     @property
@@ -203,6 +205,11 @@ class Rule(_Strict):
     def is_traffic(self) -> bool:
         """Whether it is judged by the request, not by what it says."""
         return FAMILIES[self.type].kind == "traffic"
+
+    @property
+    def reads(self) -> Literal["text", "picture"]:
+        """What it judges."""
+        return FAMILIES[self.type].reads
 
     @property
     def phone_regions(self) -> frozenset[str] | None:
@@ -342,7 +349,8 @@ class Policy(_Strict):
         shadow: it is a candidate: judged beside the one in force, and nothing comes of it but counts.
         budget_ms: what all checks of one direction may take, by default its use case's (`BUDGETS_MS`).
         on_timeout, on_error: `closed`: what could not be judged does not pass; `open`: it does, and is marked degraded.
-        images: what becomes of pictures: `pass`, `refuse`, or judged by the family that classifies them.
+        images: what becomes of pictures in prompts: `pass`, `refuse`, or `classify`: judged by rules of a family that
+            can; links to them are refused then.
         prompt, answer: rules, and stages of them. Rules of inline families are judged first, wherever they stand; other
             rules that stand next to each other outside a stage are asked at once.
     """
@@ -395,8 +403,17 @@ class Policy(_Strict):
 
     @model_validator(mode="after")
     def _does_something(self) -> Policy:
-        if not self.prompt and not self.answer:
+        if not self.prompt and not self.answer and self.images != "refuse":
             raise ValueError("the policy checks nothing: give at least one rule under prompt or answer")
+        return self
+
+    @model_validator(mode="after")
+    def _has_who_classifies(self) -> Policy:
+        rules = [rule for rules in self._all.values() for rule in rules if rule.reads == "picture"]
+        if self.images == "classify" and not any(rule in self._all["prompt"] for rule in rules):
+            raise ValueError("images: classify needs a rule that judges pictures: add one of type nsfw_image to prompt")
+        if self.images != "classify" and rules:
+            raise ValueError(f"type {rules[0].type!r} judges pictures, and images is {self.images!r}: say classify")
         return self
 
     @model_validator(mode="after")

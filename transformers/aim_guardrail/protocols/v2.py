@@ -6,6 +6,7 @@ are checked as in any JSON; this file is for what is not JSON.
 
 from __future__ import annotations
 
+import base64
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ import orjson
 from aim_guardrail.exact_json import exact
 from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.policy import Direction
+from aim_guardrail.slots.pictures import is_picture_file, picture
+from aim_guardrail.slots.places import Kind
 from aim_guardrail.slots.slot import Json, Slot, Slots
 from aim_kserve.errors import BadRequest, ContentBlocked, UpstreamFailed
 from aim_kserve.http import json_length, parse_object
@@ -156,11 +159,22 @@ async def check_elements(screening: Screening, direction: Direction, elements: l
     """Each element of the tensor ``name`` checked as text; what is not UTF-8 as what a lenient reader makes of it."""
     texts = [element.decode("utf-8", "replace") for element in elements]
     slots = Slots([Slot(text, (name, index), name) for index, text in enumerate(texts)])
+    if screening.guard.policy.images != "pass":
+        slots.pictures = list(_pictures(elements, texts, name))
     shown = await screening.screen_texts(direction, slots)
     return [
         element if text == before else text.encode()
         for element, before, text in zip(elements, texts, shown, strict=True)
     ]
+
+
+def _pictures(elements: list[bytes], texts: list[str], name: str) -> Iterator[Slot]:
+    """The elements that are pictures: files as they are, data URIs and Base64."""
+    for index, (element, text) in enumerate(zip(elements, texts, strict=True)):
+        if is_picture_file(element[:18]):
+            yield Slot(base64.b64encode(element).decode(), (name, index), kind="picture")
+        elif (seen := picture(Kind.FREE, (name, index), text)) is not None:
+            yield Slot(text, (name, index), kind=seen)
 
 
 def unpack(raw: bytes) -> list[bytes]:

@@ -13,6 +13,7 @@ import orjson
 
 from aim_guardrail.exact_json import exact
 from aim_guardrail.policy import Direction
+from aim_guardrail.slots.pictures import picture
 from aim_guardrail.slots.places import (
     EMBEDDINGS,
     FREE,
@@ -106,7 +107,10 @@ class _Collector:
         kind = place.kind
         if kind is Kind.TEXT:
             self.slots.items.append(Slot(value, tuple(self._path), "", role))
-        elif kind is Kind.JSON:
+            return
+        if (seen := picture(kind, self._path, value)) is not None:
+            self.slots.pictures.append(Slot(value, tuple(self._path), "", role, seen))
+        if kind is Kind.JSON:
             self._json(value, role)
         elif not is_no_text(kind, value):
             self.slots.items.append(Slot(value, tuple(self._path), key if place.is_free else "", role))

@@ -20,14 +20,14 @@ class Slot:
         key: what names it, "" where nothing does that says anything of it: the key of a value that anybody put there
             (a tool's argument, metadata), the name of a tensor. Context for the text, judged in a slot of its own.
         role: who says it, as the message it stands in has it; "" outside messages.
-        kind: `name` is a key itself, `number` an integer in its digits.
+        kind: `name` is a key itself, `number` an integer in its digits; `picture` is one, `link` the address of one.
     """
 
     text: str
     path: Path = ()
     key: str = ""
     role: str = ""
-    kind: Literal["text", "name", "number"] = "text"
+    kind: Literal["text", "name", "number", "picture", "link"] = "text"
 
 
 @dataclass(slots=True)
@@ -47,12 +47,14 @@ class Slots:
         joined: neighbours (indexes of `items`) that whoever reads the body reads as one text: a message's text parts.
         inner: strings that are JSON, by their paths, outer ones first.
         keys: how many keys the body has, those within strings aside.
+        pictures: pictures and links to them; those that may be text, too, stand in `items` as well.
     """
 
     items: list[Slot] = field(default_factory=list)
     joined: list[tuple[int, ...]] = field(default_factory=list)
     inner: dict[Path, Inner] = field(default_factory=dict)
     keys: int = 0
+    pictures: list[Slot] = field(default_factory=list)
 
 
 def spelt(path: Sequence[str | int]) -> str:

@@ -51,7 +51,7 @@ class TextClassifier:
         self.digest = digest
         self._graph = graph
         self._windower = windower
-        self._activate = _ACTIVATIONS[activation]
+        self._activation = activation
         rows = 1 if graph.mixes_rows or graph.inputs["input_ids"][1][0] == 1 else BATCH_ROWS
         threads = threads or min(4, os.cpu_count() or 1)
         self._batches = Batches(self._run, rows=rows, threads=threads, name="onnx-text")
@@ -110,7 +110,7 @@ class TextClassifier:
         outputs = self._graph.run(feeds)
         if not np.isfinite(outputs).all():
             raise ArithmeticError("the model answered what is no number")
-        return list(self._activate(outputs))
+        return activated(outputs, self._activation)
 
     def _try(self, directory: Directory) -> None:
         """Whether the tokenizer's tokens are the graph's, and its outputs those that have a label."""
@@ -137,6 +137,11 @@ def _check_inputs(file: Path, graph: Graph) -> None:
     for name, (_, sizes) in graph.inputs.items():
         if len(sizes) != 2 or sizes[0] not in (None, 1) or sizes[1] is not None:
             raise ModelError(f"{file}: {name} is fixed to {sizes}: export it with dynamic axes for batch and sequence")
+
+
+def activated(outputs: Floats, activation: Activation) -> list[Floats]:
+    """Scores of each row of outputs."""
+    return list(_ACTIVATIONS[activation](outputs))
 
 
 def _sigmoid(outputs: Floats) -> Floats:
