@@ -6,10 +6,11 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from importlib import resources
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -20,11 +21,15 @@ from aim_guardrail.detectors.toxicity.family import TOXICITY_LABELS
 from aim_guardrail.detectors.toxicity.model import embedded, read
 from aim_guardrail.detectors.toxicity.words import TOKENS, WordWindows
 from aim_guardrail.policy import PolicyError, parse_policy
+from fake_predictor import FakePredictor
+from guarded import ask, events, guardrail, orders, said
+from served import Served
 from tiny_onnx import classifier
 
 FOLDER = resources.files("aim_guardrail.detectors.toxicity")
 FAMILY = FAMILIES["toxicity"]
 ALL = frozenset(TOXICITY_LABELS)
+CHAT = "/v1/chat/completions"
 
 TOXIC = {
     "you are a stupid idiot and i hate you": {"TOXIC", "INSULT", "OBSCENE", "SEVERE_TOXIC"},
@@ -154,6 +159,40 @@ async def test_closing_one_detector_leaves_another_working(detector: BatchDetect
     other = embedded()
     await other.close()
     assert (await scan(detector, "fuck"))[0]
+
+
+# --- through the server -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded(predictor: FakePredictor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    file = tmp_path_factory.mktemp("toxicity") / "policy.yaml"
+    rule = "{type: toxicity, action: {THREAT: block, INSULT: block, OBSCENE: block, default: flag}}"
+    file.write_text(f"version: 2\nname: p\nbudget_ms: 5000\nprompt: [{rule}]\nanswer: [{rule}]\n")
+    with guardrail(predictor.host, "--policy", str(file)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_toxic_prompt_does_not_reach_the_model(guarded: Served, predictor: FakePredictor, stream: bool) -> None:
+    seen = len(predictor.seen)
+    refused = httpx.post(f"{guarded.url}{CHAT}", json=ask("Go fuck yourself, asshole!", stream=stream), timeout=30)
+    assert refused.status_code == 400
+    assert refused.headers["x-guardrail-families"] == "toxicity"
+    assert len(predictor.seen) == seen
+    passed = httpx.post(f"{guarded.url}{CHAT}", json=ask("How do I kill a process?", stream=stream), timeout=30)
+    assert passed.status_code == 200
+    assert passed.headers["x-guardrail-verdict"] == "allow"
+
+
+def test_a_toxic_answer_does_not_reach_the_client(guarded: Served) -> None:
+    says = orders(say="You are a stupid fucking idiot and everybody hates you.")
+    refused = httpx.post(f"{guarded.url}{CHAT}", json=ask("hello"), headers=says, timeout=30)
+    assert refused.status_code == 400
+    assert "stupid" not in refused.text
+    streamed = httpx.post(f"{guarded.url}{CHAT}", json=ask("hello", stream=True), headers=says, timeout=30)
+    assert "idiot" not in said(events(streamed))
+    assert '"finish_reason":"content_filter"' in streamed.text.replace(" ", "")
 
 
 # --- another model ----------------------------------------------------------------------------------------------------
