@@ -42,6 +42,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/models/NAME:predict": {"instances": ["hi"]},
     "/v2/models/NAME/infer": {"inputs": [TENSOR]},
     "/v2/models/NAME/versions/VERSION/infer": {"inputs": [TENSOR]},
+    "/feedback": {"request_id": "nobody's", "label": "false_positive"},
     **{key: {"text": "hi"} for key in ["/filter", "/v1/filter"]},
     **{key: {"items": [{"text": "hi"}]} for key in ["/filter/batch", "/v1/filter/batch"]},
     "/v2/repository/models/NAME/migrate": {"card": 9},

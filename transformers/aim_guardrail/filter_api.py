@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Scope
 
 from aim_guardrail.detectors.base import Passage
+from aim_guardrail.json_endpoint import JsonEndpoint
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import Guard
 from aim_guardrail.pipeline.context import RequestContext
@@ -29,13 +29,10 @@ from aim_guardrail.transformer import GuardrailModel
 from aim_kserve.access import log_of
 from aim_kserve.errors import BadRequest, ServingError
 from aim_kserve.http import (
-    ClientDisconnected,
     cancelled_on_disconnect,
     check_media,
-    or_shutdown,
     parse_object,
     read_body,
-    send_json,
 )
 
 M = TypeVar("M", bound=BaseModel)
@@ -133,32 +130,10 @@ async def judge(screening: Screening, item: Item) -> Judged:
 def routes(model: GuardrailModel, metrics: Metrics, max_body_bytes: int) -> list[Route]:
     """What the server is given beside KServe's routes."""
     api = _Api(model, metrics, max_body_bytes)
-    one, batch, document = map(_Endpoint, (api.one, api.batch, api.document))
+    one, batch, document = map(JsonEndpoint, (api.one, api.batch, api.document))
     posted = [Route(path, one, methods=["POST"]) for path in PATHS[:2]]
     posted += [Route(path, batch, methods=["POST"]) for path in PATHS[2:4]]
     return [*posted, Route(PATHS[4], document, methods=["GET"])]
-
-
-class _Endpoint:
-    """One route, as plain ASGI: whatever goes wrong is answered in JSON."""
-
-    def __init__(self, serve: Callable[[Scope, Receive], Awaitable[Any]]) -> None:
-        self._serve = serve
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with or_shutdown():
-                answer = await self._serve(scope, receive)
-        except ClientDisconnected:
-            log_of(scope).client_left = True
-        except ServingError as error:
-            await send_json(send, error.body(), status=error.status, headers=error.headers())
-        except Exception:  # process edge: uvicorn would answer in plain text and drop the connection
-            logger.exception("%s %s failed", scope["method"], scope["path"])
-            internal = ServingError("internal error: the server's log has the cause, by x-request-id")
-            await send_json(send, internal.body(), status=internal.status)
-        else:
-            await send_json(send, answer)
 
 
 class _Api:

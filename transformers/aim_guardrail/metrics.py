@@ -136,6 +136,12 @@ class Metrics:
             ("name", "version", "mode"),
             registry=registry,
         )
+        self._feedback = Counter(
+            "guardrail_feedback",
+            "Verdicts that somebody says were wrong (false_positive, false_negative)",
+            ("family", "label"),
+            registry=registry,
+        )
         self._in_force: set[tuple[str, str, str]] = set()
         self._reloads = Counter(
             "guardrail_policy_reload",
@@ -143,6 +149,10 @@ class Metrics:
             ("result",),
             registry=registry,
         )
+
+    def fed_back(self, family: str, label: str) -> None:
+        """Somebody says that a verdict was wrong."""
+        self._feedback.labels(family, label).inc()
 
     def policies(self, policies: PolicySet) -> None:
         """These are in force now."""

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from aim_guardrail.asked import check_asked, is_restricted, names_model, usable_only
 from aim_guardrail.exact_json import exact
+from aim_guardrail.feedback_api import PATH
 from aim_guardrail.filter_api import PATHS
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.context import RequestContext
@@ -98,7 +99,7 @@ class Proxy:
         return path in _OURS or path.startswith(("/v2/health/", "/v2/repository/"))
 
 
-_OURS = frozenset(["/", "/metrics", "/v2", "/v2/models", "/docs", "/openapi.json", *PATHS])
+_OURS = frozenset(["/", "/metrics", "/v2", "/v2/models", "/docs", "/openapi.json", PATH, *PATHS])
 
 
 #: What changes what everybody is served is no business of a guarded client's.

@@ -20,12 +20,14 @@ def run(settings: GuardrailSettings, read: PolicySet) -> int:
     # The guards' engines and KServe load side by side: a second each.
     from aim_guardrail.audit.start import auditing
     from aim_guardrail.credentials import Credentials
+    from aim_guardrail.feedback_api import feedback_routes
     from aim_guardrail.filter_api import routes
     from aim_guardrail.metrics import Metrics
     from aim_guardrail.pipeline.cache import VerdictCache
     from aim_guardrail.pipeline.shared_cache import SharedCache
     from aim_guardrail.predictor import Predictor
     from aim_guardrail.proxy import Proxy
+    from aim_guardrail.review.recent import Recent
     from aim_guardrail.traffic.gate import Traffic
     from aim_guardrail.transformer import GuardrailModel
     from aim_guardrail.upstream import Upstream
@@ -55,12 +57,13 @@ def run(settings: GuardrailSettings, read: PolicySet) -> int:
     held = settings.verdict_cache_entries
     cache = VerdictCache(held, settings.verdict_cache_ttl_seconds, shared) if held else None
     max_body_bytes = int(settings.max_body_mib * 1024**2)
+    recent = Recent()
     with auditing(settings) as auditors:
         loaded = _in_force(loading, policies, reload)
-        model = GuardrailModel(settings, predictor, metrics, policies, loaded, traffic, cache, auditors)
+        model = GuardrailModel(settings, predictor, metrics, policies, loaded, traffic, cache, [*auditors, recent])
         return Server(
             settings,
-            routes(model, metrics, max_body_bytes),
+            [*routes(model, metrics, max_body_bytes), *feedback_routes(recent, metrics, auditors)],
             [lambda app: Proxy(app, model, metrics, max_body_bytes, traffic)],
         ).run(model)
 

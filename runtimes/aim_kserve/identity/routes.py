@@ -29,7 +29,7 @@ _PATTERNS: Final[tuple[tuple[str, Scope], ...]] = (
     # Triton's extensions beside the model repository change the server as that does.
     (r"/v2/repository(?:/.*)?|/v2/models/.+/trace/setting", "admin"),
     (r"(?:/openai)?/v1/(?:un)?load_lora_adapter", "admin"),
-    (r"(?:/v1)?/filter(?:/.*)?", "filter"),
+    (r"(?:/v1)?/filter(?:/.*)?|/feedback", "filter"),
     (r"(?:/openai)?/v1/.+", "infer"),
     (r"/v2|/v2/(?:models(?:/.*)?|rerank|embed)", "infer"),
     # vLLM's, beside /v1.

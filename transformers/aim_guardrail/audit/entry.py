@@ -35,6 +35,10 @@ class Auditor:
         self._trail.reserve(_DIRECTIONS)
         return Auditing(self._trail, self._key, self._tenant)
 
+    async def fed_back(self, tenant: str | None, said: dict[str, Any]) -> None:
+        """Have feedback on that tenant's request written."""
+        await self._trail.put({"ts": time.time(), "feedback": said, "tenant": self._tenant(tenant)})
+
     def _tenant(self, tenant: str | None) -> str | None:
         if tenant is None or self._plain_tenant:
             return tenant
