@@ -53,15 +53,19 @@ def _record(side: Any, nodes: int, at: Mapping[str, int]) -> bytes:
     return value.to_bytes(3, "big")
 
 
-def _encoded(value: Any) -> bytes:
+#: Numbers are of 16 bits, but these.
+_KINDS = {"node_count": 6, "build_epoch": 9}
+
+
+def _encoded(value: Any, key: str = "") -> bytes:
     if isinstance(value, str):
         return _head(2, len(value)) + value.encode()
     if isinstance(value, dict):
-        return _head(7, len(value)) + b"".join(_encoded(key) + _encoded(each) for key, each in value.items())
+        return _head(7, len(value)) + b"".join(_encoded(key) + _encoded(each, key) for key, each in value.items())
     if isinstance(value, list):
         return _head(11, len(value)) + b"".join(map(_encoded, value))
     raw = value.to_bytes((value.bit_length() + 7) // 8, "big")
-    return _head(6, len(raw)) + raw
+    return _head(_KINDS.get(key, 5), len(raw)) + raw
 
 
 def _head(kind: int, size: int) -> bytes:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import maxminddb
+
 from aim_kserve.client_address import address_of
 from aim_kserve.identity.files import signature
 
@@ -41,7 +43,7 @@ class GeoDatabase:
             self._look()
         try:
             found = self._reader.get(address)
-        except ValueError:  # an IPv6 address, and a database of IPv4 alone
+        except (ValueError, maxminddb.InvalidDatabaseError):  # IPv6 in a database of IPv4 alone; a broken record
             return None
         return _code(found, "country") or _code(found, "registered_country")
 
@@ -62,10 +64,9 @@ class GeoDatabase:
 
 
 def _opened(file: Path) -> Any:
-    import maxminddb  # only where a policy asks from where requests come
-
     try:
-        return maxminddb.open_database(file)
+        # In memory: of a mapped file that is written over, the next look-up would end the process (SIGBUS).
+        return maxminddb.open_database(file, maxminddb.MODE_MEMORY)
     except (OSError, maxminddb.InvalidDatabaseError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot be read ({reason}): give a MaxMind database of countries (.mmdb)") from error
