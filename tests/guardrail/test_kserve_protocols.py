@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import httpx
@@ -15,10 +16,20 @@ import pytest
 import tritonclient.http as triton
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 from kserve.inference_client import InferenceGRPCClient
+from prometheus_client import CollectorRegistry
 from tritonclient.utils import InferenceServerException
 
+import aim_guardrail.pipeline.screening as screening_module
 import fake_predictor
-from aim_guardrail.protocols.v2 import pack, unpack
+import word_family  # noqa: F401  a batch detector
+from aim_guardrail.metrics import Metrics
+from aim_guardrail.pipeline import Guard
+from aim_guardrail.pipeline.context import RequestContext
+from aim_guardrail.pipeline.screening import Screening
+from aim_guardrail.policy import parse_policy
+from aim_guardrail.protocols import v2
+from aim_guardrail.protocols.v2 import check_binary, check_tensors, pack, unpack
+from aim_guardrail.slots.slot import Slots
 from aim_kserve.errors import BadRequest
 from aim_kserve.grpc_parameters import decode
 from aim_kserve.kserve import pb, pb_grpc
@@ -345,3 +356,42 @@ def test_rest_to_a_grpc_predictor(by_grpc: Served) -> None:
     answer = httpx.post(f"{by_grpc.url}/v1/models/m:predict", json={"instances": ["a"]})
     assert answer.status_code == 501
     assert "grpc-v2" in answer.json()["error"]
+
+
+# --- large tensors -------------------------------------------------------------------------------------------------
+
+
+async def test_large_tensors_are_read_beside_the_event_loop() -> None:
+    """Unpacked, made slots of and packed in threads: whatever a body holds, others have their turn."""
+    elements = [b"some text of no meaning"] * 40_000 + [MAIL.encode()]
+    raw = pack(elements)
+    tensor = {"name": "x", "shape": [len(elements)], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}}
+    head = orjson.dumps({"inputs": [tensor]})
+    message = InferRequest("m", [InferInput("x", [len(elements)], "BYTES", data=[e.decode() for e in elements])])
+    guard = Guard.load(parse_policy(POLICY, "t.yaml"))
+    for check in (
+        lambda screening: check_binary(screening, "prompt", head + raw, str(len(head)).encode()),
+        lambda screening: check_tensors(screening, "prompt", message),
+    ):
+        threads: list[int] = []
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("unpack", "pack", "_slots", "_differ"):
+                patch.setattr(v2, name, _noting(getattr(v2, name), threads))
+            patch.setattr(screening_module, "_passages", _noting(screening_module._passages, threads))
+            await check(Screening(guard, Metrics(CollectorRegistry()), RequestContext("/v2/models/m/infer")))
+        assert threads
+        assert get_ident() not in threads
+    assert message.inputs[0].data[-1] == "<EMAIL_ADDRESS_1>"
+
+
+POLICY = "version: 2\nname: t\nbudget_ms: 9000\nprompt: [{type: pii, action: redact}, {type: words, action: block}]\n"
+
+
+def _noting(what: Callable[..., Any], threads: list[int]) -> Callable[..., Any]:
+    def noted(*args: Any) -> Any:
+        sizes = [len(getattr(arg, "items", arg)) for arg in args if isinstance(arg, bytes | list | Slots)]
+        if max(sizes) > 1000:
+            threads.append(get_ident())
+        return what(*args)
+
+    return noted

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
 
-from aim_guardrail.detectors.base import Asked, Passage
+from aim_guardrail.detectors.base import Asked, Finding, Passage
 from aim_guardrail.detectors.family import Reads
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.cache import VerdictCache
@@ -200,10 +200,11 @@ class Screening:
         texts = await self._judged(direction, slots, [slot.text for slot in slots.items])
         return await by_size(size, apply, body, slots, texts, direction == "answer")
 
-    async def screen_texts(self, direction: Direction, slots: Slots) -> list[str]:
-        """Each slot's text as it may pass. Raises Blocked, Unavailable as :meth:`screen`."""
+    async def screen_texts(self, direction: Direction, slots: Slots, size: int | None = None) -> list[str]:
+        """Each slot's text as it may pass; ``size`` as in :meth:`screen`. Raises Blocked, Unavailable as that."""
         self._refuse_pictures(direction, slots)
-        size = sum(len(slot.text) for slot in slots.items)
+        if size is None:
+            size = sum(len(slot.text) for slot in slots.items)
         texts = await by_size(size, self.texts, direction, slots)
         return await self._judged(direction, slots, texts)
 
@@ -234,14 +235,15 @@ class Screening:
         """The texts that the inline stage let pass, as the stages behind it let them pass."""
         if not self.guard.stages.watches(direction):
             return texts
-        runs, passages = await by_size(len(texts) * 16, _passages, direction, slots, texts)
+        size = len(texts) * 16
+        runs, passages = await by_size(size, _passages, direction, slots, texts)
         if direction == "prompt":
             self.prompt = [*self.prompt, *passages]
         judgement = await self.ask_stages(direction, passages, self._deadline_s(direction))
-        rulings = [Ruling(run, settle(found)) for run, found in zip(runs, judgement.findings, strict=True) if found]
+        rulings = await by_size(size, _rulings, runs, judgement.findings)
         self._rule(direction, slots, rulings)
         await self._judge_pictures(direction, slots)
-        return redacted(texts, rulings, self.session)
+        return await by_size(size, redacted, texts, rulings, self.session)
 
     async def ask_stages(
         self, direction: Direction, passages: Sequence[Passage], deadline_s: float, reads: Reads = "text"
@@ -321,6 +323,10 @@ def _unavailable(error: DetectorFailed) -> Unavailable:
 async def by_size(size: int, check: Callable[..., T], *args: Any) -> T:
     """What is small is checked at once, what is large in a thread."""
     return check(*args) if size <= INLINE_CHARS else await asyncio.to_thread(check, *args)
+
+
+def _rulings(runs: list[tuple[int, ...]], findings: list[list[Finding]]) -> list[Ruling]:
+    return [Ruling(run, settle(found)) for run, found in zip(runs, findings, strict=True) if found]
 
 
 def _passages(direction: Direction, slots: Slots, texts: list[str]) -> tuple[list[tuple[int, ...]], list[Passage]]:

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from aim_guardrail.exact_json import exact
-from aim_guardrail.pipeline.screening import Screening
+from aim_guardrail.pipeline.screening import Screening, by_size
 from aim_guardrail.policy import Direction
 from aim_guardrail.slots.pictures import is_picture_file, picture
 from aim_guardrail.slots.places import Kind
@@ -23,6 +23,9 @@ from aim_guardrail.slots.slot import Json, Slot, Slots
 from aim_kserve.errors import BadRequest, ContentBlocked, UpstreamFailed
 from aim_kserve.http import json_length, parse_object
 from aim_kserve.kserve import InferRequest, InferResponse, to_http_parameters
+
+#: Elements of a tensor that are few enough to be looked at one by one, and what one of more is taken for, in bytes.
+_FEW, _LARGE = 64, 64
 
 
 async def check_binary(screening: Screening, direction: Direction, body: bytes, length: bytes) -> tuple[bytes, int]:
@@ -39,20 +42,26 @@ async def check_binary(screening: Screening, direction: Direction, body: bytes, 
 
 async def _checked_binary(screening: Screening, direction: Direction, body: bytes, length: bytes) -> tuple[bytes, int]:
     split = json_length(length, len(body))
-    head = exact(parse_object(body[:split]), body[:split])
+    head, tensors = await by_size(len(body), _read, body, split)
     changed = await screening.screen(direction, head, size=split)
     raws = []
-    for tensor, raw in _raw_tensors(head, body, split):
+    for tensor, raw in tensors:
         if tensor.get("datatype") == "BYTES":
-            checked = pack(await check_elements(screening, direction, unpack(raw), str(tensor.get("name"))))
-            if checked != raw:
+            checked = await _check_raw(screening, direction, raw, str(tensor.get("name")))
+            if checked is not None:
                 raw, changed = checked, True
                 tensor["parameters"]["binary_data_size"] = len(raw)
         raws.append(raw)
     if not changed and not screening.has_repeated_keys(body[:split]):
         return body, split
-    text = orjson.dumps(head)
+    text = await by_size(split, orjson.dumps, head)
     return b"".join([text, *raws]), len(text)
+
+
+def _read(body: bytes, split: int) -> tuple[Json, list[tuple[Json, bytes]]]:
+    """A body's JSON, and its tensors after it."""
+    head = exact(parse_object(body[:split]), body[:split])
+    return head, _raw_tensors(head, body, split)
 
 
 @contextmanager
@@ -113,13 +122,12 @@ async def _check_tensors(screening: Screening, direction: Direction, message: In
     for tensor in message.inputs if isinstance(message, InferRequest) else message.outputs:
         if tensor.datatype != "BYTES":
             continue
-        elements = unpack(tensor._raw_data) if tensor._raw_data else _flat(tensor.data)
-        checked = await check_elements(screening, direction, elements, tensor.name)
-        if checked != elements:
-            if tensor._raw_data:
-                tensor._raw_data = pack(checked)
-            else:
-                tensor.data = [element.decode("utf-8", "replace") for element in checked]
+        if tensor._raw_data:
+            raw = await _check_raw(screening, direction, tensor._raw_data, tensor.name)
+            tensor._raw_data = tensor._raw_data if raw is None else raw
+        else:
+            data = await _check_data(screening, direction, tensor.data, tensor.name)
+            tensor.data = tensor.data if data is None else data
 
 
 async def _check_names(screening: Screening, direction: Direction, message: InferRequest | InferResponse) -> None:
@@ -155,17 +163,51 @@ def _flat(data: Any) -> list[bytes]:
     return [element for item in data for element in _flat(item)]
 
 
-async def check_elements(screening: Screening, direction: Direction, elements: list[bytes], name: str) -> list[bytes]:
-    """Each element of the tensor ``name`` checked as text; what is not UTF-8 as what a lenient reader makes of it."""
+async def _check_raw(screening: Screening, direction: Direction, raw: bytes, name: str) -> bytes | None:
+    """A tensor's elements as they are packed, if they are to be others."""
+    size = len(raw)
+    elements, slots = await by_size(size, _of_raw, raw, name, _looks_at_pictures(screening))
+    shown = await screening.screen_texts(direction, slots, size)
+    return await by_size(size, _packed, elements, slots, shown)
+
+
+async def _check_data(screening: Screening, direction: Direction, data: Any, name: str) -> list[str] | None:
+    """A tensor's elements as JSON has them, if they are to be others."""
+    size = _size(data)
+    slots = await by_size(size, _of_data, data, name, _looks_at_pictures(screening))
+    shown = await screening.screen_texts(direction, slots, size)
+    return shown if await by_size(size, _differ, slots, shown) else None
+
+
+def _size(data: Any) -> int:
+    """At least how many bytes a tensor's data have, without looking at more than a few."""
+    if isinstance(data, (str, bytes)):
+        return len(data)
+    if not isinstance(data, (list, tuple)):
+        return 0
+    return len(data) * _LARGE if len(data) > _FEW else sum(map(_size, data))
+
+
+def _looks_at_pictures(screening: Screening) -> bool:
+    return screening.guard.policy.images != "pass"
+
+
+def _of_raw(raw: bytes, name: str, pictures: bool) -> tuple[list[bytes], Slots]:
+    elements = unpack(raw)
+    return elements, _slots(elements, name, pictures)
+
+
+def _of_data(data: Any, name: str, pictures: bool) -> Slots:
+    return _slots(_flat(data), name, pictures)
+
+
+def _slots(elements: list[bytes], name: str, pictures: bool) -> Slots:
+    """Each element of the tensor ``name`` as text; what is not UTF-8 as what a lenient reader makes of it."""
     texts = [element.decode("utf-8", "replace") for element in elements]
     slots = Slots([Slot(text, (name, index), name) for index, text in enumerate(texts)])
-    if screening.guard.policy.images != "pass":
+    if pictures:
         slots.pictures = list(_pictures(elements, texts, name))
-    shown = await screening.screen_texts(direction, slots)
-    return [
-        element if text == before else text.encode()
-        for element, before, text in zip(elements, texts, shown, strict=True)
-    ]
+    return slots
 
 
 def _pictures(elements: list[bytes], texts: list[str], name: str) -> Iterator[Slot]:
@@ -175,6 +217,17 @@ def _pictures(elements: list[bytes], texts: list[str], name: str) -> Iterator[Sl
             yield Slot(base64.b64encode(element).decode(), (name, index), kind="picture")
         elif (seen := picture(Kind.FREE, (name, index), text)) is not None:
             yield Slot(text, (name, index), kind=seen)
+
+
+def _packed(elements: list[bytes], slots: Slots, shown: list[str]) -> bytes | None:
+    if not _differ(slots, shown):
+        return None
+    told = zip(elements, slots.items, shown, strict=True)
+    return pack([element if text == slot.text else text.encode() for element, slot, text in told])
+
+
+def _differ(slots: Slots, shown: list[str]) -> bool:
+    return any(slot.text != text for slot, text in zip(slots.items, shown, strict=True))
 
 
 def unpack(raw: bytes) -> list[bytes]:
