@@ -133,12 +133,17 @@ class Guard:
                     break
         return rulings
 
-    def redacted(self, slots: Slots, rulings: Iterable[Ruling], session: Session) -> list[str]:
-        """Each slot's text as it may pass."""
-        return redacted([slot.text for slot in slots.items], rulings, session)
+    def redacted(
+        self, slots: Slots, rulings: Iterable[Ruling], session: Session, direction: Direction = "answer"
+    ) -> list[str]:
+        """Each slot's text as it may pass; of a prompt, values to be restored go into the session's vault."""
+        kept = self.policy.restored if direction == "prompt" else frozenset[str]()
+        return redacted([slot.text for slot in slots.items], rulings, session, kept)
 
     def watches(self, direction: Direction) -> bool:
-        """Whether the policy checks this direction at all."""
+        """Whether the policy checks this direction at all, or changes it."""
+        if direction == "answer" and self.policy.restored:
+            return True
         if direction == "prompt" and self.policy.images != "pass":
             return True
         return bool(self._by_direction[direction]) or self.stages.watches(direction)

@@ -22,19 +22,26 @@ class Ruling:
     verdict: Verdict
 
 
-def redacted(texts: Sequence[str], rulings: Iterable[Ruling], session: Session) -> list[str]:
-    """Each of the slots' texts as it may pass."""
+def redacted(
+    texts: Sequence[str], rulings: Iterable[Ruling], session: Session, kept: frozenset[str] = frozenset()
+) -> list[str]:
+    """Each of the slots' texts as it may pass; `kept`: see `redact_parts`."""
     shown = list(texts)
     for ruling in rulings:
         if ruling.verdict.action == "redact":
-            parts = redact_parts([shown[at] for at in ruling.slots], ruling.verdict.findings, session)
+            parts = redact_parts([shown[at] for at in ruling.slots], ruling.verdict.findings, session, kept)
             for at, text in zip(ruling.slots, parts, strict=True):
                 shown[at] = text
     return shown
 
 
-def redact_parts(parts: Sequence[str], findings: Iterable[Finding], session: Session) -> list[str]:
-    """The parts of one text; a placeholder stands in the part that its value begins in."""
+def redact_parts(
+    parts: Sequence[str], findings: Iterable[Finding], session: Session, kept: frozenset[str] = frozenset()
+) -> list[str]:
+    """The parts of one text; a placeholder stands in the part that its value begins in.
+
+    `kept`: the detectors, or families, whose values go into the session's vault.
+    """
     hidden = [finding for finding in findings if finding.action == "redact"]
     whole, shown, start, at = "".join(parts), list[str](), 0, 0
     for part in parts:
@@ -43,7 +50,9 @@ def redact_parts(parts: Sequence[str], findings: Iterable[Finding], session: Ses
             finding = hidden[at]
             pieces.append(whole[done : max(finding.start, start)])
             if finding.start >= start:
-                pieces.append(session.placeholder(finding.label, Text(whole[finding.start : finding.end]).scan))
+                value = whole[finding.start : finding.end]
+                keeps = (finding.detector or finding.family) in kept
+                pieces.append(session.placeholder(finding.label, Text(value).scan, value if keeps else None))
             done = min(finding.end, end)
             if finding.end > end:
                 break  # goes on in the next part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 from aim_guardrail.detectors.base import Asked, Finding, Passage
@@ -189,10 +189,12 @@ class Screening:
             UpstreamFailed: an answer nested deeper than that.
         """
         if not self.guard.stages.watches(direction):
-            return await by_size(size, self.body, direction, body, place)
-        slots, texts = await by_size(size, self._collected, direction, body, place)
-        texts = await self._judged(direction, slots, texts)
-        return await by_size(size, apply, body, slots, texts, direction == "answer")
+            changed = await by_size(size, self.body, direction, body, place)
+        else:
+            slots, texts = await by_size(size, self._collected, direction, body, place)
+            texts = await self._judged(direction, slots, texts)
+            changed = await by_size(size, apply, body, slots, texts, direction == "answer")
+        return (direction == "answer" and await by_size(size, self.session.vault.restore_in, body)) or changed
 
     async def screen_behind(self, direction: Direction, body: Json, place: Place = FREE, size: int = 0) -> bool:
         """The stages behind the inline one of :meth:`screen`, for what that has let pass."""
@@ -205,8 +207,8 @@ class Screening:
         self._refuse_pictures(direction, slots)
         if size is None:
             size = sum(len(slot.text) for slot in slots.items)
-        texts = await by_size(size, self.texts, direction, slots)
-        return await self._judged(direction, slots, texts)
+        texts = await self._judged(direction, slots, await by_size(size, self.texts, direction, slots))
+        return texts if direction == "prompt" else [self.session.vault.restored(text) for text in texts]
 
     def body(self, direction: Direction, body: Json, place: Place = FREE) -> bool:
         """The inline stage of :meth:`screen`."""
@@ -216,6 +218,8 @@ class Screening:
     def texts(self, direction: Direction, slots: Slots) -> list[str]:
         """The inline stage of :meth:`screen_texts`."""
         self.watch.keep(direction, slots)
+        if direction == "prompt" and self.guard.policy.restored:
+            self.session.vault.reserve(_as_read(slots))
         try:
             rulings = self.guard.judge(direction, slots)
         except DetectorFailed as error:
@@ -223,7 +227,7 @@ class Screening:
         if not rulings:
             return [slot.text for slot in slots.items]
         self._rule(direction, slots, rulings)
-        return self.guard.redacted(slots, rulings, self.session)
+        return self.guard.redacted(slots, rulings, self.session, direction)
 
     def _collected(self, direction: Direction, body: Json, place: Place) -> tuple[Slots, list[str]]:
         slots = collect(direction, body, place)
@@ -243,7 +247,8 @@ class Screening:
         rulings = await by_size(size, _rulings, runs, judgement.findings)
         self._rule(direction, slots, rulings)
         await self._judge_pictures(direction, slots)
-        return await by_size(size, redacted, texts, rulings, self.session)
+        kept = self.guard.policy.restored if direction == "prompt" else frozenset[str]()
+        return await by_size(size, redacted, texts, rulings, self.session, kept)
 
     async def ask_stages(
         self, direction: Direction, passages: Sequence[Passage], deadline_s: float, reads: Reads = "text"
@@ -314,6 +319,12 @@ class Screening:
         came. Each key has its colon, so a text with as many colons as keys were met has none twice.
         """
         return body.count(b":") != self._keys
+
+
+def _as_read(slots: Slots) -> Iterator[str]:
+    """Every text, and those that are read as one as one."""
+    yield from (slot.text for slot in slots.items)
+    yield from ("".join(slots.items[part].text for part in run) for run in slots.joined)
 
 
 def _unavailable(error: DetectorFailed) -> Unavailable:

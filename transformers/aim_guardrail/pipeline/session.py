@@ -6,17 +6,42 @@ import hashlib
 import re
 import secrets
 
+from aim_guardrail.pipeline.vault import Vault
+
 
 class Session:
-    """What one request remembers: the number of each redacted value. Values are kept as keyed digests only."""
+    """What one request remembers: the number of each redacted value. Values are kept as keyed digests only, but for
+    those in the vault.
+
+    Attributes:
+        vault: what the placeholders of rules with `restore` stand for.
+    """
 
     def __init__(self) -> None:
+        self.vault = Vault()
         self._key = secrets.token_bytes(16)
         self._numbers: dict[str, dict[bytes, int]] = {}
 
-    def placeholder(self, label: str, value: str) -> str:
-        """`<EMAIL_ADDRESS_1>`: the same value, however it is spaced, gets the same number."""
+    def placeholder(self, label: str, value: str, original: str | None = None) -> str:
+        """`<EMAIL_ADDRESS_1>`: the same value, however it is spaced, gets the same number.
+
+        Args:
+            value: folded (`aim_guardrail.text`).
+            original: as it stood in the prompt, where it is to be restored; then as it is spelt counts, too.
+        """
         canonical = value if label == "SECRET" else re.sub(r"[-\s.()]", "", value).casefold()
+        name = self._name(label, canonical if original is None else f"{canonical}\0{original}")
+        if original is not None:
+            self.vault.keep(name, original)
+        return name
+
+    def _name(self, label: str, canonical: str) -> str:
         digest = hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), key=self._key, digest_size=16).digest()
         numbers = self._numbers.setdefault(label, {})
-        return f"<{label}_{numbers.setdefault(digest, len(numbers) + 1)}>"
+        number = numbers.get(digest)
+        if number is None:
+            number = max(numbers.values(), default=0) + 1
+            while self.vault.is_taken(f"<{label}_{number}>"):
+                number += 1
+            numbers[digest] = number
+        return f"<{label}_{number}>"

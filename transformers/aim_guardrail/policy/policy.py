@@ -66,6 +66,7 @@ class Rule(_Strict):
         timeout_ms: how long a batch detector may take; no more than what is left of the policy's budget in any case.
         required: nothing passes without its answer, whatever `on_timeout` and `on_error` say.
         on_timeout, on_error: the policy's own by default.
+        restore: of a prompt: the answer says what the rule's placeholders stand for.
     """
 
     type: str
@@ -79,6 +80,7 @@ class Rule(_Strict):
     required: bool = False
     on_timeout: OnFailure | None = None
     on_error: OnFailure | None = None
+    restore: bool = False
 
     @field_validator("type")
     @classmethod
@@ -336,7 +338,7 @@ BUDGETS_MS = {"chat": 100, "rag": 150, "codegen": 200, "batch": 500}
 #: What version 1 of the format does not have.
 _NEW = {
     "policy": ("tenant", "shadow", "use_case", "budget_ms", "on_timeout", "images"),
-    "rule": ("id", "options", "timeout_ms", "required", "on_timeout", "on_error"),
+    "rule": ("id", "options", "timeout_ms", "required", "on_timeout", "on_error", "restore"),
     "stream": ("mode", "max_hold_ms"),
 }
 
@@ -428,6 +430,23 @@ class Policy(_Strict):
             if used:
                 raise ValueError(f"{used[0]} is new in version 2: say 'version: 2'")
         return self
+
+    @model_validator(mode="after")
+    def _can_restore(self) -> Policy:
+        if any(rule.restore for rule in _flat(self.answer)):
+            raise ValueError("restore puts back what a rule for prompts has hidden: remove it from the answer's rules")
+        for rule in (rule for rule in _flat(self.prompt) if rule.restore):
+            if "redact" not in rule.actions:
+                raise ValueError(f"rule {rule.name!r} hides nothing that could be restored: redact, or remove restore")
+            if self.stream.mode in ("observe", "off"):
+                raise ValueError(f"stream.mode {self.stream.mode!r} sends answers as they come: remove restore")
+        return self
+
+    @cached_property
+    def restored(self) -> frozenset[str]:
+        """The prompt's rules, and inline families, whose values answers say again."""
+        rules = [rule for rule in self.rules("prompt") if rule.restore]
+        return frozenset(rule.type if rule.is_inline else rule.name for rule in rules)
 
     def rules(self, direction: Direction) -> tuple[Rule, ...]:
         """The rules of one direction, in their order."""

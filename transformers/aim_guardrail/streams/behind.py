@@ -206,6 +206,7 @@ class Behind:
             piece.holder[piece.name] = "".join(together)
         if changed:
             held.frame.raw = None
+        held.frame.restore(self._screening.session.vault)
         return held.frame.encoded()
 
     # --- judged ---------------------------------------------------------------------------------------------------

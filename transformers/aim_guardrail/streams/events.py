@@ -67,7 +67,10 @@ class StreamScreen:
         Raises:
             ServingError: the stream cannot go on; see :meth:`failure`.
         """
-        return joined(self.frames(event))
+        frames = self.frames(event)
+        for frame in frames:
+            frame.restore(self._screening.session.vault)
+        return joined(frames)
 
     def frames(self, event: Event) -> list[Frame]:
         """As :meth:`feed`, not yet written. Raises Blocked, where nothing has been shown yet."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aim_guardrail.exact_json import written
+from aim_guardrail.pipeline.vault import Vault
 from aim_guardrail.slots.places import Place
 from aim_guardrail.slots.slot import Json
 from aim_kserve.http import DONE
@@ -34,6 +35,11 @@ class Frame:
             return self.raw
         data = b"data: %s\n\n" % written(self.payload)
         return b"event: %s\n%s" % (self.name.encode(), data) if self.name else data
+
+    def restore(self, vault: Vault) -> None:
+        """Put back what placeholders stand for: the last that is done to it."""
+        if vault and vault.restore_in(self.payload):
+            self.raw = None
 
 
 def done() -> Frame:

@@ -46,7 +46,7 @@ class Staged:
             if self._observes and self._screen.ended:
                 return  # all of it is out
             self._withdraw()
-            yield joined(self._screen.blocked(error, last_words=False))
+            yield joined(self._screen.blocked(error, last_words=False))  # which says nothing to be restored
         except BaseException:
             self._withdraw()
             raise

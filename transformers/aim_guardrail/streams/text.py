@@ -5,6 +5,7 @@ from __future__ import annotations
 from aim_guardrail.exact_json import paired
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.screening import Blocked, Screening
+from aim_guardrail.pipeline.vault import open_placeholder
 from aim_guardrail.streams.held import Released, StreamGuard
 
 UNSUPPORTED = "unsupported_stream"
@@ -13,11 +14,13 @@ UNSUPPORTED = "unsupported_stream"
 class StreamText:
     """``push`` its pieces, ``finish`` it, or ``close`` it when the stream ends otherwise.
 
+    A placeholder that may have to be restored comes out whole.
+
     Attributes:
         last_words: what may still be shown when a piece raised Blocked.
     """
 
-    __slots__ = ("_guard", "_half", "_metrics", "_screening", "_seen", "last_words")
+    __slots__ = ("_guard", "_half", "_metrics", "_open", "_screening", "_seen", "last_words")
 
     def __init__(self, screening: Screening, metrics: Metrics) -> None:
         self._guard = StreamGuard(screening.guard, screening.session)
@@ -25,12 +28,13 @@ class StreamText:
         self._screening = screening
         self._seen: Released | None = None
         self._half = ""  # of a character: a surrogate without its other
+        self._open = ""  # the beginning of a placeholder
         self.last_words = ""
 
     @property
     def held_chars(self) -> int:
         """How much is held back now."""
-        return self._guard.held_chars
+        return self._guard.held_chars + len(self._open)
 
     def push(self, piece: str) -> str:
         """What may be shown now. Raises Blocked; DetectorFailed."""
@@ -43,7 +47,8 @@ class StreamText:
     def finish(self) -> str:
         """What was still held. Raises as ``push``."""
         shown = self._take(self._guard.push("\N{REPLACEMENT CHARACTER}")) if self._half else ""
-        shown += self._take(self._guard.finish())
+        shown += self._take(self._guard.finish()) + self._open
+        self._open = ""
         self.close()
         return shown
 
@@ -64,6 +69,12 @@ class StreamText:
         self._seen = released
         if released.verdict.blocked:
             self.close()
-            self.last_words = released.text
+            self.last_words = self._open + released.text
             raise Blocked("the answer", released.verdict)
-        return released.text
+        return self._whole_placeholders(released.text) if self._screening.session.vault else released.text
+
+    def _whole_placeholders(self, text: str) -> str:
+        text = self._open + text
+        end = open_placeholder(text)
+        self._open = text[end:]
+        return text[:end]
