@@ -136,15 +136,27 @@ async def test_a_placeholder_is_restored_however_the_stream_is_cut(screening: Sc
         assert streamed(screening, metrics, [text[:cut], text[cut:]], field) == wanted, text[:cut]
 
 
+@pytest.fixture(scope="module")
+def prompts_only(guard: Guard) -> Guard:
+    """Nothing new is found in answers, among whose placeholders other digits may stand for themselves."""
+    return Guard.load(parse_policy(POLICY[: POLICY.index("answer:")], "prompts.yaml"), guard)
+
+
+async def test_a_placeholder_is_no_context_for_what_follows(screening: Screening):
+    assert await answered(screening, "<PHONE_NUMBER_1> 100 2024 <CREDIT_CARD_1> 4111 1111 1111") == (
+        "<PHONE_NUMBER_1> 100 2024 <CREDIT_CARD_1> 4111 1111 1111"
+    )
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 1 << 32))
-async def test_restored_answers_equal_the_unredacted_ones(guard: Guard, metrics: Metrics, seed: int):
+async def test_restored_answers_equal_the_unredacted_ones(prompts_only: Guard, metrics: Metrics, seed: int):
     random = Random(seed)
     values = [made.PII[random.choice(sorted(made.PII))](random) for _ in range(random.randint(1, 8))]
     values += random.choices(values, k=2) + random.choices(["<EMAIL_ADDRESS_1>", "<PHONE_NUMBER_2>", "<b>"], k=2)
     random.shuffle(values)
     text = made.document(random, values)
-    screening = Screening(guard, metrics, RequestContext("/v1/chat/completions"))
+    screening = Screening(prompts_only, metrics, RequestContext("/v1/chat/completions"))
     hidden = await forwarded(screening, text)
     assert hidden != text
     assert await answered(screening, hidden) == text

@@ -6,6 +6,7 @@ import re
 
 _REACH_CHARS = 48
 _WORD = re.compile(r"[a-z]+")
+_PLACEHOLDER = re.compile(r"(?:<|\A)[A-Z_]+_[0-9]+>")  # of ours: what was hidden says nothing of what follows
 
 _CARD = """
     card cards cardnumber creditcard visa mastercard maestro amex american diners discover jcb unionpay uatp
@@ -37,7 +38,8 @@ ADDRESS_WORDS = frozenset(_ADDRESS.split())
 
 def words_before(scan: str, start: int, reach_chars: int = _REACH_CHARS) -> list[str]:
     """The words, in lower case, that stand shortly before `start`; the first may be the end of one."""
-    return _WORD.findall(scan[max(start - reach_chars, 0) : start].lower())
+    before = scan[max(start - reach_chars, 0) : start]
+    return _WORD.findall((_PLACEHOLDER.sub("<", before) if ">" in before else before).lower())
 
 
 def named(words: frozenset[str], scan: str, start: int) -> bool:
