@@ -21,6 +21,7 @@ from aim_guardrail.detectors.families import FAMILIES
 from aim_guardrail.detectors.images.detector import ImageDetector
 from aim_guardrail.detectors.onnx import ModelError
 from aim_guardrail.policy import PolicyError, parse_policy
+from aim_guardrail.protocols.messages import MESSAGES
 from aim_guardrail.protocols.places import CHAT
 from aim_guardrail.slots.collect import collect
 from aim_guardrail.slots.pictures import is_picture_file
@@ -226,6 +227,8 @@ def content(part: Any) -> Any:
         (CHAT, content({"type": "image_url", "image_url": {"url": "//example.com/a.png"}}), "link"),
         (CHAT, content({"type": "file", "file": {"file_data": PNG}}), "picture"),
         (CHAT, content({"type": "input_audio", "input_audio": {"data": CODED, "format": "wav"}}), "picture"),
+        (MESSAGES, content({"type": "image", "source": {"type": "base64", "data": CODED}}), "picture"),
+        (MESSAGES, content({"type": "image", "source": {"type": "url", "url": "https://example.com/a"}}), "link"),
         (CHAT, content({"type": "new", "novel": {"of": PNG}}), "picture"),
         (FREE, {"instances": [{"image": {"b64": CODED}}]}, "picture"),
         (FREE, {"instances": [{"image": base64.encodebytes(file(RED)).decode()}]}, "picture"),

@@ -22,7 +22,7 @@ from aim_guardrail.detectors.toxicity.model import embedded, read
 from aim_guardrail.detectors.toxicity.words import TOKENS, WordWindows
 from aim_guardrail.policy import PolicyError, parse_policy
 from fake_predictor import FakePredictor
-from guarded import ask, events, guardrail, orders, said
+from guarded import ask, events, guardrail, metric, orders, said
 from served import Served
 from tiny_onnx import classifier
 
@@ -183,6 +183,10 @@ def test_a_toxic_prompt_does_not_reach_the_model(guarded: Served, predictor: Fak
     passed = httpx.post(f"{guarded.url}{CHAT}", json=ask("How do I kill a process?", stream=stream), timeout=30)
     assert passed.status_code == 200
     assert passed.headers["x-guardrail-verdict"] == "allow"
+    batches = metric(guarded, "guardrail_batch_size_count")
+    assert batches >= 2
+    assert metric(guarded, "guardrail_batch_size_bucket", le="16.0") == batches
+    assert metric(guarded, "guardrail_queue_depth") == 0
 
 
 def test_a_toxic_answer_does_not_reach_the_client(guarded: Served) -> None:
@@ -283,6 +287,38 @@ def test_without_an_embedded_model_one_must_be_given() -> None:
     policy = "version: 2\nname: p\nprompt:\n- {type: nsfw_text, action: block}\n"
     with pytest.raises(PolicyError, match="there is no embedded model: give path, a directory, or endpoint"):
         parse_policy(policy, "p.yaml")
+
+
+# --- cost -------------------------------------------------------------------------------------------------------------
+
+
+SHAPES = {
+    "words": "the ",
+    "one run of letters": "a",
+    "mixed alphabets": "а\u0430bc\u03b1",
+    "false friends": "die ",
+    "marks": "!?,;:",
+    "escapes": "\\\\u0041",
+    "breaks": "\n\t ",
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_twice_the_text_costs_twice_at_most(shape: str) -> None:
+    """CPU time of the windows, with a margin of three for a busy machine."""
+    windower = WordWindows(["the", "die", "a", "abca"])
+
+    def spent(chars: int) -> float:
+        text = (SHAPES[shape] * chars)[:chars]
+        tries = []
+        for _ in range(3):
+            start = time.process_time()
+            windower.windows(text)
+            tries.append(time.process_time() - start)
+        return min(tries)
+
+    spent(1000)
+    assert spent(160_000) < 3 * 8 * max(spent(20_000), 0.001)
 
 
 # --- how it was made --------------------------------------------------------------------------------------------------

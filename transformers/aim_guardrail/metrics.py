@@ -7,7 +7,10 @@ from collections.abc import Callable
 from typing import Literal, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
+from aim_guardrail.detectors.batch_counts import BATCH_COUNTS
 from aim_guardrail.detectors.threads import ABANDONED
 from aim_guardrail.policy import Direction, PolicySet, Verdict
 
@@ -86,6 +89,10 @@ class Metrics:
             "Calls of detectors that were given up and run on, in threads as a rule",
             registry=registry,
         ).set_function(lambda: ABANDONED.count)
+        Gauge(
+            "guardrail_queue_depth", "Callers that wait for a classifier of this process", registry=registry
+        ).set_function(BATCH_COUNTS.waiting)
+        registry.register(_BatchSizes())
         self._overhead = _children(
             Histogram(
                 "guardrail_overhead_seconds",
@@ -212,6 +219,17 @@ class Metrics:
 
     def upstream_failed(self, reason: str) -> None:
         self._upstream_errors(reason).inc()
+
+
+class _BatchSizes(Collector):
+    """Rows in the batches of this process's classifiers."""
+
+    def collect(self) -> list[HistogramMetricFamily]:
+        """As a registry asks."""
+        buckets, rows = BATCH_COUNTS.sizes()
+        found = HistogramMetricFamily("guardrail_batch_size", "Rows in a classifier's batch")
+        found.add_metric([], buckets, rows)
+        return [found]
 
 
 def _children(metric: C) -> Callable[..., C]:

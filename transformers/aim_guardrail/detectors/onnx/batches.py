@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aim_guardrail.detectors.batch_counts import BATCH_COUNTS
+
 Row = NDArray[Any]
 Floats = NDArray[np.float32]
 
@@ -83,6 +85,7 @@ class Batches:
         self._waiting: deque[_Ask] = deque()
         self._busy = 0
         self._is_closed = False
+        BATCH_COUNTS.watch(self)
 
     @property
     def waiting(self) -> int:
@@ -113,7 +116,8 @@ class Batches:
         """Take no more rows. Who waits is told, what runs comes to its end."""
         with self._lock:
             self._is_closed = True
-            waiting, self._waiting = self._waiting, deque()
+            waiting = list(self._waiting)
+            self._waiting.clear()
         for ask in waiting:
             ask.fail(Overloaded("the model is closed"))
         self._pool.shutdown(wait=False)
@@ -187,6 +191,7 @@ class Batches:
 
     def _outcomes(self, rows: list[Row]) -> Sequence[Floats | Exception]:
         """Answers, or why there is none. Where a batch fails, each row is asked alone: no row fails for another."""
+        BATCH_COUNTS.add(len(rows))
         try:
             answers = self._run(np.stack(rows))
             if len(answers) != len(rows):
