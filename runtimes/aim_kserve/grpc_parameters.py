@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from aim_kserve.errors import BadRequest
 from aim_kserve.kserve import pb

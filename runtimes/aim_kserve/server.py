@@ -118,11 +118,15 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
         for middleware in wrap:
             app = middleware(app)
         self._verifier = _verifier_of(settings)
+        self.app: ASGIApp = self.around(app)
+
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """``app`` behind what every request passes first: who asks, CORS, the access log."""
         if self._verifier is not None:
             app = Guard(app, self._verifier)
-        if settings.cors_origins:
-            app = allow_origins(app, settings.cors_origins)
-        self.app: ASGIApp = AccessLog(app, enabled=settings.access_log, proxies=Proxies(settings.trusted_proxies))
+        if self.settings.cors_origins:
+            app = allow_origins(app, self.settings.cors_origins)
+        return AccessLog(app, enabled=self.settings.access_log, proxies=Proxies(self.settings.trusted_proxies))
 
     def run(self, served: Served, refuse: Callable[[StartupError], int] = _refuse) -> int:
         """Serve until a signal or a failed load; returns the exit code. ``refuse`` says why it cannot serve."""

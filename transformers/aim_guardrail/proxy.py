@@ -60,10 +60,15 @@ T = TypeVar("T")
 
 
 class Proxy:
-    """ASGI middleware around KServe's app."""
+    """ASGI middleware around KServe's app, or (``app`` None) alone: then every path is the predictor's."""
 
     def __init__(
-        self, app: ASGIApp, model: GuardrailModel, metrics: Metrics, max_body_bytes: int, traffic: Traffic | None = None
+        self,
+        app: ASGIApp | None,
+        model: GuardrailModel,
+        metrics: Metrics,
+        max_body_bytes: int,
+        traffic: Traffic | None = None,
     ) -> None:
         self.app = app
         self._traffic = traffic or Traffic(metrics)
@@ -72,7 +77,7 @@ class Proxy:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._is_kserves(scope["path"]):
+        if self.app is not None and (scope["type"] != "http" or self._is_kserves(scope["path"])):
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(self._model, self._metrics, scope, send)
@@ -98,6 +103,9 @@ class Proxy:
             return path.endswith("/ready") or self._model.predictor.only_grpc
         return path in _OURS or path.startswith(("/v2/health/", "/v2/repository/"))
 
+
+#: In an ASGI scope: who is asked in the predictor's place (`upstream.Upstream.send`).
+UPSTREAM = "aim.upstream"
 
 _OURS = frozenset(["/", "/metrics", "/v2", "/v2/models", "/docs", "/openapi.json", PATH, *PATHS])
 
@@ -182,7 +190,7 @@ class _Exchange:
             body = await self._run(self._permitted, body)
         headers = sent_on(scope["headers"], own)
         target = (scope["raw_path"] + b"?" + query if query else scope["raw_path"]).decode("latin-1")
-        http = self._model.predictor.http
+        http = scope.get(UPSTREAM) or self._model.predictor.http
         self._visit.sent()
         await self._screening.turn()
         async with await http.send(scope["method"], target, headers, body) as answer:

@@ -61,11 +61,17 @@ def run(settings: GuardrailSettings, read: PolicySet) -> int:
     with auditing(settings) as auditors:
         loaded = _in_force(loading, policies, reload)
         model = GuardrailModel(settings, predictor, metrics, policies, loaded, traffic, cache, [*auditors, recent])
-        return Server(
+        server = Server(
             settings,
             [*routes(model, metrics, max_body_bytes), *feedback_routes(recent, metrics, auditors)],
             [lambda app: Proxy(app, model, metrics, max_body_bytes, traffic)],
-        ).run(model)
+        )
+        if settings.ext_proc_port is not None:
+            from aim_guardrail.ext_proc.service import ExtProc
+
+            behind = server.around(Proxy(None, model, metrics, max_body_bytes, traffic))
+            model.ext_proc = ExtProc(behind, credentials, settings.host, settings.ext_proc_port, max_body_bytes)
+        return server.run(model)
 
 
 async def _in_force(loading: Future[Generation], policies: Policies, reload: Reload) -> None:

@@ -38,6 +38,7 @@ class GuardrailSettings(ServerSettings):
             *("enable_predictor_health_check", "predictor_health_cache_seconds"),
             *("predictor_credentials", "predictor_api_key_file"),
         ),
+        "Envoy": ("ext_proc_port",),
     }
 
     predictor_host: str | None = Field(
@@ -72,6 +73,9 @@ class GuardrailSettings(ServerSettings):
         None,
         description="file of the transformer's own key, a bearer token for what it asks itself (readiness, tensors) "
         "and, with strip, in the client's place; read anew when it changes",
+    )
+    ext_proc_port: int | None = Field(
+        None, ge=1, le=65535, description="serve Envoy's external processing (ext_proc) on this port, too"
     )
     policy: Path | None = Field(
         None,

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from aim_guardrail.in_force import Policies
 from aim_guardrail.metrics import Metrics
@@ -34,6 +34,16 @@ from aim_kserve.identity.permission import check_use
 from aim_kserve.kserve import InferRequest, InferResponse, Model, to_http_parameters
 
 
+class Sidecar(Protocol):
+    """What else serves the same checks, on a port of its own."""
+
+    async def start(self) -> None:
+        """Raises StartupError: it cannot be served."""
+
+    async def stop(self, grace_s: float) -> None:
+        """Requests in flight have so many seconds."""
+
+
 class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
     """Ready once its guard is loaded (and, where asked for, while the predictor is).
 
@@ -41,6 +51,9 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         predictor: where requests go.
         loading: done once the first policies are in force.
         cache: remembers verdicts; closed with the model.
+
+    Attributes:
+        ext_proc: Envoy's external processing, where that is served; begins once the model is ready.
         witnesses: who looks on, of each request; the first may refuse it.
     """
 
@@ -65,6 +78,7 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         self._traffic = traffic or Traffic(metrics, settings.model_name)
         self._asks_predictor = settings.enable_predictor_health_check
         self._draining = False
+        self.ext_proc: Sidecar | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -76,6 +90,8 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         except DetectorFailed as error:
             raise StartupError(f"the guardrail cannot be loaded: {error}") from error
         self.ready = True
+        if self.ext_proc is not None:
+            await self.ext_proc.start()
 
     @contextmanager
     def guarding(self, context: RequestContext) -> Iterator[Guard]:
@@ -119,6 +135,8 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
 
     async def drain(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
+        if self.ext_proc is not None:
+            await self.ext_proc.stop(timeout_s)
         while self._metrics.in_use and time.monotonic() < deadline:  # noqa: ASYNC110  a counter without an event
             await asyncio.sleep(0.02)
 

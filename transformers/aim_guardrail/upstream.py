@@ -30,7 +30,8 @@ _HOP_BY_HOP = frozenset(
 )
 _REQUEST_ONLY = frozenset([b"host", b"expect"])
 _RESPONSE_ONLY = frozenset([b"date"])  # our own server dates its answers
-_NOT_SENT_ON = _HOP_BY_HOP | _REQUEST_ONLY
+#: Never as it came: of this hop alone.
+NOT_SENT_ON = _HOP_BY_HOP | _REQUEST_ONLY
 _NOT_BROUGHT_BACK = _HOP_BY_HOP | _RESPONSE_ONLY
 
 _DRAIN_TIMEOUT_S = 0.2
@@ -240,7 +241,7 @@ class Answer:
 def sent_on(headers: Iterable[tuple[bytes, bytes]], own: dict[str, str]) -> list[tuple[bytes, bytes]]:
     """A client's request headers as the predictor gets them; ``own`` (names in lower case) replace the client's."""
     ours = {name.encode(): value.encode("latin-1") for name, value in own.items()}
-    dropped = _NOT_SENT_ON | ours.keys() | _named_by_connection(headers)
+    dropped = NOT_SENT_ON | ours.keys() | _named_by_connection(headers)
     return [*(item for item in headers if item[0] not in dropped), *ours.items()]
 
 
