@@ -143,6 +143,24 @@ class Metrics:
             ("name", "version", "mode"),
             registry=registry,
         )
+        self._shadow = Counter(
+            "guardrail_shadow",
+            "What shadow policies made of prompts and answers, beside the policy in force",
+            ("result",),
+            registry=registry,
+        )
+        self._shadow_families = Counter(
+            "guardrail_shadow_families",
+            "Families that only a shadow policy found (added), or only the policy in force (missed)",
+            ("family", "result"),
+            registry=registry,
+        )
+        self._shadow_dropped = Counter(
+            "guardrail_shadow_dropped",
+            "Not judged by a shadow policy, for want of room",
+            ("reason",),
+            registry=registry,
+        )
         self._feedback = Counter(
             "guardrail_feedback",
             "Verdicts that somebody says were wrong (false_positive, false_negative)",
@@ -156,6 +174,18 @@ class Metrics:
             ("result",),
             registry=registry,
         )
+
+    def shadow(self, result: Literal["same", "stricter", "laxer", "error"]) -> None:
+        """A candidate has judged what the policy in force had judged."""
+        self._shadow.labels(result).inc()
+
+    def shadow_family(self, family: str, result: Literal["added", "missed"]) -> None:
+        """Only the candidate has found a family, or only the policy in force."""
+        self._shadow_families.labels(family, result).inc()
+
+    def shadow_dropped(self, reason: Literal["queue", "size"]) -> None:
+        """A candidate did not judge."""
+        self._shadow_dropped.labels(reason).inc()
 
     def fed_back(self, family: str, label: str) -> None:
         """Somebody says that a verdict was wrong."""

@@ -28,6 +28,7 @@ def run(settings: GuardrailSettings, read: PolicySet) -> int:
     from aim_guardrail.predictor import Predictor
     from aim_guardrail.proxy import Proxy
     from aim_guardrail.review.recent import Recent
+    from aim_guardrail.review.shadow import Shadow
     from aim_guardrail.traffic.gate import Traffic
     from aim_guardrail.transformer import GuardrailModel
     from aim_guardrail.upstream import Upstream
@@ -57,10 +58,12 @@ def run(settings: GuardrailSettings, read: PolicySet) -> int:
     held = settings.verdict_cache_entries
     cache = VerdictCache(held, settings.verdict_cache_ttl_seconds, shared) if held else None
     max_body_bytes = int(settings.max_body_mib * 1024**2)
-    recent = Recent()
+    recent, shadow = Recent(), Shadow(policies, metrics, settings.shadow_sample, cache)
     with auditing(settings) as auditors:
         loaded = _in_force(loading, policies, reload)
-        model = GuardrailModel(settings, predictor, metrics, policies, loaded, traffic, cache, [*auditors, recent])
+        model = GuardrailModel(
+            settings, predictor, metrics, policies, loaded, traffic, cache, [*auditors, recent, shadow]
+        )
         server = Server(
             settings,
             [*routes(model, metrics, max_body_bytes), *feedback_routes(recent, metrics, auditors)],

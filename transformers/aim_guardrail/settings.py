@@ -28,7 +28,7 @@ class GuardrailSettings(ServerSettings):
     """Settings of ``python -m aim_guardrail``. The ``predictor_*`` flags are KServe's, by KServe's names."""
 
     HEADINGS: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "the policy": ("policy", "guardrails", "shadow_policy", "policy_poll_seconds"),
+        "the policy": ("policy", "guardrails", "shadow_policy", "shadow_sample", "policy_poll_seconds"),
         "limits of traffic": ("redis_url", "redis_timeout_ms", "limit_replicas", "geo_database"),
         "what is remembered": ("verdict_cache_entries", "verdict_cache_ttl_seconds"),
         "the audit": ("audit_file", "audit_key_file", "audit_overflow", "audit_queue", "audit_tenant"),
@@ -92,6 +92,7 @@ class GuardrailSettings(ServerSettings):
     shadow_policy: Path | None = Field(
         None, description="file of a candidate, judged beside the policy in force: nothing comes of it but counts"
     )
+    shadow_sample: float = Field(1, ge=0, le=1, description="the share of requests that candidates judge")
     policy_poll_seconds: float = Field(1, gt=0, le=3600, description="how often the policies' files are looked at")
 
     redis_url: str | None = Field(

@@ -66,7 +66,7 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         loading: Awaitable[None],
         traffic: Traffic | None = None,
         cache: VerdictCache | None = None,
-        witnesses: Sequence[Callable[[RequestContext], Witness]] = (),
+        witnesses: Sequence[Callable[[RequestContext], Witness | None]] = (),
     ) -> None:
         super().__init__(settings.model_name)
         self.predictor = predictor
@@ -119,7 +119,8 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         Raises:
             Unavailable: one who must be able to does not.
         """
-        return Screening(guard, self._metrics, context, self.cache, [witness(context) for witness in self._witnesses])
+        witnesses = [found for witness in self._witnesses if (found := witness(context)) is not None]
+        return Screening(guard, self._metrics, context, self.cache, witnesses)
 
     async def healthy(self) -> bool:
         if not self.ready or self._draining:

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from aim_guardrail.detectors.base import Asked, Passage
+from aim_guardrail.detectors.base import Asked, BatchDetector, Passage
 from aim_guardrail.pipeline import DetectorFailed, Guard, Session
-from aim_guardrail.pipeline.bounded import Bounded
 from aim_guardrail.policy import Direction, Policy, PolicySet
 
 _TRIAL = "Is everything all right? Write to jane.doe@example.com or call 4111 1111 1111 1111."
@@ -60,17 +59,19 @@ class Generation:
             return guard
 
         guards = {tenant: compiled(policies.of(tenant)) for tenant in (None, *policies.tenants)}
-        return cls(policies, guards, {tenant: compiled(policy) for tenant, policy in policies.shadows.items()})
+        shadows = {tenant: compiled(policy).apart() for tenant, policy in policies.shadows.items()}
+        return cls(policies, guards, shadows)
 
     @property
     def all_guards(self) -> Iterable[Guard]:
-        """The guards of all its policies, shadows too."""
-        return (*self.guards.values(), *self.shadows.values())
+        """The guards of all its policies. Shadows first: of what both have loaded, it is the others' that is reused."""
+        return (*self.shadows.values(), *self.guards.values())
 
     @property
-    def detectors(self) -> set[Bounded]:
-        """The batch detectors of all its policies."""
-        return {detector for guard in self.all_guards for detector in guard.stages.detectors.values()}
+    def detectors(self) -> dict[int, BatchDetector]:
+        """The batch detectors of all its policies, by their identity."""
+        bounded = [held for guard in self.all_guards for held in guard.stages.detectors.values()]
+        return {id(held.detector): held.detector for held in bounded}
 
     def guard_for(self, tenant: str | None) -> Guard:
         """The guard for that tenant's callers."""
@@ -90,14 +91,14 @@ def _try_inline(guard: Guard) -> None:
             raise DetectorFailed(failed[0], "fails on a plain sentence")
 
 
-async def try_models(detectors: Iterable[Bounded]) -> None:
+async def try_models(detectors: Iterable[BatchDetector]) -> None:
     """Have the models among them judge a sentence. Remote judges are not asked: one that is down now says nothing of a
     policy, and would keep every other change of it from coming into force.
 
     Raises:
         DetectorFailed: one cannot.
     """
-    for detector in (bounded.detector for bounded in detectors):
+    for detector in detectors:
         if detector.cost != "model":
             continue
         try:

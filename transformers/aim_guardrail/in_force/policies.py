@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from aim_guardrail.detectors.base import BatchDetector
 from aim_guardrail.in_force.generation import Generation, try_models
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.pipeline.bounded import Bounded
 from aim_kserve.errors import Unavailable
 
 logger = logging.getLogger("aim.policy")
@@ -40,7 +40,7 @@ class Policies:
         """
         old = self._current
         try:
-            await try_models(generation.detectors - (old.detectors if old is not None else set()))
+            await try_models(_without(generation.detectors, old))
         except BaseException:
             await self._close(generation.detectors)
             raise
@@ -75,18 +75,23 @@ class Policies:
         await asyncio.gather(*self._leaving.values(), return_exceptions=True)
         held = [*self._leaving, self._current]
         self._current, self._leaving = None, {}
-        await self._close({d for generation in held if generation is not None for d in generation.detectors})
+        await self._close({at: d for each in held if each is not None for at, d in each.detectors.items()})
 
     async def _retire(self, old: Generation) -> None:
         await old.idle.wait()
         del self._leaving[old]
         await self._close(old.detectors)
 
-    async def _close(self, detectors: Iterable[Bounded]) -> None:
+    async def _close(self, detectors: Mapping[int, BatchDetector]) -> None:
         """Close those that no generation needs."""
-        needed = {d for held in (self._current, *self._leaving) if held is not None for d in held.detectors}
-        for left in {*detectors} - needed:
+        for detector in _without(detectors, self._current, *self._leaving):
             try:
-                await left.close()
+                await detector.close()
             except Exception:  # the edge of third-party engines: the others are closed all the same
-                logger.exception("detector %s could not be closed", left.detector.family)
+                logger.exception("detector %s could not be closed", detector.family)
+
+
+def _without(detectors: Mapping[int, BatchDetector], *others: Generation | None) -> list[BatchDetector]:
+    """Those that none of the others has."""
+    known = {at for other in others if other is not None for at in other.detectors}
+    return [detector for at, detector in detectors.items() if at not in known]

@@ -74,6 +74,10 @@ class Bounded:
             return await self._ask(passages, asked, chars, left_s)
         return await self._ask_breaker(self.breaker, passages, asked, chars, left_s)
 
+    def apart(self) -> Bounded:
+        """The same detector, of whom nothing is known."""
+        return Bounded(self.detector, self._name)
+
     async def close(self) -> None:
         """Give back what the detector holds."""
         await self.detector.close()

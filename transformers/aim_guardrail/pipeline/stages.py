@@ -75,6 +75,10 @@ class Stages:
         """All that these have loaded, for `load` to reuse; at least one."""
         return cls(stages[-1].policy, {key: found for each in stages for key, found in each.detectors.items()})
 
+    def apart(self) -> Stages:
+        """The same over the same detectors, but nothing that it learns of them is these stages' concern."""
+        return Stages(self.policy, {key: held.apart() for key, held in self.detectors.items()})
+
     def watches(self, direction: Direction) -> bool:
         """Whether there is any stage for this direction."""
         return bool(self._stages[direction])

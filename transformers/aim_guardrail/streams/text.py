@@ -6,6 +6,7 @@ from aim_guardrail.exact_json import paired
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.screening import Blocked, Screening
 from aim_guardrail.pipeline.vault import open_placeholder
+from aim_guardrail.slots.slot import Slot, Slots
 from aim_guardrail.streams.held import Released, StreamGuard
 
 UNSUPPORTED = "unsupported_stream"
@@ -20,7 +21,7 @@ class StreamText:
         last_words: what may still be shown when a piece raised Blocked.
     """
 
-    __slots__ = ("_guard", "_half", "_metrics", "_open", "_screening", "_seen", "last_words")
+    __slots__ = ("_guard", "_half", "_kept", "_metrics", "_open", "_screening", "_seen", "last_words")
 
     def __init__(self, screening: Screening, metrics: Metrics) -> None:
         self._guard = StreamGuard(screening.guard, screening.session)
@@ -30,6 +31,7 @@ class StreamText:
         self._half = ""  # of a character: a surrogate without its other
         self._open = ""  # the beginning of a placeholder
         self.last_words = ""
+        self._kept: list[str] | None = [] if screening.watch.keeps else None
 
     @property
     def held_chars(self) -> int:
@@ -40,6 +42,8 @@ class StreamText:
         """What may be shown now. Raises Blocked; DetectorFailed."""
         if self._half or not piece.isascii():
             piece = self._whole_characters(piece)
+        if self._kept is not None:
+            self._kept.append(piece)
         shown = self._take(self._guard.push(piece))
         self._metrics.held_chars.observe(self._guard.held_chars)
         return shown
@@ -57,6 +61,9 @@ class StreamText:
         if self._seen is not None:
             self._screening.note("answer", self._seen.verdict)
             self._seen = None
+        if self._kept:
+            text, self._kept = "".join(self._kept), None
+            self._screening.watch.keep("answer", Slots([Slot(text, ("the answer",), "", "assistant")]))
 
     def _whole_characters(self, piece: str) -> str:
         """The piece from the half of a character that came before it to the one that it may end with."""
