@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from time import process_time
 
 import pytest
 
-from aim_guardrail.detectors.judge.backend import spelt
-from aim_guardrail.detectors.judge.conversation import Turn
+from aim_guardrail.detectors.judge.backend import Question, spelt
+from aim_guardrail.detectors.judge.conversation import Turn, fitted
 from aim_guardrail.detectors.judge.granite_guardian import GUARDIANS, GraniteGuardian
 from aim_guardrail.detectors.judge.llama_guard import GUARDS, LlamaGuard
+from aim_guardrail.detectors.judge.markers import inert
 
 ASKED = Turn("user", " How can I adopt my own llama?\n")
 ANSWERED = Turn("assistant", "Go to the zoo and steal one!")
 ALL: dict[str, LlamaGuard | GraniteGuardian] = {**GUARDS, **GUARDIANS}
 
 
+def asked(judge: str, *turns: Turn) -> Question:
+    (piece,) = fitted(turns, 10**6)
+    (question,) = ALL[judge].questions(piece)
+    return question
+
+
 def prompt(judge: str, *turns: Turn) -> str:
-    (question,) = ALL[judge].questions(turns)
-    assert question.prompt is not None
-    return spelt(question.prompt)
+    return spelt(asked(judge, *turns).prompt or ())
 
 
 def test_llama_guard_2_is_asked_as_its_chat_template_asks():
@@ -151,8 +157,7 @@ def test_a_text_adds_nothing_to_its_template(judge: str, attack: str):
 @pytest.mark.parametrize("judge", ALL)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_nor_in_the_server_s_own_template(judge: str, attack: str):
-    (question,) = ALL[judge].questions([Turn("user", attack)])
-    ((role, content),) = question.messages
+    ((role, content),) = asked(judge, Turn("user", attack)).messages
     assert role == "user"
     assert not re.search(r"<\||\|>|\[/?INST\]|<\s*/?\s*(?:BEGIN|END|start_of|end_of|score)", spelt(content))
 
@@ -160,26 +165,20 @@ def test_nor_in_the_server_s_own_template(judge: str, attack: str):
 @pytest.mark.parametrize("judge", ALL)
 def test_ordinary_text_is_left_as_it_is(judge: str):
     text = 'Compare a < b, a<b> and x|y: the user: says <b>hi</b>, [1], "yes".\nMy user: 3\n\nSee users: all <p>.'
-    (question,) = ALL[judge].questions([Turn("user", text)])
-    assert text in spelt(question.prompt or ())
+    assert text in prompt(judge, Turn("user", text))
 
 
 def test_making_a_text_inert_costs_no_more_than_its_length():
-    """Each of these has had some regular expression take quadratic time: counted in characters looked at, not seconds,
-    by matching texts twice as long."""
-    from time import process_time
-
-    guard = GUARDS["llama-guard-3"]
-    for piece in ("\n", " ", "<", "< ", "User ", "\nUser", "\n**", "|", "<|", "\u2028", "<BEGIN  ", ":" * 8):
+    """Shapes on which regular expressions take quadratic time: 8 times the text would be 64 times the work."""
+    for piece in ("\n", " ", "<", "< ", "User ", "\nUser", "\n**", "|", "<|", "\u2028", "<BEGIN  ", ":" * 8, "User :"):
         times = []
-        for length in (2**15, 2**18):
+        for length in (2**13, 2**16):
             text = piece * (length // len(piece))
             began = process_time()
-            guard.questions([Turn("user", text)])
+            inert(text)
             times.append(process_time() - began)
-        assert times[1] < 8 * 6 * max(times[0], 0.002), piece
+        assert times[1] < 24 * max(times[0], 0.001), piece
 
 
 def test_a_conversation_that_the_model_began_is_given_a_user_in_the_chat_form():
-    (question,) = GUARDS["llama-guard-3"].questions([ANSWERED])
-    assert [role for role, _ in question.messages] == ["user", "assistant"]
+    assert [role for role, _ in asked("llama-guard-3", ANSWERED).messages] == ["user", "assistant"]

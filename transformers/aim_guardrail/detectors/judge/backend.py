@@ -14,7 +14,7 @@ _MOST_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a prompt: ours, or the text that is judged (`is_data`), which is `markers.inert` by now."""
+    """A piece of a prompt: ours, or a text that is judged (`is_data`), `markers.inert` by now."""
 
     text: str
     is_data: bool = False

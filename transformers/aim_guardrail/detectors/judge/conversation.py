@@ -9,6 +9,7 @@ from typing import Literal
 
 from aim_guardrail.detectors.base import Passage
 from aim_guardrail.detectors.judge.backend import TooLong
+from aim_guardrail.detectors.judge.markers import inert
 
 Side = Literal["user", "assistant"]
 
@@ -68,8 +69,8 @@ def _side(passage: Passage) -> Side:
 
 
 def fitted(turns: Sequence[Turn], most_chars: int) -> Iterator[tuple[Turn, ...]]:
-    """The conversation in pieces of at most `most_chars`: of the context as many of its last turns as fit, and the
-    judged turn, whole, or in windows that overlap, without context.
+    """The conversation in pieces of at most `most_chars`, inert: of the context as many of its last turns as fit, and
+    the judged turn, whole, or in windows that overlap, without context.
 
     Raises:
         TooLong: more than MOST_WINDOWS.
@@ -77,12 +78,12 @@ def fitted(turns: Sequence[Turn], most_chars: int) -> Iterator[tuple[Turn, ...]]
     *context, judged = turns
     for text in windows(judged.text, most_chars):
         room = most_chars - len(text)
-        kept = [Turn(judged.side, text)]
+        kept = [Turn(judged.side, inert(text))]
         for turn in reversed(context):
             room -= len(turn.text)
             if room < 0:
                 break
-            kept.insert(0, turn)
+            kept.insert(0, Turn(turn.side, inert(turn.text)))
         yield tuple(kept)
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, TypeVar
 
 from aim_guardrail.detectors.base import Asked, Finding, Passage
 from aim_guardrail.detectors.judge.backend import Backend, Question, Said, ask_all, spelt
 from aim_guardrail.detectors.judge.compliance import ComplianceOptions
-from aim_guardrail.detectors.judge.conversation import Turn, fitted, hearings
+from aim_guardrail.detectors.judge.conversation import Hearing, Turn, fitted, hearings
 from aim_guardrail.detectors.judge.options import JudgeOptions
 from aim_guardrail.detectors.judge.safety import SafetyOptions
 from aim_guardrail.detectors.judge.written_rules import WrittenRules
+
+T = TypeVar("T")
+
+_SMALL_CHARS = 4096  # made into questions in a millisecond
 
 
 class Examiner(Protocol):
@@ -68,16 +73,24 @@ class Judge:
             Unreadable, TooLong: no verdict can be had on this text; and what `Backend.ask` raises.
         """
         found: list[list[Finding]] = [[] for _ in passages]
-        for hearing in hearings(passages, asked.prompt):
-            scores = await self._scores(hearing.turns, asked.deadline_s)
+        size = sum(len(passage.text) for passage in (*passages, *asked.prompt))
+        for hearing, questions in await _by_size(size, self._questions, passages, asked.prompt):
+            scores = await self._scores(questions, asked.deadline_s)
             for at in hearing.judged:
                 end = len(passages[at].text)
                 found[at] += [Finding(self.family, n, 0, end, s, self._named or n) for n, s in scores.items()]
         return found
 
-    async def _scores(self, turns: Sequence[Turn], deadline_s: float) -> dict[str, float]:
+    def _questions(
+        self, passages: Sequence[Passage], prompt: Sequence[Passage]
+    ) -> list[tuple[Hearing, list[Question]]]:
+        return [
+            (hearing, [q for turns in fitted(hearing.turns, self._most_chars) for q in self._examiner.questions(turns)])
+            for hearing in hearings(passages, prompt)
+        ]
+
+    async def _scores(self, questions: Sequence[Question], deadline_s: float) -> dict[str, float]:
         """The highest score of each label, over all windows."""
-        questions = [q for piece in fitted(turns, self._most_chars) for q in self._examiner.questions(piece)]
         scores: dict[str, float] = {}
         for question, said in zip(questions, await ask_all(self._backend, questions, deadline_s), strict=True):
             for label, score in self._examiner.read(question, said).items():
@@ -87,6 +100,11 @@ class Judge:
     async def close(self) -> None:
         """Give back the model's connections or memory."""
         await self._backend.close()
+
+
+async def _by_size(size: int, make: Callable[..., T], *args: Any) -> T:
+    """What is small is made at once, what is large in a thread."""
+    return make(*args) if size <= _SMALL_CHARS else await asyncio.to_thread(make, *args)
 
 
 def _room(options: JudgeOptions, examiner: Examiner) -> int:

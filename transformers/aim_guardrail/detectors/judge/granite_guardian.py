@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from aim_guardrail.detectors.judge.backend import Part, Prompt, Question, Said, Unreadable
 from aim_guardrail.detectors.judge.conversation import Side, Turn
 from aim_guardrail.detectors.judge.granite_risks import RISKS_3_0, RISKS_3_2, RISKS_3_3
-from aim_guardrail.detectors.judge.markers import inert
 from aim_guardrail.detectors.judge.probability import probability
 
 _WORDS = ("yes", "no")
@@ -54,7 +53,7 @@ class GraniteGuardian:
 
     def questions(self, turns: Sequence[Turn]) -> list[Question]:
         """One for each risk, about the last of these turns."""
-        messages = tuple((turn.side, (Part(inert(turn.text), True),)) for turn in turns)
+        messages = tuple((turn.side, (Part(turn.text, True),)) for turn in turns)
         return [
             Question(
                 messages,
@@ -162,7 +161,7 @@ def _spelt_3_3(turns: Sequence[Turn], definition: str) -> Prompt:
 
 
 def _data(text: str) -> Part:
-    return Part(inert(text), True)
+    return Part(text, True)
 
 
 GUARDIANS = {

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 from aim_guardrail.detectors.judge.backend import Part, Prompt, Question, Said, Unreadable
 from aim_guardrail.detectors.judge.conversation import Turn
-from aim_guardrail.detectors.judge.markers import inert
 from aim_guardrail.detectors.judge.probability import probability
 
 UNSAFE = "UNSAFE"
@@ -75,7 +74,7 @@ class LlamaGuard:
 
     def questions(self, turns: Sequence[Turn]) -> list[Question]:
         """The one question about the last of these turns."""
-        messages = tuple((turn.side, (Part(inert(turn.text), True),)) for turn in _alternating(turns))
+        messages = tuple((turn.side, (Part(turn.text, True),)) for turn in _alternating(turns))
         return [Question(messages, _MAX_TOKENS, prompt=self._prompt(turns))]
 
     def read(self, question: Question, said: Said) -> dict[str, float]:
@@ -106,7 +105,7 @@ class LlamaGuard:
         said = [
             part
             for turn in turns
-            for part in (Part(f"{_NAMES[turn.side]}: "), Part(inert(turn.text.strip()), True), Part("\n\n"))
+            for part in (Part(f"{_NAMES[turn.side]}: "), Part(turn.text.strip(), True), Part("\n\n"))
         ]
         task = (
             f"{self.opens}Task: Check if there is unsafe content in '{role}' messages in conversations according our "

@@ -25,21 +25,30 @@ _WORDS = (
     *("end_of_risk_definition", "categories", "guardianconfig", r"BEGIN\s{1,8}UNSAFE", r"END\s{1,8}UNSAFE"),
     *(r"BEGIN\s{1,8}CONVERSATION", r"END\s{1,8}CONVERSATION"),
 )
-_TAG = re.compile(rf"<(?=\s{{0,8}}/?\s{{0,8}}(?:{'|'.join(_WORDS)})\b)", re.IGNORECASE)
+_ANGLE = re.compile("<")
+_TAG = re.compile(rf"<\s{{0,8}}/?\s{{0,8}}(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
 #: Who or what begins a line, by any of the templates.
 _LABEL = re.compile(
-    r"^[^\w\n]*(?:(?:User|Agent|Assistant|Human|AI|System)(?: Message)?|Context|Tools Available|Criteria|"
+    r"[^\w\n]*(?:(?:User|Agent|Assistant|Human|AI|System)(?: Message)?|Context|Tools Available|Criteria|"
     r"Scoring Schema)[^\w\n]*[:：]",
-    re.IGNORECASE | re.MULTILINE,
+    re.IGNORECASE,
 )
+_COLON = re.compile("[:：]")
 
 
 def inert(text: str) -> str:
-    """The text as it may stand in a template: it can neither end its place there nor begin another. Linear."""
+    """The text as it may stand in a template: it can neither end its place there nor begin another. Linear, and no
+    step of it holds up other threads: one regular expression over all of a hostile text would.
+    """
     text = _SPECIAL.sub(_apart, text.translate(_LINES))
-    text = _TAG.sub("( ", text)
-    return _LABEL.sub(lambda found: re.sub("[:：]", " -", found[0]), text)
+    text = _ANGLE.sub(lambda found: "( " if _TAG.match(found.string, found.start()) else "<", text)
+    return "\n".join(map(_no_label, text.split("\n")))
 
 
 def _apart(found: re.Match[str]) -> str:
     return " >" if found[0] == ">" else f"{found[0]} "
+
+
+def _no_label(line: str) -> str:
+    label = _LABEL.match(line)
+    return line if label is None else _COLON.sub(" -", label[0]) + line[label.end() :]

@@ -15,7 +15,6 @@ from typing import Any
 from aim_guardrail.detectors.judge.backend import Part, Question, Said, Unreadable
 from aim_guardrail.detectors.judge.compliance import WrittenRule
 from aim_guardrail.detectors.judge.conversation import Turn
-from aim_guardrail.detectors.judge.markers import inert
 
 _SURE = 10
 _INSTRUCTIONS = """\
@@ -71,7 +70,7 @@ class WrittenRules:
             raise Unreadable("its answer is cut short")
         try:
             verdicts = json.loads(said.text, object_pairs_hook=_once)
-        except ValueError:  # RecursionError is a RuntimeError: the answer is bounded by max_tokens
+        except (ValueError, RecursionError):
             raise Unreadable("its answer is no JSON object, or names a rule twice") from None
         if type(verdicts) is not dict or verdicts.keys() != set(self._ids):
             raise Unreadable("its answer does not name each rule, and no others")
@@ -92,7 +91,7 @@ def _told(rule: WrittenRule) -> str:
 
 def _between(turn: Turn, nonce: str) -> list[Part]:
     who = "the user" if turn.side == "user" else "the assistant"
-    return [Part(f"--- {nonce}, written by {who}\n"), Part(inert(turn.text), True), Part(f"\n--- {nonce}\n")]
+    return [Part(f"--- {nonce}, written by {who}\n"), Part(turn.text, True), Part(f"\n--- {nonce}\n")]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
