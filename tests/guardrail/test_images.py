@@ -52,6 +52,14 @@ def moving(*colours: tuple[int, int, int]) -> bytes:
     return buffer.getvalue()
 
 
+def pages(*sizes: tuple[int, int]) -> bytes:
+    """A TIFF whose pages have sizes of their own, and next to no bytes."""
+    first, *others = [Image.new("1", size) for size in sizes]
+    buffer = io.BytesIO()
+    first.save(buffer, "TIFF", save_all=True, append_images=others, compression="group4")
+    return buffer.getvalue()
+
+
 def bomb(width: int, height: int) -> bytes:
     """A PNG of a few hundred bytes that says it is large."""
 
@@ -123,9 +131,10 @@ async def test_a_frame_in_a_moving_picture_counts(detector: ImageDetector) -> No
         (bomb(9000, 9000), "too_large"),
         (bomb(60000, 60000), "too_large"),
         (bomb(200, 200), "unreadable"),
+        (pages((8, 8), (6000, 5000)), "too_large"),
         (file(GREEN, "BMP", (2100, 2000)), "too_large"),
     ],
-    ids=["words", "cut", "nothing", "postscript", "bomb", "huge bomb", "lies", "bytes"],
+    ids=["words", "cut", "nothing", "postscript", "bomb", "huge bomb", "lies", "page", "bytes"],
 )
 async def test_what_cannot_be_judged_counts_as_found(detector: ImageDetector, raw: bytes, why: str) -> None:
     (found,) = await scan(detector, uri(raw))

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aim_guardrail.detectors.onnx import Batches, ModelError, Overloaded, TextClassifier
+from aim_guardrail.detectors.onnx import Batches, ModelError, Overloaded, TextClassifier, windows
 from aim_guardrail.detectors.onnx.graph import Graph
-from aim_guardrail.detectors.onnx.windows import PIECE_CHARS, TokenizerWindows, spans
+from aim_guardrail.detectors.onnx.windows import PIECE_CHARS, TokenizerWindows, pieces, spans
 from tiny_onnx import classifier
 
 WEIGHTS = {"nice": (1.0, -2.0), "awful": (-1.0, 2.0), "kill": (-0.2, 5.0), "hello": (0.31, 0.17)}
@@ -131,7 +131,7 @@ async def test_dynamic_quantisation_is_noticed_and_would_have_mattered(tmp_path:
     """Without this the test above could not fail."""
     graph = Graph(classifier(tmp_path, WEIGHTS, quantised=True) / "model.onnx")
     windower = TokenizerWindows(tmp_path / "tokenizer.json", 16)
-    rows = [windower.windows(text)[0].ids for text in (WATCHED, NEIGHBOURS[0])]
+    rows = [next(windower.windows(text)).ids for text in (WATCHED, NEIGHBOURS[0])]
     assert graph.mixes_rows
     both, single = graph.run({"input_ids": np.stack(rows)})[0], graph.run({"input_ids": rows[0][None]})[0]
     assert abs(both - single).max() > 0.01
@@ -282,12 +282,24 @@ async def test_a_closed_model_says_so() -> None:
     assert await first == [0]
 
 
+async def test_a_text_too_long_to_be_read_in_time_is_given_up(
+    model: TextClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text as large as a body may be holds no thread beyond its deadline."""
+    read: list[int] = []
+    monkeypatch.setattr(
+        windows, "pieces", lambda text: (read.append(at) or each for at, each in enumerate(pieces(text)))
+    )
+    with pytest.raises(TimeoutError):
+        await model.classify(["some more " * 2_000_000], time.monotonic() + 0.3)
+    assert 1 <= len(read) < 2_000_000 * 10 / PIECE_CHARS / 4
+    assert await alone(model, "hello")
+
+
 async def test_nothing_runs_on_the_event_loop(model: TextClassifier, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
-    windows, run = TokenizerWindows.windows, Graph.run
-    monkeypatch.setattr(
-        TokenizerWindows, "windows", lambda *a: (threads.add(threading.current_thread()), windows(*a))[1]
-    )
+    made, run = TokenizerWindows.windows, Graph.run
+    monkeypatch.setattr(TokenizerWindows, "windows", lambda *a: (threads.add(threading.current_thread()), made(*a))[1])
     monkeypatch.setattr(Graph, "run", lambda *a: (threads.add(threading.current_thread()), run(*a))[1])
     await alone(model, "hello")
     assert threads

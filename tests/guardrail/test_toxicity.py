@@ -124,7 +124,7 @@ def test_windows_are_the_last_words_with_zeros_before_them() -> None:
     windower = WordWindows(["the", "don't", "end"])
     (window,) = windower.windows("The END, unknown: don't")
     assert window.ids.tolist() == [0] * (TOKENS - 3) + [1, 3, 2]
-    long = windower.windows("the " * 250 + "end")
+    long = list(windower.windows("the " * 250 + "end"))
     assert [row.ids[0] for row in long] == [1, 1, 1]
     assert long[-1].ids[-1] == 3
     assert (long[0].start, long[-1].end) == (0, 1003)
@@ -313,7 +313,7 @@ def test_twice_the_text_costs_twice_at_most(shape: str) -> None:
         tries = []
         for _ in range(3):
             start = time.process_time()
-            windower.windows(text)
+            assert sum(1 for _ in windower.windows(text)) >= 0
             tries.append(time.process_time() - start)
         return min(tries)
 

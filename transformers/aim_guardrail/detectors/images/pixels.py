@@ -104,10 +104,10 @@ def frames(raw: bytes, max_pixels: int) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
             count = getattr(image, "n_frames", 1)
-            if image.width * image.height * count > max_pixels:
-                raise Unreadable("too_large")
+            _check_size(image, count, max_pixels)
             for at in sorted({round(step * (count - 1) / (FRAMES - 1)) for step in range(FRAMES)}):
                 image.seek(at)
+                _check_size(image, 1, max_pixels)  # a TIFF's pages have sizes of their own
                 yield image.convert("RGB")
     except Unreadable:
         raise
@@ -115,6 +115,11 @@ def frames(raw: bytes, max_pixels: int) -> Iterator[Image.Image]:
         raise Unreadable("too_large") from None
     except Exception:  # noqa: BLE001 - Pillow's decoders raise whatever their format's reader meets
         raise Unreadable("unreadable") from None
+
+
+def _check_size(image: Image.Image, count: int, max_pixels: int) -> None:
+    if image.width * image.height * count > max_pixels:
+        raise Unreadable("too_large")
 
 
 def _target(size: dict[str, int], image: Image.Image) -> tuple[int, int]:

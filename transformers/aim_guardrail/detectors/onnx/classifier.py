@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,15 +83,22 @@ class TextClassifier:
         windows: list[list[Window]] = []
 
         def prepare() -> list[NDArray[np.int64]]:
-            windows.extend(self._windower.windows(text) for text in texts)
+            windows.extend(list(self._in_time(text, deadline_s)) for text in texts)
             return [window.ids for each in windows for window in each]
 
         answers = iter(await self._batches.answers(prepare, deadline_s))
         return [self._best(each, [next(answers) for _ in each]) for each in windows]
 
+    def _in_time(self, text: str, deadline_s: float) -> Iterator[Window]:
+        """A text's windows. Raises TimeoutError: they are not all made by then."""
+        for window in self._windower.windows(text):
+            if time.monotonic() >= deadline_s:
+                raise TimeoutError("the text is too long to be read in time")
+            yield window
+
     def judge(self, text: str) -> list[Score]:
         """The same of one text, here and now: blocking, for whoever has a thread of its own."""
-        windows = self._windower.windows(text)
+        windows = list(self._windower.windows(text))
         return self._best(windows, [self._run(window.ids[np.newaxis])[0] for window in windows])
 
     async def close(self) -> None:

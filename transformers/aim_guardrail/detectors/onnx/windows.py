@@ -29,8 +29,11 @@ class Window:
 class Windower(Protocol):
     """Cuts texts into windows."""
 
-    def windows(self, text: str) -> list[Window]:
-        """Windows that cover the whole text, overlapping by a fifth; none where nothing in it is a token."""
+    def windows(self, text: str) -> Iterator[Window]:
+        """Windows that cover the whole text, overlapping by a fifth; none where nothing in it is a token.
+
+        Little is done between one and the next, so that whoever has a deadline can give up.
+        """
 
 
 class TokenizerWindows:
@@ -59,18 +62,21 @@ class TokenizerWindows:
         if self._room < 1:
             raise ModelError(f"{file}: {special} special tokens leave no room in {max_tokens}: raise model_max_length")
 
-    def windows(self, text: str) -> list[Window]:
+    def windows(self, text: str) -> Iterator[Window]:
         """As the protocol says."""
-        return list(self._windows(text))
-
-    def _windows(self, text: str) -> Iterator[Window]:
-        for begin in range(0, max(1, len(text) - PIECE_OVERLAP_CHARS), PIECE_CHARS - PIECE_OVERLAP_CHARS):
-            piece = text[begin : begin + PIECE_CHARS].encode("utf-8", "replace").decode()  # lone surrogates
-            (encoding,) = self._tokenizer.encode_batch([piece], add_special_tokens=False)
+        for begin, piece in pieces(text):
+            whole = piece.encode("utf-8", "replace").decode()  # lone surrogates
+            (encoding,) = self._tokenizer.encode_batch([whole], add_special_tokens=False)
             ids, offsets = encoding.ids, encoding.offsets
             for start, end in spans(len(ids), self._room):
                 row = np.array([*self._before, *ids[start:end], *self._after], np.int64)
                 yield Window(row, begin + offsets[start][0], begin + offsets[end - 1][1])
+
+
+def pieces(text: str) -> Iterator[tuple[int, str]]:
+    """A long text a piece at a time, overlapping, and where each begins."""
+    for begin in range(0, max(1, len(text) - PIECE_OVERLAP_CHARS), PIECE_CHARS - PIECE_OVERLAP_CHARS):
+        yield begin, text[begin : begin + PIECE_CHARS]
 
 
 def spans(tokens: int, room: int) -> Iterator[tuple[int, int]]:

@@ -8,11 +8,11 @@ accented letters, invisible characters (`aim_guardrail.text`). What is rude in E
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from aim_guardrail.detectors.onnx.windows import Window, spans
+from aim_guardrail.detectors.onnx.windows import Window, pieces, spans
 from aim_guardrail.text import Text
 
 TOKENS = 100
@@ -43,22 +43,26 @@ class WordWindows:
         self._ranks = {word: rank for rank, word in enumerate(words, start=1)}
         self._false_friends = {self._ranks[word] for word in FALSE_FRIENDS if word in self._ranks}
 
-    def windows(self, text: str) -> list[Window]:
+    def windows(self, text: str) -> Iterator[Window]:
         """As `Windower` says."""
-        folded = Text(text if text.isascii() else _LETTERS.sub(_latin, text))
-        words = list(_WORD.finditer(folded.scan))
+        for begin, piece in pieces(text):
+            folded = Text(piece if piece.isascii() else _LETTERS.sub(_latin, piece))
+            known = self._known(folded.scan)
+            for first, last in spans(len(known), TOKENS):
+                row = np.zeros(TOKENS, np.int64)
+                row[TOKENS - (last - first) :] = [rank for rank, _, _ in known[first:last]]
+                start, end = folded.span(known[first][1], known[last - 1][2])
+                yield Window(row, begin + start, begin + end)
+
+    def _known(self, scan: str) -> list[tuple[int, int, int]]:
+        """The ranks of the words that are known, and where they stand."""
+        words = list(_WORD.finditer(scan))
         ranks = [self._ranks.get(word[0].lower(), 0) for word in words]
-        known = [
+        return [
             (rank, word.start(), word.end())
             for at, (word, rank) in enumerate(zip(words, ranks, strict=True))
             if rank and (rank not in self._false_friends or _is_english(ranks, at))
         ]
-        made = []
-        for start, end in spans(len(known), TOKENS):
-            row = np.zeros(TOKENS, np.int64)
-            row[TOKENS - (end - start) :] = [rank for rank, _, _ in known[start:end]]
-            made.append(Window(row, *folded.span(known[start][1], known[end - 1][2])))
-        return made
 
 
 def _is_english(ranks: Sequence[int], at: int) -> bool:
