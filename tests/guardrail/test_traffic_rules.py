@@ -23,6 +23,7 @@ from aim_guardrail.traffic.limits import caller_of, limits_of, traffic_rules
 from aim_guardrail.traffic.meter import Meter, tapped
 from aim_guardrail.traffic.refusals import duration
 from aim_kserve.identity import Caller
+from aim_kserve.settings import SettingsError
 from aim_kserve.sse import EventReader, sse
 from mmdb import write_countries
 
@@ -105,6 +106,23 @@ def test_countries_need_a_database(tmp_path: Path) -> None:
     settings = GuardrailSettings.load(flags, env={}, prog="t", description="")
     with pytest.raises(PolicyError, match="give --geo_database FILE"):
         settings.read_policies()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--redis_url", "localhost:6379"], "redis_url"),
+        (["--redis_url", "redis://u:hunter2@h:abc/0"], r"its port is no number .* \(got 'redis://\*\*\*@h:abc/0'\)"),
+        (["--redis_timeout_ms", "0"], "redis_timeout_ms"),
+        (["--limit_replicas", "0"], "limit_replicas"),
+        (["--trusted_proxies", "10.0.0.1/8"], "host bits set: give addresses or networks, 10.0.0.0/8"),
+        (["--trusted_proxies", "ingress"], "give addresses or networks"),
+    ],
+)
+def test_wrong_settings_are_named(flags: list[str], says: str) -> None:
+    with pytest.raises(SettingsError, match=says) as refused:
+        GuardrailSettings.load(["--predictor_host", "p", *flags], env={}, prog="t", description="")
+    assert "hunter2" not in str(refused.value)
 
 
 def test_only_labels_that_the_rule_names_are_limited() -> None:

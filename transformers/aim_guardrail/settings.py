@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -130,6 +131,15 @@ class GuardrailSettings(ServerSettings):
     )
     audit_queue: int = Field(10_000, ge=2, le=1_000_000, description="lines that may wait to be written")
     audit_tenant: Literal["hash", "plain"] = Field("hash", description="how the audit names tenants")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_a_url(cls, value: str | None) -> str | None:
+        try:
+            urlsplit(value or "").port  # noqa: B018  it is read here, and refused
+        except ValueError:
+            raise ValueError("its port is no number up to 65535: give redis://HOST:PORT/DB") from None
+        return value
 
     @field_validator("predictor_host", "predictor_grpc_host")
     @classmethod

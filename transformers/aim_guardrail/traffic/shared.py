@@ -19,6 +19,7 @@ logger = logging.getLogger("aim.server")
 #: After a failure Redis is left alone for so long: what waits for it waits in vain.
 RETRY_AFTER_S = 1.0
 _PREFIX = "aim:limit:"
+_MOST_CONNECTIONS = 64  # a call takes Redis 50 us: more would only wait there
 
 T = TypeVar("T")
 
@@ -39,9 +40,21 @@ class SharedWindows:
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        from redis.asyncio import Redis  # 60 ms, and only where there is one
+        from redis.asyncio import BlockingConnectionPool, Redis  # 60 ms, and only where there is one
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
 
-        self._redis: Redis = Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+        # No second try: what was not answered may have been counted.
+        self._redis: Redis = Redis.from_pool(
+            BlockingConnectionPool.from_url(
+                url,
+                max_connections=_MOST_CONNECTIONS,
+                timeout=timeout_s,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                retry=Retry(NoBackoff(), 0),
+            )
+        )
         self._timeout_s = timeout_s
         self._away_until_s = 0.0
         self.failures = 0
