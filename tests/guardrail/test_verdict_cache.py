@@ -250,15 +250,18 @@ async def shared_value(shared: SharedCache, key: bytes, metrics: Metrics) -> obj
 @pytest.mark.system
 async def test_replicas_share_what_they_found_and_no_text(redis: RealRedis, metrics: Metrics):
     with redis:
-        one, other = (VerdictCache(shared=SharedCache(redis.url)) for _ in range(2))
+        one, other = (SharedCache(redis.url) for _ in range(2))
         (key,) = keys_of(["rule"], [Passage("my own words", "prompt")])
-        ask, again = Counted([key]), Counted([key])
-        await look(one, ask, metrics)
-        assert one._shared is not None
-        assert other._shared is not None
-        assert await shared_value(other._shared, key, metrics) == (BAD,)
-        assert await look(other, again, metrics) == [[BAD]]
-        assert (len(ask.asked), again.asked) == (1, [])
+        ask = Counted([key])
+        await look(VerdictCache(shared=one), ask, metrics)
+        assert len(ask.asked) == 1
+        assert await shared_value(other, key, metrics) == (BAD,)
+        for _ in range(100):  # on a busy machine an answer may take more than its 5 ms
+            again = Counted([key])
+            assert await look(VerdictCache(shared=other), again, metrics) == [[BAD]]
+            if not again.asked:
+                break
+        assert again.asked == []
         (name,) = redis.client.keys()  # type: ignore[misc]
         held: bytes = redis.client.get(name)  # type: ignore[assignment]
         assert b"words" not in name + held
@@ -314,10 +317,12 @@ def test_redis_dies_in_the_middle_and_nothing_fails(redis: RealRedis, predictor:
 def test_another_replica_knows_what_the_first_found(redis: RealRedis, predictor: FakePredictor, tmp_path: Path):
     policy = f"budget_ms: 5000\nprompt: [{{type: scripted, {SAFE}}}]\n"
     with redis, serving(policy, tmp_path, predictor.host, "--redis_url", redis.url) as one:
-        assert one("d=bad").status_code == 400
-        assert eventually(lambda: redis.client.keys())
+        texts = [f"{n} d=bad" for n in range(50)]
+        assert {one(text).status_code for text in texts} == {400}
+        assert eventually(lambda: len(redis.client.keys()) > 25)  # type: ignore[arg-type]
         with serving(policy, tmp_path, predictor.host, "--redis_url", redis.url) as other:
-            other("first: its connection is made")
-            assert eventually(lambda: other("d=bad").status_code == 400)
-            assert metric(other.server, "guardrail_cache_total", tier="l2", result="hit") == 1
-            assert metric(other.server, "guardrail_skipped_total", reason="cache") == 1
+            assert {other(text).status_code for text in texts} == {400}
+            hits = metric(other.server, "guardrail_cache_total", tier="l2", result="hit")
+            assert hits == metric(other.server, "guardrail_skipped_total", reason="cache") > 0
+            asked_anew = [line for line in other.did() if line == "d asked"]
+            assert len(asked_anew) == 1 + 50 - hits  # the first is what every detector is tried with

@@ -76,6 +76,14 @@ class Metrics:
                 registry=registry,
             )
         )
+        self._speculative = _children(
+            Counter(
+                "guardrail_speculative",
+                "Requests sent before their verdict: kept, dropped (refused), repeated (redacted)",
+                ("outcome",),
+                registry=registry,
+            )
+        )
         self._cache = _children(
             Counter(
                 "guardrail_cache",
@@ -223,6 +231,10 @@ class Metrics:
     def cached(self, tier: str, result: str, by: int = 1) -> None:
         """Passages were looked up: hit, miss or error."""
         self._cache(tier, result).inc(by)
+
+    def speculated(self, outcome: str) -> None:
+        """A request that was sent before its verdict has one."""
+        self._speculative(outcome).inc()
 
     def budget_exceeded(self, use_case: str) -> None:
         self._budget_exceeded(use_case).inc()

@@ -21,12 +21,13 @@ from aim_guardrail.feedback_api import PATH
 from aim_guardrail.filter_api import PATHS
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.context import RequestContext
-from aim_guardrail.pipeline.screening import Blocked, Screening, Timed, by_size
+from aim_guardrail.pipeline.screening import Blocked, Inline, Screening, Timed, by_size
 from aim_guardrail.protocols.head import check_headers, check_query
 from aim_guardrail.protocols.messages import refusal
 from aim_guardrail.protocols.routes import endpoint, error_body, place_of, speaks_anthropic
 from aim_guardrail.protocols.v2 import check_binary
 from aim_guardrail.slots.slot import Json, Slot, Slots
+from aim_guardrail.speculation import Early, may_start, put
 from aim_guardrail.streams.events import StreamScreen
 from aim_guardrail.streams.staged import MOST_INLINE_BYTES, Staged
 from aim_guardrail.traffic.gate import Traffic
@@ -123,11 +124,14 @@ class _Exchange:
     """
 
     __slots__ = (
+        "_early",
         "_endpoint",
         "_log",
         "_metrics",
         "_model",
+        "_own",
         "_place",
+        "_query",
         "_scope",
         "_screening",
         "_send",
@@ -141,11 +145,15 @@ class _Exchange:
         self._log: RequestLog = log_of(scope)
         self._endpoint = endpoint(scope["path"])
         self._place = place_of(self._endpoint)
+        self._query: bytes = scope["query_string"]
+        self._early: Early | None = None
         self.begun = False
         self.context = RequestContext.of(scope["path"], scope["headers"], self._log.client)
 
     async def serve(self, body: bytes, screening: Screening, visit: Visit) -> None:
         self._screening, self._visit = screening, visit
+        log = self._log
+        self._own = {"traceparent": log.traceparent, "x-request-id": log.request_id, "accept-encoding": "identity"}
         path = self._scope["path"]
         if endpoint(lenient(path)) in _OF_ADMINISTRATORS:
             screening.error = NotFound(
@@ -161,6 +169,8 @@ class _Exchange:
                 raise
             self._screening.error = error
             self._visit.failed()
+            if self._early is not None:
+                await self._early.drop()
             told = self._screening.headers() if self._screening.action != "allow" else self._screening.policy_header()
             await self.refuse(error, told)
         except Exception as error:  # process edge: uvicorn would answer in plain text and drop the connection
@@ -169,45 +179,56 @@ class _Exchange:
                 raise
             self._screening.error = error
             await self.refuse(ServingError(_INTERNAL))
+        finally:
+            if self._early is not None:
+                await self._early.drop()
 
     async def refuse(self, error: ServingError, headers: Mapping[str, str] = MappingProxyType({})) -> None:
         body = error_body(self._scope["path"], error)
         await send_json(self._send, body, status=error.status, headers={**headers, **error.headers()})
 
     async def _pass(self, body: bytes) -> None:
-        scope, log = self._scope, self._log
-        own = {"traceparent": log.traceparent, "x-request-id": log.request_id, "accept-encoding": "identity"}
-        query = scope["query_string"]
         await self._screening.watch.hear(body)
         await self._visit.weigh(body, self._endpoint)
-        if (body or query) and self._screening.guard.watches("prompt"):
+        if (body or self._query) and self._screening.guard.watches("prompt"):
             with Timed(self._screening, self._metrics, "prompt"):
-                if query:
-                    query = await self._run(self._check_query, query)
+                if self._query:
+                    self._query = await self._run(self._check_query, self._query)
                 if body:
-                    body = await self._checked_prompt(body, own)
+                    body = await self._checked_prompt(body)
         if self._decides_models and not self._lists_models:
             body = await self._run(self._permitted, body)
-        headers = sent_on(scope["headers"], own)
-        target = (scope["raw_path"] + b"?" + query if query else scope["raw_path"]).decode("latin-1")
-        http = scope.get(UPSTREAM) or self._model.predictor.http
-        self._visit.sent()
         await self._screening.turn()
-        async with await http.send(scope["method"], target, headers, body) as answer:
+        async with await self._asked(body) as answer:
             answer.heard = self._screening.watch.heard
-            log.fields["upstream_status"] = answer.status
+            self._log.fields["upstream_status"] = answer.status
             self._visit.answered(answer)
             await self._bring_back(answer)
 
     # --- the way there --------------------------------------------------------------------------------------------
 
-    async def _checked_prompt(self, body: bytes, own: dict[str, str]) -> bytes:
+    async def _asked(self, body: bytes) -> Answer:
+        """The predictor's answer to what may pass."""
+        if self._early is not None:
+            if (answer := await self._early.answer(body)) is not None:
+                return answer
+            self._own["x-request-id"] += "-2"  # the first may not have ended there yet
+        return await self._send_on(body)
+
+    async def _send_on(self, body: bytes) -> Answer:
+        scope, query = self._scope, self._query
+        target = (scope["raw_path"] + b"?" + query if query else scope["raw_path"]).decode("latin-1")
+        http = scope.get(UPSTREAM) or self._model.predictor.http
+        self._visit.sent()
+        return await http.send(scope["method"], target, sent_on(scope["headers"], self._own), body)
+
+    async def _checked_prompt(self, body: bytes) -> bytes:
         headers = self._scope["headers"]
         check_media(headers, body)
         json_length = header(headers, JSON_LENGTH)
         if json_length:
             body, length = await check_binary(self._screening, "prompt", body, json_length)
-            own[JSON_LENGTH.decode()] = str(length)
+            self._own[JSON_LENGTH.decode()] = str(length)
             return body
         return await self._check_prompt(body)
 
@@ -216,10 +237,32 @@ class _Exchange:
 
     async def _check_prompt(self, body: bytes) -> bytes:
         parsed = await self._run(parse_exact, body)
-        changed = await self._screening.screen("prompt", parsed, self._place, len(body))
-        if changed or self._screening.has_repeated_keys(body):
-            return orjson.dumps(parsed)
-        return body
+        early = self._start(body) if self._speculates(parsed) else None
+        changed = await self._screening.screen("prompt", parsed, self._place, len(body), early)
+        return self._written(body, parsed, changed)
+
+    def _written(self, body: bytes, parsed: Json, changed: bool) -> bytes:
+        return orjson.dumps(parsed) if changed or self._screening.has_repeated_keys(body) else body
+
+    def _speculates(self, parsed: Json) -> bool:
+        if not self._screening.guard.policy.speculative or UPSTREAM in self._scope:
+            return False
+        return may_start(self._endpoint, parsed)
+
+    def _start(self, body: bytes) -> Inline:
+        """Sends the request as the inline stage lets it pass, when that is known."""
+
+        def draft(texts: list[str]) -> bytes:
+            parsed = parse_exact(body)
+            drafted = self._written(body, parsed, put(texts, parsed, self._place))
+            return self._permitted(drafted) if self._decides_models else drafted
+
+        async def start(texts: list[str]) -> None:
+            drafted = await by_size(len(body), draft, texts)
+            self._early = Early(self._send_on, self._metrics.speculated)
+            self._early.start(drafted)
+
+        return start
 
     def _check_query(self, query: bytes) -> bytes:
         return check_query(self._screening, query)

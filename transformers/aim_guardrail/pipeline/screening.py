@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 from aim_guardrail.detectors.base import Asked, Finding, Passage
@@ -28,6 +28,9 @@ from aim_guardrail.slots.slot import Json, Slot, Slots, spelt
 from aim_kserve.errors import ContentBlocked, Unavailable
 
 T = TypeVar("T")
+
+Inline = Callable[[list[str]], Awaitable[None]]
+"""Takes each slot's text as the inline stage lets it pass."""
 
 _ORDER = {"allow": 0, "flag": 1, "redact": 2, "block": 3}
 
@@ -178,9 +181,12 @@ class Screening:
 
     # --- checks ---------------------------------------------------------------------------------------------------
 
-    async def screen(self, direction: Direction, body: Json, place: Place = FREE, size: int = 0) -> bool:
+    async def screen(
+        self, direction: Direction, body: Json, place: Place = FREE, size: int = 0, inline: Inline | None = None
+    ) -> bool:
         """Check every text in ``body``, whose root is ``place``, and put redacted ones in their places; True if
-        ``body`` is another now. ``size``: roughly how many bytes it has; large ones are checked in a thread.
+        ``body`` is another now. ``size``: roughly how many bytes it has; large ones are checked in a thread. ``inline``
+        is called with what the inline stage lets pass, if others follow.
 
         Raises:
             Blocked: a text may not pass.
@@ -192,6 +198,8 @@ class Screening:
             changed = await by_size(size, self.body, direction, body, place)
         else:
             slots, texts = await by_size(size, self._collected, direction, body, place)
+            if inline is not None:
+                await inline(texts)
             texts = await self._judged(direction, slots, texts)
             changed = await by_size(size, apply, body, slots, texts, direction == "answer")
         return (direction == "answer" and await by_size(size, self.session.vault.restore_in, body)) or changed

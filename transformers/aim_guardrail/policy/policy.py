@@ -337,7 +337,7 @@ BUDGETS_MS = {"chat": 100, "rag": 150, "codegen": 200, "batch": 500}
 
 #: What version 1 of the format does not have.
 _NEW = {
-    "policy": ("tenant", "shadow", "use_case", "budget_ms", "on_timeout", "images"),
+    "policy": ("tenant", "shadow", "use_case", "budget_ms", "on_timeout", "images", "speculative"),
     "rule": ("id", "options", "timeout_ms", "required", "on_timeout", "on_error", "restore"),
     "stream": ("mode", "max_hold_ms"),
 }
@@ -353,6 +353,8 @@ class Policy(_Strict):
         on_timeout, on_error: `closed`: what could not be judged does not pass; `open`: it does, and is marked degraded.
         images: what becomes of pictures in prompts: `pass`, `refuse`, or `classify`: judged by rules of a family that
             can; links to them are refused then.
+        speculative: whether the model may start while batch detectors still judge the prompt; nothing it says is shown
+            before their verdict.
         prompt, answer: rules, and stages of them. Rules of inline families are judged first, wherever they stand; other
             rules that stand next to each other outside a stage are asked at once.
     """
@@ -366,6 +368,7 @@ class Policy(_Strict):
     on_timeout: OnFailure = "closed"
     on_error: OnFailure = "closed"
     images: Literal["pass", "refuse", "classify"] = "pass"
+    speculative: bool = False
     prompt: tuple[Item, ...] = ()
     answer: tuple[Item, ...] = ()
     stream: StreamRules = StreamRules()
