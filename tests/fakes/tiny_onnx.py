@@ -45,6 +45,7 @@ def tokenizer(vocabulary: dict[str, int]) -> Any:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
     made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])

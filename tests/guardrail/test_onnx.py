@@ -102,6 +102,14 @@ async def test_a_text_without_a_token_has_no_scores(model: TextClassifier) -> No
     assert await model.classify([], soon()) == []
 
 
+async def test_a_text_cannot_bring_special_tokens_of_its_own(tmp_path: Path) -> None:
+    """What a text calls [SEP] is a text: else it could end itself where it likes."""
+    windower = TokenizerWindows(classifier(tmp_path, WEIGHTS) / "tokenizer.json", 16)
+    for word in ("[SEP]", "[CLS]", "[PAD]"):
+        (window,) = windower.windows(f"hello {word} awful")
+        assert [at for at, token in enumerate(window.ids) if token in (0, 2, 3)] == [0, len(window.ids) - 1]
+
+
 # --- neighbours -------------------------------------------------------------------------------------------------------
 
 NEIGHBOURS = [

@@ -52,6 +52,7 @@ class TokenizerWindows:
             raise ModelError(f"{file}: not a tokenizer ({reason}): fetch it anew") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # those that a text spells are text
         probe = self._tokenizer.encode("a")
         marks = probe.special_tokens_mask
         before = marks.index(0) if 0 in marks else len(marks)
