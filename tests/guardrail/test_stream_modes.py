@@ -78,8 +78,11 @@ class Got:
         for event in self.data:
             choices = event.get("choices", ()) if event != "[DONE]" else ()
             said += [(choice.get("delta") or {}).get("content") or choice.get("text") or "" for choice in choices]
-            if event != "[DONE]" and event.get("type") == "response.output_text.delta":
+            kind = event.get("type") if event != "[DONE]" else ""
+            if kind == "response.output_text.delta":
                 said.append(event["delta"])
+            elif kind == "content_block_delta":
+                said.append(event["delta"]["text"])
         return [piece for piece in said if piece]
 
     @property
@@ -169,7 +172,7 @@ def test_observed_text_is_out_before_it_is_judged(servers: dict[str, Served]) ->
     assert got.times[-1] < got.took_s - 0.1
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/responses", "/v1/messages"])
 @pytest.mark.parametrize("mode", MODES)
 def test_modes_are_those_of_every_route(servers: dict[str, Served], path: str, mode: str) -> None:
     got = Got(servers[mode], REDACTED, path, token_s=0)
@@ -183,6 +186,12 @@ def test_modes_are_those_of_every_route(servers: dict[str, Served], path: str, m
         assert got.data[-1]["response"]["incomplete_details"] == {"reason": "content_filter"}
         numbers = [event["sequence_number"] for event in got.data]
         assert numbers == list(range(len(numbers)))
+    elif path.endswith("messages"):
+        kinds = [event["type"] for event in got.data]
+        assert got.data[-2]["delta"]["stop_reason"] == "refusal"
+        assert kinds[0] == "message_start"
+        assert kinds[-1] == "message_stop"
+        assert kinds.count("content_block_start") == kinds.count("content_block_stop") == (mode != "buffer")
     else:
         assert got.reasons == ["content_filter"]
 

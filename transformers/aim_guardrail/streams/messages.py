@@ -30,6 +30,9 @@ _MOST_OPEN = 512
 #: What a block's start may hold already, and the delta that says the same.
 _FIRST = {"text": "text_delta", "thinking": "thinking_delta"}
 
+#: A message that nothing is said in yet.
+_EMPTY = {"type": "message", "role": "assistant", "content": [], "stop_reason": None, "stop_sequence": None}
+
 _Key = tuple[int, str]
 """Of one kind of delta of one block."""
 
@@ -49,6 +52,7 @@ class MessagesStream:
         self._pieces: dict[_Key, DeltaPieces] = {}
         self._open: dict[int, None] = {}  # blocks that have begun and not ended
         self._begun = False
+        self._about: Json = {}  # of the message
         self._usage: Json = {}
 
     @property
@@ -77,11 +81,12 @@ class MessagesStream:
     def blocked(self, *, last_words: bool = True) -> list[Frame]:
         """How a block ends the stream: its content blocks end, and the message with ``stop_reason: refusal``."""
         self.ended = True
-        if not self._begun:
+        if not self._begun and not self._about:
             error = ServingError("the answer was blocked by the guardrail", code="content_filter", status=400)
             return self.failure(error)
+        begins = [] if self._begun else [_event("message_start", message={**self._about, **_EMPTY})]
         words = [(key, delta.last_words()) for key, delta in self._deltas.items()] if last_words else []
-        frames = [_more(key, said) for key, said in words if said]
+        frames = [*begins, *(_more(key, said) for key, said in words if said)]
         frames += [_event("content_block_stop", index=index) for index in self._open]
         reason = {"stop_reason": "refusal", "stop_sequence": None}
         usage = {"output_tokens": 0, **self._usage}
@@ -165,6 +170,9 @@ class MessagesStream:
     def _note(self, kind: str, payload: Json) -> None:
         if kind == "message_start":
             self._begun = True
+            message = payload.get("message")
+            if isinstance(message, dict):
+                self._about = {key: message[key] for key in ("id", "model", "usage") if key in message}
         elif kind == "content_block_start":
             self._open[_index(payload)] = None
         elif kind == "content_block_stop":
