@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
 from threading import get_ident
@@ -20,8 +21,8 @@ from aim_guardrail.pipeline import Guard
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.policy import parse_policy, shipped_policy
-from aim_guardrail.proxy import _Exchange
 from aim_guardrail.streams.events import StreamScreen
+from aim_guardrail.streams.inline import shown_inline
 from aim_kserve.errors import UpstreamFailed
 from aim_kserve.sse import Event, EventReader
 from fake_predictor import FakePredictor
@@ -90,14 +91,13 @@ class Threads(StreamScreen):
     ids=["small", "a large delta", "large arguments", "a long hold"],
 )
 async def test_what_takes_long_is_checked_in_a_thread(guard: Guard, deltas: list[Any], at_once: list[bool]) -> None:
-    async def send(_: Any) -> None:
-        pass
+    async def chunks() -> AsyncIterator[bytes]:
+        yield frames(deltas)
 
     metrics = Metrics(CollectorRegistry())
     stream = Threads(Screening(guard, metrics, CONTEXT), metrics)
-    exchange = _Exchange.__new__(_Exchange)
-    exchange._send = send
-    await exchange._send_events(stream, EventReader().feed(frames(deltas)))
+    async for _ in shown_inline(stream, chunks(), EventReader()):
+        pass
     assert stream.ended
     assert [ident == get_ident() for ident in stream.seen][: len(at_once)] == at_once
 

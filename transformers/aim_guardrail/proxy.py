@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
@@ -29,7 +28,7 @@ from aim_guardrail.protocols.v2 import check_binary
 from aim_guardrail.slots.slot import Json, Slot, Slots
 from aim_guardrail.speculation import Early, may_start, put
 from aim_guardrail.streams.events import StreamScreen
-from aim_guardrail.streams.staged import MOST_INLINE_BYTES, Staged
+from aim_guardrail.streams.staged import shown
 from aim_guardrail.traffic.gate import Traffic
 from aim_guardrail.traffic.visit import Visit
 from aim_guardrail.transformer import GuardrailModel
@@ -50,7 +49,7 @@ from aim_kserve.http import (
     send_json,
 )
 from aim_kserve.identity.routes import lenient
-from aim_kserve.sse import Event, EventReader, EventTooLarge, sse
+from aim_kserve.sse import EventReader, EventTooLarge, sse
 
 logger = logging.getLogger("aim.server")
 
@@ -350,7 +349,10 @@ class _Exchange:
         await self._begin(answer)
         try:
             with or_shutdown():
-                await (self._send_staged if self._is_staged else self._send_checked)(answer, stream, reader)
+                pieces = shown(self._screening, self._metrics, stream, self._visit.chunks(answer), reader)
+                async with aclosing(pieces):
+                    async for piece in pieces:
+                        await self._more(piece)
         except EventTooLarge as error:
             await self._more(stream.failure(UpstreamFailed(f"the predictor's stream cannot be checked: {error}")))
         except ServingError as error:
@@ -363,47 +365,6 @@ class _Exchange:
         await self._send({"type": "http.response.body", "body": b""})
         if stream.complete:
             await answer.drain()
-
-    async def _send_checked(self, answer: Answer, stream: StreamScreen, reader: EventReader) -> None:
-        async for chunk in self._visit.chunks(answer):
-            await self._send_events(stream, reader.feed(chunk))
-            if stream.ended:
-                return
-        await self._send_events(stream, reader.rest())
-        if not stream.ended:
-            raise UpstreamFailed("the predictor broke off in the middle of its answer", code="predictor_broken")
-
-    async def _send_staged(self, answer: Answer, stream: StreamScreen, reader: EventReader) -> None:
-        staged = Staged(self._screening, self._metrics, stream)
-        async with aclosing(staged.shown(self._visit.chunks(answer), reader)) as pieces:
-            async for shown in pieces:
-                await self._more(shown)
-
-    @property
-    def _is_staged(self) -> bool:
-        """Whether more than the inline stage has a say in when a stream's events go out."""
-        guard = self._screening.guard
-        return guard.stages.watches("answer") or guard.policy.stream.mode != "holdback"
-
-    async def _send_events(self, stream: StreamScreen, events: list[Event]) -> None:
-        """Large events are checked in a thread; of small ones, not more at once than others can wait for."""
-        out, inline = [], 0
-        try:
-            for event in events:
-                inline += len(event.raw)
-                if stream.is_large(event):
-                    out.append(await asyncio.to_thread(stream.feed, event))
-                else:
-                    out.append(stream.feed(event))
-                if stream.ended:
-                    break
-                if inline > MOST_INLINE_BYTES:
-                    inline = 0
-                    await asyncio.sleep(0)
-        finally:
-            shown = b"".join(out)
-            if shown:
-                await self._more(shown)
 
     async def _stream_through(self, answer: Answer) -> None:
         await self._begin(answer, length=answer.length)

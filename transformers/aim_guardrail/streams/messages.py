@@ -31,7 +31,7 @@ _MOST_OPEN = 512
 _FIRST = {"text": "text_delta", "thinking": "thinking_delta"}
 
 #: A message that nothing is said in yet.
-_EMPTY = {"type": "message", "role": "assistant", "content": [], "stop_reason": None, "stop_sequence": None}
+_EMPTY: Json = {"type": "message", "role": "assistant", "content": [], "stop_reason": None, "stop_sequence": None}
 
 _Key = tuple[int, str]
 """Of one kind of delta of one block."""

@@ -6,16 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.pipeline import INLINE_CHARS
 from aim_guardrail.pipeline.screening import Blocked, Screening
 from aim_guardrail.streams.behind import Behind
 from aim_guardrail.streams.events import StreamScreen
 from aim_guardrail.streams.frame import Frame, Said, joined
-from aim_kserve.errors import UpstreamFailed
+from aim_guardrail.streams.inline import MOST_INLINE_BYTES, broken_off, shown_inline
 from aim_kserve.sse import Event, EventReader
-
-#: Of one read of a stream, before others have their turn.
-MOST_INLINE_BYTES = 2 * INLINE_CHARS
 
 
 class Staged:
@@ -66,7 +62,7 @@ class Staged:
                 return
         await self._take(reader.rest())
         if not self._screen.ended:
-            raise UpstreamFailed("the predictor broke off in the middle of its answer", code="predictor_broken")
+            raise broken_off()
 
     async def _take(self, events: list[Event]) -> None:
         inline = 0
@@ -85,3 +81,12 @@ class Staged:
             if inline > MOST_INLINE_BYTES:
                 inline = 0
                 await asyncio.sleep(0)
+
+
+def shown(
+    screening: Screening, metrics: Metrics, screen: StreamScreen, chunks: AsyncIterator[bytes], reader: EventReader
+) -> AsyncGenerator[bytes, None]:
+    """What may be sent of a streamed answer, by whatever has a say in when it goes out. Raises as `Staged.shown`."""
+    if screening.guard.stages.watches("answer") or screen.mode != "holdback":
+        return Staged(screening, metrics, screen).shown(chunks, reader)
+    return shown_inline(screen, chunks, reader)
