@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from aim_guardrail.audit.chain import Broken, Last, sealed, verified
+from aim_guardrail.audit.entry import entry
+from aim_guardrail.audit.excerpt import Excerpts
 from aim_guardrail.audit.file import AuditFile
 from aim_guardrail.audit.trail import Overflow, Trail
+from aim_guardrail.detectors.base import Finding
+from aim_guardrail.pipeline.context import RequestContext
+from aim_guardrail.pipeline.course import Answered, Course
+from aim_guardrail.policy import Verdict, shipped_policy
+from aim_guardrail.slots.slot import Slot, Slots
 from aim_kserve.errors import Unavailable
 from aim_kserve.kserve import pb, pb_grpc
 from fake_predictor import FakePredictor
@@ -198,8 +206,8 @@ def test_tenants_are_digests_unless_asked(predictor: FakePredictor, tmp_path: Pa
     from aim_kserve.identity import keys
     from closed_pair import bearer
 
-    text, entry = keys.new_key("k", tenant="acme", scopes=["infer"])
-    keys.write(tmp_path / "keys.yaml", keys.KeyFile(keys=(entry,)))
+    text, made = keys.new_key("k", tenant="acme", scopes=["infer"])
+    keys.write(tmp_path / "keys.yaml", keys.KeyFile(keys=(made,)))
     common = ["--api_keys", str(tmp_path / "keys.yaml"), "--audit_key_file", str(key_file)]
     shown = {}
     for form in ("hash", "plain"):
@@ -406,3 +414,58 @@ def test_refused_requests_come_through_again(predictor: FakePredictor, audit: Pa
             got.read()
         assert said(events(got)) == "a b c "
         assert eventually(lambda: httpx.post(f"{server.url}{CHAT}", json=ask("hi")).status_code == 200)
+
+
+# --- the excerpt ----------------------------------------------------------------------------------------------------
+
+FLAGGING = """\
+version: 2
+name: flagging
+prompt: [{type: pii, action: {EMAIL_ADDRESS: flag, CREDIT_CARD: log, default: redact}}, {type: secrets, action: block}]
+answer: [{type: pii, action: redact}]
+"""
+
+
+def test_an_excerpt_is_masked_whatever_the_action(predictor: FakePredictor, audit: Path, tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(FLAGGING)
+    flags = ["--policy", str(tmp_path / "policy.yaml"), "--audit_file", str(audit), "--audit_excerpt", "60"]
+    with guardrail(predictor.host, *flags) as server:
+        with httpx.Client(base_url=server.url, timeout=20) as client:
+            client.post(CHAT, json=ask(f"I am {MAIL}, card {CARD} and so on, for ever"), headers=orders(say="x" * 100))
+            client.post(CHAT, json=ask(f"key {KEY} end"))
+            client.post(CHAT, json=ask("hi", stream=True), headers=orders(say=f"write to {MAIL} and on"))
+        assert eventually(lambda: len(lines_of(audit)) == 5)
+        excerpts = [line["excerpt"] for line in lines_of(audit)]
+    assert excerpts == [
+        "I am <EMAIL_ADDRESS_1>, card <CREDIT_CARD_1> and so on, for ever"[:60],
+        "x" * 60,
+        "key <SECRET_1> end",
+        "hi",
+        "write to <EMAIL_ADDRESS_1> and on",
+    ]
+    assert verify(audit)[0] == 0
+
+
+def test_where_a_whole_text_was_judged_only_its_labels_are_told() -> None:
+    policy = shipped_policy("chat")
+    excerpts = Excerpts(100)
+    excerpts.add("prompt", Slots([Slot("a terrible text")]), [])
+    found = Finding("toxicity", "INSULT", 0, 15, 0.9, "model", detector="toxicity", action="flag")
+    course = Course(
+        "prompt", RequestContext(CHAT), policy, "flag", "flagged", None, [Verdict(findings=(found,))], [], [], 0, 0
+    )
+    assert excerpts.of(course) == "<INSULT>"
+    answered = [Answered("toxicity", "toxicity", "prompt", "flagged", 1.0, 0.0123)]
+    fields = entry(replace(course, answered=answered), None, None)
+    assert fields["detectors"] == [{"rule": "toxicity", "family": "toxicity", "result": "flagged", "ms": 12.3}]
+    assert "terrible" not in str(fields)
+
+
+def test_a_finding_too_many_is_only_counted() -> None:
+    found = tuple(Finding("pii", "EMAIL_ADDRESS", n, n + 1, 1.0, "r", action="flag") for n in range(250))
+    context = RequestContext(CHAT)
+    course = Course(
+        "prompt", context, shipped_policy("chat"), "flag", "flagged", None, [Verdict(findings=found)], [], [], 0, 0
+    )
+    fields = entry(course, None, None)
+    assert (fields["found"], len(fields["findings"])) == (250, 100)

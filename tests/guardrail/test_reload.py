@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
+import orjson
 import psutil
 import pytest
 from prometheus_client import CollectorRegistry
 
+from aim_guardrail.audit.chain import verified
 from aim_guardrail.detectors.base import Asked, Finding, Label, Passage
 from aim_guardrail.detectors.families import FAMILIES, Family
 from aim_guardrail.in_force import Generation, Policies, Reload
@@ -166,8 +168,12 @@ class Load:
                 self.answers[name] = self.answers.get(name, 0) + 1
 
 
-def test_a_hundred_reloads_under_load(predictor: FakePredictor, mount: ConfigMap) -> None:
-    with guardrail(predictor.host, "--policy", str(mount.directory), *POLL) as server:
+def test_a_hundred_reloads_under_load(
+    predictor: FakePredictor, mount: ConfigMap, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    audit = tmp_path_factory.mktemp("audit") / "audit.jsonl"
+    flags = ["--policy", str(mount.directory), *POLL, "--audit_file", str(audit)]
+    with guardrail(predictor.host, *flags) as server:
         process = psutil.Process(server.process.pid)
         sizes = []
         with Load(server.url, clients=2) as load:
@@ -183,6 +189,15 @@ def test_a_hundred_reloads_under_load(predictor: FakePredictor, mount: ConfigMap
         assert len(load.answers) == 2
         assert sizes[1] - sizes[0] < 8 * 2**20
         assert metric(server, "guardrail_policy_reload_total") == 100
+        requests = sum(load.answers.values())
+        assert eventually(lambda: audit.read_bytes().count(b"\n") == 2 * requests)
+    lines = audit.read_bytes().splitlines(keepends=True)
+    assert verified(lines, None)[0] == 2 * requests
+    by_request: dict[str, set[str]] = {}
+    for line in map(orjson.loads, lines):
+        by_request.setdefault(line["request_id"], set()).add(line["policy"])
+    assert len(by_request) == requests
+    assert {len(policies) for policies in by_request.values()} == {1}
 
 
 # --- what a generation holds ----------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ class Beside:
         context = RequestContext(CHAT, request_id="r")
         witness = self.shadow(context)
         assert witness is not None
-        witness.slots("prompt", Slots([Slot(text)]))
+        witness.slots("prompt", Slots([Slot(text)]), [])
         policy = self.read.default
         await witness.ended(
             Course("prompt", context, policy, "allow", outcome, None, [Verdict()], [], [], 0, 0)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ class GuardrailSettings(ServerSettings):
         "the policy": ("policy", "guardrails", "shadow_policy", "shadow_sample", "policy_poll_seconds"),
         "limits of traffic": ("redis_url", "redis_timeout_ms", "limit_replicas", "geo_database"),
         "what is remembered": ("verdict_cache_entries", "verdict_cache_ttl_seconds"),
-        "the audit": ("audit_file", "audit_key_file", "audit_overflow", "audit_queue", "audit_tenant"),
+        "the audit": ("audit_file", "audit_key_file", "audit_overflow", "audit_queue", "audit_tenant", "audit_excerpt"),
         "the predictor": (
             *("predictor_host", "predictor_protocol", "protocol", "predictor_grpc_host", "predictor_use_ssl"),
             *("predictor_request_timeout_seconds", "predictor_connect_timeout_seconds", "predictor_request_retries"),
@@ -130,6 +130,12 @@ class GuardrailSettings(ServerSettings):
         "wait; refuse: requests are refused (503)",
     )
     audit_queue: int = Field(10_000, ge=2, le=1_000_000, description="lines that may wait to be written")
+    audit_excerpt: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="characters of its texts that a line has, what was found in them masked; 0: none",
+    )
     audit_tenant: Literal["hash", "plain"] = Field("hash", description="how the audit names tenants")
 
     @field_validator("redis_url")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aim_guardrail.audit.chain import digest_of
+from aim_guardrail.audit.excerpt import Excerpts
 from aim_guardrail.audit.trail import Trail
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.course import Course
+from aim_guardrail.pipeline.ruling import Ruling
 from aim_guardrail.policy import Direction
 from aim_guardrail.slots.slot import Slots
 
@@ -25,15 +27,18 @@ class Auditor:
     Args:
         key: of the content's digest and the tenant's; without one there is no content's: a short text is soon guessed.
         plain_tenant: tenants are named, not digested.
+        excerpt_chars: of each direction's text, masked, what an entry has; 0: none.
     """
 
-    def __init__(self, trail: Trail, key: bytes | None, *, plain_tenant: bool) -> None:
+    def __init__(self, trail: Trail, key: bytes | None, *, plain_tenant: bool, excerpt_chars: int = 0) -> None:
         self._trail, self._key, self._plain_tenant = trail, key, plain_tenant
+        self._excerpt_chars = excerpt_chars
 
     def __call__(self, context: RequestContext) -> Auditing:
         """The witness of a request. Raises Unavailable: nothing passes unaudited, and this could not be."""
         self._trail.reserve(_DIRECTIONS)
-        return Auditing(self._trail, self._key, self._tenant)
+        excerpts = Excerpts(self._excerpt_chars) if self._excerpt_chars else None
+        return Auditing(self._trail, self._key, self._tenant, excerpts)
 
     async def fed_back(self, tenant: str | None, said: dict[str, Any]) -> None:
         """Have feedback on that tenant's request written."""
@@ -48,11 +53,15 @@ class Auditor:
 class Auditing:
     """One request's entries."""
 
-    keeps = False
-
-    def __init__(self, trail: Trail, key: bytes | None, tenant: Callable[[str | None], str | None]) -> None:
-        self.hears = key is not None
-        self._trail, self._key, self._tenant = trail, key, tenant
+    def __init__(
+        self,
+        trail: Trail,
+        key: bytes | None,
+        tenant: Callable[[str | None], str | None],
+        excerpts: Excerpts | None,
+    ) -> None:
+        self.hears, self.keeps = key is not None, excerpts is not None
+        self._trail, self._key, self._tenant, self._excerpts = trail, key, tenant, excerpts
         self._digests: dict[Direction, hmac.HMAC] = {}
 
     def content(self, direction: Direction, data: bytes) -> None:
@@ -63,14 +72,19 @@ class Auditing:
             digest = self._digests[direction] = hmac.new(self._key, digestmod="sha256")
         digest.update(data)
 
-    def slots(self, direction: Direction, slots: Slots) -> None:
-        """Of no use here."""
+    def slots(self, direction: Direction, slots: Slots, rulings: Sequence[Ruling]) -> None:
+        """Texts that were judged."""
+        if self._excerpts is not None:
+            self._excerpts.add(direction, slots, rulings)
 
     async def ended(self, course: Course) -> None:
         """Have it written."""
         digest = self._digests.get(course.direction)
         tenant = self._tenant(course.context.tenant)
-        await self._trail.put(entry(course, tenant, None if digest is None else digest.hexdigest()))
+        fields = entry(course, tenant, None if digest is None else digest.hexdigest())
+        if self._excerpts is not None:
+            fields["excerpt"] = self._excerpts.of(course)
+        await self._trail.put(fields)
 
     def left(self) -> None:
         """The request is over."""

@@ -29,7 +29,8 @@ def auditing(settings: GuardrailSettings) -> Iterator[list[Auditor]]:
     trail = Trail(_opened(settings.audit_file, key), settings.audit_overflow, settings.audit_queue)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # logrotate's: a file that was moved away is noticed without
     try:
-        yield [Auditor(trail, key, plain_tenant=settings.audit_tenant == "plain")]
+        plain = settings.audit_tenant == "plain"
+        yield [Auditor(trail, key, plain_tenant=plain, excerpt_chars=settings.audit_excerpt)]
     finally:
         trail.close()
 

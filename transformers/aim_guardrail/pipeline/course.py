@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from aim_guardrail.pipeline.context import RequestContext
+from aim_guardrail.pipeline.ruling import Ruling
 from aim_guardrail.policy import Direction, Policy, Verdict
 from aim_guardrail.slots.slot import Slots
 
@@ -74,8 +75,9 @@ class Witness(Protocol):
     def content(self, direction: Direction, data: bytes) -> None:
         """A body, or the next part of it. From any thread, one after another."""
 
-    def slots(self, direction: Direction, slots: Slots) -> None:
-        """Texts that are judged. From any thread, one after another."""
+    def slots(self, direction: Direction, slots: Slots, rulings: Sequence[Ruling]) -> None:
+        """Texts, and what the inline stage makes of them: nothing behind one that it blocks has been judged. From any
+        thread, one after another."""
 
     async def ended(self, course: Course) -> None:
         """A direction has come to its end, once for each that had begun."""

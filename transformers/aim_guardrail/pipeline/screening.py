@@ -225,13 +225,13 @@ class Screening:
 
     def texts(self, direction: Direction, slots: Slots) -> list[str]:
         """The inline stage of :meth:`screen_texts`."""
-        self.watch.keep(direction, slots)
         if direction == "prompt" and self.guard.policy.restored:
             self.session.vault.reserve(_as_read(slots))
         try:
             rulings = self.guard.judge(direction, slots)
         except DetectorFailed as error:
             raise self.failed(error) from error
+        self.watch.keep(direction, slots, rulings)
         if not rulings:
             return [slot.text for slot in slots.items]
         self._rule(direction, slots, rulings)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from aim_guardrail.pipeline.course import Course, Outcome, Witness
+from aim_guardrail.pipeline.ruling import Ruling
 from aim_guardrail.policy import Direction
 from aim_guardrail.slots.slot import Slots
 from aim_kserve.errors import ContentBlocked, ServingError
@@ -46,10 +47,10 @@ class Watch:
         for witness in self._hearers:
             witness.content(self.direction, data)
 
-    def keep(self, direction: Direction, slots: Slots) -> None:
-        """Texts that are judged."""
+    def keep(self, direction: Direction, slots: Slots, rulings: Sequence[Ruling]) -> None:
+        """Texts that the inline stage has judged."""
         for witness in self._keepers:
-            witness.slots(direction, slots)
+            witness.slots(direction, slots, rulings)
 
     async def tell(self, course: Course) -> None:
         """A direction has come to its end."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.course import Course
+from aim_guardrail.pipeline.ruling import Ruling
 from aim_guardrail.policy import Direction
 from aim_guardrail.slots.slot import Slots
 
@@ -67,7 +69,7 @@ class Remembering:
     def content(self, direction: Direction, data: bytes) -> None:
         """Of no use here."""
 
-    def slots(self, direction: Direction, slots: Slots) -> None:
+    def slots(self, direction: Direction, slots: Slots, rulings: Sequence[Ruling]) -> None:
         """Of no use here."""
 
     async def ended(self, course: Course) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -21,6 +22,7 @@ from aim_guardrail.pipeline import Guard
 from aim_guardrail.pipeline.cache import VerdictCache
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.course import Course
+from aim_guardrail.pipeline.ruling import Ruling
 from aim_guardrail.pipeline.screening import Blocked, Screening
 from aim_guardrail.policy import Direction
 from aim_guardrail.slots.slot import Slots
@@ -138,7 +140,7 @@ class Shadowing:
     def content(self, direction: Direction, data: bytes) -> None:
         """Of no use here."""
 
-    def slots(self, direction: Direction, slots: Slots) -> None:
+    def slots(self, direction: Direction, slots: Slots, rulings: Sequence[Ruling]) -> None:
         """Texts that the policy in force judges."""
         self._chars[direction] += sum(len(slot.text) for slot in slots.items)
         if self._chars[direction] <= MOST_CHARS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aim_guardrail.exact_json import paired
 from aim_guardrail.metrics import Metrics
+from aim_guardrail.pipeline.ruling import Ruling
 from aim_guardrail.pipeline.screening import Blocked, Screening
 from aim_guardrail.pipeline.vault import open_placeholder
 from aim_guardrail.slots.slot import Slot, Slots
@@ -58,12 +59,13 @@ class StreamText:
 
     def close(self) -> None:
         """Count what the text came to, once."""
-        if self._seen is not None:
-            self._screening.note("answer", self._seen.verdict)
-            self._seen = None
+        if self._seen is None:
+            return
+        verdict, self._seen = self._seen.verdict, None
+        self._screening.note("answer", verdict)
         if self._kept:
-            text, self._kept = "".join(self._kept), None
-            self._screening.watch.keep("answer", Slots([Slot(text, ("the answer",), "", "assistant")]))
+            slot, self._kept = Slot("".join(self._kept), ("the answer",), "", "assistant"), None
+            self._screening.watch.keep("answer", Slots([slot]), [Ruling((0,), verdict)])
 
     def _whole_characters(self, piece: str) -> str:
         """The piece from the half of a character that came before it to the one that it may end with."""
