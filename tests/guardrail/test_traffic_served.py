@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import httpx
 import openai
+import orjson
 import pytest
 
 import fake_predictor
@@ -185,6 +186,18 @@ def test_a_flag_lets_pass(limited: Any) -> None:
     ):
         verdicts = [client.post(CHAT, json=ask("hi")).headers["x-guardrail-verdict"] for _ in range(3)]
         assert verdicts == ["allow", "flag", "flag"]
+
+
+def test_a_refusal_is_audited_as_a_block(limited: Any, tmp_path: Path) -> None:
+    audit = tmp_path / "audit.jsonl"
+    with limited("{requests: {minute: 1}}", "--audit_file", str(audit)) as (_, client):
+        assert [client.post(CHAT, json=ask("hi")).status_code for _ in range(2)] == [200, 429]
+        assert eventually(lambda: audit.read_bytes().count(b"\n") == 3)
+    lines = [orjson.loads(line) for line in audit.read_bytes().splitlines()]
+    outcomes = [(line["direction"], line["outcome"]) for line in lines]
+    assert outcomes == [("prompt", "allowed"), ("answer", "allowed"), ("prompt", "blocked")]
+    (found,) = lines[2]["findings"]
+    assert (found["family"], found["label"], found["by"]) == ("traffic", "REQUEST_RATE", "requests_minute")
 
 
 # --- what a body is not needed for ------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from aim_guardrail.traffic.local import limit_of
 from aim_guardrail.traffic.windows import Charge, Standing
-from aim_kserve.errors import ServingError
+from aim_kserve.errors import ContentBlocked
 
 _TYPES = {400: "invalid_request_error", 403: "permission_error", 413: "invalid_request_error", 429: "rate_limit_error"}
 
 
-class TrafficRefused(ServingError):
+class TrafficRefused(ContentBlocked):
     """A rule of the family `traffic` blocks. ``retry_after_s``: when the request would pass, if ever.
 
     Attributes:
