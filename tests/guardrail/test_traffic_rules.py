@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aim_guardrail.cli.policy import explained
 from aim_guardrail.detectors.traffic import Countries, Hours
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.policy import PolicyError, parse_policy
@@ -67,6 +68,7 @@ def test_a_wrong_option_is_named_with_its_remedy(options: str, says: str) -> Non
     [
         ("    threshold: 0.5\n", "type 'traffic' has no scores: remove threshold"),
         ("    timeout_ms: 5\n", "cannot time out"),
+        ("    entities: [GEO]\n", "names GEO, which its options do not limit: remove it, or give the limit"),
         ("    entities: [SPEED]\n", "unknown entity 'SPEED': use some of REQUEST_RATE"),
         (
             "stream: {mode: buffer}\nanswer: [{type: traffic, action: block, options: {upload_bytes: 1}}]\n",
@@ -82,6 +84,11 @@ def test_what_has_no_meaning_for_traffic_is_refused(more: str, says: str) -> Non
 def test_nothing_can_be_redacted() -> None:
     with pytest.raises(PolicyError, match="nothing to redact: use block, flag or log"):
         parse_policy(policy("{upload_bytes: 1}").replace("block", "redact"), "p.yaml")
+
+
+def test_a_limit_that_no_action_names_is_refused() -> None:
+    with pytest.raises(PolicyError, match="limits REQUEST_RATE, which it does not name: name it, or remove"):
+        parse_policy(policy("{requests: {minute: 1}, upload_bytes: 1}").replace("block", "{UPLOAD_SIZE: block}"), "p")
 
 
 def test_in_a_stage_it_is_refused() -> None:
@@ -125,7 +132,7 @@ def test_wrong_settings_are_named(flags: list[str], says: str) -> None:
     assert "hunter2" not in str(refused.value)
 
 
-def test_only_labels_that_the_rule_names_are_limited() -> None:
+def test_every_limit_of_a_rule() -> None:
     rule = policy("{requests: {minute: 5, hour: 9}, tokens: [{day: 7}, {minute: 3, per: global}]}")
     both = traffic_rules(parse_policy(rule, "p"))
     found = {(limit.name, limit.per, limit.amount) for limit in limits_of(both)}
@@ -135,8 +142,17 @@ def test_only_labels_that_the_rule_names_are_limited() -> None:
         ("tokens_day", "caller", 7),
         ("tokens_minute", "global", 3),
     }
-    some = traffic_rules(parse_policy(rule + "    entities: [TOKEN_RATE]\n", "p"))
-    assert {limit.unit for limit in limits_of(some)} == {"tokens"}
+
+
+def test_a_policy_is_explained() -> None:
+    options = "{requests: [{minute: 5, per: caller_model}], countries: {deny: [DE]}, hours: {closes: '18:00'}}"
+    text = policy(options).replace("block", "{GEO: flag, default: block}")
+    assert list(explained(parse_policy(text, "p")))[1:5] == [
+        "prompt:",
+        "  as it comes: traffic blocks REQUEST_RATE: more than 5 a minute (caller and model)",
+        "  as it comes: traffic flags GEO: from DE",
+        "  as it comes: traffic blocks HOURS: outside of 00:00 to 18:00 on mon, tue, wed, thu, fri, sat, sun (UTC)",
+    ]
 
 
 def test_the_policys_version_changes_with_a_limit() -> None:

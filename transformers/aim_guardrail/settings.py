@@ -213,7 +213,7 @@ class GuardrailSettings(ServerSettings):
 def _needs_no_countries(policy: Policy) -> None:
     """Raises PolicyError: it does, and nothing is known of them."""
     for rule in policy.rules("prompt"):
-        if isinstance(rule.options, TrafficOptions) and rule.options.countries is not None and "GEO" in rule.labels:
+        if isinstance(rule.options, TrafficOptions) and rule.options.countries is not None:
             raise PolicyError(
                 f"policy {policy.name!r}: {rule.name} limits countries, of which nothing is known: give --geo_database "
                 "FILE (.mmdb)"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import orjson
 
 from aim_guardrail.cli.given import parser, policy_named, run
+from aim_guardrail.detectors.traffic import TrafficOptions
 from aim_guardrail.policy import Direction, Policy, Rule, load_policy
 from aim_guardrail.policy.source import PolicyError
 
@@ -71,11 +72,14 @@ def explained(policy: Policy) -> Iterator[str]:
 
 def _direction(policy: Policy, direction: Direction) -> Iterator[str]:
     inline = [rule for rule in policy.rules(direction) if rule.is_inline]
+    limits = [rule for rule in policy.rules(direction) if rule.is_traffic and direction == "prompt"]
     stages = policy.stages(direction)
-    if not inline and not stages:
+    if not inline and not stages and not limits:
         yield f"{direction}: not checked"
         return
     yield f"{direction}:"
+    for rule in limits:
+        yield from (f"  as it comes: {line}" for line in _limits(rule))
     for rule in inline:
         yield f"  at once: {_rule(rule)}"
     for at, (mode, rules) in enumerate(stages, 1):
@@ -95,6 +99,12 @@ def _rule(rule: Rule) -> str:
     more += [f"a failure: {_fails(rule.on_error)}"] if rule.on_error else []
     name = rule.type if rule.name == rule.type else f"{rule.name} ({rule.type})"
     return f"{name} {acts}{''.join(f'; {each}' for each in more)}"
+
+
+def _limits(rule: Rule) -> Iterator[str]:
+    assert isinstance(rule.options, TrafficOptions)
+    for label, limit in rule.options.limits.items():
+        yield f"{rule.name} {_ACTS[rule.action_on(label)]} {label}: {limit}"
 
 
 def _fails(then: str) -> str:

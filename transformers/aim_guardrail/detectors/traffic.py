@@ -4,7 +4,7 @@ text is needed for; here is what a rule's `options` may hold."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NoReturn, get_args
 from zoneinfo import ZoneInfo
 
@@ -170,6 +170,33 @@ class TrafficOptions(Options):
         if self == TrafficOptions.model_construct():
             raise ValueError(f"a traffic rule limits nothing: give some of {', '.join(TrafficOptions.model_fields)}")
         return self
+
+    @property
+    def limits(self) -> dict[TrafficLabel, str]:
+        """What is not let pass, in words, by label."""
+        said: dict[TrafficLabel, str] = {}
+        if self.requests:
+            said["REQUEST_RATE"] = f"more than {_in_words(self.requests)}"
+        if self.tokens:
+            said["TOKEN_RATE"] = f"more than {_in_words(self.tokens)}"
+        if self.context_tokens:
+            said["CONTEXT_LENGTH"] = f"more than {self.context_tokens} tokens"
+        if self.upload_bytes:
+            said["UPLOAD_SIZE"] = f"more than {self.upload_bytes} bytes"
+        if self.countries:
+            which = "all but" if self.countries.allow else "from"
+            said["GEO"] = f"{which} {', '.join(self.countries.allow or self.countries.deny)}"
+        if self.hours:
+            hours = self.hours
+            days = ", ".join(hours.days)
+            said["HOURS"] = f"outside of {hours.opens} to {hours.closes} on {days} ({hours.time_zone})"
+        return said
+
+
+def _in_words(rates: Iterable[Rate]) -> str:
+    return ", ".join(
+        f"{limit} a {span} ({rate.per.replace('_', ' and ')})" for rate in rates for span, limit in rate.limits.items()
+    )
 
 
 def _build(_: Wanted) -> NoReturn:

@@ -32,6 +32,7 @@ from pydantic_core import ErrorDetails, PydanticKnownError
 
 from aim_guardrail.detectors.base import Finding, Label
 from aim_guardrail.detectors.families import FAMILIES, Options, Wanted
+from aim_guardrail.detectors.traffic import TrafficOptions
 from aim_guardrail.policy.source import MAX_CHARS, PolicyError, Source
 
 _SHIPPED = resources.files("aim_guardrail") / "policies"
@@ -180,12 +181,23 @@ class Rule(_Strict):
     def _agrees(self) -> Rule:
         if not self.is_batch and (self.timeout_ms is not None or self.on_timeout is not None):
             raise ValueError(f"type {self.type!r} is checked inline and cannot time out: remove timeout_ms, on_timeout")
-        if self.is_traffic and "redact" in self.actions:
-            raise ValueError("type 'traffic' has nothing to redact: use block, flag or log")
-        if self.is_traffic and self.threshold is not None:
-            raise ValueError("type 'traffic' has no scores: remove threshold")
         if self.reads == "picture" and "redact" in self.actions:
             raise ValueError(f"type {self.type!r} judges pictures, which cannot be redacted: block, flag or log them")
+        return self
+
+    @model_validator(mode="after")
+    def _limits(self) -> Rule:
+        if not isinstance(self.options, TrafficOptions):
+            return self
+        if "redact" in self.actions:
+            raise ValueError("type 'traffic' has nothing to redact: use block, flag or log")
+        if self.threshold is not None:
+            raise ValueError("type 'traffic' has no scores: remove threshold")
+        named = {*(self.entities or ()), *(self.action if isinstance(self.action, dict) else ())} - {DEFAULT}
+        if idle := sorted(named - self.options.limits.keys()):
+            raise ValueError(f"names {idle[0]}, which its options do not limit: remove it, or give the limit")
+        if unheeded := sorted(self.options.limits.keys() - self.labels):
+            raise ValueError(f"limits {unheeded[0]}, which it does not name: name it, or remove the limit")
         return self
 
     @property

@@ -60,8 +60,7 @@ def limits_of(rules: Sequence[Rule]) -> Iterator[Limit]:
         options = options_of(rule)
         rates: tuple[tuple[Unit, tuple[Rate, ...]], ...] = (("requests", options.requests), ("tokens", options.tokens))
         for unit, each in rates:
-            if LABEL_OF[unit] in rule.labels:
-                yield from (Limit(rule, unit, span, r.per, n) for r in each for span, n in r.limits.items())
+            yield from (Limit(rule, unit, span, r.per, n) for r in each for span, n in r.limits.items())
 
 
 def options_of(rule: Rule) -> TrafficOptions:

@@ -200,7 +200,7 @@ class Visit:
 
     def _judge_hours(self, rule: Rule) -> None:
         hours = options_of(rule).hours
-        if hours is None or "HOURS" not in rule.labels:
+        if hours is None:
             return
         wait_s = opens_in_s(hours, self._traffic.counters.now_s())
         days = ", ".join(hours.days)
@@ -209,7 +209,7 @@ class Visit:
 
     def _judge_country(self, rule: Rule) -> None:
         countries = options_of(rule).countries
-        if countries is None or "GEO" not in rule.labels:
+        if countries is None:
             return
         if self._traffic.geo is None:
             self._unjudged([rule], "geo_database")
@@ -221,14 +221,14 @@ class Visit:
 
     def _judge_size(self, rule: Rule, size: int | None) -> None:
         most = options_of(rule).upload_bytes
-        if most is None or size is None or "UPLOAD_SIZE" not in rule.labels:
+        if most is None or size is None:
             return
         said = f"the body has {size} bytes and may have {most}: shorten it"
         self._judged(rule, "UPLOAD_SIZE", "upload_bytes", size <= most, TrafficRefused(said, 413, "upload_too_large"))
 
     def _judge_context(self, rule: Rule, tokens: int) -> None:
         most = options_of(rule).context_tokens
-        if most is None or "CONTEXT_LENGTH" not in rule.labels:
+        if most is None:
             return
         said = f"the prompt has about {tokens} tokens and may have {most}: shorten it"
         error = TrafficRefused(said, 400, "context_length_exceeded")
