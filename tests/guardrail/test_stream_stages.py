@@ -225,6 +225,26 @@ async def test_every_kind_of_text_is_judged() -> None:
     assert "".join(c["text"] for e in got[:-1] for c in e["choices"]) == "a <BAD_1>"
 
 
+@pytest.mark.parametrize("seed", range(25))
+async def test_texts_that_come_at_once_are_each_redacted_as_a_whole(seed: int) -> None:
+    """Two choices, each thinking and speaking in pieces of any size, in any order."""
+    random = Random(seed)
+    words = ["badword ", "mildword ", PROSE, "x" * random.randint(1, 300) + " ", "end. ", f"{MAIL} ", "\n"]
+    places = [(choice, field) for choice in (0, 1) for field in ("content", "reasoning")]
+    texts = {place: "".join(random.choices(words, k=random.randint(1, 25))) for place in places}
+    left = {place: tokens(text, random.choice([1, 4, 20, 400])) for place, text in texts.items()}
+    events = []
+    while any(left.values()):
+        choice, field = place = random.choice([place for place, pieces in left.items() if pieces])
+        events.append(frame({"index": choice, "delta": {field: left[place].pop(0)}, "finish_reason": None}))
+    events += [frame({"index": choice, "delta": {}, "finish_reason": "stop"}) for choice in (0, 1)]
+    got = await Answer(policy(REDACT)).of([*events, b"data: [DONE]\n\n"])
+    for (choice, field), text in texts.items():
+        expected = text.replace("badword", "<BAD_1>").replace(MAIL, "<EMAIL_ADDRESS_1>")
+        assert shown(got, field, choice) == expected
+    assert reasons(got) == ["stop", "stop"]
+
+
 async def test_choices_are_judged_apart() -> None:
     events = []
     for at, piece in enumerate(tokens(PROSE * 8)):
