@@ -5,7 +5,6 @@ Names: the semantic conventions for generative AI, https://opentelemetry.io/docs
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +13,6 @@ from aim_kserve.access import RequestLog
 
 Attributes = dict[str, str | int | float | bool]
 
-_TRACES_PATH = "/v1/traces"
 _OPERATIONS = {
     "chat/completions": "chat",
     "completions": "text_completion",
@@ -67,21 +65,6 @@ class SpanSink(Protocol):
     """Takes every request that has ended; must not block."""
 
     def record(self, log: RequestLog, call: Call) -> None: ...
-
-
-def endpoint(flag: str | None, env: Mapping[str, str] = os.environ) -> str | None:
-    """The URL that spans go to, None: nowhere. As OpenTelemetry's variables say, the flag before them: the traces'
-    own variable is taken as it is, what is for all signals gets ``/v1/traces``.
-    https://opentelemetry.io/docs/specs/otel/protocol/exporter/#endpoint-urls-for-otlphttp
-    """
-    if env.get("OTEL_SDK_DISABLED", "").lower() == "true" or env.get("OTEL_TRACES_EXPORTER") == "none":
-        return None
-    if not flag and env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
-        return env["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]
-    base = (flag or env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or "").rstrip("/")
-    if not base:
-        return None
-    return base if base.endswith(_TRACES_PATH) else base + _TRACES_PATH
 
 
 def phases(call: Call) -> list[tuple[str, float, float]]:

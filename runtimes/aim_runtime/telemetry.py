@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from aim_kserve.errors import StartupError
+from aim_kserve.otlp_endpoint import endpoint
 from aim_profile.errors import NodeError
 from aim_profile.nodes.read import read_node
-from aim_runtime import spans
 from aim_runtime.audit import Audit
 from aim_runtime.engine_gauges import Device
 from aim_runtime.engines.base import Engine
@@ -49,7 +49,7 @@ class Telemetry:
             raise StartupError(str(error)) from error
         for pool in filter(None, shared):
             self.memory.add(pool)
-        url = spans.endpoint(settings.otlp_endpoint)
+        url = endpoint(settings.otlp_endpoint)
         self._tracer = None if url is None else _tracer(url, registry)
 
     def gate(self, engine: Engine, devices: Sequence[Device] = (), memory_bytes: int | None = None) -> Gate:

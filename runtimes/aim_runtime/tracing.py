@@ -1,42 +1,14 @@
-"""OpenTelemetry's side of :mod:`aim_runtime.spans`: the only file that imports it, imported with an endpoint only.
-
-A span is made when its request has ended, from what the meter knows of it: nothing is added to a request on its way.
-A collector that is away costs spans, counted in ``aim_trace_spans_lost_total``, and never a request: a thread of its
-own sends, from a queue that is bounded (``OTEL_BSP_*`` say how).
-"""
+"""The spans of a request to an engine, as :mod:`aim_runtime.spans` tells them; imported with an endpoint only."""
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
 import time
-from collections.abc import Sequence
 
-from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.trace import (
-    NonRecordingSpan,
-    SpanContext,
-    SpanKind,
-    Status,
-    StatusCode,
-    TraceFlags,
-    TraceState,
-    set_span_in_context,
-)
-from prometheus_client import REGISTRY, CollectorRegistry, Counter
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from aim_kserve.access import RequestLog
+from aim_kserve.otlp import Phase, Spans
 from aim_runtime.spans import Call, attributes, phases
-
-logger = logging.getLogger("aim.tracing")
-
-ENDING_S = 2.0
 
 
 class Tracer:
@@ -49,104 +21,17 @@ class Tracer:
     """
 
     def __init__(self, url: str, version: str, registry: CollectorRegistry = REGISTRY) -> None:
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # it would tell of each batch that is lost
-        names = {} if os.environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: "aim-runtime"}
-        self._ids = _Ids()
-        self._provider = TracerProvider(
-            resource=Resource.create({**names, SERVICE_VERSION: version}),
-            id_generator=self._ids,
-            shutdown_on_exit=False,
-        )
-        self._provider.add_span_processor(BatchSpanProcessor(_Exporter(url, registry)))
-        self._tracer = self._provider.get_tracer("aim_runtime", version)
-        logger.info("spans go to %s", url)
+        self._spans = Spans(url, "aim-runtime", version, registry)
 
     def record(self, log: RequestLog, call: Call) -> None:
-        """The spans of one call, which has just ended. The first call of a request has the span id of its access log
-        line; a V1 or V2 request with several prompts has a span for each, beside one another."""
+        """The spans of one call, which has just ended. A V1 or V2 request with several prompts has one for each."""
         end_ns = time.time_ns()
         began_ns = end_ns - int(call.duration_s * 1e9)
-        log.spans += 1
-        self._ids.expect(log.trace_id, log.span_id if log.spans == 1 else None)
-        span = self._tracer.start_span(
-            f"{call.kind} {call.asked_model}",
-            context=_parent(log),
-            kind=SpanKind.SERVER,
-            attributes=attributes(call, log.request_id),
-            start_time=began_ns,
-        )
-        if call.status >= 500:
-            span.set_status(Status(StatusCode.ERROR))
-        inside = set_span_in_context(span, Context())
-        for name, start_s, stop_s in phases(call):
-            phase = self._tracer.start_span(name, context=inside, start_time=began_ns + int(start_s * 1e9))
-            phase.end(began_ns + int(stop_s * 1e9))
-        span.end(end_ns)
+        named = f"{call.kind} {call.asked_model}"
+        span = Phase(named, began_ns, end_ns, attributes(call, log.request_id), call.status >= 500)
+        parts = [Phase(name, began_ns + int(on * 1e9), began_ns + int(off * 1e9)) for name, on, off in phases(call)]
+        self._spans.request(log, span, parts)
 
     def close(self) -> None:
-        """Send what is left, for at most ENDING_S: a process ends on time, collector or not."""
-        ending = threading.Thread(target=self._provider.shutdown, name="otel-shutdown", daemon=True)
-        ending.start()
-        ending.join(ENDING_S)
-
-
-def _parent(log: RequestLog) -> Context:
-    """The caller's span; an empty context where the trace starts here."""
-    if log.parent_id is None:
-        return Context()
-    caller = SpanContext(
-        int(log.trace_id, 16),
-        int(log.parent_id, 16),
-        is_remote=True,
-        trace_flags=TraceFlags(int(log.flags, 16)),
-        trace_state=TraceState.from_header([log.tracestate]),
-    )
-    return set_span_in_context(NonRecordingSpan(caller), Context())
-
-
-class _Ids(RandomIdGenerator):
-    """The access log's ids for the span that comes next, random ones for all others. For one thread."""
-
-    def __init__(self) -> None:
-        self._trace_id: int | None = None
-        self._span_id: int | None = None
-
-    def expect(self, trace_id: str, span_id: str | None) -> None:
-        self._trace_id = int(trace_id, 16)
-        self._span_id = None if span_id is None else int(span_id, 16)
-
-    def generate_trace_id(self) -> int:
-        return self._trace_id or super().generate_trace_id()
-
-    def generate_span_id(self) -> int:
-        expected, self._span_id = self._span_id, None
-        return expected or super().generate_span_id()
-
-
-class _Exporter(SpanExporter):
-    """OTLP over HTTP; loss is counted, and told of when it begins and when it ends."""
-
-    def __init__(self, url: str, registry: CollectorRegistry) -> None:
-        self._url = url
-        self._otlp = OTLPSpanExporter(url)
-        self._lost = Counter(
-            "aim_trace_spans_lost",
-            "Spans that the collector did not take: it is away, or refuses them",
-            registry=registry,
-        )
-        self._losing = False
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._otlp.export(spans)
-        losing = result is not SpanExportResult.SUCCESS
-        if losing:
-            self._lost.inc(len(spans))
-        if losing and not self._losing:
-            logger.warning("the collector at %s takes no spans: they are lost until it does", self._url)
-        elif self._losing and not losing:
-            logger.info("the collector at %s takes spans again", self._url)
-        self._losing = losing
-        return result
-
-    def shutdown(self) -> None:
-        self._otlp.shutdown()  # type: ignore[no-untyped-call]
+        """Send what is left, for a moment at most: a process ends on time, collector or not."""
+        self._spans.close()

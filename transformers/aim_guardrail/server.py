@@ -14,7 +14,7 @@ def run(settings: GuardrailSettings, read: PolicySet) -> int:
     """Serve until a signal; returns the exit code.
 
     Raises:
-        StartupError: the audit cannot be written; one line.
+        StartupError: the audit cannot be written, or spans not be sent; one line.
     """
     loading = ThreadPoolExecutor(1, "guard").submit(Generation.load, read)
     # The guards' engines and KServe load side by side: a second each.
@@ -29,6 +29,7 @@ def run(settings: GuardrailSettings, read: PolicySet) -> int:
     from aim_guardrail.proxy import Proxy
     from aim_guardrail.review.recent import Recent
     from aim_guardrail.review.shadow import Shadow
+    from aim_guardrail.tracing import tracing
     from aim_guardrail.traffic.gate import Traffic
     from aim_guardrail.transformer import GuardrailModel
     from aim_guardrail.upstream import Upstream
@@ -59,10 +60,10 @@ def run(settings: GuardrailSettings, read: PolicySet) -> int:
     cache = VerdictCache(held, settings.verdict_cache_ttl_seconds, shared) if held else None
     max_body_bytes = int(settings.max_body_mib * 1024**2)
     recent, shadow = Recent(), Shadow(policies, metrics, settings.shadow_sample, cache)
-    with auditing(settings) as auditors:
+    with auditing(settings) as auditors, tracing(settings) as tracers:
         loaded = _in_force(loading, policies, reload)
         model = GuardrailModel(
-            settings, predictor, metrics, policies, loaded, traffic, cache, [*auditors, recent, shadow]
+            settings, predictor, metrics, policies, loaded, traffic, cache, [*auditors, *tracers, recent, shadow]
         )
         server = Server(
             settings,

@@ -114,6 +114,12 @@ class GuardrailSettings(ServerSettings):
         description="MaxMind database of countries (.mmdb), for policies that limit them; read anew when it changes",
     )
 
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="collector that gets spans of requests by OTLP/HTTP, http://HOST:4318; "
+        "default: what OTEL_EXPORTER_OTLP_ENDPOINT says, else none",
+    )
     verdict_cache_entries: int = Field(
         10_000, ge=0, le=10_000_000, description="verdicts of batch detectors that are remembered in memory; 0: none"
     )
