@@ -19,7 +19,7 @@ _DOMAIN = re.compile(
 )
 
 _IPV4 = re.compile(
-    r"(?<![A-Za-z0-9])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![A-Za-z0-9]|\.[0-9])(?:/[0-9]{1,2}(?![A-Za-z0-9]))?"
+    r"[0-9](?<![A-Za-z0-9].)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?![A-Za-z0-9]|\.[0-9])(?:/[0-9]{1,2}(?![A-Za-z0-9]))?"
 )
 # A colon may stand before it behind a word that is no group of hexadecimal digits itself.
 _NAMED = "".join(rf"|(?<=[G-Zg-z][A-Za-z]{{{letters}}}:)" for letters in range(4))

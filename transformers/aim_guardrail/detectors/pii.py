@@ -17,6 +17,7 @@ from aim_guardrail.detectors.cards import cards
 from aim_guardrail.detectors.custom_patterns import CustomPatterns
 from aim_guardrail.detectors.digit_rows import Hit, in_uri, rows, unquoted
 from aim_guardrail.detectors.identifiers import IDENTIFIERS
+from aim_guardrail.detectors.linear_patterns import LinearPattern
 from aim_guardrail.detectors.numbering import REGIONS, numbering
 from aim_guardrail.detectors.phones import phones
 from aim_guardrail.detectors.pii_labels import IDENTIFIER_LABELS, PII_LABELS
@@ -24,12 +25,13 @@ from aim_guardrail.detectors.pii_options import PiiOptions
 from aim_guardrail.detectors.presidio import LABELS, Recognizer, iban_lengths, recognizers
 from aim_guardrail.text import CONTEXT_CHARS, WINDOW_CHARS, Text
 
-_IBAN_START = re.compile(r"(?<![A-Z0-9])([A-Z]{2})[0-9]{2}(?=[ %-]?[A-Z0-9])")
+# Every pattern begins with the characters it looks for, and only there looks back: that is what makes it fast.
+_IBAN_START = re.compile(r"([A-Z](?<![A-Z0-9].)[A-Z])[0-9]{2}(?=[ %-]?[A-Z0-9])")
 # Not behind a +, unless that is a space in a query string.
 _SSN = re.compile(
-    r"(?<![A-Za-z0-9])(?<!(?<![A-Za-z0-9])\+)[0-9]{3}([- .]|%2[0Dd])[0-9]{2}\1[0-9]{4}(?![A-Za-z0-9])(?!\1[0-9])"
+    r"[0-9](?<![A-Za-z0-9].)(?<!(?<![A-Za-z0-9])\+.)[0-9]{2}([- .]|%2[0Dd])[0-9]{2}\1[0-9]{4}(?![A-Za-z0-9])(?!\1[0-9])"
 )
-_CRYPTO = re.compile(r"(?<![A-Za-z0-9])(?:bc1|[13])[a-zA-HJ-NP-Z0-9]{25,59}(?![A-Za-z0-9])")
+_CRYPTO = re.compile(r"[b13](?<![A-Za-z0-9].)(?:(?<=b)c1|(?<!b))[a-zA-HJ-NP-Z0-9]{25,59}(?![A-Za-z0-9])")
 
 # What a URL writes so is no part of a value, but a blank or a hyphen between two digits, a plus sign, or an at sign.
 _ENCODED = re.compile(r"%(?:0[0-9A-Fa-f]|2[1-9AaCcFf]|(?<![0-9].)(?:20|2[Dd])|3[A-Fa-f]|5[B-Eb-e]|60|7[B-Eb-e])")
@@ -38,9 +40,14 @@ _BETWEEN = "|||"  # stands for it: an account's groups may be as far apart
 
 _CUT = re.compile(r"\n|(?<=[a-z])[ \t](?=[a-z])")  # between lines and between words
 
-_DIGITS = re.compile(r"[0-9]+")
+# An at sign, seven digits, or an address with fewer: long texts are searched by RE2, in a tenth of the time.
+_PERSONAL = LinearPattern(
+    r"[0-9](?:[^0-9]*[0-9]){6}|[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:|[A-Za-z0-9]{26}"
+)
+_LONG_CHARS = 128
+_DIGITS = re.compile("[0-9]+")
 _SHORT_IP = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:")
-_IDENTIFIER = re.compile(r"[A-Z0-9][A-Z0-9.-]{6}")  # of those with few digits
+_IDENTIFIER = LinearPattern("[A-Z0-9][A-Z0-9.-]{6}")  # of those with few digits
 _LONG_WORD = re.compile(r"[A-Za-z0-9]{26}")
 
 
@@ -79,6 +86,8 @@ class PiiDetector:
             return True
         if self._identifiers and _IDENTIFIER.search(scan):
             return True
+        if len(scan) >= _LONG_CHARS:
+            return _PERSONAL.search(scan)
         digits = sum(map(len, _DIGITS.findall(scan)))
         return digits >= 7 or (digits > 0 and (_SHORT_IP.search(scan) or _LONG_WORD.search(scan)) is not None)
 
@@ -100,7 +109,8 @@ class PiiDetector:
                 found += [(label, hit) for hit in search(scan, since, self._recognizers[label])]
         if "IBAN_CODE" in self.labels:
             found += [("IBAN_CODE", hit) for hit in self._accounts(scan, since)]
-        found += [(kind.label, hit) for kind in self._identifiers for hit in kind.hits(scan, since)]
+        if self._identifiers and (_IDENTIFIER.search(scan[since:]) or _PERSONAL.search(scan[since:])):
+            found += [(kind.label, hit) for kind in self._identifiers for hit in kind.hits(scan, since)]
         if self._custom is not None:
             found += self._custom.hits(scan, since)
         return found + self._in_rows(scan, since, found)
