@@ -15,6 +15,7 @@ from aim_guardrail.detectors.addresses import emails, ips
 from aim_guardrail.detectors.base import Finding
 from aim_guardrail.detectors.cards import cards
 from aim_guardrail.detectors.custom_patterns import CustomPatterns
+from aim_guardrail.detectors.decoded import found_in_views, says_text
 from aim_guardrail.detectors.digit_rows import Hit, in_uri, rows, unquoted
 from aim_guardrail.detectors.identifiers import IDENTIFIERS
 from aim_guardrail.detectors.linear_patterns import LinearPattern
@@ -86,6 +87,9 @@ class PiiDetector:
             return True
         if self._identifiers and _IDENTIFIER.search(scan):
             return True
+        return self._is_personal(scan) or says_text(scan)
+
+    def _is_personal(self, scan: str) -> bool:
         if len(scan) >= _LONG_CHARS:
             return _PERSONAL.search(scan)
         digits = sum(map(len, _DIGITS.findall(scan)))
@@ -93,6 +97,9 @@ class PiiDetector:
 
     def scan(self, text: Text, since: int = 0) -> list[Finding]:
         """Personal data that begins at `since` or later (none can begin before and end after it)."""
+        return [*self._plain(text, since), *found_in_views(text, since, self._plain)]
+
+    def _plain(self, text: Text, since: int = 0) -> list[Finding]:
         return [finding for start, end in _windows(text.scan, since) for finding in self._scan_window(text, start, end)]
 
     def _scan_window(self, text: Text, since: int, end: int) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from aim_guardrail.detectors.code.dangers import DANGER_RULES
 from aim_guardrail.detectors.code.labels import CODE_LABELS
 from aim_guardrail.detectors.code.licences import LICENCE_RULES
 from aim_guardrail.detectors.code.rule import CodeRule, Spot
+from aim_guardrail.detectors.decoded import found_in_views, says_text
 from aim_guardrail.detectors.linear_patterns import LinearPattern
 from aim_guardrail.text import CONTEXT_CHARS, Text
 
@@ -35,10 +36,13 @@ class CodeDetector:
 
     def may_find(self, scan: str) -> bool:
         """Whether any rule's end is in it."""
-        return self._ends.search(scan)
+        return self._ends.search(scan) or says_text(scan)
 
     def scan(self, text: Text, since: int = 0) -> list[Finding]:
         """What ends after `since`; one finding a span and label."""
+        return [*self._plain(text, since), *found_in_views(text, since, self._plain)]
+
+    def _plain(self, text: Text, since: int = 0) -> list[Finding]:
         scan, first = text.scan, max(0, since - CONTEXT_CHARS)
         spots: dict[tuple[int, int, str], tuple[Spot, str]] = {}
         for start, end in self._heads.spans(scan, first):
