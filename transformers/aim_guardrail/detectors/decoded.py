@@ -10,8 +10,10 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from operator import attrgetter
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -52,16 +54,30 @@ def says_text(scan: str) -> bool:
     return len(scan) >= _LEAST_CHARS and next(views_of(scan), None) is not None
 
 
-def found_in_views(text: Text, since: int, search: Callable[[Text], list[Finding]]) -> Iterator[Finding]:
-    """What `search` finds in each view, as found of its whole run."""
-    for view in views_of(text.scan, since):
-        best: dict[str, Finding] = {}
-        for finding in search(Text(view.text)):
-            if finding.label not in best or best[finding.label].score < finding.score:
-                best[finding.label] = finding
-        start, end = text.span(view.start, view.end)
-        for finding in best.values():
-            yield replace(finding, start=start, end=end, rule_id=f"{finding.rule_id}.decoded")
+_start = attrgetter("start")
+
+
+def with_views(text: Text, since: int, search: Callable[[Text, int], list[Finding]]) -> list[Finding]:
+    """What `search` finds in the text from `since` on, and in each view, as found of its whole run, unless it was found
+    in the run as it stands.
+    """
+    plain = sorted(search(text, since), key=_start)
+    return [*plain, *(f for view in views_of(text.scan, since) for f in _of_run(text, view, search, plain))]
+
+
+def _of_run(
+    text: Text, view: View, search: Callable[[Text, int], list[Finding]], plain: list[Finding]
+) -> Iterator[Finding]:
+    by_label: dict[str, list[Finding]] = {}
+    for finding in search(Text(view.text), 0):
+        by_label.setdefault(finding.label, []).append(finding)
+    start, end = text.span(view.start, view.end)
+    inside = plain[bisect_left(plain, start, key=_start) : bisect_left(plain, end, key=_start)]
+    for label, found in by_label.items():
+        seen = sum(f.label == label and f.end <= end for f in inside)
+        if seen < len(found):
+            best = max(found, key=lambda finding: finding.score)
+            yield replace(best, start=start, end=end, rule_id=f"{best.rule_id}.decoded")
 
 
 def _pieces(run: str, start: int) -> Iterator[View]:

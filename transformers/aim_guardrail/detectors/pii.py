@@ -15,7 +15,7 @@ from aim_guardrail.detectors.addresses import emails, ips
 from aim_guardrail.detectors.base import Finding
 from aim_guardrail.detectors.cards import cards
 from aim_guardrail.detectors.custom_patterns import CustomPatterns
-from aim_guardrail.detectors.decoded import found_in_views, says_text
+from aim_guardrail.detectors.decoded import says_text, with_views
 from aim_guardrail.detectors.digit_rows import Hit, in_uri, rows, unquoted
 from aim_guardrail.detectors.identifiers import IDENTIFIERS
 from aim_guardrail.detectors.linear_patterns import LinearPattern
@@ -97,9 +97,9 @@ class PiiDetector:
 
     def scan(self, text: Text, since: int = 0) -> list[Finding]:
         """Personal data that begins at `since` or later (none can begin before and end after it)."""
-        return [*self._plain(text, since), *found_in_views(text, since, self._plain)]
+        return with_views(text, since, self._plain)
 
-    def _plain(self, text: Text, since: int = 0) -> list[Finding]:
+    def _plain(self, text: Text, since: int) -> list[Finding]:
         return [finding for start, end in _windows(text.scan, since) for finding in self._scan_window(text, start, end)]
 
     def _scan_window(self, text: Text, since: int, end: int) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ from typing import get_args, get_type_hints
 from kingfisher_sdk import Rules, Scanner
 
 from aim_guardrail.detectors.base import Finding
-from aim_guardrail.detectors.decoded import found_in_views
+from aim_guardrail.detectors.decoded import with_views
 from aim_guardrail.detectors.linear_patterns import LinearPattern
 from aim_guardrail.detectors.views import views
 from aim_guardrail.text import BREAK_CHARS, BREAKS, CONTEXT_CHARS, PRIVATE_KEY, WINDOW_CHARS, Text
@@ -153,9 +153,9 @@ class SecretDetector:
 
     def scan(self, text: Text, since: int = 0) -> list[Finding]:
         """Secrets that end after `since`. About 30 us for a chat message of 500 characters."""
-        return [*self._plain(text, since), *found_in_views(text, since, self._plain)]
+        return with_views(text, since, self._plain)
 
-    def _plain(self, text: Text, since: int = 0) -> list[Finding]:
+    def _plain(self, text: Text, since: int) -> list[Finding]:
         scan = text.scan
         by_start: dict[int, list[_Match]] = {}
         judged: set[tuple[int, int, str]] = set()  # views find the same

@@ -11,7 +11,7 @@ from aim_guardrail.detectors.code.dangers import DANGER_RULES
 from aim_guardrail.detectors.code.labels import CODE_LABELS
 from aim_guardrail.detectors.code.licences import LICENCE_RULES
 from aim_guardrail.detectors.code.rule import CodeRule, Spot
-from aim_guardrail.detectors.decoded import found_in_views, says_text
+from aim_guardrail.detectors.decoded import says_text, with_views
 from aim_guardrail.detectors.linear_patterns import LinearPattern
 from aim_guardrail.text import CONTEXT_CHARS, Text
 
@@ -40,9 +40,9 @@ class CodeDetector:
 
     def scan(self, text: Text, since: int = 0) -> list[Finding]:
         """What ends after `since`; one finding a span and label."""
-        return [*self._plain(text, since), *found_in_views(text, since, self._plain)]
+        return with_views(text, since, self._plain)
 
-    def _plain(self, text: Text, since: int = 0) -> list[Finding]:
+    def _plain(self, text: Text, since: int) -> list[Finding]:
         scan, first = text.scan, max(0, since - CONTEXT_CHARS)
         spots: dict[tuple[int, int, str], tuple[Spot, str]] = {}
         for start, end in self._heads.spans(scan, first):
