@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -16,12 +17,14 @@ from aim_guardrail.detectors.base import Asked, Misconfigured, Passage
 from aim_guardrail.detectors.judge.backend import Part, Question, TooLong, Unreadable
 from aim_guardrail.detectors.judge.chat_form import ChatForm
 from aim_guardrail.detectors.judge.compliance import ComplianceOptions
+from aim_guardrail.detectors.judge.conversation import Turn
 from aim_guardrail.detectors.judge.detector import Judge
 from aim_guardrail.detectors.judge.in_process import InProcess
 from aim_guardrail.detectors.judge.safety import SafetyOptions
 from aim_guardrail.detectors.threads import ABANDONED
 from fake_predictor import FakePredictor
 from guarded import ask, eventually, guardrail
+from served import Served
 
 pytestmark = pytest.mark.model
 
@@ -177,3 +180,45 @@ def test_templates_that_refuse_or_cannot_be_read_are_named():
         form.parts((), {})
     with pytest.raises(Misconfigured, match="refuses"):
         ChatForm("{{ messages.__class__.__mro__ }}").parts((), {})
+
+
+# --- our own runtime as the judge's server ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runtime(embedded_model: Path) -> Iterator[Served]:
+    flags = ("--model_name", "guard", "--model_dir", str(embedded_model.parent), "--max_model_len", "2048")
+    with Served(["-m", "aim_runtime", *flags]) as runtime:
+        yield runtime
+
+
+async def test_our_runtime_takes_written_rules_and_keeps_to_their_schema(runtime: Served):
+    rules = [{"id": "NO_PETS", "description": "Speaks of pets."}, {"id": "NO_CARS", "description": "Speaks of cars."}]
+    judge = Judge.of_compliance(
+        ComplianceOptions.model_validate({"endpoint": f"{runtime.url}/v1", "model": "guard", "rules": rules})
+    )
+    (found,) = await judge.scan_batch([Passage("My cat sleeps.", "prompt", "user")], Asked(soon()))
+    assert {finding.label for finding in found} == {"NO_PETS", "NO_CARS"}
+    await judge.close()
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+async def test_our_runtime_lists_the_probabilities_that_guards_are_read_by(runtime: Served, api: str):
+    options = SafetyOptions.model_validate(
+        {"judge": "granite-guardian-3.2", "api": api, "endpoint": f"{runtime.url}/v1", "model": "guard"}
+    )
+    judge = Judge.of_safety(options)
+    question = replace(options.guard.questions([Turn("user", "Hello")])[0], max_tokens=3)
+    said = await judge._backend.ask(question, soon())
+    assert said.is_cut
+    assert "".join(token.text for token in said.tokens).startswith(said.text[:8])
+    assert all(len(token.top) > 10 and token.text in token.top for token in said.tokens)  # some are spelt alike
+    await judge.close()
+
+
+async def test_a_model_our_runtime_does_not_serve_is_misconfigured(runtime: Served):
+    options = SafetyOptions(judge="llama-guard-3", endpoint=f"{runtime.url}/v1", model="gaurd")
+    judge = Judge.of_safety(options)
+    with pytest.raises(Misconfigured, match="answered 404: it knows no such route or model"):
+        await judge.scan_batch([Passage("Hello", "prompt", "user")], Asked(soon()))
+    await judge.close()

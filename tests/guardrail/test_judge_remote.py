@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 import certificates
-from aim_guardrail.detectors.base import Misconfigured
+from aim_guardrail.detectors.base import Misconfigured, Unjudged
 from aim_guardrail.detectors.endpoint import Endpoint
 from aim_guardrail.detectors.remote import MOST_BYTES, Remote, RemoteFailed
 from fake_judge import DROP, HANG, FakeJudge
@@ -76,8 +76,9 @@ async def test_what_any_text_would_get_is_a_matter_of_configuration(judge: FakeJ
 @pytest.mark.parametrize("status", [400, 408, 409, 413, 422, 429, 500, 502, 503, 504])
 async def test_other_statuses_are_errors(judge: FakeJudge, remote: Remote, status: int):
     judge.says = status
-    with pytest.raises(RemoteFailed, match=f"answered {status}$"):
+    with pytest.raises(RemoteFailed, match=f"answered {status}$") as failed:
         await remote.post("/completions", {}, soon())
+    assert isinstance(failed.value, Unjudged) == (status in (400, 413, 422))  # of this text, not of the server
 
 
 async def test_a_redirect_is_not_followed(judge: FakeJudge, remote: Remote):

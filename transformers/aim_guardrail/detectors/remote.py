@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from aim_guardrail.detectors.base import Misconfigured
+from aim_guardrail.detectors.base import Misconfigured, Unjudged
 from aim_guardrail.detectors.endpoint import Endpoint
 from aim_kserve.identity.key_file import KeyFile
 
@@ -32,11 +32,16 @@ _MISCONFIGURED = {
     405: "it takes no POST there: check endpoint",
     501: "it does not serve that route: check endpoint and api",
 }
+_REFUSED = frozenset([400, 413, 422])  # of this text: no sign that others would fare alike
 _BROKEN = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
 
 
 class RemoteFailed(Exception):
     """The server gave no answer that can be used. One line; never with the text, the key or what the server wrote."""
+
+
+class RemoteRefused(RemoteFailed, Unjudged):
+    """The server takes no such request: too long for its model, mostly. It says nothing of the next one."""
 
 
 class Remote:
@@ -58,6 +63,7 @@ class Remote:
         Raises:
             TimeoutError: no whole answer by then.
             Misconfigured: a status that any text would get, a redirect, a certificate that does not hold.
+            RemoteRefused: 400, 413, 422.
             RemoteFailed: any other status, no connection, or an answer that is no JSON object or too large.
         """
         data = orjson.dumps(body)
@@ -123,7 +129,7 @@ def _check(status: int, url: str) -> None:
     if 300 <= status < 400:
         raise Misconfigured(f"{url} answered {status}, a redirect, which is not followed: give the address itself")
     if status != 200:
-        raise RemoteFailed(f"{url} answered {status}")
+        raise (RemoteRefused if status in _REFUSED else RemoteFailed)(f"{url} answered {status}")
 
 
 async def _bounded(content: aiohttp.StreamReader, url: str) -> bytes:

@@ -94,7 +94,9 @@ def _is_cut(choice: Mapping[str, Any]) -> bool:
 
 def _token(entry: Any) -> Token:
     try:
-        top = {str(item["token"]): _number(item["logprob"]) for item in entry.get("top_logprobs") or ()}
+        listed = entry.get("top_logprobs") or ()
+        # The likeliest come first, and are what counts of those that are spelt alike.
+        top = {str(item["token"]): _number(item["logprob"]) for item in reversed(listed)}
         return Token(str(entry["token"]), _number(entry["logprob"]), top)
     except (TypeError, KeyError, AttributeError):
         raise Unreadable("its logprobs are not in OpenAI's form") from None
