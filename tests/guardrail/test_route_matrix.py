@@ -19,7 +19,7 @@ import pytest
 from aim_guardrail.protocols.v2 import pack
 from aim_kserve.kserve import pb, pb_grpc
 from fake_predictor import FakePredictor
-from guarded import orders
+from guarded import guardrail, orders
 from served import Served
 
 PAGE = Path(__file__).parents[2] / "docs/guardrails-streams.md"
@@ -382,6 +382,21 @@ def test_what_is_no_json_is_refused(server: Served, predictor: FakePredictor, pa
     assert answer.status_code == 415
     assert "multipart/form-data" in answer.text
     assert len(predictor.seen) == before
+
+
+def test_a_form_passes_where_only_answers_are_judged(tmp_path: Path, predictor: FakePredictor) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("version: 2\nname: t\nanswer: [{type: secrets, action: redact}]\n")
+    form = {"files": {"file": ("a.wav", b"RIFF")}, "data": {"response_format": "srt"}}
+    with guardrail(predictor.host, "--policy", str(policy)) as server:
+        for kind, said, shown in (
+            ("application/json", orjson.dumps({"text": f"so {KEY}"}).decode(), '{"text":"so <SECRET_1>"}'),
+            ("text/plain", f"so {KEY}", "so <SECRET_1>"),
+        ):
+            told = orders(status=200, body=said, headers={"content-type": kind})
+            answer = httpx.post(f"{server.url}/v1/audio/transcriptions", **form, headers=told)
+            assert (answer.status_code, answer.text) == (200, shown)
+            assert b"RIFF" in predictor.last["body"]
 
 
 def test_token_ids_are_refused(server: Served) -> None:
