@@ -9,6 +9,7 @@ import grpc
 import httpx
 import pytest
 
+from aim_guardrail.cli.policy import main
 from aim_guardrail.policy import PolicyError, load_policies
 from aim_kserve.identity import keys as key_file
 from aim_kserve.kserve import pb, pb_grpc
@@ -132,3 +133,15 @@ def test_without_identity_everybody_has_everybodys(predictor: FakePredictor, tmp
         assert answer.headers["x-guardrail-policy"].startswith("common/")
         for name in ("common", "of-a"):
             assert metric(server, "guardrail_policy_info", name=name, mode="live") == 1
+
+
+def test_a_directory_is_validated_as_the_server_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "common")
+    write(tmp_path, "of-a", tenant="a", shadow="true")
+    assert main(["validate", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "common (" in told
+    assert told.endswith("version 2, for tenant a, a shadow\n")
+    write(tmp_path, "another")
+    assert main(["validate", str(tmp_path)]) == 1
+    assert "each is everybody's policy" in capsys.readouterr().err

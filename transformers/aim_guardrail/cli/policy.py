@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import orjson
 
 from aim_guardrail.cli.given import parser, policy_named, run
 from aim_guardrail.detectors.traffic import TrafficOptions
-from aim_guardrail.policy import Direction, Policy, Rule, load_policy
+from aim_guardrail.policy import Direction, Policy, Rule, load_policies, load_policy
 from aim_guardrail.policy.source import PolicyError
 
 _ACTS = {"block": "blocks", "redact": "redacts", "flag": "flags", "log": "logs"}
@@ -20,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser("policy", "Read policies as the server does: validate them, explain one, print their schema.")
     verbs = arguments.add_subparsers(dest="verb", required=True, metavar="validate|explain|schema")
     validate = verbs.add_parser("validate", help="exit 0 if all can be used, else 1 and a line for each that cannot")
-    validate.add_argument("files", nargs="+", metavar="FILE")
+    validate.add_argument("files", nargs="+", metavar="FILE", help="or a directory, as --policy takes it")
     explain = verbs.add_parser("explain", help="what a policy does, in the order in which it does it")
     explain.add_argument("policy", metavar="POLICY", help="a shipped policy's name or a file")
     verbs.add_parser("schema", help="the JSON Schema of the format, for editors")
@@ -42,18 +43,32 @@ def _validate(files: Sequence[str]) -> int:
     refused = 0
     for file in files:
         try:
-            policy = load_policy(file)
+            policies = _read(file)
         except PolicyError as error:
             refused = 1
             sys.stderr.write(f"error: {error}\n")
         else:
-            sys.stdout.write(f"{file}: {policy.name} ({policy.version_hash}), version {policy.version}\n")
+            for policy in policies:
+                told = f"{policy.name} ({policy.version_hash}), version {policy.version}{_whose(policy)}"
+                sys.stdout.write(f"{file}: {told}\n")
     return refused
+
+
+def _read(file: str) -> list[Policy]:
+    """Of a file, or of a directory: that they go together, too. Raises PolicyError."""
+    if not Path(file).is_dir():
+        return [load_policy(file)]
+    policies = load_policies(file)
+    return [*policies, *policies.shadows.values()]
+
+
+def _whose(policy: Policy) -> str:
+    return f"{f', for tenant {policy.tenant}' if policy.tenant else ''}{', a shadow' if policy.shadow else ''}"
 
 
 def explained(policy: Policy) -> Iterator[str]:
     """What it does, line by line."""
-    whose = f", for tenant {policy.tenant}" if policy.tenant else ""
+    whose = _whose(policy)
     budget = f"{policy.budget_s * 1000:g} ms a direction"
     yield f"{policy.name} ({policy.version_hash}){whose}: use case {policy.use_case}, {budget}"
     for direction in ("prompt", "answer"):
