@@ -114,10 +114,11 @@ soak: $(BIN)/.dev $(MODEL) ## what the tests do shortly, long: engines and fetch
 	SOAK_STORM=$(SOAK_STORM) $(BIN)/python -m pytest -q -s tests/runtime/test_qos_storm.py $(PYTEST_ARGS)
 	$(BIN)/python bench/qos_soak.py --rounds $(SOAK_ROUNDS)
 
-train-injection: $(TRAINING_BIN)/.installed $(TRAINING_DATA)/.fetched ## make the embedded injection model anew (about 2 CPU minutes), say whether the weights are as committed
+train-injection: $(TRAINING_BIN)/.installed $(TRAINING_DATA)/.fetched ## make the embedded injection models anew: fast (2 CPU minutes, the same bytes) and strong (10)
 	$(TRAINING_ENV) $(TRAINING_BIN)/python -m injection_training.train $(TRAINING_DATA)
+	$(TRAINING_ENV) $(TRAINING_BIN)/python -m injection_training.train_strong $(TRAINING_DATA)
 
-eval-injection: $(TRAINING_BIN)/.installed $(TRAINING_DATA)/.fetched ## judge it: test splits, foreign attacks, ordinary chat, with 95 % intervals
+eval-injection: $(TRAINING_BIN)/.installed $(TRAINING_DATA)/.fetched ## judge them: test splits, foreign attacks, ordinary chat, with 95 % intervals (EVAL_ARGS="--model fast")
 	$(TRAINING_ENV) $(TRAINING_BIN)/python -m injection_training.evaluate $(TRAINING_DATA) $(EVAL_ARGS)
 
 convert-toxicity: $(TOXICITY_BIN)/.installed $(TOXICITY_DATA)/.fetched ## make the embedded toxicity model anew from its package, say whether the files are as committed

@@ -172,9 +172,9 @@ def test_thresholds_are_the_models_own() -> None:
     ("options", "refusal"),
     [
         ("{modle: fast}", "modle: unknown key: did you mean 'model'"),
-        ("{model: fest}", "model: 'fest' is not allowed: use .*: did you mean 'fast'"),
-        ("{model: fast, path: /x}", "model names an embedded model and path another: give one of them"),
-        ("{attack_labels: [A]}", "attack_labels are those of the model under path"),
+        ("{model: fest}", "model: 'fest' is not embedded: use one of fast, strong, cascade"),
+        ("{model: fast, path: /x}", "model goes with endpoint, which is not given: remove it"),
+        ("{model: m, endpoint: http://h/v1}", "an endpoint needs model, the name it is served by, and classes"),
         ("{path: ''}", "path: '' is refused"),
     ],
 )
@@ -198,9 +198,9 @@ def test_the_family_is_cheap_to_know() -> None:
 WEIGHTS = {"nice": (2.0, -2.0), "kill": (-16.0, 16.0)}
 
 
-def built(folder: Path, attack_labels: tuple[str, ...] | None = None) -> Any:
-    options = InjectionOptions(path=str(folder), attack_labels=attack_labels)
-    return build_detector("injection", Wanted(frozenset(FAMILY.labels), options))
+def built(folder: Path, **options: Any) -> Any:
+    wanted = Wanted(frozenset(FAMILY.labels), InjectionOptions(path=str(folder), **options))
+    return build_detector("injection", wanted)
 
 
 @pytest.mark.parametrize("labels", [("SAFE", "INJECTION"), ("LABEL_0", "LABEL_1"), ("BENIGN", "MALICIOUS")])
@@ -209,19 +209,17 @@ async def test_a_classifiers_attack_label_counts(tmp_path: Path, labels: tuple[s
     detector = built(classifier(tmp_path, WEIGHTS, labels, problem_type=None))
     text = "hello you are nice " * 20 + "kill" + " hello you are nice" * 20
     bad, good = await found(detector, said(text, "tool"), said("nice"))
-    assert bad.label == "INJECTION_INDIRECT"
+    assert (bad.label, good.label) == ("INJECTION_INDIRECT", "INJECTION")
     assert bad.start <= text.index("kill") < bad.end
     assert bad.score > 0.5 > good.score
     await detector.close()
 
 
-async def test_labels_that_say_nothing_want_a_name(tmp_path: Path) -> None:
+async def test_labels_that_say_nothing_want_a_meaning(tmp_path: Path) -> None:
     folder = classifier(tmp_path, WEIGHTS, ("a", "b"), problem_type=None)
-    with pytest.raises(ModelError, match="which of a, b mean an attack\\? name them in attack_labels"):
+    with pytest.raises(ModelError, match=r"nothing among its labels \(a, b\) means INJECTION: say which does"):
         built(folder)
-    with pytest.raises(ModelError, match="the model has no label 'c': use some of a, b"):
-        built(folder, ("c",))
-    detector = built(folder, ("b",))
+    detector = built(folder, labels={"b": "INJECTION"})
     (finding,) = await found(detector, said("kill"))
     assert finding.score > 0.9
     await detector.close()

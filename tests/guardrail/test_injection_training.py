@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from aim_guardrail.cli import figures
-from injection_training import foreign, synthetic
+from injection_training import calibrate, foreign, synthetic
 from injection_training.archives import docstrings, literals
 from injection_training.grammar import Grammar
 
@@ -93,3 +94,38 @@ def test_auc_against_the_definition() -> None:
     assert found.value == pytest.approx(expected)
     assert found.low < found.value < found.high
     assert found == figures.auc(attacks, benign)
+
+
+class Example(NamedTuple):
+    """As `corpora.Example`, whose module wants the packages of the training environment."""
+
+    text: str
+    attack: bool
+    kind: str
+
+
+def examples(attack: bool, kind: str, logits: np.ndarray) -> dict[Example, float]:
+    return {Example(f"{kind} {attack} {at}", attack, kind): float(logit) for at, logit in enumerate(logits)}
+
+
+def test_calibrated_logits_are_probabilities() -> None:
+    """Two normal distributions a distance d apart have log odds that are linear in z, of slope d (Bayes)."""
+    random = np.random.default_rng(5)
+    logits = examples(True, "a", random.normal(1.5, 1, 20_000)) | examples(False, "b", random.normal(-0.5, 1, 40_000))
+    slope, intercept = calibrate.platt(logits)
+    assert slope == pytest.approx(2, rel=0.03)
+    assert intercept == pytest.approx(-1, rel=0.06)
+
+
+def test_thresholds_find_their_share_of_harmless_texts_the_kinds_weighing_the_same() -> None:
+    few, many = np.linspace(-3, 3, 1000), np.linspace(-4, 1, 20_000)
+    logits = examples(False, "few", few) | examples(False, "many", many) | examples(True, "few", np.full(9, 9.0))
+    chosen = calibrate.thresholds(logits | examples(False, "other", np.full(99, 50.0)), {"few", "many"})
+    for score, share in ((chosen.flag, 0.005), (chosen.block, 0.001)):
+        cut = np.log(score / (1 - score))
+        assert ((few >= cut).mean() + (many >= cut).mean()) / 2 == pytest.approx(share, abs=6e-4)
+
+
+def test_the_gate_lets_most_attacks_through() -> None:
+    logits = examples(True, "a", np.arange(100.0)) | examples(False, "a", np.full(900, -5.0))
+    assert calibrate.lowest(logits, 0.05) == pytest.approx(4.95)

@@ -1,4 +1,4 @@
-"""Judges the embedded model: ``make eval-injection``, ``python -m injection_training.evaluate FOLDER [--json FILE]``.
+"""Judges the embedded models: ``make eval-injection``, ``python -m injection_training.evaluate FOLDER [--json FILE]``.
 
 Test splits, attack collections never trained on, our own ordinary chat, documents; n, AUC and rates with 95 %
 intervals, CPU milliseconds a text. Thresholds are the shipped ones; nothing here chose them.
@@ -7,54 +7,60 @@ intervals, CPU milliseconds a text. Thresholds are the shipped ones; nothing her
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from aim_guardrail.cli.figures import Scores, auc, rate
 from aim_guardrail.detectors.injection.model import Injection, Thresholds, embedded
+from aim_guardrail.detectors.injection.strong import Strong, strong
 from injection_training import corpora, foreign, training_set
 from injection_training.archives import Archives
 
 CHAT = 2000
 DOCUMENTS = 2000
 LENGTHS_CHARS = (50, 500, 4000)
+MODELS: dict[str, Callable[[], Injection | Strong]] = {
+    "fast": embedded,
+    "cascade": functools.partial(strong, gated=True),
+    "strong": functools.partial(strong, gated=False),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="the packages, as make train-injection downloads them")
     parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--model", choices=MODELS, action="append", help="of these alone")
     options = parser.parse_args()
-    rows = figures(Archives(options.folder), embedded())
-    for row in rows:
-        print(" | ".join(f"{name} {value}" for name, value in row.items()))
+    archives, rows = Archives(options.folder), []
+    for name in options.model or MODELS:
+        for row in figures(archives, MODELS[name]()):
+            rows.append({"model": name, **row})
+            print(" | ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def figures(archives: Archives, model: Injection) -> list[dict[str, str]]:
+def figures(archives: Archives, model: Injection | Strong) -> Iterator[dict[str, str]]:
     """One row a set."""
+    yield from _test_splits(archives, model)
     chat = _scores(model, foreign.benign_chat(CHAT))
+    yield {"set": "ordinary chat", **_false(chat, model.card.direct)}
+    look_alikes = _scores(model, foreign.bastion(archives, "benign"))
+    yield {"set": "bastion look-alikes", **_false(look_alikes, model.card.direct)}
     papers = _scores(model, foreign.documentation(DOCUMENTS))
-    return [
-        *_test_splits(archives, model),
-        *_foreign(archives, model, chat, papers),
-        {"set": "ordinary chat", **_false(chat, model.card.direct)},
-        {
-            "set": "bastion look-alikes",
-            **_false(_scores(model, foreign.bastion(archives, "benign")), model.card.direct),
-        },
-        {"set": "documentation", **_false(papers, model.card.indirect)},
-        *_milliseconds(model, archives),
-    ]
+    yield {"set": "documentation", **_false(papers, model.card.indirect)}
+    yield from _foreign(archives, model, chat, papers)
+    yield from _milliseconds(model, archives)
 
 
-def _test_splits(archives: Archives, model: Injection) -> Iterable[dict[str, str]]:
+def _test_splits(archives: Archives, model: Injection | Strong) -> Iterable[dict[str, str]]:
     for name, read in (("S-Labs test", corpora.slabs), ("neuralchemy test", corpora.neuralchemy)):
         examples = read(archives, "test")
         attacks = _scores(model, [example.text for example in examples if example.attack])
@@ -63,7 +69,7 @@ def _test_splits(archives: Archives, model: Injection) -> Iterable[dict[str, str
         yield {**found, **{f"FPR {key}": value for key, value in _rates(benign, model.card.direct).items()}}
 
 
-def _foreign(archives: Archives, model: Injection, chat: Scores, papers: Scores) -> Iterable[dict[str, str]]:
+def _foreign(archives: Archives, model: Injection | Strong, chat: Scores, papers: Scores) -> Iterable[dict[str, str]]:
     known = [
         example.text
         for read in (corpora.slabs, corpora.neuralchemy)
@@ -96,11 +102,11 @@ def _rates(scores: Scores, thresholds: Thresholds) -> dict[str, str]:
     return {key: str(rate(int((scores >= cut).sum()), len(scores))) for key, cut in cuts.items()}
 
 
-def _scores(model: Injection, texts: Iterable[str]) -> Scores:
+def _scores(model: Injection | Strong, texts: Iterable[str]) -> Scores:
     return np.array([model.score(text) for text in texts])
 
 
-def _milliseconds(model: Injection, archives: Archives) -> Iterable[dict[str, str]]:
+def _milliseconds(model: Injection | Strong, archives: Archives) -> Iterable[dict[str, str]]:
     prose = "\n".join(example.text for example in training_set.long_documents(archives, training=False))
     for length in LENGTHS_CHARS:
         texts = [prose[at : at + length] for at in range(0, 40 * length, length)]

@@ -44,7 +44,7 @@ def fit(examples: Sequence[Labelled], papers: Sequence[str], harmless: Sequence[
     candidates, known = features([text[:TRAINING_CHARS] for text in harmless]), set[str]()
     model = _fitted(rows, labels, weights)
     for _ in range(ROUNDS):
-        windows = [window for window in _hard_windows(model, papers) if window not in known]
+        windows = [window for window in hard_windows(model, papers) if window not in known]
         known.update(windows)
         hard = _logits(model, candidates) > _HARD_LOGIT
         rows = sparse.vstack([rows, features(windows), candidates[hard]]).tocsr()
@@ -95,7 +95,7 @@ def _logits(model: Linear, rows: sparse.csr_matrix) -> NDArray[np.float64]:
     return logits
 
 
-def _hard_windows(model: Linear, texts: Iterable[str]) -> Iterator[str]:
+def hard_windows(model: Linear, texts: Iterable[str]) -> Iterator[str]:
     """The worst windows of each long text, each once."""
     found: dict[str, None] = {}
     for text in texts:

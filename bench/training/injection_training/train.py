@@ -8,34 +8,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aim_guardrail.detectors.injection import model as shipped
 from aim_guardrail.detectors.injection.linear import Linear
 from aim_guardrail.detectors.injection.normalise import copies, normal
-from injection_training import training_set
+from injection_training import calibrate, training_set
 from injection_training.archives import Archives
 from injection_training.corpora import Example
 from injection_training.fit import Labelled, fit
 
 HERE = Path(shipped.__file__).parent
-_DIGITS = 6
 _MINING = 2
 _CORPORA = frozenset({"slabs", "neuralchemy", "languages"})
 _CORPUS_WEIGHT = 2.0  # what people wrote counts more than what our grammars make
-#: Shares of harmless validation texts that may be found wrongly, the kinds weighing the same.
-_FLAG, _BLOCK = 0.01, 0.001
-_DIRECT = frozenset({"slabs", "neuralchemy", "chat", "instructions", "prompts"})
-_INDIRECT = frozenset({"documents", "long documents", "prompts"})
-
-Floats = NDArray[np.float64]
 
 
 def main() -> None:
@@ -70,61 +61,27 @@ def _trained(archives: Archives) -> tuple[Linear, dict[str, int]]:
     return fit(examples, papers, harmless), sizes
 
 
-def _card(linear: Linear, examples: Sequence[Example], sizes: dict[str, int]) -> shipped.Card:
+def _card(linear: Linear, examples: Sequence[Example], sizes: dict[str, int]) -> shipped.FastCard:
     logits = {example: max(map(linear.logit, copies(example.text))) for example in examples}
-    slope, intercept = _platt(
-        np.array([value for example, value in logits.items() if example.attack]),
-        np.array([value for example, value in logits.items() if not example.attack]),
-    )
-
-    def thresholds(kinds: Iterable[str]) -> shipped.Thresholds:
-        groups = [np.array([z for e, z in logits.items() if e.kind == kind and not e.attack]) for kind in sorted(kinds)]
-        flag, block = (_probability(slope * _cut(groups, share) + intercept) for share in (_FLAG, _BLOCK))
-        return shipped.Thresholds(flag=round(flag, _DIGITS), block=round(block, _DIGITS))
-
-    return shipped.Card(
+    slope, intercept = calibrate.platt(logits)
+    calibrated = {example: slope * logit + intercept for example, logit in logits.items()}
+    return shipped.FastCard(
         name="fast",
         version=1,
         sha256=shipped.digest(linear.chars, linear.words),
         char_scale=linear.char_scale,
         word_scale=linear.word_scale,
         bias=linear.bias,
-        slope=round(slope, _DIGITS),
-        intercept=round(intercept, _DIGITS),
-        direct=thresholds(_DIRECT),
-        indirect=thresholds(_INDIRECT),
+        slope=slope,
+        intercept=intercept,
+        direct=calibrate.thresholds(calibrated, calibrate.DIRECT),
+        indirect=calibrate.thresholds(calibrated, calibrate.INDIRECT),
         training={"seed": training_set.SEED, **sizes, **_tools()},
     )
 
 
-def _cut(groups: Sequence[Floats], share: float) -> float:
-    """The lowest logit above which at most this share lies, averaged over the groups."""
-    logits = np.concatenate(groups)
-    weights = np.concatenate([np.full(len(group), 1 / len(group) / len(groups)) for group in groups])
-    order = np.argsort(-logits, kind="stable")
-    return float(logits[order][np.searchsorted(np.cumsum(weights[order]), share)])
-
-
 def _tools() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("numpy", "scipy", "scikit-learn")}
-
-
-def _probability(logit: float) -> float:
-    return 1.0 / (1.0 + math.exp(-logit))
-
-
-def _platt(attacks: Floats, benign: Floats) -> tuple[float, float]:
-    """Slope and intercept that make the logits probabilities, both classes weighing the same; Newton's method."""
-    z = np.concatenate((attacks, benign))
-    label = np.repeat([1.0, 0.0], [len(attacks), len(benign)])
-    weight = np.repeat([0.5 / len(attacks), 0.5 / len(benign)], [len(attacks), len(benign)])
-    design = np.stack((z, np.ones_like(z)))
-    found = np.array([1.0, 0.0])
-    for _ in range(50):
-        p = 1.0 / (1.0 + np.exp(-found @ design))
-        step = np.linalg.solve((design * (weight * p * (1 - p))) @ design.T, design @ (weight * (p - label)))
-        found = found - step
-    return float(found[0]), float(found[1])
 
 
 if __name__ == "__main__":

@@ -60,6 +60,12 @@ def harmless(count: int) -> Iterator[str]:
         yield from (make(random) for _ in range(count * size))
 
 
+def follow_ups(count: int) -> Iterator[str]:
+    """Newly made commands of a running chat."""
+    random = Random(f"{SEED} follow-ups")
+    return (synthetic.follow_up(random) for _ in range(count))
+
+
 def _corpora(archives: Archives, training: bool) -> Iterator[Example]:
     split = "train" if training else "validation"
     yield from corpora.slabs(archives, split)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
@@ -66,7 +66,12 @@ class ClassifierOptions(Options):
         return None if value is None else base_url(value)
 
     @model_validator(mode="after")
-    def _agrees(self) -> ClassifierOptions:
+    def _agrees(self) -> Self:
+        self._check()
+        return self
+
+    def _check(self) -> None:
+        """Raises ValueError: what is given does not go together."""
         if self.path is not None and self.endpoint is not None:
             raise ValueError("path is a directory and endpoint a server: give one of them")
         for own, names in (("endpoint", _OF_ENDPOINT), ("path", _OF_PATH)):
@@ -77,7 +82,6 @@ class ClassifierOptions(Options):
             raise ValueError("an endpoint needs model, the name it is served by, and classes, what its outputs are")
         if self.labels and not self.is_given:
             raise ValueError("labels are those of another model: give path or endpoint, or remove them")
-        return self
 
     @property
     def is_given(self) -> bool:

