@@ -26,6 +26,7 @@ from aim_guardrail.traffic.refusals import duration
 from aim_kserve.identity import Caller
 from aim_kserve.settings import SettingsError
 from aim_kserve.sse import EventReader, sse
+from guarded import eventually
 from mmdb import write_countries
 
 
@@ -42,6 +43,7 @@ def policy(options: str, *, more: str = "", under: str = "prompt") -> str:
         ("{}", "a traffic rule limits nothing: give some of requests, tokens"),
         ("{requests: {}}", "requests.0: limits nothing: give minute, hour or day"),
         ("{requests: {minute: 0}}", "requests.0.minute: 0 is refused"),
+        ("{requests: [{minute: 5}, {minute: 9}]}", "requests: a minute per caller is limited twice: give it once"),
         ("{requests: {second: 5}}", "requests.0.second: unknown key"),
         ("{requests: {minute: 5, per: tenant}}", "requests.0.per: 'tenant' is not allowed: use 'caller'"),
         ("{request: {minute: 5}}", "request: unknown key: did you mean 'requests'?"),
@@ -232,7 +234,7 @@ def test_it_is_open_when_it_says_it_will_be(now_s: float, hours: Hours) -> None:
 # --- countries --------------------------------------------------------------------------------------------------------
 
 
-def test_countries_of_addresses(tmp_path: Path) -> None:
+def test_countries_of_addresses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     file = write_countries(tmp_path / "geo.mmdb", {"203.0.113.0/24": "DE", "2001:db8::/32": "FR", "10.1.0.0/16": "US"})
     database = GeoDatabase(file, clock=lambda: now[0])
@@ -242,9 +244,11 @@ def test_countries_of_addresses(tmp_path: Path) -> None:
     os.replace(new, file)
     assert database.country("203.0.113.7") == "DE"
     now[0] += RECHECK_S
-    assert database.country("203.0.113.7") == "AT"
+    assert eventually(lambda: database.country("203.0.113.7") == "AT")
     file.write_bytes(b"broken")
     now[0] += RECHECK_S
+    assert database.country("203.0.113.7") == "AT"
+    assert eventually(lambda: "the last good one serves" in caplog.text)
     assert database.country("203.0.113.7") == "AT"
     database.close()
 

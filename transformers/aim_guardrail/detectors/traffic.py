@@ -165,6 +165,15 @@ class TrafficOptions(Options):
     countries: Countries | None = None
     hours: Hours | None = None
 
+    @field_validator("requests", "tokens")
+    @classmethod
+    def _told_apart(cls, rates: tuple[Rate, ...]) -> tuple[Rate, ...]:
+        given = [(span, rate.per) for rate in rates for span in rate.limits]
+        for span, per in given:
+            if given.count((span, per)) > 1:
+                raise ValueError(f"a {span} per {per} is limited twice: give it once")
+        return rates
+
     @model_validator(mode="after")
     def _limits(self) -> TrafficOptions:
         if self == TrafficOptions.model_construct():

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import maxminddb
@@ -51,10 +52,13 @@ class GeoDatabase:
         self._reader.close()
 
     def _look(self) -> None:
+        """Reading tens of megabytes is nothing for the event loop: the database at hand serves until it is done."""
         seen = signature(self._file)
-        if seen == self._seen:
-            return
-        self._seen = seen
+        if seen != self._seen:
+            self._seen = seen
+            Thread(target=self._reopen, name="geo", daemon=True).start()
+
+    def _reopen(self) -> None:
         try:
             self._reader = _opened(self._file)
         except ValueError as error:
