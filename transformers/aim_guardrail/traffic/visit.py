@@ -45,12 +45,24 @@ class Visit:
         meter: what has come of the answer.
     """
 
-    __slots__ = ("_asked", "_bookings", "_limits", "_log", "_rules", "_screening", "_stage", "_traffic", "meter")
+    __slots__ = (
+        "_asked",
+        "_bookings",
+        "_caller",
+        "_limits",
+        "_log",
+        "_rules",
+        "_screening",
+        "_stage",
+        "_traffic",
+        "meter",
+    )
 
     def __init__(self, traffic: Traffic, screening: Screening, log: RequestLog) -> None:
         self._traffic, self._screening, self._log = traffic, screening, log
         self._rules = traffic_rules(screening.guard.policy)
         self._limits = tuple(limits_of(self._rules)) if self._rules else ()
+        self._caller = caller_of(screening.context) if self._limits else ""
         self._asked = Asked()
         self._bookings: list[tuple[Limit, Booking]] = []
         self._stage = "held"  # → sent → answered; refused
@@ -175,8 +187,8 @@ class Visit:
             cost = self._asked.prompt + (self._asked.answer or 0)
             if self._asked.answer is None and answers_with_text(endpoint):
                 cost += min(self._traffic.answer_length.tokens, max(0, limit.amount - cost))
-        caller, model = caller_of(self._screening.context), self._traffic.counted_model(self._named())
-        return limit.charge(self._traffic.service, caller, model, cost)
+        model = self._traffic.counted_model(self._named())
+        return limit.charge(self._traffic.service, self._caller, model, cost)
 
     def _named(self) -> str:
         return self._screening.context.model or self._asked.model or self._traffic.service
