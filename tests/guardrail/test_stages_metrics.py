@@ -27,6 +27,7 @@ prompt:
       - {type: scripted, id: far, options: {name: far, cost: remote}, action: flag, on_error: open, on_timeout: open}
 answer:
   - {type: pii, action: redact}
+  - {type: scripted, id: late, options: {name: late}, action: flag}
 """
 DETECTOR_BUCKETS = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.5, 1, 5, 30]
 
@@ -90,6 +91,7 @@ def test_what_is_counted(samples: Samples) -> None:
     assert of("speculative_total", outcome="dropped") == 2
     assert of("speculative_total", outcome="repeated") == 1
     assert of("abandoned_calls") == 0
+    assert of("stream_hold_seconds_count") == 1
 
 
 def test_a_detectors_histogram_has_the_buckets_that_budgets_are_read_from(samples: Samples) -> None:

@@ -110,6 +110,12 @@ class Metrics:
                 registry=registry,
             )
         )
+        self.hold_seconds = Histogram(
+            "guardrail_stream_hold_seconds",
+            "Time from a streamed text's arrival until the batch detectors' verdict on it",
+            buckets=DETECTOR_BUCKETS,
+            registry=registry,
+        )
         self.held_chars = Histogram(
             "guardrail_stream_held_chars",
             "Characters of a streamed answer held back after each piece",

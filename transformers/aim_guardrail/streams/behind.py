@@ -300,6 +300,7 @@ class Behind:
 
     def _apply(self, track: Track, window: Window, verdict: Verdict) -> None:
         """A window is judged, and so are all before it."""
+        self._metrics.hold_seconds.observe(time.monotonic() - window.since_s)
         self._note(track, window, verdict)
         for finding in verdict.findings:
             if finding.action == "redact":
