@@ -12,6 +12,7 @@ from aim_guardrail.detectors.family import Family, Kind, Options, Wanted
 from aim_guardrail.detectors.images.family import FAMILY as NSFW_IMAGE
 from aim_guardrail.detectors.injection.family import FAMILY as INJECTION
 from aim_guardrail.detectors.judge.family import COMPLIANCE, SAFETY
+from aim_guardrail.detectors.ner.family import FAMILY as NER
 from aim_guardrail.detectors.pii_labels import IDENTIFIER_LABELS, PII_LABELS
 from aim_guardrail.detectors.pii_options import PiiOptions
 from aim_guardrail.detectors.toxicity.family import FAMILY as TOXICITY
@@ -59,6 +60,7 @@ _OURS = (
     COMPLIANCE,
     TRAFFIC,
     NSFW_IMAGE,
+    NER,
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _OURS}
