@@ -399,6 +399,13 @@ def test_a_form_passes_where_only_answers_are_judged(tmp_path: Path, predictor: 
             assert b"RIFF" in predictor.last["body"]
 
 
+def test_a_query_is_judged_as_a_body_is(server: Served, predictor: FakePredictor) -> None:
+    for text in (KEY, "badword", "badword=1&a"):
+        assert httpx.get(f"{server.url}/v9/think?q={text}").status_code == 400
+    httpx.get(f"{server.url}/v9/think?q=to+{MAIL}&n=mildword")
+    assert predictor.last["path"].endswith("?q=to+%3CEMAIL_ADDRESS_1%3E&n=%3CMILD_1%3E")
+
+
 def test_token_ids_are_refused(server: Served) -> None:
     for path, body in (
         ("/v1/completions", {"prompt": [1, 2]}),

@@ -192,7 +192,7 @@ class _Exchange:
         if (body or self._query) and self._screening.guard.watches("prompt"):
             with Timed(self._screening, self._metrics, "prompt"):
                 if self._query:
-                    self._query = await self._run(self._check_query, self._query)
+                    self._query = await check_query(self._screening, self._query)
                 if body:
                     body = await self._checked_prompt(body)
         if self._decides_models and not self._lists_models:
@@ -262,9 +262,6 @@ class _Exchange:
             self._early.start(drafted)
 
         return start
-
-    def _check_query(self, query: bytes) -> bytes:
-        return check_query(self._screening, query)
 
     def _permitted(self, body: bytes) -> bytes:
         """``body`` as the predictor gets it, in which whoever asks may use the model that is meant."""

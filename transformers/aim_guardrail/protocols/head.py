@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote_plus, unquote_plus
 
-from aim_guardrail.pipeline.screening import Screening
+from aim_guardrail.pipeline.screening import Screening, by_size
 from aim_guardrail.slots.places import is_plain_key
 from aim_guardrail.slots.slot import Slot, Slots
 
@@ -18,12 +18,23 @@ _NO_TEXT = (
 )
 
 
-def check_query(screening: Screening, query: bytes) -> bytes:
+async def check_query(screening: Screening, query: bytes) -> bytes:
     """A query string, each name and value checked as it is read; as it came where nothing was found.
 
     Raises:
         Blocked, Unavailable: see :class:`Screening`.
     """
+    fields, slots, places = await by_size(len(query), _read, query)
+    shown, raw = await screening.screen_texts("prompt", slots, len(query)), query.split(b"&")
+    for (at, part), slot, text in zip(places, slots.items, shown, strict=True):
+        if text != slot.text:
+            fields[at][part] = text
+            raw[at] = "=".join(map(quote_plus, fields[at])).encode()
+    return b"&".join(raw)
+
+
+def _read(query: bytes) -> tuple[list[list[str]], Slots, list[tuple[int, int]]]:
+    """A query's fields, their texts, and where in the fields each of these stands."""
     fields = [[unquote_plus(part) for part in field.split("=", 1)] for field in query.decode("latin-1").split("&")]
     slots, places = Slots(), []
     for at, (name, *values) in enumerate(fields):
@@ -33,12 +44,7 @@ def check_query(screening: Screening, query: bytes) -> bytes:
         for value in values:
             slots.items.append(Slot(value, ("query", name), name))
             places.append((at, 1))
-    shown, raw = screening.texts("prompt", slots), query.split(b"&")
-    for (at, part), slot, text in zip(places, slots.items, shown, strict=True):
-        if text != slot.text:
-            fields[at][part] = text
-            raw[at] = "=".join(map(quote_plus, fields[at])).encode()
-    return b"&".join(raw)
+    return fields, slots, places
 
 
 def check_headers(screening: Screening, headers: Headers) -> Headers:
