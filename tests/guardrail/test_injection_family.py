@@ -114,8 +114,9 @@ async def _only(detector: EmbeddedDetector, passage: Passage) -> Finding:
     return finding
 
 
-async def test_long_texts_leave_the_event_loop_alone(fast: EmbeddedDetector) -> None:
-    """Nothing of a long text is judged by the thread of the loop."""
+@pytest.mark.parametrize("texts", [[PROSE * (INLINE_CHARS // len(PROSE) + 1)], ["hello"] * 20], ids=["long", "many"])
+async def test_much_text_leaves_the_event_loop_alone(fast: EmbeddedDetector, texts: list[str]) -> None:
+    """Nothing of a long text, nor of many, is judged by the thread of the loop."""
     names: set[str] = set()
 
     def watch(frame: Any, event: str, _: Any) -> None:
@@ -124,7 +125,7 @@ async def test_long_texts_leave_the_event_loop_alone(fast: EmbeddedDetector) -> 
 
     sys.setprofile(watch)  # of this thread alone
     try:
-        await found(fast, said(PROSE * (INLINE_CHARS // len(PROSE) + 1)))
+        await found(fast, *map(said, texts))
         assert "run" in names
         assert not names & {"copies", "normal", "windows", "worst"}
         await found(fast, said("hello"))
