@@ -58,7 +58,7 @@ def main() -> None:
     from aim_guardrail.text import Text
 
     imported = time.process_time()
-    guard = Guard.load(shipped_policy("chat"))
+    guard = Guard.load(shipped_policy("values"))
     loaded = time.process_time()
     result: dict[str, Any] = {"import_cpu_s": round(imported - start, 3), "load_cpu_s": round(loaded - imported, 3)}
 

@@ -95,7 +95,16 @@ def pair(stack: ExitStack, token_s: float) -> tuple[Target, Target]:
     ours = ["--model_name", "m", "--host", "127.0.0.1", "--http_port"]
     fake = [str(ROOT / "tests/fakes/fake_server.py"), orjson.dumps({"token_s": token_s}).decode(), *ours, str(ports[0])]
     stack.enter_context(running([sys.executable, *fake, "--grpc_port", str(ports[1])], ports[0]))
-    guardrail = ["-m", "aim_guardrail", "--predictor_host", f"127.0.0.1:{ports[0]}", *ours, str(ports[2])]
+    guardrail = [
+        "-m",
+        "aim_guardrail",
+        "--policy",
+        "values",
+        "--predictor_host",
+        f"127.0.0.1:{ports[0]}",
+        *ours,
+        str(ports[2]),
+    ]
     pid = stack.enter_context(running([sys.executable, *guardrail, "--grpc_port", str(ports[3])], ports[2]))
     return Target("direct", ports[0], 0), Target("transformer", ports[2], pid)
 

@@ -32,7 +32,7 @@ ONE = "version: 1\nname: bench\nprompt: [{{type: {}, action: redact}}]\n"
 
 def load(name: str) -> tuple[str, Judge]:
     if name == "chat, inline":
-        return "secrets and PII, whole check", _inline(Guard.load(shipped_policy("chat")))
+        return "secrets and PII, whole check", _inline(Guard.load(shipped_policy("values")))
     if name == "all families":
         return "secrets, PII, code, then toxicity, then injection", _all(Guard.load(parse_policy(ALL, "bench")))
     return f"{name} alone, whole check", _inline(Guard.load(parse_policy(ONE.format(name), "bench")))

@@ -13,7 +13,9 @@ from served import Served
 
 
 def guardrail(predictor_host: str, *flags: str, **options: Any) -> Served:
-    """``python -m aim_guardrail`` for model ``m``."""
+    """``python -m aim_guardrail`` for model ``m``, with the shipped policy `values` where the flags name none."""
+    if not {"--policy", "--guardrails"} & set(flags):
+        flags = (*flags, "--policy", "values")
     return Served(["-m", "aim_guardrail", "--model_name", "m", "--predictor_host", predictor_host, *flags], **options)
 
 

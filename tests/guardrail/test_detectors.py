@@ -40,7 +40,7 @@ def checked(text: str) -> str:
 
 @cache
 def _guard() -> Guard:
-    return Guard.load(shipped_policy("chat"))
+    return Guard.load(shipped_policy("values"))
 
 
 # --- personal data -------------------------------------------------------------------------------------------------

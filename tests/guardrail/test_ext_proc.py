@@ -111,7 +111,9 @@ def gateway(predictor: FakePredictor, tmp_path_factory: pytest.TempPathFactory) 
     port, admin, processor = free_ports(3)
     file = tmp_path_factory.mktemp("envoy") / "envoy.json"
     file.write_text(json.dumps(config(port, admin, predictor.port, processor)))
-    with Served(["-m", "aim_guardrail", "--model_name", "m", "--ext_proc_port", str(processor)]) as guardrail:
+    with Served(
+        ["-m", "aim_guardrail", "--model_name", "m", "--policy", "values", "--ext_proc_port", str(processor)]
+    ) as guardrail:
         command = [ENVOY, "-c", str(file), "--concurrency", "1", "--log-level", "warning", "--use-dynamic-base-id"]
         with open(file.with_suffix(".log"), "wb") as log:
             envoy = subprocess.Popen(command, stdout=log, stderr=log)

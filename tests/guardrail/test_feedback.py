@@ -52,7 +52,7 @@ def test_a_false_positive_is_of_what_was_found(server: Served, audit: Path) -> N
     answer = say(server, request_id=request_id, label="false_positive")
     assert answer.status_code == 200
     said = answer.json()
-    assert said.pop("policy").startswith("chat/")
+    assert said.pop("policy").startswith("values/")
     assert said == {"request_id": request_id, "label": "false_positive", "families": ["pii"]}
     assert count(server, "pii", "false_positive") == before + 1
 
@@ -131,5 +131,5 @@ def _context(number: int) -> RequestContext:
 
 
 def _course(context: RequestContext) -> Course:
-    policy = shipped_policy("chat")
+    policy = shipped_policy("values")
     return Course("prompt", context, policy, "allow", "allowed", None, [Verdict()], [], [], 0.0, 0.0)

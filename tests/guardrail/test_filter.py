@@ -34,7 +34,7 @@ schema = schemathesis.openapi.from_dict(document())
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Served]:
     """No predictor: nothing but /filter."""
-    with Served(["-m", "aim_guardrail", "--model_name", "m"]) as server:
+    with Served(["-m", "aim_guardrail", "--model_name", "m", "--policy", "values"]) as server:
         yield server
         assert "Traceback" not in server.stderr()
 
@@ -58,7 +58,7 @@ def test_a_text_is_redacted_and_told_where(http: httpx.Client):
     assert [(f["label"], f["action"], f["start"], f["end"]) for f in found["findings"]] == [
         ("EMAIL_ADDRESS", "redact", 5, 20)
     ]
-    assert (found["policy"], len(found["version"])) == ("chat", 12)
+    assert (found["policy"], len(found["version"])) == ("values", 12)
 
 
 def test_a_block_is_an_answer_without_a_text(http: httpx.Client):

@@ -142,7 +142,7 @@ def test_a_line_for_each_decision_whatever_becomes_of_it(predictor: FakePredicto
         line = by_id["redacted", "prompt"]
         assert line["content_hmac"] == hmac.new(SECRET, body, "sha256").hexdigest()
         assert line["tenant"] is None
-        assert line["policy"].startswith("chat/")
+        assert line["policy"].startswith("values/")
         assert line["action"] == "redact"
         (finding,) = line["findings"]
         assert (finding["family"], finding["label"], finding["action"]) == ("pii", "CREDIT_CARD", "redact")

@@ -57,7 +57,7 @@ def test_standard_input_is_read(capsys: Out, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("x", "--policy", "nope"), "no shipped policy is named 'nope': use one of chat"),
+        (("x", "--policy", "nope"), "no shipped policy is named 'nope': use one of batch, chat"),
         (("x", "--policy", "nope.yaml"), "nope.yaml: cannot be read (No such file or directory)"),
     ],
 )
@@ -140,7 +140,7 @@ def labelled(tmp_path: Path) -> Path:
 
 
 def test_each_family_is_judged_with_its_interval(labelled: Path, capsys: Out):
-    code, out, _ = said(evaluate.main, capsys, str(labelled), "-o", "json")
+    code, out, _ = said(evaluate.main, capsys, str(labelled), "--policy", "values", "-o", "json")
     secrets, pii = json.loads(out)
     assert (code, secrets["rule"], secrets["held"], secrets["free"]) == (0, "secrets", 1, 9)
     assert (pii["held"], pii["free"], pii["tpr"]["value"], pii["fpr"]["value"]) == (3, 7, 0.6667, 0.0)
@@ -158,7 +158,7 @@ def test_csv_says_the_same(labelled: Path, tmp_path: Path, capsys: Out):
     figures = [
         [
             {k: v for k, v in row.items() if "ms" not in k}
-            for row in json.loads(said(evaluate.main, capsys, str(f), "-o", "json")[1])
+            for row in json.loads(said(evaluate.main, capsys, str(f), "--policy", "values", "-o", "json")[1])
         ]
         for f in (labelled, file)
     ]
@@ -195,7 +195,7 @@ def test_a_file_that_cannot_be_judged_is_one_line(content: str, message: str, tm
 
 
 def test_what_rules_cost_is_measured(capsys: Out):
-    code, out, _ = said(bench.main, capsys, "--texts", "3", "-o", "json")
+    code, out, _ = said(bench.main, capsys, "--policy", "values", "--texts", "3", "-o", "json")
     rows = json.loads(out)
     assert (code, [row["text"] for row in rows]) == (
         0,

@@ -36,7 +36,7 @@ HI = [{"role": "user", "content": "hi"}]
 
 @pytest.fixture(scope="module")
 def guard() -> Guard:
-    return Guard.load(shipped_policy("chat"))
+    return Guard.load(shipped_policy("values"))
 
 
 @pytest.fixture(scope="module")

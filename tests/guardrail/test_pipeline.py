@@ -34,7 +34,7 @@ def guard(action: str = "redact", on_error: str = "closed") -> Guard:
 
 @pytest.fixture(scope="module")
 def chat() -> Guard:
-    return Guard.load(shipped_policy("chat"))
+    return Guard.load(shipped_policy("values"))
 
 
 def test_allows_and_leaves_untouched_what_holds_nothing():
@@ -67,7 +67,7 @@ def test_a_detector_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("aim_guardrail.pipeline.guard.build_detector", fail)
     with pytest.raises(DetectorFailed, match=r"'secrets' failed: cannot be loaded \(OSError: no such engine\)"):
-        Guard.load(shipped_policy("chat"))
+        Guard.load(shipped_policy("values"))
 
 
 def test_each_direction_has_its_own_rules():
@@ -105,7 +105,7 @@ def test_a_password_in_a_uri_wins_over_the_address_it_looks_like(chat: Guard):
 
 
 def test_reload_shares_loaded_engines(chat: Guard):
-    again = Guard.load(shipped_policy("chat"), reuse=chat)
+    again = Guard.load(shipped_policy("values"), reuse=chat)
     assert [id(d) for d in again._detectors] == [id(d) for d in chat._detectors]
 
 

@@ -253,7 +253,7 @@ def test_every_shipped_policy_is_valid():
 
 
 def test_the_chat_policy_blocks_secrets_in_prompts_and_redacts_the_rest():
-    actions = {(d, r.type): r.action for d in ("prompt", "answer") for r in shipped_policy("chat").rules(d)}  # type: ignore[arg-type]
+    actions = {(d, r.type): r.action for d in ("prompt", "answer") for r in shipped_policy("values").rules(d)}  # type: ignore[arg-type]
     assert actions == {
         ("prompt", "secrets"): "block",
         ("prompt", "pii"): "redact",
@@ -342,8 +342,8 @@ def test_verdicts_join():
 
 def test_a_policy_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
-        shipped_policy("chat").name = "other"  # type: ignore[misc]
-    assert isinstance(hash(shipped_policy("chat").prompt), int)
+        shipped_policy("values").name = "other"  # type: ignore[misc]
+    assert isinstance(hash(shipped_policy("values").prompt), int)
     assert Policy.model_fields.keys() >= {"version", "name", "on_error", "prompt", "answer", "stream"}
 
 

@@ -308,4 +308,4 @@ def test_only_a_bounded_context_is_kept():
 
 
 def test_the_shipped_policy_streams():
-    assert_same_as_whole(Guard.load(shipped_policy("chat")), example()[0], list(example()[0]))
+    assert_same_as_whole(Guard.load(shipped_policy("values")), example()[0], list(example()[0]))

@@ -63,7 +63,7 @@ def calls(got: list[Any]) -> dict[int, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def guard() -> Guard:
-    return Guard.load(shipped_policy("chat"))
+    return Guard.load(shipped_policy("values"))
 
 
 def told(guard: Guard, raw: str) -> tuple[list[Any], str]:

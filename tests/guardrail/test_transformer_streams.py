@@ -37,7 +37,7 @@ SHOWN = "Use <SECRET_1> and pay with <CREDIT_CARD_1>, then go."
 
 @pytest.fixture(scope="module")
 def guard() -> Guard:
-    return Guard.load(shipped_policy("chat"))
+    return Guard.load(shipped_policy("values"))
 
 
 def screened(guard: Guard, chunks: list[bytes]) -> str:

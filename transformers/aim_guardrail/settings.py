@@ -12,7 +12,16 @@ from pydantic import Field, field_validator, model_validator
 
 from aim_guardrail.credentials import Mode
 from aim_guardrail.detectors.traffic import TrafficOptions
-from aim_guardrail.policy import Policy, PolicyError, PolicySet, beside, load_policies, parse_policy, shipped_policy
+from aim_guardrail.policy import (
+    Policy,
+    PolicyError,
+    PolicySet,
+    beside,
+    load_policies,
+    parse_policy,
+    shipped_names,
+    shipped_policy,
+)
 from aim_kserve.identity.key_file import read_key
 from aim_kserve.settings import ServerSettings
 
@@ -80,8 +89,8 @@ class GuardrailSettings(ServerSettings):
     )
     policy: Path | None = Field(
         None,
-        description="policy file, or a directory of them (one for each tenant, one for everybody else); read anew "
-        "when it changes; default: the shipped policy 'chat'",
+        description="policy file, or a directory of them (one for each tenant, one for everybody else), read anew when "
+        "it changes; or a shipped policy's name (`aim-guardrail catalog`); default: chat",
         json_schema_extra={"annotation": "guardrail-policy"},
     )
     guardrails: str | None = Field(
@@ -191,7 +200,8 @@ class GuardrailSettings(ServerSettings):
     @property
     def policy_paths(self) -> list[Path]:
         """Where policies are read from, and read anew when that changes."""
-        return [path for path in (self.policy, self.shadow_policy) if path is not None]
+        policy = None if self._shipped else self.policy
+        return [path for path in (policy, self.shadow_policy) if path is not None]
 
     def read_policies(self) -> PolicySet:
         """The policies these settings name, as their files say now.
@@ -199,7 +209,7 @@ class GuardrailSettings(ServerSettings):
         Raises:
             PolicyError: one line: file (or annotation), line, key, what is wrong, the remedy.
         """
-        if self.policy is not None:
+        if self.policy is not None and self._shipped is None:
             policies = load_policies(self.policy, self.shadow_policy)
         else:
             policies = beside(self._in_place(), self.shadow_policy)
@@ -208,9 +218,15 @@ class GuardrailSettings(ServerSettings):
                 _needs_no_countries(policy)
         return policies
 
+    @property
+    def _shipped(self) -> str | None:
+        """The shipped policy that is named in a file's place."""
+        name = str(self.policy)
+        return name if name in shipped_names() and not Path(name).exists() else None
+
     def _in_place(self) -> Policy:
         if self.guardrails is None:
-            return shipped_policy("chat")
+            return shipped_policy(self._shipped or "chat")
         # Line 1 is the annotation's own: `aim.amd.com/guardrails: |`.
         source = f"prompt: &rules\n{self.guardrails}\nanswer: *rules\nversion: 2\nname: guardrails\n"
         return parse_policy(source, origin="aim.amd.com/guardrails")
