@@ -246,13 +246,13 @@ def test_loads_from_a_file(tmp_path: Path):
 def test_every_shipped_policy_is_valid():
     folder = Path(__file__).parents[2] / "transformers/aim_guardrail/policies"
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    assert names == ["chat"]
+    assert names == ["batch", "chat", "codegen", "rag", "values"]
     assert [shipped_policy(name).name for name in names] == names
-    with pytest.raises(PolicyError, match="no shipped policy is named 'chatt': use one of chat"):
+    with pytest.raises(PolicyError, match="no shipped policy is named 'chatt': use one of batch, chat, codegen"):
         shipped_policy("chatt")
 
 
-def test_the_chat_policy_blocks_secrets_in_prompts_and_redacts_the_rest():
+def test_the_policy_of_values_blocks_secrets_in_prompts_and_redacts_the_rest():
     actions = {(d, r.type): r.action for d in ("prompt", "answer") for r in shipped_policy("values").rules(d)}  # type: ignore[arg-type]
     assert actions == {
         ("prompt", "secrets"): "block",

@@ -56,7 +56,7 @@ PLACES: dict[str, Callable[[str], dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def guard() -> Guard:
-    return Guard.load(shipped_policy("chat"))
+    return Guard.load(shipped_policy("values"))
 
 
 @pytest.fixture(scope="module")

@@ -146,9 +146,10 @@ class Screening:
         return max(self.actions.values(), key=_ORDER.__getitem__)
 
     def headers(self) -> dict[str, str]:
-        """What the client is told: ``x-guardrail-verdict``, ``-families``, ``-degraded`` and ``-policy``."""
+        """What the client is told: ``x-guardrail-verdict`` and its kind."""
         headers = verdict_headers(self.action, tuple(sorted(self.families)), tuple(self.degraded))
-        return {**headers, **self.policy_header()}
+        spent_ms = sum(self.spent_s.values()) * 1000
+        return {**headers, "x-guardrail-duration-ms": f"{spent_ms:.2f}", **self.policy_header()}
 
     def policy_header(self) -> dict[str, str]:
         """By which policy, ``NAME/VERSION``: all there is to say of what was not judged."""
