@@ -21,6 +21,7 @@ from aim_guardrail.detectors.injection.normalise import normal, original
 from aim_guardrail.detectors.onnx import ModelError
 from aim_guardrail.policy import PolicyError
 from aim_guardrail.policy.policy import parse_policy
+from fake_judge import FakeJudge
 from fake_predictor import FakePredictor
 from guarded import ask, guardrail
 from served import Served
@@ -224,6 +225,25 @@ async def test_labels_that_say_nothing_want_a_meaning(tmp_path: Path) -> None:
     (finding,) = await found(detector, said("kill"))
     assert finding.score > 0.9
     await detector.close()
+
+
+async def test_a_classifier_behind_an_endpoint() -> None:
+    """vLLM's `/classify`, with a guard model on a partition of its own."""
+
+    def by_words(asked: dict[str, Any]) -> dict[str, Any]:
+        probs = [[0.1, 0.9] if "kill" in text else [0.99, 0.01] for text in asked["input"]]
+        rows = [{"index": at, "label": "?", "probs": each, "num_classes": 2} for at, each in enumerate(probs)]
+        return {"id": "classify-1", "object": "list", "created": 1, "model": "guard", "data": rows, "usage": {}}
+
+    with FakeJudge() as server:
+        server.says = by_words
+        given = {"endpoint": server.url, "model": "guard", "classes": ["BENIGN", "MALICIOUS"]}
+        options = InjectionOptions.model_validate(given)
+        detector = build_detector("injection", Wanted(frozenset(FAMILY.labels), options))
+        bad, good = await found(detector, said("kill", "tool"), said("nice"))
+        assert (bad.label, bad.score, good.label, good.score) == ("INJECTION_INDIRECT", 0.9, "INJECTION", 0.01)
+        assert FAMILY.labels_of(options)["INJECTION"].threshold == 0.5
+        await detector.close()
 
 
 # --- through the transformer ------------------------------------------------------------------------------------------
