@@ -69,7 +69,7 @@ help: ## what there is
 run: $(BIN)/.serving $(MODEL) ## chat through the guardrail to a real model on this machine, no GPU needed
 	@exec $(LOCAL) run
 
-demo: $(BIN)/.serving $(MODEL) ## the same, asks four questions and exits: harmless, personal data, a leaked key, a stream
+demo: $(BIN)/.serving $(MODEL) ## the same, asks seven questions and exits: harmless, personal data, a leaked key, an injection, an insult, one too long, a stream
 	@exec $(LOCAL) demo
 
 test: $(BIN)/.dev $(MODEL) ## all tests; what a missing part makes skip is named (NO_SKIPS=1: a skip fails)

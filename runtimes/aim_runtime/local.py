@@ -1,6 +1,6 @@
 """The main job on this machine: the runtime, the guardrail transformer in front of it, and a way to see them.
 
-``python -m aim_runtime.local run`` serves until Ctrl-C; ``… demo`` asks four questions and exits 0. ``make run`` and
+``python -m aim_runtime.local run`` serves until Ctrl-C; ``… demo`` asks seven questions and exits 0. ``make run`` and
 ``make demo`` call this.
 """
 
