@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import unquote
 
@@ -11,6 +12,7 @@ Address = IPv4Address | IPv6Address
 _FORWARDED_FOR = b"x-forwarded-for"
 #: Of what proxies say, the last so many are looked at: no chain is longer.
 _MOST_HOPS = 32
+_MOST_CHARACTERS = 128  # of an address with its zone and port: what is longer is none
 
 
 class Proxies:
@@ -48,6 +50,11 @@ class Proxies:
 
 def address_of(text: str) -> Address | None:
     """``1.2.3.4``, ``1.2.3.4:80``, ``2001:db8::1``, ``[2001:db8::1]:80``; an IPv4 address within IPv6 as itself."""
+    return _read(text) if len(text) <= _MOST_CHARACTERS else None
+
+
+@lru_cache(maxsize=1024)
+def _read(text: str) -> Address | None:
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
