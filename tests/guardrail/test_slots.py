@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aim_guardrail.pipeline import Guard, Session
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.policy import Policy, Rule
-from aim_guardrail.protocols.places import CHAT, RESPONSES
+from aim_guardrail.protocols.places import CHAT, RESPONSES, V2
 from aim_guardrail.slots.apply import apply
 from aim_guardrail.slots.collect import collect
 from aim_guardrail.slots.places import FREE
@@ -74,6 +74,25 @@ def test_what_is_applied_stands_where_it_was_found(body: dict[str, Any]) -> None
     assert changed == body
     assert apply(changed, slots, [f"{text}_" for text in texts], shadows=False) == bool(texts)
     assert changed == marked(body)
+
+
+def test_a_tensors_name_and_type_are_no_texts_while_they_look_like_such() -> None:
+    def tensor(name: str, datatype: str = "BYTES") -> dict[str, Any]:
+        return {"name": name, "datatype": datatype, "parameters": {"name": "note"}, "data": ["x"]}
+
+    body = {"id": "7", "model_name": "m", "inputs": [tensor("INPUT0"), tensor("a@b.c", "so it is"), tensor("k" * 41)]}
+    assert {path: (slot.text, slot.key) for path, slot in where(body, V2).items()} == {
+        "id": ("7", "id"),
+        "inputs[0].parameters.name": ("note", "name"),
+        "inputs[0].data[0]": ("x", "INPUT0"),
+        "inputs[1].name": ("a@b.c", ""),
+        "inputs[1].datatype": ("so it is", ""),
+        "inputs[1].parameters.name": ("note", "name"),
+        "inputs[1].data[0]": ("x", "a@b.c"),
+        "inputs[2].name": ("k" * 41, ""),
+        "inputs[2].parameters.name": ("note", "name"),
+        "inputs[2].data[0]": ("x", "k" * 41),
+    }
 
 
 def test_a_path_leads_through_json_in_a_string() -> None:

@@ -1,12 +1,13 @@
-"""What stands where in OpenAI's bodies, of requests and answers alike.
+"""What stands where in OpenAI's and V2's bodies, of requests and answers alike.
 
-https://platform.openai.com/docs/api-reference, and what vLLM, SGLang, Mistral and OpenRouter add. A field that is
-missing here is only checked more strictly: as anybody's, its key as context for its value.
+https://platform.openai.com/docs/api-reference, and what vLLM, SGLang, Mistral and OpenRouter add;
+https://github.com/kserve/open-inference-protocol. A field that is missing here is only checked more strictly: as
+anybody's, its key as context for its value.
 """
 
 from __future__ import annotations
 
-from aim_guardrail.slots.places import BASE64, ID, JSON, LINK, SHADOW, TEXT, WORD, Kind, Place
+from aim_guardrail.slots.places import BASE64, FREE, ID, JSON, LINK, NAME, SHADOW, TEXT, WORD, Kind, Place
 
 
 def place_with(*places: Place, parts: bool = False, kind: Kind = Kind.TEXT, **children: Place) -> Place:
@@ -185,3 +186,7 @@ RESPONSES_EVENT = Place(
     obfuscation=ID,
     logprobs=SHADOW,
 )
+
+# V2: without what a client cannot read its tensors, a verdict on the whole of an answer must not change it.
+_TENSOR = Place(Kind.FREE, others=FREE, name=NAME, datatype=NAME, arguments=JSON)
+V2 = Place(Kind.FREE, others=FREE, model_name=ID, model_version=ID, inputs=_TENSOR, outputs=_TENSOR, arguments=JSON)

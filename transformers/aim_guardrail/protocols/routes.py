@@ -1,14 +1,14 @@
 """What the bodies of a route are, and how it says that something is refused.
 
 A route that is not here is nobody's: its bodies are `FREE`, checked to their last string (`/score`, `/rerank`,
-`/classify`, `/pooling`, `/tokenize`, KServe's V1 and V2, and what is new to us).
+`/classify`, `/pooling`, `/tokenize`, KServe's V1, and what is new to us).
 """
 
 from __future__ import annotations
 
 from aim_guardrail.protocols import messages
 from aim_guardrail.protocols.messages import MESSAGES
-from aim_guardrail.protocols.places import CHAT, EMBEDDINGS, RESPONSES
+from aim_guardrail.protocols.places import CHAT, EMBEDDINGS, RESPONSES, V2
 from aim_guardrail.slots.places import FREE, Place
 from aim_guardrail.slots.slot import Json
 from aim_kserve.errors import ServingError
@@ -30,6 +30,8 @@ def endpoint(path: str) -> str:
 
 def place_of(named: str) -> Place:
     """What the root of an endpoint's bodies is."""
+    if named.startswith("/v2/") and named.endswith("/infer"):
+        return V2
     return _BY_ENDPOINT.get(named, FREE)
 
 

@@ -17,6 +17,7 @@ import orjson
 from aim_guardrail.exact_json import exact
 from aim_guardrail.pipeline.screening import Screening, by_size
 from aim_guardrail.policy import Direction
+from aim_guardrail.protocols.places import V2
 from aim_guardrail.slots.pictures import is_picture_file, picture
 from aim_guardrail.slots.places import Kind
 from aim_guardrail.slots.slot import Json, Slot, Slots
@@ -43,7 +44,7 @@ async def check_binary(screening: Screening, direction: Direction, body: bytes, 
 async def _checked_binary(screening: Screening, direction: Direction, body: bytes, length: bytes) -> tuple[bytes, int]:
     split = json_length(length, len(body))
     head, tensors = await by_size(len(body), _read, body, split)
-    changed = await screening.screen(direction, head, size=split)
+    changed = await screening.screen(direction, head, V2, size=split)
     raws = []
     for tensor, raw in tensors:
         if tensor.get("datatype") == "BYTES":
@@ -140,7 +141,7 @@ async def _check_names(screening: Screening, direction: Direction, message: Infe
         parts = {"outputs": message.outputs}
     for key, items in parts.items():
         said[key] = [{"name": item.name, "parameters": to_http_parameters(item.parameters or {})} for item in items]
-    if not await screening.screen(direction, said):
+    if not await screening.screen(direction, said, V2):
         return
     message.id, message.parameters = said["id"], said["parameters"]
     for key, items in parts.items():

@@ -27,6 +27,7 @@ from aim_guardrail.slots.places import (
     is_file,
     is_id,
     is_media_file,
+    is_name,
     is_plain_key,
     is_word,
 )
@@ -217,6 +218,8 @@ def is_no_text(kind: Kind, value: str) -> bool:
     """Whether a string is what its place has instead of text."""
     if kind is Kind.WORD:
         return is_word(value) is not None
+    if kind is Kind.NAME:
+        return is_name(value) is not None
     if kind is Kind.ID:
         return is_id(value) is not None
     if kind is Kind.LINK:

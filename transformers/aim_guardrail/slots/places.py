@@ -18,6 +18,7 @@ class Kind(Enum):
     TEXT = "the protocol's own field of text: its key says nothing of it"
     ID = "an identifier: no text, where it has the form of one"
     WORD = "a word of the protocol's: no text, where it has the form of one"
+    NAME = "a tensor's name or type: no text, where it has the form of one"
     JSON = "JSON in a string"
     LINK = "a picture or sound, as a data URI; or where to find one"
     BASE64 = "a picture, sound or file in Base64"
@@ -58,6 +59,7 @@ FREE.children["arguments"] = JSON  # how every protocol writes a call of a tool
 TEXT = Place()
 ID = Place(Kind.ID)
 WORD = Place(Kind.WORD)
+NAME = Place(Kind.NAME)
 LINK = Place(Kind.LINK)
 BASE64 = Place(Kind.BASE64)
 FILE = Place(Kind.FILE)
@@ -90,5 +92,7 @@ is_media_file = re.compile(f"{_DATA_URI}(?:{_SIGNATURE}){_BASE64}").fullmatch
 is_id = re.compile(r"[A-Za-z0-9_.:/-]{0,200}").fullmatch
 #: `assistant`, `chat.completion.chunk`: no capitals, no digits.
 is_word = re.compile(r"[a-z_.-]{0,64}").fullmatch
+#: `text`, `input_ids`, `INPUT0`, `FP32`: one word, with at most three digits behind it.
+is_name = re.compile(r"[A-Za-z_.-]{0,40}[0-9]{0,3}").fullmatch
 #: A key that says nothing but itself.
 is_plain_key = re.compile(r"[a-z_]{1,40}").fullmatch
