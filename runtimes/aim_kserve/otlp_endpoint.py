@@ -8,6 +8,14 @@ from collections.abc import Mapping
 _TRACES_PATH = "/v1/traces"
 
 
+def not_installed(url: str, library: str | None) -> str:
+    """What is wrong where spans are to go to ``url`` and a library that sends them is not there."""
+    return (
+        f"spans are to go to {url} (--otlp_endpoint, OTEL_EXPORTER_OTLP_ENDPOINT) and {library} is not "
+        "installed: install aim-kserve[tracing], or leave the endpoint out"
+    )
+
+
 def endpoint(flag: str | None, env: Mapping[str, str] = os.environ) -> str | None:
     """The URL that spans go to, None: nowhere. As OpenTelemetry's variables say, the flag before them: the traces'
     own variable is taken as it is, what is for all signals gets ``/v1/traces``.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from aim_kserve.errors import StartupError
-from aim_kserve.otlp_endpoint import endpoint
+from aim_kserve.otlp_endpoint import endpoint, not_installed
 from aim_profile.errors import NodeError
 from aim_profile.nodes.read import read_node
 from aim_runtime.audit import Audit
@@ -95,8 +95,5 @@ def _tracer(url: str, registry: CollectorRegistry) -> Tracer:
     try:
         from aim_runtime.tracing import Tracer
     except ImportError as error:
-        raise StartupError(
-            f"spans are to go to {url} (--otlp_endpoint, OTEL_EXPORTER_OTLP_ENDPOINT) and {error.name} is not "
-            "installed: install aim-kserve[tracing], or leave the endpoint out"
-        ) from error
+        raise StartupError(not_installed(url, error.name)) from error
     return Tracer(url, version("aim-kserve"), registry)

@@ -20,7 +20,7 @@ from aim_guardrail.settings import GuardrailSettings
 from aim_guardrail.slots.slot import Slots
 from aim_kserve.access import RequestLog, current_log
 from aim_kserve.errors import StartupError
-from aim_kserve.otlp_endpoint import endpoint
+from aim_kserve.otlp_endpoint import endpoint, not_installed
 
 if TYPE_CHECKING:
     from aim_kserve.otlp import Phase, Spans
@@ -51,10 +51,7 @@ def tracing(settings: GuardrailSettings) -> Iterator[list[Tracing]]:
     try:
         from aim_kserve.otlp import Spans
     except ImportError as error:
-        raise StartupError(
-            f"spans are to go to {url} (--otlp_endpoint, OTEL_EXPORTER_OTLP_ENDPOINT) and {error.name} is not "
-            "installed: install aim-kserve[tracing], or leave the endpoint out"
-        ) from error
+        raise StartupError(not_installed(url, error.name)) from error
     spans = Spans(url, "aim-guardrail", version("aim-kserve"))
     try:
         yield [Tracing(spans, settings.model_name)]

@@ -17,6 +17,11 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+def as_tuple(value: Any) -> Any:
+    """YAML has lists; what is hashed has tuples. For validators, `mode="before"`."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What a rule wants of its family's detector.

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from aim_guardrail.detectors.base import Label
-from aim_guardrail.detectors.family import Options
+from aim_guardrail.detectors.family import Options, as_tuple
 from aim_guardrail.detectors.pii_labels import IDENTIFIER_LABELS, PII_LABELS
 from aim_guardrail.text import Text
 
@@ -45,7 +45,7 @@ class CustomPattern(BaseModel):
     @field_validator("context", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+        return as_tuple(value)
 
     @field_validator("label")
     @classmethod
@@ -98,7 +98,7 @@ class PiiOptions(Options):
     @field_validator("custom", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+        return as_tuple(value)
 
     @model_validator(mode="after")
     def _told_apart(self) -> PiiOptions:

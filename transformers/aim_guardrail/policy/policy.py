@@ -32,6 +32,7 @@ from pydantic_core import ErrorDetails, PydanticKnownError
 
 from aim_guardrail.detectors.base import Finding, Label
 from aim_guardrail.detectors.families import FAMILIES, Options, Wanted
+from aim_guardrail.detectors.family import as_tuple
 from aim_guardrail.detectors.traffic import TrafficOptions
 from aim_guardrail.policy.source import MAX_CHARS, PolicyError, Source
 
@@ -118,7 +119,7 @@ class Rule(_Strict):
     @field_validator("entities", "regions", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+        return as_tuple(value)
 
     @field_validator("action", "entities")
     @classmethod
@@ -298,7 +299,7 @@ class Stage(_Strict):
     @field_validator("parallel", "sequential", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+        return as_tuple(value)
 
     @model_validator(mode="after")
     def _is_one(self) -> Stage:
@@ -395,7 +396,7 @@ class Policy(_Strict):
     @field_validator("prompt", "answer", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+        return as_tuple(value)
 
     @field_validator("prompt", "answer")
     @classmethod

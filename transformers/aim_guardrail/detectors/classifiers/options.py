@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from aim_guardrail.detectors.endpoint import Endpoint, base_url
-from aim_guardrail.detectors.family import Options
+from aim_guardrail.detectors.family import Options, as_tuple
 
 
 def _pairs(value: Any) -> Any:
@@ -58,7 +58,7 @@ class ClassifierOptions(Options):
     @field_validator("classes", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+        return as_tuple(value)
 
     @field_validator("endpoint")
     @classmethod

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from aim_guardrail.detectors.family import Options
-from aim_guardrail.detectors.judge.options import JudgeOptions, as_tuple
+from aim_guardrail.detectors.family import Options, as_tuple
+from aim_guardrail.detectors.judge.options import JudgeOptions
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 _MOST_EXAMPLES, _MOST_CHARS = 16, 2000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -75,8 +74,3 @@ class JudgeOptions(Options):
 
 
 _LEAST_ROOM = 512
-
-
-def as_tuple(value: Any) -> Any:
-    """YAML has lists, options tuples."""
-    return tuple(value) if isinstance(value, list) else value

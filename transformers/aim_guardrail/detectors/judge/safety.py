@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from aim_guardrail.detectors.family import as_tuple
 from aim_guardrail.detectors.judge.granite_guardian import GUARDIANS, GraniteGuardian
 from aim_guardrail.detectors.judge.llama_guard import GUARDS, LlamaGuard
-from aim_guardrail.detectors.judge.options import JudgeOptions, as_tuple
+from aim_guardrail.detectors.judge.options import JudgeOptions
 
 JudgeName = Literal[
     "llama-guard-2",
