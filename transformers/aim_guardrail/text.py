@@ -2,11 +2,11 @@
 
 **Folding** makes look-alike spellings equal before anything is searched: compatibility forms (fullwidth letters,
 ligatures, circled digits: Unicode NFKD), every script's decimal digits, typographic dashes and quotes become ASCII,
-em dashes a space (they part words, as spaces do);
-invisible characters (category Cf: zero-width, soft hyphen, bidi controls) and combining marks vanish; letters with
-accents lose them; other Latin, Greek and Cyrillic letters become `x`; everything else (CJK, emoji, ...) becomes a
-line break, because no value we look for continues across it. Backslash escapes (`\\n`, `\\"`, `\\u0040`, behind any
-number of backslashes) become what they stand for: answers are often JSON, or code, and `"\\nAKIA..."` holds a key.
+em dashes a space (they part words, as spaces do); invisible characters (category Cf: zero-width, soft hyphen, bidi
+controls; fillers) and combining marks vanish; letters with accents lose them; other Latin, Greek and Cyrillic letters
+become `x`; everything else (CJK, emoji, ...) becomes a line break, because no value we look for continues across it.
+Backslash escapes (`\\n`, `\\"`, `\\u0040`, behind any number of backslashes) become what they stand for: answers are
+often JSON, or code, and `"\\nAKIA..."` holds a key.
 Folding works code point by code point (hence NFKD without marks rather than NFKC) and escape by escape, so it gives
 the same result however a stream is cut between them; an escape still incomplete is held back.
 
@@ -34,6 +34,10 @@ BREAKS = r"\s\",;<>()\[\]{}`"
 BREAK_CHARS = frozenset(' \t\n\r\f\v\x1c\x1d\x1e\x1f",;<>()[]{}`')
 # What may stand between two digit groups of one phone, card or account number (libphonenumber's set).
 _GAP = r"[-x./ ()\[\]~]"
+
+IGNORABLE = frozenset([0x115F, 0x1160, 0x2065, 0x3164, 0xFFA0, *range(0xFFF0, 0xFFF9), *range(0xE0000, 0xE1000)])
+"""Code points that show nothing though Unicode calls them letters, or nothing yet: fillers of Hangul, and what is to be
+ignored by default (DerivedCoreProperties.txt, `Default_Ignorable_Code_Point`)."""
 
 _UNIT = re.compile(
     rf"""(?:
@@ -207,7 +211,7 @@ def _fold_part(char: str) -> str:
     if char in _QUOTES:
         return _QUOTES[char]
     category = unicodedata.category(char)
-    if category in ("Cf", "Mn", "Me") or char == "\0":
+    if category in ("Cf", "Mn", "Me") or char == "\0" or ord(char) in IGNORABLE:
         return ""
     if char.isascii():
         return char
@@ -215,7 +219,7 @@ def _fold_part(char: str) -> str:
         return str(unicodedata.decimal(char))
     if category == "Pd" or char == "\N{MINUS SIGN}":
         return "-"
-    if category == "Zs":
+    if category == "Zs" or char == "\N{BRAILLE PATTERN BLANK}":
         return " "
     # Latin, Greek and Cyrillic letters are part of a word; the scripts beyond need no spaces between words.
     return "x" if category[0] == "L" and char < "\u0530" else "\n"

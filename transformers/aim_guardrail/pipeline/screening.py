@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
@@ -31,6 +32,9 @@ T = TypeVar("T")
 
 Inline = Callable[[list[str]], Awaitable[None]]
 """Takes each slot's text as the inline stage lets it pass."""
+
+#: What a key is that says nothing but what it names: no sentence.
+_is_name = re.compile(r"[A-Za-z0-9_.:/$-]{1,40}").fullmatch
 
 _ORDER = {"allow": 0, "flag": 1, "redact": 2, "block": 3}
 
@@ -350,13 +354,14 @@ def _rulings(runs: list[tuple[int, ...]], findings: list[list[Finding]]) -> list
 
 
 def _passages(direction: Direction, slots: Slots, texts: list[str]) -> tuple[list[tuple[int, ...]], list[Passage]]:
-    """What batch detectors look at: every text, parts that are read as one as one; which slots each is of."""
+    """What batch detectors look at: every text, parts that are read as one as one, and keys that are more than a name;
+    which slots each is of."""
     runs: list[tuple[int, ...]] = []
     passages: list[Passage] = []
     joined = {at: run for run in slots.joined for at in run}
     for at, slot in enumerate(slots.items):
         run = joined.get(at, (at,))
-        if slot.kind != "text" or run[0] != at:
+        if slot.kind == "number" or run[0] != at or (slot.kind == "name" and _is_name(slot.text)):
             continue
         text = "".join(texts[part] for part in run)
         if text.strip():

@@ -7,7 +7,7 @@ anybody's, its key as context for its value.
 
 from __future__ import annotations
 
-from aim_guardrail.slots.places import BASE64, FREE, ID, JSON, LINK, NAME, SHADOW, TEXT, WORD, Kind, Place
+from aim_guardrail.slots.places import BASE64, FILE, FREE, ID, JSON, LINK, NAME, SHADOW, TEXT, WORD, Kind, Place
 
 
 def place_with(*places: Place, parts: bool = False, kind: Kind = Kind.TEXT, **children: Place) -> Place:
@@ -51,8 +51,8 @@ _PART = Place(
     audio_url=_LINK,
     detail=WORD,
     input_audio=_SAMPLES,
-    file=Place(file_data=BASE64, filename=WHOLE, file_id=ID),
-    file_data=BASE64,
+    file=Place(file_data=FILE, filename=WHOLE, file_id=ID),
+    file_data=FILE,
     file_url=TEXT,
     filename=WHOLE,
     file_id=ID,

@@ -34,7 +34,7 @@ from aim_guardrail.slots.places import (
 from aim_guardrail.slots.slot import Inner, Json, Slot, Slots, spelt
 from aim_kserve.errors import BadRequest, ServingError, UpstreamFailed
 
-_LEAST_NUMBER = 10**6
+_LEAST_NUMBER, _MOST_NUMBER = 10**6, 10**20
 _MAX_DEPTH = 200
 _NUMBERS = frozenset([float, int])
 
@@ -71,8 +71,9 @@ class _Collector:
         self._path: list[str | int] = []
         self._in_json = False  # within what a tool is called with
 
-    def object(self, node: Json, place: Place, role: str) -> None:
-        path = self._path
+    def object(self, node: Json, place: Place, role: str) -> int:
+        """Walk an object; the index of the slot that is its own `text`, -1 where there is none."""
+        path, items = self._path, self.slots.items
         if len(path) > _MAX_DEPTH:
             raise _too_deep(self._direction)
         self.keys += len(node)
@@ -80,7 +81,7 @@ class _Collector:
         said = node.get("role")
         role = said if type(said) is str else role if place.is_free else _speaker(node, role)
         label = _label(node) if place.is_free else ""
-        children, others = place.children, place.others
+        children, others, at = place.children, place.others, -1
         path.append("")
         for name, value in node.items():
             kind = type(value)
@@ -88,16 +89,19 @@ class _Collector:
                 if value:
                     path[-1] = name
                     child = children.get(name, others)
+                    if name == "text":
+                        at = len(items)
                     self.string(value, child, (label and name in LABELLED and label) or name, role)
             elif kind is dict or kind is list:
                 path[-1] = name
                 self._nested(name, value, children.get(name, others), label, role)
-            elif kind is int and self._in_json:
+            elif self._in_json and kind in _NUMBERS:
                 path[-1] = name
                 self._number(value, name, role)
         path.pop()
         if self._direction == "prompt" and not self._in_json:
             self._refuse_embeddings(node)
+        return at if 0 <= at < len(items) and items[at].path[len(path) :] == ("text",) else -1
 
     def whole(self, text: str) -> None:
         """A body that is a string which is JSON, in a box."""
@@ -139,29 +143,33 @@ class _Collector:
         path = self._path
         if len(path) > _MAX_DEPTH:
             raise _too_deep(self._direction)
-        if node and type(node[0]) is float and _NUMBERS.issuperset(map(type, node)):
+        if not self._in_json and node and type(node[0]) is float and _NUMBERS.issuperset(map(type, node)):
             return  # an embedding, as long as a book has words
+        items, texts = self.slots.items, list[int]()  # of each element: the slot that is its text, -1 for none
         path.append(0)
         for index, value in enumerate(node):
-            kind = type(value)
+            kind, at = type(value), -1
             path[-1] = index
             if kind is dict:
-                self.object(value, place, role)
+                at = self.object(value, place, role)
             elif kind is list:
                 self._list(value, place, key, role)
             elif kind is str:
                 if value:
+                    before = len(items)
                     self.string(value, place, key, role)
-            elif kind is int and self._in_json:
+                    at = before if len(items) > before else -1
+            elif self._in_json and kind in _NUMBERS:
                 self._number(value, key, role)
+            texts.append(at)
         path.pop()
         if place.parts and len(node) > 1:
-            self._join(node)
+            self._join(node, texts)
 
-    def _number(self, value: int, key: str, role: str) -> None:
-        """A number: a card number is one without its quotes."""
-        if value >= _LEAST_NUMBER:
-            self.slots.items.append(Slot(str(value), tuple(self._path), key, role, "number"))
+    def _number(self, value: float, key: str, role: str) -> None:
+        """A whole number, however it is written: a card number is one without its quotes."""
+        if _LEAST_NUMBER <= abs(value) < _MOST_NUMBER and value == value // 1:
+            self.slots.items.append(Slot(str(abs(int(value))), tuple(self._path), key, role, "number"))
 
     def _json(self, text: str, role: str) -> None:
         """A string that is JSON itself: what it says, its numbers too, however it is escaped.
@@ -180,20 +188,12 @@ class _Collector:
         inner.keys = self.keys
         self.keys, self._in_json = outer
 
-    def _join(self, parts: list[Any]) -> None:
+    def _join(self, parts: list[Any], texts: list[int]) -> None:
         """Note which of the texts just collected are neighbours: parts between which nothing else stands."""
-        place, where = tuple(self._path), dict[str | int, int]()
-        depth, items = len(place), self.slots.items
-        for at in range(len(items) - 1, -1, -1):
-            path = items[at].path
-            if path[:depth] != place or len(path) == depth:
-                break
-            if path[depth + 1 :] in ((), ("text",)):
-                where[path[depth]] = at
         run: list[int] = []
-        for index, part in enumerate(parts):
-            if index in where:
-                run.append(where[index])
+        for part, at in zip(parts, texts, strict=True):
+            if at >= 0:
+                run.append(at)
             elif not _says_nothing(part):
                 self._note(run)
                 run = []

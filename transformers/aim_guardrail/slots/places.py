@@ -56,6 +56,8 @@ class Place:
 FREE = Place(Kind.FREE)
 JSON = Place(Kind.JSON)
 FREE.children["arguments"] = JSON  # how every protocol writes a call of a tool
+_CONTENT = Place(Kind.FREE, parts=True, others=FREE, arguments=JSON)
+FREE.children["content"] = _CONTENT.children["content"] = _CONTENT  # and a message's parts
 TEXT = Place()
 ID = Place(Kind.ID)
 WORD = Place(Kind.WORD)

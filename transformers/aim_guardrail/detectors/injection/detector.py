@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Protocol
@@ -67,7 +68,12 @@ class EmbeddedDetector:
         self._threads.close()
 
     def _judged(self, texts: Sequence[str], deadline_s: float) -> list[Judged]:
-        return [self._model.judge(text, deadline_s) for text in texts]
+        found = []
+        for text in texts:
+            if time.monotonic() > deadline_s:  # a text may be too short for a model to look at the clock
+                raise TimeoutError("the texts could not be judged in time")
+            found.append(self._model.judge(text, deadline_s))
+        return found
 
     def _finding(self, passage: Passage, judged: Judged) -> Finding:
         where = judged.start, judged.end

@@ -15,7 +15,9 @@ import unicodedata
 import urllib.parse
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, islice
+
+from aim_guardrail.text import IGNORABLE
 
 _LOOK_ALIKES = dict(
     zip(
@@ -28,7 +30,10 @@ _LOOK_ALIKES = dict(
 _SMALL_CAPITALS = dict(zip(map(ord, "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ"), "abcdefghijklmnoprstuvwyz", strict=True))
 _TAGS = {0xE0000 + code: chr(code) for code in range(0x20, 0x7F)}
 """Unicode's invisible tag characters: ASCII written so that nobody sees it."""
-_SAME = _TAGS | _SMALL_CAPITALS
+_BOXED = {first + at: chr(ord("A") + at) for first in (0x1F150, 0x1F170, 0x1F1E6) for at in range(26)}
+"""White letters in circles and squares, and those that flags are spelt with."""
+_UNSEEN = dict.fromkeys(IGNORABLE - _TAGS.keys(), "") | {0x2800: " "}  # a Braille pattern without dots is a blank
+_SAME = _UNSEEN | _TAGS | _SMALL_CAPITALS | _BOXED
 _ESCAPED = re.compile(r"\\(?=[^\x00-\x7f])")  # a backslash before each letter of a foreign script
 _INVISIBLE = frozenset({"Cf", "Mn", "Co"})
 _WORD = re.compile(r"[^\W\d_]+")
@@ -53,7 +58,7 @@ _PERCENT = re.compile(r"(?:%[0-9a-fA-F]{2}){4,}|%20")
 _ENTITY = re.compile("&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z]{2,8});?")
 _URL_SAFE = str.maketrans("-_", "+/")
 _BASE64_RUNS, _HEX_RUNS = 6, 4
-_DECODED_CHARS = 12
+_PRINTABLE = re.compile("[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]{12,}")
 _DECODED_LETTERS = 0.8
 _DEPTH = 2  # base64 in base64
 _PIECE_CHARS = 256
@@ -135,7 +140,7 @@ def _deciphered(plain: str) -> Iterator[str]:
 
 def _decoded(text: str, depth: int) -> Iterator[str]:
     """What escapes and encodings in the text stand for, where that is text, and what stands encoded in that."""
-    found = [copy for copy in (*_base64_runs(text), *_hex_runs(text)) if copy is not None]
+    found = [*_first(_base64_runs(text), _BASE64_RUNS), *_first(_hex_runs(text), _HEX_RUNS)]
     if _PERCENT.search(text):
         found.append(urllib.parse.unquote(text))
     if "&#" in text:
@@ -146,24 +151,34 @@ def _decoded(text: str, depth: int) -> Iterator[str]:
             yield from _decoded(copy, depth - 1)
 
 
-def _base64_runs(text: str) -> Iterator[str | None]:
-    for _, match in zip(range(_BASE64_RUNS), _BASE64.finditer(text), strict=False):
+def _first(copies: Iterator[str], most: int) -> list[str]:
+    """The first of many copies, and all others as one: scoring a copy has a price, however short it is."""
+    found = list(islice(copies, most))
+    rest = " ".join(copies)
+    return [*found, rest] if rest else found
+
+
+def _base64_runs(text: str) -> Iterator[str]:
+    for match in _BASE64.finditer(text):
         run = match[0].rstrip("=").translate(_URL_SAFE)
         try:
-            yield _readable(base64.b64decode(run + "=" * (-len(run) % 4)))
+            raw = base64.b64decode(run + "=" * (-len(run) % 4))
         except binascii.Error:
             continue
+        if copy := _readable(raw):
+            yield copy
 
 
-def _hex_runs(text: str) -> Iterator[str | None]:
-    for _, match in zip(range(_HEX_RUNS), _HEX.finditer(text), strict=False):
-        yield _readable(bytes.fromhex(re.sub("[ ,:]", "", match[0])))
+def _hex_runs(text: str) -> Iterator[str]:
+    for match in _HEX.finditer(text):
+        if copy := _readable(bytes.fromhex(re.sub("[ ,:]", "", match[0]))):
+            yield copy
 
 
-def _readable(raw: bytes) -> str | None:
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        return None
-    letters = sum(char.isalpha() or char == " " for char in text)
-    return text if len(text) >= _DECODED_CHARS and letters > _DECODED_LETTERS * len(text) else None
+def _readable(raw: bytes) -> str:
+    """What in it is text, long enough to say anything; whatever stands before, between and behind."""
+    return " ".join(filter(_is_text, _PRINTABLE.findall(raw.decode(errors="replace"))))
+
+
+def _is_text(stretch: str) -> bool:
+    return sum(char.isalpha() or char == " " for char in stretch) > _DECODED_LETTERS * len(stretch)
