@@ -59,6 +59,7 @@ def test_standard_input_is_read(capsys: Out, monkeypatch: pytest.MonkeyPatch):
     [
         (("x", "--policy", "nope"), "no shipped policy is named 'nope': use one of batch, chat"),
         (("x", "--policy", "nope.yaml"), "nope.yaml: cannot be read (No such file or directory)"),
+        (("x", "--policy", "n" * 300), "no shipped policy is named"),
     ],
 )
 def test_a_policy_that_is_none_is_one_line(argv: tuple[str, ...], message: str, capsys: Out):
@@ -103,6 +104,8 @@ def test_policies_are_validated_each(capsys: Out, tmp_path: Path):
     assert out.startswith(f"{good}: good (")
     assert err.startswith(f"error: {bad}:3: prompt[0].action: 'nothing' is not allowed")
     assert said(policy.main, capsys, "validate", str(good))[0] == 0
+    code, _, err = said(policy.main, capsys, "validate", "n" * 300)
+    assert (code, "cannot be read (File name too long)" in err) == (1, True)
 
 
 @pytest.mark.parametrize("name", shipped_names())

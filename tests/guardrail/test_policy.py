@@ -1,5 +1,6 @@
 """Policies: strict, named errors, pure decisions."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,17 @@ from hypothesis import strategies as st
 import scripted_detectors
 from aim_guardrail.detectors.base import Finding
 from aim_guardrail.detectors.families import FAMILIES
-from aim_guardrail.policy import Policy, PolicyError, Rule, Verdict, decide, load_policy, parse_policy, shipped_policy
+from aim_guardrail.policy import (
+    Policy,
+    PolicyError,
+    Rule,
+    Verdict,
+    decide,
+    load_policies,
+    load_policy,
+    parse_policy,
+    shipped_policy,
+)
 from aim_guardrail.policy.policy import BUDGETS_MS
 
 GOOD = """\
@@ -236,6 +247,14 @@ def test_names_the_file_that_cannot_be_read(tmp_path: Path):
     (tmp_path / "latin.yaml").write_bytes(b"name: \xe9")
     with pytest.raises(PolicyError, match="not UTF-8"):
         load_policy(tmp_path / "latin.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")  # whoever opens one waits for a writer
+    with pytest.raises(PolicyError, match="pipe or device"):
+        load_policy(tmp_path / "pipe.yaml")
+    (tmp_path / "huge.yaml").write_bytes(b"#" * 2**21)
+    with pytest.raises(PolicyError, match="larger than"):
+        load_policy(tmp_path / "huge.yaml")
+    with pytest.raises(PolicyError, match=r"cannot be read \(File name too long"):
+        load_policies("x" * 5000)
 
 
 def test_loads_from_a_file(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 
@@ -256,6 +257,26 @@ async def test_a_thread_that_is_given_up_is_counted_until_it_ends_and_what_waits
     free.set()
     assert await threads.run(lambda: "next") == "next"
     assert (ABANDONED.count, began) == (before, [])
+    threads.close()
+
+
+async def test_what_a_thread_that_was_given_up_raises_is_nobodys(caplog: pytest.LogCaptureFixture):
+    threads, free = Threads(1, "t"), threading.Event()
+
+    def fail() -> None:
+        free.wait(20)
+        raise ValueError
+
+    given_up = asyncio.ensure_future(threads.run(fail))
+    await asyncio.sleep(0.02)
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+    free.set()
+    await threads.run(lambda: None)
+    await asyncio.sleep(0.02)
+    del given_up
+    gc.collect()  # asyncio tells of it then
+    assert "never retrieved" not in caplog.text
     threads.close()
 
 

@@ -122,6 +122,8 @@ def test_countries_need_a_database(tmp_path: Path) -> None:
     [
         (["--redis_url", "localhost:6379"], "redis_url"),
         (["--redis_url", "redis://u:hunter2@h:abc/0"], r"its port is no number .* \(got 'redis://\*\*\*@h:abc/0'\)"),
+        (["--redis_url", "redis://h/0?socket_timeout=abc"], "options after . are not taken"),
+        (["--redis_url", "redis://h:6379/abc"], "its database is no number"),
         (["--redis_timeout_ms", "0"], "redis_timeout_ms"),
         (["--limit_replicas", "0"], "limit_replicas"),
         (["--trusted_proxies", "10.0.0.1/8"], "host bits set: give addresses or networks, 10.0.0.0/8"),
@@ -258,6 +260,19 @@ def test_a_database_that_is_none_is_named(tmp_path: Path) -> None:
     for name in ("none.mmdb", "absent.mmdb"):
         with pytest.raises(ValueError, match=r"cannot be read .* give a MaxMind database"):
             GeoDatabase(tmp_path / name)
+
+
+@pytest.mark.parametrize("metadata", [b"", b"\xe0", b"\xe1\x43abc\x43abc", b"\x42\xff\xfe", b"\x20\x00", b"\xa1\x05"])
+def test_a_database_whose_description_is_broken_is_named(tmp_path: Path, metadata: bytes) -> None:
+    (tmp_path / "geo.mmdb").write_bytes(b"\0" * 64 + b"\xab\xcd\xefMaxMind.com" + metadata)
+    with pytest.raises(ValueError, match=r"cannot be read .* give a MaxMind database"):
+        GeoDatabase(tmp_path / "geo.mmdb")
+
+
+def test_no_writer_of_a_pipe_is_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "geo.mmdb")
+    with pytest.raises(ValueError, match=r"cannot be read \(no regular file"):
+        GeoDatabase(tmp_path / "geo.mmdb")
 
 
 def test_who_is_permitted() -> None:

@@ -91,6 +91,7 @@ def test_a_wrong_annotation_is_named_by_line_and_key(inline: str, where: str) ->
         (["--predictor_host", ""], 2, "error: --predictor_host: must be HOST"),
         (["--predictor_host", "x", "--policy", "{bad}"], 1, "error: {bad}:3: answer[0].action: 'censor'"),
         (["--predictor_host", "x", "--policy", "/no/such/file"], 1, "error: /no/such/file: cannot be read"),
+        (["--predictor_host", "x", "--policy", "x" * 300], 1, "cannot be read (File name too long)"),
     ],
 )
 def test_exit_codes(tmp_path: Path, argv: list[str], code: int, said: str) -> None:

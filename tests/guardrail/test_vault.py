@@ -1,6 +1,7 @@
 """What is hidden from the predictor is said again to the client, exactly; what never was hidden is not."""
 
 import json
+import time
 from pathlib import Path
 from random import Random
 
@@ -16,6 +17,7 @@ from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import Guard
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.screening import Screening
+from aim_guardrail.pipeline.session import Session
 from aim_guardrail.pipeline.vault import Vault, open_placeholder
 from aim_guardrail.policy import PolicyError, parse_policy
 from aim_guardrail.streams.events import StreamScreen
@@ -213,3 +215,15 @@ def test_over_http_the_predictor_sees_placeholders_and_the_client_values(predict
         assert said(events(split)) == f"{OTHER}!"
         v1 = client.post("/v1/models/m:predict", json={"instances": [text]}).json()
         assert text in json.dumps(v1)
+
+
+def test_many_values_cost_no_more_than_their_number():
+    def cpu_s(values: int) -> float:
+        session, start = Session(), time.process_time()
+        assert session.placeholder("X", "0") == "<X_1>"
+        names = [session.placeholder("X", str(value)) for value in range(values)]
+        assert names[-1] == f"<X_{values}>"
+        return time.process_time() - start
+
+    once = min(cpu_s(2_000) for _ in range(3))
+    assert min(cpu_s(32_000) for _ in range(2)) < 4 * 16 * once

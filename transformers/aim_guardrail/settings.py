@@ -157,9 +157,14 @@ class GuardrailSettings(ServerSettings):
     @classmethod
     def _is_a_url(cls, value: str | None) -> str | None:
         try:
-            urlsplit(value or "").port  # noqa: B018  it is read here, and refused
+            parts = urlsplit(value or "")
+            parts.port  # noqa: B018  it is read here, and refused
         except ValueError:
             raise ValueError("its port is no number up to 65535: give redis://HOST:PORT/DB") from None
+        if parts.query:
+            raise ValueError("options after ? are not taken: give redis://HOST:PORT/DB alone")
+        if parts.scheme != "unix" and not re.fullmatch(r"(/\d{0,5})?", parts.path):
+            raise ValueError("its database is no number: give redis://HOST:PORT/DB")
         return value
 
     @field_validator("predictor_host", "predictor_grpc_host")

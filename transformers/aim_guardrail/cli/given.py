@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ MAX_BYTES = 8 * 1024**2
 def policy_named(given: str) -> Policy:
     """A shipped policy by its name, any other by its file. Raises Refused."""
     try:
-        return load_policy(given) if Path(given).suffix or Path(given).exists() else shipped_policy(given)
+        return load_policy(given) if Path(given).suffix or os.path.exists(given) else shipped_policy(given)
     except PolicyError as error:
         raise Refused(str(error)) from error
 

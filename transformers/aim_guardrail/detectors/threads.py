@@ -62,9 +62,11 @@ class Threads:
         loop = asyncio.get_running_loop()
         future = self._pool.submit(call, *args, **kwargs)
         future.add_done_callback(lambda _: _soon(loop, self._ended))
+        answer = asyncio.wrap_future(future)
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
+            return await asyncio.shield(answer)
         except asyncio.CancelledError:
+            answer.add_done_callback(_look_at)
             _abandon(future)
             raise
 
@@ -74,6 +76,12 @@ class Threads:
 
     def _ended(self) -> None:
         self._held -= 1
+
+
+def _look_at(answer: asyncio.Future[Any]) -> None:
+    """Whatever a call that was given up raised, nobody waits for it; asyncio would tell of it."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _abandon(future: Future[Any]) -> None:

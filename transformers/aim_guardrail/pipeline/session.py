@@ -21,6 +21,7 @@ class Session:
         self.vault = Vault()
         self._key = secrets.token_bytes(16)
         self._numbers: dict[str, dict[bytes, int]] = {}
+        self._last: dict[str, int] = {}  # number given, by label
 
     def placeholder(self, label: str, value: str, original: str | None = None) -> str:
         """`<EMAIL_ADDRESS_1>`: the same value, however it is spaced, gets the same number.
@@ -40,8 +41,8 @@ class Session:
         numbers = self._numbers.setdefault(label, {})
         number = numbers.get(digest)
         if number is None:
-            number = max(numbers.values(), default=0) + 1
+            number = self._last.get(label, 0) + 1
             while self.vault.is_taken(f"<{label}_{number}>"):
                 number += 1
-            numbers[digest] = number
+            numbers[digest] = self._last[label] = number
         return f"<{label}_{number}>"

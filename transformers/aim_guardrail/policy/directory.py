@@ -43,12 +43,12 @@ def policy_files(path: Path) -> list[Path]:
     Raises:
         PolicyError: it cannot be listed, has no such file, or too many.
     """
-    if not path.is_dir():
-        return [path]
     try:
+        if not path.is_dir():
+            return [path]
         found = sorted(p for p in path.iterdir() if p.name.endswith(_ENDINGS) and not p.name.startswith("."))
     except OSError as error:
-        raise PolicyError(f"{path}: cannot be read ({error.strerror}): give a readable directory") from error
+        raise PolicyError(f"{path}: cannot be read ({error.strerror}): give a readable file or directory") from error
     if not found:
         raise PolicyError(f"{path}: no policy in it: put a file there whose name ends in .yaml")
     if len(found) > MAX_FILES:

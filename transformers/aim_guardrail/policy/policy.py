@@ -35,6 +35,7 @@ from aim_guardrail.detectors.families import FAMILIES, Options, Wanted
 from aim_guardrail.detectors.family import as_tuple
 from aim_guardrail.detectors.traffic import TrafficOptions
 from aim_guardrail.policy.source import MAX_CHARS, PolicyError, Source
+from aim_kserve.identity.files import read_bounded
 
 _SHIPPED = resources.files("aim_guardrail") / "policies"
 
@@ -516,10 +517,12 @@ def load_policy(path: str | Path) -> Policy:
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8") as file:
-            source = file.read(MAX_CHARS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(f"{path}: cannot be read ({_reason(error)}): give a readable UTF-8 file") from error
+        source = read_bounded(path, 4 * MAX_CHARS).decode()  # no character has more than four bytes
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"{path}: cannot be read (not UTF-8): give a readable UTF-8 file") from error
+    except (OSError, ValueError) as error:
+        what = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        raise PolicyError(f"{path}: cannot be read ({what}): give a readable UTF-8 file") from error
     return parse_policy(source, origin=str(path))
 
 
@@ -560,10 +563,6 @@ def parse_policy(source: str, origin: str) -> Policy:
 def _place(error: ErrorDetails) -> tuple[int | str, ...]:
     """Where a refused value stands."""
     return tuple(part for part in error["loc"] if part not in _TAGS and "[" not in str(part))
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "not UTF-8"
 
 
 #: What a key stands in → the model whose fields are its known ones.

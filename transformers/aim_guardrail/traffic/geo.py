@@ -69,9 +69,11 @@ class GeoDatabase:
 
 def _opened(file: Path) -> Any:
     try:
+        if file.exists() and not file.is_file():  # whoever opens a pipe waits for a writer
+            raise ValueError("no regular file")
         # In memory: of a mapped file that is written over, the next look-up would end the process (SIGBUS).
         return maxminddb.open_database(file, maxminddb.MODE_MEMORY)
-    except (OSError, maxminddb.InvalidDatabaseError) as error:
+    except Exception as error:  # the edge of third-party engines: a broken file makes this one raise what it likes
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot be read ({reason}): give a MaxMind database of countries (.mmdb)") from error
 
