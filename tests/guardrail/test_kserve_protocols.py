@@ -349,10 +349,11 @@ def test_rest_to_a_grpc_predictor(by_grpc: Served) -> None:
     answer = httpx.post(f"{by_grpc.url}/v2/models/m/infer", json=body)
     assert answer.status_code == 200
     assert answer.json()["outputs"][0]["data"] == ["a", "to <EMAIL_ADDRESS_1>"]
+    assert answer.headers.get_list("x-guardrail-verdict") == ["redact"]
     body["inputs"][0]["data"][0] = KEY  # type: ignore[index]
     answer = httpx.post(f"{by_grpc.url}/v2/models/m/infer", json=body)
     assert answer.status_code == 400
-    assert answer.headers["x-guardrail-verdict"] == "block"
+    assert answer.headers.get_list("x-guardrail-verdict") == ["block"]
     answer = httpx.post(f"{by_grpc.url}/v1/models/m:predict", json={"instances": ["a"]})
     assert answer.status_code == 501
     assert "grpc-v2" in answer.json()["error"]

@@ -155,6 +155,22 @@ async def test_redis_that_is_away_is_asked_once_a_second(redis: RedisServer) -> 
 
 
 @pytest.mark.system
+async def test_redis_that_is_back_counts_at_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that a killed Redis left in the pool are not tried one after another."""
+    monkeypatch.setattr("aim_guardrail.traffic.shared.RETRY_AFTER_S", 0.0)
+    with RedisServer() as redis:
+        shared = SharedWindows(redis.url, 5)
+        await asyncio.gather(*(shared.take([charge(limit=100)]) for _ in range(8)))
+        await asyncio.to_thread(redis.kill)
+        with pytest.raises(SharedAway):
+            await shared.take([charge()])
+        await asyncio.to_thread(redis.start)
+        taken = await asyncio.gather(*(shared.take([charge(limit=100)]) for _ in range(8)))
+        assert [fits for fits, _ in taken] == [True] * 8
+        await shared.close()
+
+
+@pytest.mark.system
 async def test_a_replica_alone_gives_its_share() -> None:
     registry = CollectorRegistry()
     with RedisServer() as gone:

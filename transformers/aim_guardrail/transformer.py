@@ -165,10 +165,12 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         async with self.screening(context) as screening:
             with Visit(self._traffic, screening, current_log()) as visit:
                 try:
-                    return await self._infer(screening, visit, payload, headers or {})
+                    answer = await self._infer(screening, visit, payload, headers or {})
                 except ServingError:
                     visit.failed()
                     raise
+                current_log().headers.update(screening.headers())
+                return answer
 
     async def _infer(
         self, screening: Screening, visit: Visit, asked: InferRequest, headers: Mapping[str, str]

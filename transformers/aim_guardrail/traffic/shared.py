@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -96,6 +97,9 @@ class SharedWindows:
             self.failures += 1
             self._away_until_s = time.monotonic() + RETRY_AFTER_S
             logger.warning("Redis does not count: %s (asked again in %g s)", type(error).__name__, RETRY_AFTER_S)
+            # What waits in the pool is as dead, and would fail one at a time, long after Redis is back.
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                await self._redis.connection_pool.disconnect(inuse_connections=False)
             raise SharedAway from error
 
 
