@@ -198,3 +198,55 @@ def test_texts_too_short_to_be_judged_keep_the_deadline() -> None:
         return judged
 
     assert asyncio.run(ask_many()) == 0
+
+
+# --- streams --------------------------------------------------------------------------------------------------------
+
+
+def frame(**fields: Any) -> str:
+    """An event of a chat's stream, with a choice that says a word."""
+    choice = {"index": 0, "delta": {"content": "word "}, "finish_reason": None, **fields.pop("choice", {})}
+    return (
+        "data: " + orjson.dumps({"id": "c", "object": "chat.completion.chunk", "choices": [choice], **fields}).decode()
+    )
+
+
+def streamed(client: httpx.Client, *frames: str) -> str:
+    raw = "\n\n".join([*frames, "data: [DONE]", ""])
+    body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+    return client.post("/v1/chat/completions", json=body, headers=orders(raw=raw)).text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"usage": {"note": CARD}},
+        {"usage": {"details": {"note": [CARD]}}},
+        {"usage": {"a": {CARD: 1}}},
+        {"usage": CARD},
+        {"id": CARD},
+        {"model": CARD},
+        {"system_fingerprint": [CARD]},
+        {"object": CARD},
+        {"created": CARD},
+        {"choice": {"stop_reason": CARD}},
+        {"choice": {"finish_reason": CARD}},
+    ],
+    ids=str,
+)
+def test_what_every_chunk_has_hides_nothing(client: httpx.Client, fields: dict[str, Any]) -> None:
+    usual = {"usage": {"prompt_tokens": 1, "details": {"cached_tokens": None}}, "model": "m"}
+    shown = streamed(client, frame(**usual), frame(**usual), frame(**fields))
+    assert CARD not in shown
+    assert "<CREDIT_CARD_1>" in shown
+
+
+def test_a_reason_that_is_no_word_is_none(client: httpx.Client) -> None:
+    assert CARD not in streamed(client, frame(choice={"finish_reason": {"is": CARD}}))
+
+
+def test_a_value_over_two_messages_of_a_stream_is_not_shown(client: httpx.Client) -> None:
+    halves = [frame(choice={"delta": None, "message": {"content": half}}) for half in (CARD[:9], CARD[9:])]
+    shown = streamed(client, *halves)
+    assert "unsupported_stream" in shown
+    assert CARD[:9] not in shown

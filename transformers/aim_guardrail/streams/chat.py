@@ -14,7 +14,7 @@ from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.protocols.places import CHAT
 from aim_guardrail.slots.apply import drop_shadows
-from aim_guardrail.slots.places import SHADOWS
+from aim_guardrail.slots.places import SHADOWS, is_id, is_plain_key, is_word
 from aim_guardrail.slots.slot import Json
 from aim_guardrail.streams.delta import Delta
 from aim_guardrail.streams.frame import Frame, Piece, Said, Whole, done
@@ -24,7 +24,9 @@ from aim_guardrail.streams.walk import CHANGED, HELD, SAME
 from aim_kserve.errors import ServingError, UpstreamFailed
 from aim_kserve.sse import Event
 
-_CHUNK_FIELDS = frozenset(["id", "object", "created", "model", "system_fingerprint", "choices", "usage", *SHADOWS])
+#: What every chunk has beside its choices: words and numbers that say nothing, where they have the form of such.
+_CHUNK_WORDS = {"id": is_id, "object": is_word, "model": is_id, "system_fingerprint": is_id}
+_CHUNK_NUMBERS = frozenset(["created", "usage", *SHADOWS])
 _CHOICE_FIELDS = frozenset(["index", "delta", "text", "finish_reason", "stop_reason", *SHADOWS])
 _CHOICE = CHAT.get("choices")
 
@@ -40,6 +42,7 @@ class ChatStream:
         self._metrics = metrics
         self._choices: dict[int, _Choice] = {}
         self._last: Json = {}
+        self._same: Json = {}  # fields that say nothing, as the last chunk had them
 
     @property
     def held_chars(self) -> int:
@@ -51,9 +54,9 @@ class ChatStream:
         self._last = chunk
         items = chunk.get("choices") or ()
         before, changed, held = list[Frame](), drop_shadows(chunk), 0
-        says_more = not chunk.keys() <= _CHUNK_FIELDS
+        says_more = self._saying(chunk)
         if says_more:
-            changed = _check_whole(self._screening, chunk, _CHUNK_FIELDS) or changed
+            changed = _check_whole(self._screening, chunk, says_more) or changed
         for item in items:
             choice = self._choice(item)
             changed = _drop_unreal_reason(item) or changed
@@ -102,10 +105,22 @@ class ChatStream:
         """What a frame says."""
         said = Said()
         chunk = frame.payload
-        said.wholes += [Whole(chunk, name, CHAT.get(name)) for name in chunk.keys() - _CHUNK_FIELDS]
+        said.wholes += [Whole(chunk, name, CHAT.get(name)) for name in self._saying(chunk)]
         for item in chunk.get("choices") or ():
             self._choice(item).read(item, said)
         return said
+
+    def _saying(self, chunk: Json) -> list[str]:
+        """The fields beside its choices that may say something."""
+        same, names = self._same, list[str]()
+        for name, value in chunk.items():
+            if name == "choices" or value == same.get(name):
+                continue
+            if _says_nothing(name, value):
+                same[name] = value
+            else:
+                names.append(name)
+        return names
 
     def _choice(self, item: Any) -> _Choice:
         index = item.get("index", 0) if isinstance(item, dict) else None
@@ -142,7 +157,7 @@ class _Choice:
             UpstreamFailed: what cannot be checked.
         """
         outcome = CHANGED if drop_shadows(item) else SAME
-        if not item.keys() <= _CHOICE_FIELDS and _check_whole(self._screening, item, _CHOICE_FIELDS, "choices"):
+        if (names := _unusual(item)) and _check_whole(self._screening, item, names, "choices"):
             outcome = CHANGED
         holder = self._holder(item)
         if not holder:
@@ -164,6 +179,8 @@ class _Choice:
     def _holder(self, item: Json) -> Json:
         """What a chunk says of a choice: its delta, or its text as one. Raises UpstreamFailed."""
         delta = item.get("delta")
+        if item.get("message") is not None:  # checked alone in each chunk, a value over two would be seen in neither
+            raise UpstreamFailed("a choice of the predictor's stream has a message, not its delta", code=UNSUPPORTED)
         if delta is None:
             self._is_chat = self._is_chat and item.get("text") is None
             text = None if self._is_chat else item.get("text")
@@ -198,7 +215,7 @@ class _Choice:
 
     def read(self, item: Json, said: Said) -> None:
         """Add what a checked choice says to ``said``."""
-        said.wholes += [Whole(item, name, _CHOICE.get(name)) for name in item.keys() - _CHOICE_FIELDS]
+        said.wholes += [Whole(item, name, _CHOICE.get(name)) for name in _unusual(item)]
         if item.get("text"):
             said.pieces.append(Piece((self.index, "text"), item, "text", item["text"]))
         elif item.get("delta"):
@@ -232,15 +249,46 @@ def _drop_unreal_reason(item: Json) -> bool:
     return True
 
 
-def _check_whole(screening: Screening, holder: Json, known: frozenset[str], *way: str) -> bool:
-    """Check the fields beside those of every chunk, each of which comes whole; True if one is another now."""
+def _says_nothing(name: str, value: Any) -> bool:
+    """Whether a field is one that every chunk has, and of its form."""
+    if name in _CHUNK_WORDS:
+        return type(value) is str and _CHUNK_WORDS[name](value) is not None
+    return name in _CHUNK_NUMBERS and (_is_number(value) or (type(value) is dict and _counts(value)))
+
+
+def _counts(usage: Json) -> bool:
+    """Whether there is nothing but numbers in it, and in what it holds."""
+    counted = [usage, *(value for value in usage.values() if type(value) is dict)]
+    numbers = all(
+        _is_number(value) or (held is usage and type(value) is dict) for held in counted for value in held.values()
+    )
+    return numbers and all(is_plain_key(name) for held in counted for name in held)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
+
+
+def _unusual(item: Json) -> list[str]:
+    """The fields of a choice that come whole, those that are not of their form among them."""
+    names = [] if item.keys() <= _CHOICE_FIELDS else [name for name in item if name not in _CHOICE_FIELDS]
+    reason, stop = item.get("finish_reason"), item.get("stop_reason")
+    if reason is not None and (type(reason) is not str or is_word(reason) is None):
+        names.append("finish_reason")
+    if stop is not None and type(stop) is not int:
+        names.append("stop_reason")
+    return names
+
+
+def _check_whole(screening: Screening, holder: Json, names: Sequence[str], *way: str) -> bool:
+    """Check fields, each of which comes whole; True if one is another now."""
     place = CHAT
     for key in way:
         place = place.get(key)
-    others = {key: value for key, value in holder.items() if key not in known}
+    others = {name: holder[name] for name in names}
     changed = screening.body("answer", others, place)
     if changed:
-        kept = {key: value for key, value in holder.items() if key in known}
-        holder.clear()
-        holder.update({**kept, **others})
+        for name in names:
+            del holder[name]
+        holder.update(others)
     return changed
