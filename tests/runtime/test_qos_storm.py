@@ -192,7 +192,7 @@ async def test_while_models_leave_come_back_and_move(flags: tuple[str, ...]) -> 
 
             async def move() -> None:
                 answer = await admin.post("/m/migrate", json={"card": 0, "partition": 1, "leaving": "partition 0"})
-                assert answer.status_code in (200, 400, 409, 503), answer.text
+                assert answer.status_code in (200, 400, 404, 409, 503), answer.text  # 404: it has moved already
 
             storm = await blow(server, REQUESTS, [move, reload, move, reload])
         assert storm.wrong == [], server.stderr()[-4000:]
