@@ -378,7 +378,7 @@ async def test_large_tensors_are_read_beside_the_event_loop() -> None:
         with pytest.MonkeyPatch.context() as patch:
             for name in ("unpack", "pack", "_slots", "_differ"):
                 patch.setattr(v2, name, _noting(getattr(v2, name), threads))
-            patch.setattr(screening_module, "_passages", _noting(screening_module._passages, threads))
+            patch.setattr(screening_module, "passages_of", _noting(screening_module.passages_of, threads))
             await check(Screening(guard, Metrics(CollectorRegistry()), RequestContext("/v2/models/m/infer")))
         assert threads
         assert get_ident() not in threads

@@ -573,7 +573,7 @@ def test_metrics_and_access_log(transformer: Served, client: httpx.Client) -> No
     streamed = client.post("/v1/chat/completions", json=ask("hi", stream=True), headers=orders(say=CARD))
     assert said(events(streamed)) == "<CREDIT_CARD_1>"
     assert [after - was for after, was in zip(counts(), before, strict=True)] == [1, 1, 2, 2, 3]
-    assert metric(transformer, "guardrail_policy_info", name="chat") == 1
+    assert metric(transformer, "guardrail_policy_info", name="values") == 1
 
     lines = {line["request_id"]: line for line in transformer.access_lines()}
     assert lines["blocked-1"]["verdict"] == "block"

@@ -22,8 +22,10 @@ from aim_guardrail.detectors.base import Passage
 from aim_guardrail.json_endpoint import JsonEndpoint
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import Guard
+from aim_guardrail.pipeline.blocked import Blocked
 from aim_guardrail.pipeline.context import RequestContext
-from aim_guardrail.pipeline.screening import Blocked, Screening, Timed
+from aim_guardrail.pipeline.screening import Screening
+from aim_guardrail.pipeline.timed import Timed
 from aim_guardrail.slots.slot import Slot, Slots, spelt
 from aim_guardrail.transformer import GuardrailModel
 from aim_kserve.access import log_of

@@ -18,7 +18,8 @@ from aim_guardrail.pipeline import DetectorFailed, Guard
 from aim_guardrail.pipeline.cache import VerdictCache
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.course import Witness
-from aim_guardrail.pipeline.screening import Screening, Timed
+from aim_guardrail.pipeline.screening import Screening
+from aim_guardrail.pipeline.timed import Timed
 from aim_guardrail.policy import Direction
 from aim_guardrail.predictor import Predictor
 from aim_guardrail.protocols.v2 import check_tensors, said_in

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self, TypeVar
 
-from aim_guardrail.detectors.base import Asked, Finding, Passage
+from aim_guardrail.detectors.base import Asked, Passage
 from aim_guardrail.detectors.family import Reads
 from aim_guardrail.metrics import Metrics
+from aim_guardrail.pipeline.blocked import Blocked, place_named, verdict_headers
 from aim_guardrail.pipeline.cache import VerdictCache
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.course import Answered, Course, Witness
-from aim_guardrail.pipeline.failures import DetectorFailed, DetectorTimedOut
+from aim_guardrail.pipeline.failures import DetectorFailed
 from aim_guardrail.pipeline.guard import INLINE_CHARS, Guard
+from aim_guardrail.pipeline.passages import as_read, passages_of, rulings_of
 from aim_guardrail.pipeline.pictures import UNREAD, refusal
 from aim_guardrail.pipeline.ruling import Ruling, redacted
 from aim_guardrail.pipeline.session import Session
@@ -26,33 +27,14 @@ from aim_guardrail.slots.apply import apply
 from aim_guardrail.slots.collect import collect, collect_json
 from aim_guardrail.slots.places import FREE, Place
 from aim_guardrail.slots.slot import Json, Slot, Slots, spelt
-from aim_kserve.errors import ContentBlocked, Unavailable
+from aim_kserve.errors import Unavailable
 
 T = TypeVar("T")
 
 Inline = Callable[[list[str]], Awaitable[None]]
 """Takes each slot's text as the inline stage lets it pass."""
 
-#: What a key is that says nothing but what it names: no sentence.
-_is_name = re.compile(r"[A-Za-z0-9_.:/$-]{1,40}").fullmatch
-
 _ORDER = {"allow": 0, "flag": 1, "redact": 2, "block": 3}
-
-
-class Blocked(ContentBlocked):
-    """The guardrail's refusal: 400, ``content_filter``, the families, never the value."""
-
-    def __init__(self, where: str, verdict: Verdict, reason: str | None = None) -> None:
-        self.families = verdict.families
-        reason = reason or f"it contains {', '.join(verdict.families)}"
-        super().__init__(
-            f"{where or 'the text'} was blocked by the guardrail: {reason}",
-            param=where or None,
-            code="content_filter",
-        )
-
-    def headers(self) -> dict[str, str]:
-        return {**super().headers(), **verdict_headers("block", self.families)}
 
 
 class Screening:
@@ -231,7 +213,7 @@ class Screening:
     def texts(self, direction: Direction, slots: Slots) -> list[str]:
         """The inline stage of :meth:`screen_texts`."""
         if direction == "prompt" and self.guard.policy.restored:
-            self.session.vault.reserve(_as_read(slots))
+            self.session.vault.reserve(as_read(slots))
         try:
             rulings = self.guard.judge(direction, slots)
         except DetectorFailed as error:
@@ -253,11 +235,11 @@ class Screening:
         if not self.guard.stages.watches(direction):
             return texts
         size = len(texts) * 16
-        runs, passages = await by_size(size, _passages, direction, slots, texts)
+        runs, passages = await by_size(size, passages_of, direction, slots, texts)
         if direction == "prompt":
             self.prompt = [*self.prompt, *passages]
         judgement = await self.ask_stages(direction, passages, self._deadline_s(direction))
-        rulings = await by_size(size, _rulings, runs, judgement.findings)
+        rulings = await by_size(size, rulings_of, runs, judgement.findings)
         self._rule(direction, slots, rulings)
         await self._judge_pictures(direction, slots)
         kept = self.guard.policy.restored if direction == "prompt" else frozenset[str]()
@@ -308,7 +290,7 @@ class Screening:
             self.note(direction, ruling.verdict)
             if ruling.verdict.blocked:
                 first = next(f.start for f in ruling.verdict.findings if f.action == "block")
-                raise Blocked(_where(slots, ruling, first), ruling.verdict)
+                raise Blocked(place_named(slots, ruling, first), ruling.verdict)
 
     def text(self, direction: Direction, text: str, where: str = "") -> str:
         """One text alone as it may pass, by the inline stage. Raises Blocked, Unavailable as :meth:`screen`."""
@@ -334,12 +316,6 @@ class Screening:
         return body.count(b":") != self._keys
 
 
-def _as_read(slots: Slots) -> Iterator[str]:
-    """Every text, and those that are read as one as one."""
-    yield from (slot.text for slot in slots.items)
-    yield from ("".join(slots.items[part].text for part in run) for run in slots.joined)
-
-
 def _unavailable(error: DetectorFailed) -> Unavailable:
     return Unavailable(f"the guardrail's detector {error.detector!r} {error.told}", code=error.code)
 
@@ -347,66 +323,3 @@ def _unavailable(error: DetectorFailed) -> Unavailable:
 async def by_size(size: int, check: Callable[..., T], *args: Any) -> T:
     """What is small is checked at once, what is large in a thread."""
     return check(*args) if size <= INLINE_CHARS else await asyncio.to_thread(check, *args)
-
-
-def _rulings(runs: list[tuple[int, ...]], findings: list[list[Finding]]) -> list[Ruling]:
-    return [Ruling(run, settle(found)) for run, found in zip(runs, findings, strict=True) if found]
-
-
-def _passages(direction: Direction, slots: Slots, texts: list[str]) -> tuple[list[tuple[int, ...]], list[Passage]]:
-    """What batch detectors look at: every text, parts that are read as one as one, and keys that are more than a name;
-    which slots each is of."""
-    runs: list[tuple[int, ...]] = []
-    passages: list[Passage] = []
-    joined = {at: run for run in slots.joined for at in run}
-    for at, slot in enumerate(slots.items):
-        run = joined.get(at, (at,))
-        if slot.kind == "number" or run[0] != at or (slot.kind == "name" and _is_name(slot.text)):
-            continue
-        text = "".join(texts[part] for part in run)
-        if text.strip():
-            runs.append(run)
-            passages.append(Passage(text, direction, slot.role, slot.key))
-    return runs, passages
-
-
-def _where(slots: Slots, ruling: Ruling, first: int) -> str:
-    """What a refusal names: the place of the slot where the code point ``first`` is, or of the key that it is."""
-    parts = [slots.items[at] for at in ruling.slots]
-    slot = parts[0]
-    for slot in parts:
-        if first < len(slot.text):
-            break
-        first -= len(slot.text)
-    return spelt(slot.path[:-1] if slot.kind == "name" else slot.path)
-
-
-class Timed:
-    """``with``: what is done in it is one request's check of one direction, counted with its decision."""
-
-    __slots__ = ("_direction", "_metrics", "_screening", "_started")
-
-    def __init__(self, screening: Screening, metrics: Metrics, direction: Direction) -> None:
-        self._screening, self._metrics, self._direction = screening, metrics, direction
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        decision = self._screening.actions[self._direction]
-        if error is not None and not isinstance(error, Blocked):
-            decision = "timeout" if isinstance(error.__cause__, DetectorTimedOut) else "error"
-        use_case = self._screening.guard.policy.use_case
-        spent_s = time.perf_counter() - self._started
-        self._screening.spent_s[self._direction] += spent_s
-        self._metrics.checked(self._direction, use_case, decision, spent_s)
-
-
-def verdict_headers(action: str, families: tuple[str, ...], degraded: tuple[str, ...] = ()) -> dict[str, str]:
-    """``x-guardrail-*`` response headers."""
-    headers = {"x-guardrail-verdict": action}
-    if families:
-        headers["x-guardrail-families"] = ",".join(families)
-    if degraded:
-        headers["x-guardrail-degraded"] = ",".join(degraded)
-    return headers

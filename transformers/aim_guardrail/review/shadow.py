@@ -19,11 +19,12 @@ from prometheus_client import CollectorRegistry
 from aim_guardrail.in_force import Policies
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import Guard
+from aim_guardrail.pipeline.blocked import Blocked
 from aim_guardrail.pipeline.cache import VerdictCache
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.course import Course
 from aim_guardrail.pipeline.ruling import Ruling
-from aim_guardrail.pipeline.screening import Blocked, Screening
+from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.policy import Direction
 from aim_guardrail.slots.slot import Slots
 from aim_kserve.errors import ServingError

@@ -16,7 +16,8 @@ from typing import Any
 
 from aim_guardrail.detectors.base import Finding, Passage
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.pipeline.screening import Blocked, Screening
+from aim_guardrail.pipeline.blocked import Blocked
+from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.policy import Verdict, settle
 from aim_guardrail.streams.frame import Frame, Piece, Said, Whole
 from aim_guardrail.streams.windows import Track, Window

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from aim_guardrail.exact_json import read_piece
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import INLINE_CHARS, DetectorFailed
-from aim_guardrail.pipeline.screening import Blocked, Screening
+from aim_guardrail.pipeline.blocked import Blocked
+from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.slots.places import FREE
 from aim_guardrail.slots.slot import Json
 from aim_guardrail.streams.chat import ChatStream

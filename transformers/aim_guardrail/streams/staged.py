@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.pipeline.screening import Blocked, Screening
+from aim_guardrail.pipeline.blocked import Blocked
+from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.streams.behind import Behind
 from aim_guardrail.streams.events import StreamScreen
 from aim_guardrail.streams.frame import Frame, Said, joined

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from aim_guardrail.exact_json import paired
 from aim_guardrail.metrics import Metrics
+from aim_guardrail.pipeline.blocked import Blocked
 from aim_guardrail.pipeline.ruling import Ruling
-from aim_guardrail.pipeline.screening import Blocked, Screening
+from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.pipeline.vault import open_placeholder
 from aim_guardrail.slots.slot import Slot, Slots
 from aim_guardrail.streams.held import Released, StreamGuard
