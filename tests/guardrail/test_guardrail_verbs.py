@@ -13,6 +13,7 @@ from aim_guardrail.cli import bench, catalog, check, evaluate, policy
 from aim_guardrail.cli.reliability import bins
 from aim_guardrail.detectors.families import FAMILIES
 from aim_guardrail.policy import shipped_names
+from aim_guardrail.policy.policy import Rule
 
 KEY = "AK" + "IAQ3EGRBL7JX2VWP5M"
 Out = pytest.CaptureFixture[str]
@@ -75,6 +76,15 @@ def test_a_direction_without_rules_is_refused(capsys: Out, tmp_path: Path):
 
 
 # --- catalog, policy ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["secrets", "pii", "code", "injection", "toxicity"])
+def test_the_catalog_has_the_thresholds_of_a_rule_without_options(capsys: Out, family: str):
+    (told,) = json.loads(said(catalog.main, capsys, family, "-o", "json")[1])["families"]
+    rule = Rule.model_validate({"type": family, "action": "flag"})
+    assert {name: label["threshold"] for name, label in told["labels"].items()} == {
+        name: label.threshold for name, label in rule.known.items()
+    }
 
 
 def test_the_catalog_names_every_family_and_label(capsys: Out):

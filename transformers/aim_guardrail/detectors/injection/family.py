@@ -45,7 +45,7 @@ class InjectionOptions(ClassifierOptions):
 
 @functools.cache
 def thresholds(model: Embedded) -> Mapping[str, Label]:
-    """The labels, with the scores at which 1 % of harmless validation texts is found wrongly."""
+    """The labels, with the scores at which 0.5 % of harmless validation texts are found wrongly."""
     card = json.loads((resources.files(__package__) / ("fast.json" if model == "fast" else "strong.json")).read_bytes())
     return {
         DIRECT: Label(threshold=card["direct"]["flag"], top_score=1.0),
@@ -71,4 +71,4 @@ def _build(wanted: Wanted) -> BatchDetector:
     return Classified.build(options) if options.is_given else EmbeddedDetector.load(options.embedded)
 
 
-FAMILY = Family("injection", "batch", thresholds("fast"), _build, InjectionOptions, _labels)
+FAMILY = Family("injection", "batch", thresholds(InjectionOptions().embedded), _build, InjectionOptions, _labels)
