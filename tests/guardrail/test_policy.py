@@ -1,6 +1,7 @@
 """Policies: strict, named errors, pure decisions."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from aim_guardrail.policy import (
     shipped_policy,
 )
 from aim_guardrail.policy.policy import BUDGETS_MS
+from aim_guardrail.policy.verdict import settle
 
 GOOD = """\
 version: 1
@@ -348,6 +350,23 @@ def test_what_is_redacted_is_exactly_what_was_found(findings: list[Finding]):
     kept = [i for f in verdict.findings for i in range(f.start, f.end)]
     assert len(kept) == len(set(kept))
     assert set(kept) == found
+
+
+def test_many_findings_cost_no_more_than_their_number():
+    def cpu_s(values: int) -> float:
+        found = [
+            Finding(
+                "pii", "X", 20 * at + 9 * weak, 20 * at + 9 * weak + 5, 1.0, "r", action="flag" if weak else "redact"
+            )
+            for at in range(values)
+            for weak in (False, True)
+        ]
+        start = time.process_time()
+        assert len(settle(found).findings) == 2 * values
+        return time.process_time() - start
+
+    once = min(cpu_s(500) for _ in range(3))
+    assert min(cpu_s(8_000) for _ in range(2)) < 4 * 16 * once
 
 
 def test_verdicts_join():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from random import Random
@@ -104,6 +105,22 @@ def reasons(got: list[Any]) -> list[str]:
 
 
 # --- windows --------------------------------------------------------------------------------------------------------
+
+
+def test_many_values_in_one_window_cost_no_more_than_their_number():
+    def cpu_s(values: int) -> float:
+        track, start = Track(is_whole=True), time.process_time()
+        for _ in range(values):
+            track.push("Jane Doe, ", 0.0)
+        track.cut(ends=True)
+        for at in range(values):
+            assert track.counts("PERSON", 10 * at, 10 * at + 8)
+            track.hide(10 * at, 10 * at + 8, f"<PERSON_{at}>")
+        assert [track.shown(10 * at, "Jane Doe, ") for at in range(values)][-1] == f"<PERSON_{values - 1}>, "
+        return time.process_time() - start
+
+    once = min(cpu_s(500) for _ in range(3))
+    assert min(cpu_s(8_000) for _ in range(2)) < 4 * 16 * once
 
 
 @given(seed=st.integers(0, 2**32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -68,13 +69,19 @@ def settle(findings: Iterable[Finding], degraded: tuple[str, ...] = ()) -> Verdi
     final = _merge([f for f in kept if f.action in ("block", "redact")])
     for action in ("flag", "log"):
         soft = _merge([f for f in kept if f.action == action])
-        final += [f for f in soft if not any(f.start < h.end and h.start < f.end for h in final)]
-    final.sort(key=lambda f: f.start)
+        final = sorted([*final, *_apart_from(final, soft)], key=lambda f: (f.start, f.end))
     told = [f for f in final if f.action != "log"]
     if not told:
         return Verdict(findings=tuple(final), degraded=degraded)
     strictest: Any = min((f.action for f in told), key=_ACTION_ORDER.__getitem__)
     return Verdict(strictest, _ordered({f.family for f in told}), tuple(final), degraded)
+
+
+def _apart_from(final: list[Finding], soft: list[Finding]) -> list[Finding]:
+    """Those of `soft` that overlap none of `final`, which lie apart, in their order: the last to begin ends last."""
+    starts = [finding.start for finding in final]
+    before = [bisect_left(starts, f.end) for f in soft]
+    return [f for f, at in zip(soft, before, strict=True) if not at or final[at - 1].end <= f.start]
 
 
 def _ordered(families: Iterable[str]) -> tuple[str, ...]:

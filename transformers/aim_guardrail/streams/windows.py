@@ -59,7 +59,8 @@ class Track:
     """
 
     __slots__ = (
-        *("_arrivals", "_coming", "_counted", "_cut", "_from", "_hidden", "_is_whole", "_sent", "_sure", "_text"),
+        *("_arrivals", "_coming", "_counted", "_counted_to", "_cut", "_from", "_hidden", "_is_whole", "_sent"),
+        *("_sure", "_text"),
         *("end", "proven", "turn"),
     )
 
@@ -72,8 +73,9 @@ class Track:
             0  # `_cut`: where the last window ends; `_sure`: what it proves
         )
         self._arrivals: deque[tuple[int, float]] = deque()  # up to where the text had come, and when
-        self._hidden: list[_Hidden] = []
-        self._counted: list[tuple[str, int, int]] = []
+        self._hidden: deque[_Hidden] = deque()  # apart, in their order
+        self._counted: deque[tuple[str, int, int]] = deque()
+        self._counted_to = 0  # behind it nothing has been counted
 
     def push(self, piece: str, now_s: float) -> tuple[int, int]:
         """Add a piece; where in the text it stands."""
@@ -117,27 +119,30 @@ class Track:
 
     def counts(self, name: str, start: int, end: int) -> bool:
         """Whether a finding of that name is a new one: not what the window before has shown already."""
-        self._counted = [known for known in self._counted if known[2] > self.proven - WINDOW_CHARS]
-        if any(known == name and first <= start and end <= last for known, first, last in self._counted):
+        while self._counted and self._counted[0][2] <= self.proven - WINDOW_CHARS:
+            self._counted.popleft()
+        known = self._counted if start < self._counted_to else ()
+        if any(other == name and first <= start and end <= last for other, first, last in known):
             return False
         self._counted.append((name, start, end))
+        self._counted_to = max(self._counted_to, end)
         return True
 
     def hide(self, start: int, end: int, placeholder: str) -> None:
         """``placeholder`` stands for what is from ``start`` to ``end``, or for what of it has not been shown."""
-        for known in self._hidden:
-            if known.start <= start and end <= known.end:
-                return
-        for known in [known for known in self._hidden if start < known.end and known.start < end]:
-            self._hidden.remove(known)
+        behind: list[_Hidden] = []
+        while self._hidden and start < self._hidden[-1].end:
+            known = self._hidden.pop()
+            if known.start >= end:
+                behind.append(known)
+                continue
             if known.start <= start:
                 start, placeholder = known.start, known.placeholder
             end = max(end, known.end)
-        if start < self._sent:
-            start = self._sent
+        start = max(start, self._sent)
         if start < end:
             self._hidden.append(_Hidden(start, end, placeholder))
-            self._hidden.sort(key=lambda hidden: hidden.start)
+        self._hidden.extend(reversed(behind))
 
     def shown(self, start: int, text: str) -> str:
         """The piece that stands at ``start``, as it may be shown. In their order, each once it is proven."""
@@ -153,11 +158,10 @@ class Track:
             done = max(done, min(hidden.end, end))
         if not pieces:
             return text
-        for hidden in [hidden for hidden in self._hidden if hidden.start < end]:
-            if hidden.end <= end:
-                self._hidden.remove(hidden)
-            else:  # goes on in the next piece, where nothing stands for it any more
-                hidden.start, hidden.placeholder = end, ""
+        while self._hidden and self._hidden[0].end <= end:
+            self._hidden.popleft()
+        if self._hidden and self._hidden[0].start < end:  # goes on in the next piece, where nothing stands for it
+            self._hidden[0].start, self._hidden[0].placeholder = end, ""
         return "".join([*pieces, text[done - start :]])
 
     def _edge(self, ends: bool) -> int:
