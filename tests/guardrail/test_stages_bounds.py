@@ -11,7 +11,7 @@ import pytest
 
 from aim_guardrail.detectors.base import Asked, Misconfigured, Passage
 from aim_guardrail.detectors.threads import ABANDONED, Busy, Threads
-from aim_guardrail.pipeline.bounded import MOST_ABANDONED, Bounded, NotAsked
+from aim_guardrail.pipeline.bounded import MOST_ABANDONED, MOST_AT_ONCE, Bounded, NotAsked
 from aim_guardrail.pipeline.breaker import FAILURES, LONGEST_WAIT_S, WAIT_S, Breaker
 from aim_guardrail.pipeline.budget import LEAST_ANSWERS, PROBE_EVERY_S, Estimate
 from scripted_detectors import Scripted, ScriptedOptions
@@ -181,6 +181,27 @@ async def test_no_call_outlasts_its_deadline_even_one_that_does_not_end_when_can
     assert ("cancelled", len("d=sleep:30")) in script.did
     await asyncio.sleep(0.4)
     assert ABANDONED.count == before
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_of_many_passages_a_detector_is_asked_about_some_at_a_time_where_each_stands_alone(alone: bool):
+    script = Scripted(ScriptedOptions(name="d", cacheable=alone))
+    texts = ["d=bad" if at % 700 == 0 else "fine" for at in range(3 * MOST_AT_ONCE + 5)]
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.ensure_future(count())
+    passages = [Passage(text, "prompt") for text in texts]
+    found = await Bounded(script, "d").ask(passages, Asked(time.monotonic() + 60))
+    counting.cancel()
+    assert [bool(each) for each in found] == [text == "d=bad" for text in texts]
+    assert len([did for did, _ in script.did if did == "asked"]) == (4 if alone else 1)
+    assert turns >= 4  # others had theirs between
 
 
 async def test_calls_that_run_on_are_bounded(monkeypatch: pytest.MonkeyPatch):

@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal, TypeVar
 
 from aim_guardrail.detectors.base import Asked, BatchDetector, Finding, Misconfigured, Passage, Unjudged
 from aim_guardrail.detectors.threads import ABANDONED, Busy
@@ -17,7 +17,10 @@ from aim_guardrail.pipeline.budget import Estimate
 logger = logging.getLogger("aim.guardrail")
 
 Found = list[list[Finding]]
+T = TypeVar("T")
 
+#: Passages that a detector is asked about at once: whatever it does with each on the event loop is done for no more.
+MOST_AT_ONCE = 1024
 #: Calls that were given up and run on: with so many a detector is asked no more until one has ended.
 MOST_ABANDONED = 8
 #: How long a cancelled call may take to end before it counts as one that runs on.
@@ -62,7 +65,9 @@ class Bounded:
             Misconfigured: it says it cannot.
             Exception: whatever it raised, or an answer that is none.
         """
-        chars = sum(len(passage.text) for passage in passages)
+        chars = 0
+        async for part in parts(passages):
+            chars += sum(len(passage.text) for passage in part)
         left_s = asked.deadline_s - time.monotonic()
         if self.breaker is not None and not self.breaker.allows():
             raise NotAsked("breaker")
@@ -100,9 +105,17 @@ class Bounded:
 
     async def _ask(self, passages: Sequence[Passage], asked: Asked, chars: int, left_s: float) -> Found:
         began = time.monotonic()
-        task = asyncio.ensure_future(self.detector.scan_batch(passages, asked))
+        found: Found = []
+        async for part in parts(passages) if self.is_cacheable else _whole(passages):  # others may look at all together
+            found += await self._ask_part(part, asked, chars, began, left_s)
+        self._estimate.answered(chars, time.monotonic() - began, left_s)
+        return found
+
+    async def _ask_part(self, part: Sequence[Passage], asked: Asked, chars: int, began: float, left_s: float) -> Found:
+        """Of a call on `chars` that `began` with `left_s` left, the answer to a part."""
+        task = asyncio.ensure_future(self.detector.scan_batch(part, asked))
         try:
-            await asyncio.wait([task], timeout=left_s)
+            await asyncio.wait([task], timeout=max(0.0, began + left_s - time.monotonic()))
         finally:
             if not task.done():
                 self._abandon(task)
@@ -110,9 +123,7 @@ class Bounded:
             self._estimate.timed_out(chars, time.monotonic() - began)
             self._tell("does not answer in its time")
             raise TimeoutError
-        found = self._answer(task, passages)
-        self._estimate.answered(chars, time.monotonic() - began, left_s)
-        return found
+        return self._answer(task, part)
 
     def _answer(self, task: asyncio.Task[Found], passages: Sequence[Passage]) -> Found:
         """What it answered, if it is an answer. Raises what it raised."""
@@ -149,6 +160,18 @@ class Bounded:
         if now - self._told.get(how, -TELL_EVERY_S) >= TELL_EVERY_S:
             self._told = {kind: told for kind, told in self._told.items() if now - told < TELL_EVERY_S} | {how: now}
             logger.warning("detector %s %s", self._name, how)
+
+
+async def parts(passages: Sequence[T]) -> AsyncIterator[Sequence[T]]:
+    """So many at a time as cost the event loop little; between them others have their turn."""
+    for at in range(0, len(passages), MOST_AT_ONCE):
+        if at:
+            await asyncio.sleep(0)
+        yield passages[at : at + MOST_AT_ONCE]
+
+
+async def _whole(passages: Sequence[T]) -> AsyncIterator[Sequence[T]]:
+    yield passages
 
 
 def _look_at(task: asyncio.Task[Found]) -> None:

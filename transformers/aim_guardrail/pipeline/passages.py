@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from aim_guardrail.detectors.base import Finding, Passage
 from aim_guardrail.pipeline.ruling import Ruling
@@ -37,6 +37,6 @@ def passages_of(direction: Direction, slots: Slots, texts: list[str]) -> tuple[l
     return runs, passages
 
 
-def rulings_of(runs: list[tuple[int, ...]], findings: list[list[Finding]]) -> list[Ruling]:
+def rulings_of(runs: list[tuple[int, ...]], findings: Sequence[Sequence[Finding]]) -> list[Ruling]:
     """What was found in each passage, on the slots it is of; nothing for those without findings."""
     return [Ruling(run, settle(found)) for run, found in zip(runs, findings, strict=True) if found]

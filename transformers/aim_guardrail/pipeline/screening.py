@@ -11,6 +11,7 @@ from aim_guardrail.detectors.base import Asked, Passage
 from aim_guardrail.detectors.family import Reads
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline.blocked import Blocked, place_named, verdict_headers
+from aim_guardrail.pipeline.bounded import parts
 from aim_guardrail.pipeline.cache import VerdictCache
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.course import Answered, Course, Witness
@@ -240,7 +241,8 @@ class Screening:
             self.prompt = [*self.prompt, *passages]
         judgement = await self.ask_stages(direction, passages, self._deadline_s(direction))
         rulings = await by_size(size, rulings_of, runs, judgement.findings)
-        self._rule(direction, slots, rulings)
+        async for part in parts(rulings):
+            self._rule(direction, slots, part)
         await self._judge_pictures(direction, slots)
         kept = self.guard.policy.restored if direction == "prompt" else frozenset[str]()
         return await by_size(size, redacted, texts, rulings, self.session, kept)

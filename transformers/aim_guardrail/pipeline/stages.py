@@ -17,7 +17,7 @@ from aim_guardrail.detectors.base import Asked, BatchDetector, Finding, Misconfi
 from aim_guardrail.detectors.families import Wanted, build_detector
 from aim_guardrail.detectors.family import Reads
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.pipeline.bounded import Bounded, Found, NotAsked
+from aim_guardrail.pipeline.bounded import Bounded, Found, NotAsked, parts
 from aim_guardrail.pipeline.cache import VerdictCache, is_small, keys_of
 from aim_guardrail.pipeline.course import Answered
 from aim_guardrail.pipeline.failures import DetectorFailed, DetectorMisconfigured, DetectorSkipped, DetectorTimedOut
@@ -36,15 +36,12 @@ class Judgement:
     Attributes:
         findings: of each passage, those that count, with their rules' ids and actions.
         degraded: the rules that were not answered, where the policy lets that pass.
+        blocked: whether a finding blocks.
     """
 
-    findings: list[list[Finding]]
+    findings: list[Sequence[Finding]]
     degraded: list[str] = field(default_factory=list)
-
-    @property
-    def blocked(self) -> bool:
-        """Whether a finding blocks."""
-        return any(finding.action == "block" for found in self.findings for finding in found)
+    blocked: bool = False
 
 
 class Stages:
@@ -138,7 +135,7 @@ class _Round:
         answered: list[Answered],
         cache: VerdictCache | None,
     ) -> None:
-        self.judgement = Judgement([[] for _ in passages])
+        self.judgement = Judgement([()] * len(passages))
         self._stages, self._direction, self._metrics = stages, direction, metrics
         self._passages, self._asked, self._answered, self._cache = passages, asked, answered, cache
         self._failed = False
@@ -198,7 +195,7 @@ class _Round:
             self._note(rule, "error", began_s)
             self._erred(rule, DetectorFailed(rule.name, type(error).__name__), error)
         else:
-            self._found(rule, found, began_s)
+            await self._found(rule, found, began_s)
 
     async def _asked_or_known(self, rule: Rule, detector: Bounded, asked: Asked) -> Found:
         """The findings on all passages, those remembered among them. Raises as `Bounded.ask`."""
@@ -217,14 +214,15 @@ class _Round:
             self._metrics.skipped(rule.name, "cache")
         return found
 
-    def _found(self, rule: Rule, found: Found, began_s: float) -> None:
-        strictest = "log"
-        for counted, findings in zip(self.judgement.findings, found, strict=True):
-            for finding in findings:
-                if rule.applies(finding):
-                    action = rule.action_on(finding.label)
-                    strictest = min(strictest, action, key=list(_RESULTS).index)
-                    counted.append(replace(finding, detector=rule.name, action=action))
+    async def _found(self, rule: Rule, found: Found, began_s: float) -> None:
+        strictest, at = "log", 0
+        async for part in parts(found):
+            for findings in part:
+                if counted := [_ruled(finding, rule) for finding in findings if rule.applies(finding)]:
+                    strictest = min(strictest, *(f.action for f in counted), key=list(_RESULTS).index)
+                    self.judgement.findings[at] = [*self.judgement.findings[at], *counted]
+                at += 1
+        self.judgement.blocked = self.judgement.blocked or strictest == "block"
         self._note(rule, _RESULTS[strictest], began_s)
 
     def _not_asked(self, rule: Rule, error: NotAsked) -> None:
@@ -266,6 +264,10 @@ class _Round:
             Answered(rule.name, rule.type, self._direction, f"skipped_{reason}", time.monotonic(), 0.0)
         )
         self._metrics.skipped(rule.name, reason)
+
+
+def _ruled(finding: Finding, rule: Rule) -> Finding:
+    return replace(finding, detector=rule.name, action=rule.action_on(finding.label))
 
 
 def _load(rule: Rule) -> Bounded:

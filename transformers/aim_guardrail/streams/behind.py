@@ -264,7 +264,7 @@ class Behind:
         async with self._at_once:
             passages = [Passage(window.text, "answer", "assistant")]
             judgement = await self._screening.ask_stages("answer", passages, began_s + held_s)
-        return judgement.findings[0]
+        return list(judgement.findings[0])
 
     async def _judge_whole(self, whole: Whole, size: int) -> bool:
         """Judge what comes whole, in its place; True if it is another now."""
