@@ -250,3 +250,43 @@ def test_a_value_over_two_messages_of_a_stream_is_not_shown(client: httpx.Client
     shown = streamed(client, *halves)
     assert "unsupported_stream" in shown
     assert CARD[:9] not in shown
+
+
+def event(kind: str, **fields: Any) -> str:
+    return f"event: {kind}\ndata: " + orjson.dumps({"type": kind, **fields}).decode() + "\n\n"
+
+
+def response_delta(**fields: Any) -> str:
+    place = {"item_id": "msg_1", "output_index": 0, "content_index": 0, "delta": "word "}
+    return event("response.output_text.delta", **{**place, **fields})
+
+
+@pytest.mark.parametrize(
+    "fields", [{"item_id": CARD}, {"text": CARD}, {"note": [CARD]}, {"obfuscation": CARD}], ids=str
+)
+@pytest.mark.parametrize("kind", ["responses", "messages"])
+def test_what_stands_beside_a_delta_hides_nothing(client: httpx.Client, kind: str, fields: dict[str, Any]) -> None:
+    if kind == "responses":
+        raw = response_delta() + response_delta(**fields) + event("response.completed", response={"id": "r"})
+    else:
+        delta = {"type": "text_delta", "text": "word "}
+        raw = event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+        raw += event("content_block_delta", index=0, delta=delta)
+        raw += event("content_block_delta", index=0, delta=delta, **fields) + event("message_stop")
+    said = "input" if kind == "responses" else "messages"
+    body = {"model": "m", "stream": True, said: [{"role": "user", "content": "hi"}]}
+    shown = client.post(f"/v1/{kind}", json=body, headers=orders(raw=raw)).text
+    assert CARD not in shown
+    assert "<CREDIT_CARD_1>" in shown
+    assert shown.count("word ") == 2
+
+
+def test_an_event_of_a_response_is_none_of_a_chat(client: httpx.Client) -> None:
+    raw = response_delta(delta=CARD[:9], choices=[]) + response_delta(delta=CARD[9:] + " ", choices=[])
+    shown = streamed(client, raw + event("response.completed", response={"id": "r"}).rstrip())
+    assert "<CREDIT_CARD_1>" in shown
+    assert CARD[:9] not in shown
+
+
+def test_a_chunk_may_have_a_type(client: httpx.Client) -> None:
+    assert "word " in streamed(client, frame(type="chunk"))

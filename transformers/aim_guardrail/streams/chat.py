@@ -19,7 +19,7 @@ from aim_guardrail.slots.slot import Json
 from aim_guardrail.streams.delta import Delta
 from aim_guardrail.streams.frame import Frame, Piece, Said, Whole, done
 from aim_guardrail.streams.pieces import DeltaPieces
-from aim_guardrail.streams.text import UNSUPPORTED
+from aim_guardrail.streams.text import UNSUPPORTED, check_whole
 from aim_guardrail.streams.walk import CHANGED, HELD, SAME
 from aim_kserve.errors import ServingError, UpstreamFailed
 from aim_kserve.sse import Event
@@ -56,7 +56,7 @@ class ChatStream:
         before, changed, held = list[Frame](), drop_shadows(chunk), 0
         says_more = self._saying(chunk)
         if says_more:
-            changed = _check_whole(self._screening, chunk, says_more) or changed
+            changed = check_whole(self._screening, chunk, says_more, CHAT) or changed
         for item in items:
             choice = self._choice(item)
             changed = _drop_unreal_reason(item) or changed
@@ -157,7 +157,7 @@ class _Choice:
             UpstreamFailed: what cannot be checked.
         """
         outcome = CHANGED if drop_shadows(item) else SAME
-        if (names := _unusual(item)) and _check_whole(self._screening, item, names, "choices"):
+        if (names := _unusual(item)) and check_whole(self._screening, item, names, _CHOICE):
             outcome = CHANGED
         holder = self._holder(item)
         if not holder:
@@ -278,17 +278,3 @@ def _unusual(item: Json) -> list[str]:
     if stop is not None and type(stop) is not int:
         names.append("stop_reason")
     return names
-
-
-def _check_whole(screening: Screening, holder: Json, names: Sequence[str], *way: str) -> bool:
-    """Check fields, each of which comes whole; True if one is another now."""
-    place = CHAT
-    for key in way:
-        place = place.get(key)
-    others = {name: holder[name] for name in names}
-    changed = screening.body("answer", others, place)
-    if changed:
-        for name in names:
-            del holder[name]
-        holder.update(others)
-    return changed

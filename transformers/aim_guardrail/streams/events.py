@@ -137,8 +137,6 @@ class StreamScreen:
         return self._take_object(payload, _bare(event))
 
     def _take_object(self, payload: Json, event: Event) -> list[Frame]:
-        if type(payload.get("choices")) is list:
-            return self._chat().take(payload, event)
         kind = payload.get("type")
         if isinstance(kind, str) and kind.startswith(("response.", "transcript.")):
             if not isinstance(self._kind, ResponsesStream):
@@ -148,6 +146,8 @@ class StreamScreen:
             return shown
         if kind in KINDS or (isinstance(self._kind, MessagesStream) and isinstance(kind, str)):
             return self._message(payload, event)
+        if type(payload.get("choices")) is list:
+            return self._chat().take(payload, event)
         if "error" in payload or payload.get("object") == "error":
             changed = self._screening.body("answer", payload)
             return [Frame(payload, None if changed else event.raw, place=FREE)]

@@ -15,7 +15,7 @@ from aim_guardrail.slots.slot import Json
 from aim_guardrail.streams.delta import Delta
 from aim_guardrail.streams.frame import Frame, Said, Whole, done
 from aim_guardrail.streams.pieces import DeltaPieces
-from aim_guardrail.streams.text import UNSUPPORTED
+from aim_guardrail.streams.text import UNSUPPORTED, beside, check_whole
 from aim_guardrail.streams.walk import HELD, SAME
 from aim_kserve.errors import ServingError, UpstreamFailed
 from aim_kserve.sse import Event
@@ -121,6 +121,7 @@ class MessagesStream:
             if key not in self._pieces:
                 self._pieces[key] = DeltaPieces(BLOCK_DELTA, key[0])
             self._pieces[key].read(payload["delta"], said)
+            said.wholes += [Whole(payload, name, EVENT.get(name)) for name in beside(payload, "delta", EVENT)]
             return said
         if kind in _ENDS:
             ended = {payload.get("index", 0)} if kind == "content_block_stop" else {key[0] for key in self._pieces}
@@ -139,11 +140,17 @@ class MessagesStream:
                 raise UpstreamFailed(
                     f"a message of the predictor's stream has more than {_MOST_OPEN} blocks open", code=UNSUPPORTED
                 )
+        changed = bool(others := beside(payload, "delta", EVENT)) and check_whole(
+            self._screening, payload, others, EVENT
+        )
         became = delta.take(payload["delta"])
         earlier = [_more(key, said) for said in delta.earlier]
-        if became == HELD:
+        if became == HELD and not others:
             return earlier
-        return [*earlier, Frame(payload, event.raw if event and became == SAME else None, "content_block_delta")]
+        return [
+            *earlier,
+            Frame(payload, event.raw if event and became == SAME and not changed else None, "content_block_delta"),
+        ]
 
     def _taken_out(self, payload: Json) -> list[Json]:
         """The text that a block begins with, as the deltas it might have been."""

@@ -13,7 +13,7 @@ from aim_guardrail.slots.places import JSON
 from aim_guardrail.slots.slot import Json
 from aim_guardrail.streams.accumulators import Accumulators
 from aim_guardrail.streams.frame import Frame, Piece, Said, Whole, done
-from aim_guardrail.streams.text import UNSUPPORTED
+from aim_guardrail.streams.text import UNSUPPORTED, beside, check_whole
 from aim_kserve.errors import ServingError, UpstreamFailed
 from aim_kserve.sse import Event
 
@@ -94,24 +94,27 @@ class ResponsesStream:
         kind, delta = str(payload.get("type")), payload.get("delta", "")
         if not kind.endswith(".delta"):
             return Said([], [Whole(payload, None, RESPONSES_EVENT)] if payload else [], [""])
+        wholes = [Whole(payload, name, RESPONSES_EVENT.get(name)) for name in beside(payload, "delta", RESPONSES_EVENT)]
         if kind in _JSON_DELTAS:
-            return Said([], [Whole(payload, "delta", JSON)])
-        return Said([Piece(("", *_key(kind, payload)), payload, "delta", delta)])
+            return Said([], [Whole(payload, "delta", JSON), *wholes])
+        return Said([Piece(("", *_key(kind, payload)), payload, "delta", delta)], wholes)
 
     def _delta(self, kind: str, payload: Json, event: Event) -> list[Frame]:
         value = payload.get("delta")
         if not isinstance(value, str):
             raise UpstreamFailed(f"the event {kind} cannot be checked", code=UNSUPPORTED)
+        changed = drop_shadows(payload)
+        if others := beside(payload, "delta", RESPONSES_EVENT):
+            changed = check_whole(self._screening, payload, others, RESPONSES_EVENT) or changed
         if kind in _JSON_DELTAS:
             self._texts.json(_key(kind, payload), payload, value)
             self._shift -= 1
             return []
-        dropped = drop_shadows(payload)
         shown = self._texts.text(_key(kind, payload), payload, value)
         if not shown:
             self._shift -= 1
             return []
-        if shown == value and not dropped:
+        if shown == value and not changed:
             return [self._frame(payload, event)]
         return [self._frame({**payload, "delta": shown}, None)]
 

@@ -1,6 +1,8 @@
-"""One text of a streamed answer, with what every kind of stream needs around its StreamGuard."""
+"""One text of a streamed answer, with what every kind of stream needs around its StreamGuard; what stands beside."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from aim_guardrail.exact_json import paired
 from aim_guardrail.metrics import Metrics
@@ -8,7 +10,9 @@ from aim_guardrail.pipeline.blocked import Blocked
 from aim_guardrail.pipeline.ruling import Ruling
 from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.pipeline.vault import open_placeholder
-from aim_guardrail.slots.slot import Slot, Slots
+from aim_guardrail.slots.collect import is_no_text
+from aim_guardrail.slots.places import Place
+from aim_guardrail.slots.slot import Json, Slot, Slots
 from aim_guardrail.streams.held import Released, StreamGuard
 
 UNSUPPORTED = "unsupported_stream"
@@ -88,3 +92,25 @@ class StreamText:
         end = open_placeholder(text)
         self._open = text[end:]
         return text[:end]
+
+
+def beside(event: Json, text: str, place: Place) -> list[str]:
+    """The fields of an event beside its `text` that are neither numbers nor of the form that their places ask for."""
+    return [name for name, value in event.items() if name != text and not _is_plain(value, place.get(name))]
+
+
+def check_whole(screening: Screening, holder: Json, names: Sequence[str], place: Place) -> bool:
+    """Check fields, each of which comes whole; True if one is another now. `place`: the holder's."""
+    others = {name: holder[name] for name in names}
+    changed = screening.body("answer", others, place)
+    if changed:
+        for name in names:
+            del holder[name]
+        holder.update(others)
+    return changed
+
+
+def _is_plain(value: object, place: Place) -> bool:
+    if type(value) is str:
+        return is_no_text(place.kind, value)
+    return value is None or type(value) in (int, float, bool)
