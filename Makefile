@@ -27,6 +27,7 @@ SOAK_ROUNDS ?= 7
 SOAK_STORM ?= 2000
 SOAK_LIMIT_REQUESTS ?= 10000
 SOAK_VALUES ?= 300
+SOAK_RELOADS ?= 100
 
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
@@ -64,7 +65,7 @@ help: ## what there is
 	@echo "            RUNTIME_GRPC_PORT=$(RUNTIME_GRPC_PORT) HOST=$(HOST) MODEL_NAME=$(MODEL_NAME) MODEL_DIR=$(MODEL_DIR) POLICY=FILE"
 	@echo "            PYTEST_ARGS BENCH_ARGS HARDWARE_ARGS REPORT_DIR=$(REPORT_DIR)"
 	@echo "            SOAK_REQUESTS=$(SOAK_REQUESTS) SOAK_KILLS=$(SOAK_KILLS) SOAK_STORM=$(SOAK_STORM) SOAK_ROUNDS=$(SOAK_ROUNDS)"
-	@echo "            SOAK_LIMIT_REQUESTS=$(SOAK_LIMIT_REQUESTS) SOAK_VALUES=$(SOAK_VALUES)"
+	@echo "            SOAK_LIMIT_REQUESTS=$(SOAK_LIMIT_REQUESTS) SOAK_VALUES=$(SOAK_VALUES) SOAK_RELOADS=$(SOAK_RELOADS)"
 
 run: $(BIN)/.serving $(MODEL) ## chat through the guardrail to a real model on this machine, no GPU needed
 	@exec $(LOCAL) run
@@ -110,6 +111,7 @@ soak: $(BIN)/.dev $(MODEL) ## what the tests do shortly, long: engines and fetch
 	  tests/runtime/test_cache_hostile.py -k "random_bytes or each_step or mended" $(PYTEST_ARGS)
 	SOAK_KILLS=$(SOAK_KILLS) $(BIN)/python -m pytest -q -s tests/runtime/test_batch.py -k killed_at $(PYTEST_ARGS)
 	SOAK_LIMIT_REQUESTS=$(SOAK_LIMIT_REQUESTS) $(BIN)/python -m pytest -q -s tests/guardrail/test_traffic_replicas.py $(PYTEST_ARGS)
+	SOAK_RELOADS=$(SOAK_RELOADS) $(BIN)/python -m pytest -q -s tests/guardrail/test_reload.py $(PYTEST_ARGS)
 	SOAK_VALUES=$(SOAK_VALUES) $(BIN)/python -m pytest -q -s tests/guardrail/test_stream_leaks.py $(PYTEST_ARGS)
 	SOAK_STORM=$(SOAK_STORM) $(BIN)/python -m pytest -q -s tests/runtime/test_qos_storm.py $(PYTEST_ARGS)
 	$(BIN)/python bench/qos_soak.py --rounds $(SOAK_ROUNDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -42,10 +43,10 @@ def said(events: list[Any], choice: int = 0, field: str = "content") -> str:
     return "".join((c["delta"].get(field) if "delta" in c else c["text"]) or "" for c in chosen)
 
 
-def metric(server: Served, name: str, /, **labels: str) -> float:
-    """The sum of a metric's samples that have these labels."""
+def metric(server: Served, name: str, /, headers: Mapping[str, str] | None = None, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels; ``headers`` where metrics are not everybody's."""
     total = 0.0
-    for line in httpx.get(f"{server.url}/metrics").text.splitlines():
+    for line in httpx.get(f"{server.url}/metrics", headers=headers).text.splitlines():
         match = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
         if match and match[1] == name:
             found = dict(re.findall(r'(\w+)="([^"]*)"', match[2] or ""))
@@ -53,7 +54,8 @@ def metric(server: Served, name: str, /, **labels: str) -> float:
     return total
 
 
-def eventually(condition: Any, within_s: float = 5) -> bool:
+def eventually(condition: Any, within_s: float = 20) -> bool:
+    """Whether it comes true; how long that may take is a busy machine's."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if condition():

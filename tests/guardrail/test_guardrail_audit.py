@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import http.client
+import io
 import os
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +29,19 @@ from aim_guardrail.audit.entry import entry
 from aim_guardrail.audit.excerpt import Excerpts
 from aim_guardrail.audit.file import AuditFile
 from aim_guardrail.audit.trail import Overflow, Trail
+from aim_guardrail.cli import audit as cli
 from aim_guardrail.detectors.base import Finding
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.course import Answered, Course
 from aim_guardrail.policy import Verdict, shipped_policy
 from aim_guardrail.slots.slot import Slot, Slots
 from aim_kserve.errors import Unavailable
+from aim_kserve.identity import keys
 from aim_kserve.kserve import pb, pb_grpc
+from closed_pair import bearer
 from fake_predictor import FakePredictor
 from guarded import ask, events, eventually, guardrail, metric, orders, said
+from served import Served
 
 CHAT = "/v1/chat/completions"
 KEY, CARD, MAIL = "AKIA" + "3XPZ7QKLMN2VWTYB", "4111 1111 1111 1111", "jane.doe@example.com"
@@ -51,10 +58,10 @@ def whole(file: Path) -> int:
 
 
 def verify(*arguments: object) -> tuple[int, str]:
-    command = [sys.executable, "-m", "aim_guardrail", "audit", "verify", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout + done.stderr
+    """``aim-guardrail audit verify``: its exit code, what it prints."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(out):
+        code = cli.main(["verify", *map(str, arguments)])
+    return code, out.getvalue()
 
 
 @pytest.fixture
@@ -69,108 +76,133 @@ def key_file(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture
+def keys_file(tmp_path: Path) -> Path:
+    return tmp_path / "keys.yaml"
+
+
+@pytest.fixture
+def acme(keys_file: Path) -> dict[str, str]:
+    """The header of a caller of tenant acme."""
+    text, made = keys.new_key("k", tenant="acme", scopes=["infer"])
+    keys.write(keys_file, keys.KeyFile(keys=(made,)))
+    return bearer(text)
+
+
 # --- through the real server ----------------------------------------------------------------------------------------
 
 
-def test_a_line_for_each_decision_whatever_becomes_of_it(predictor: FakePredictor, audit: Path, key_file: Path) -> None:
+@pytest.fixture(scope="module")
+def audited(predictor: FakePredictor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Path, Path]]:
+    """One process for all tests that need no flags of their own; its audit, and its key."""
+    directory = tmp_path_factory.mktemp("audited")
+    audit, key_file = directory / "audit.jsonl", directory / "key"
+    key_file.write_bytes(SECRET)
     with guardrail(predictor.host, "--audit_file", str(audit), "--audit_key_file", str(key_file)) as server:
-        body = orjson.dumps(ask(f"my card is {CARD}"))
-        with httpx.Client(base_url=server.url, timeout=20) as client:
+        yield server, audit, key_file
 
-            def post(request_id: str, what: Any, **headers: str) -> httpx.Response:
-                content = what if isinstance(what, bytes) else orjson.dumps(what)
-                return client.post(CHAT, content=content, headers={"x-request-id": request_id, **headers})
 
-            post("redacted", body)
-            post("blocked", ask(f"key {KEY}"))
-            post("allowed", ask("hi"))
-            post("answer", ask("hi"), **orders(say=f"write to {MAIL}"))
-            post("streamed", ask("hi", stream=True), **orders(say=f"write to {MAIL} and on"))
-            post("no-json", b"{")
-            post("broken", ask("hi"), **orders(drop_after=0))
-            post("broken-stream", ask("hi", stream=True), **orders(drop_after=200))
-            client.get("/v1/models", headers={"x-request-id": "models"})
-            client.post("/filter", json={"text": f"mail {MAIL}"}, headers={"x-request-id": "filter"})
-            client.post(
-                "/filter/batch",
-                json={"items": [{"text": "a"}, {"text": MAIL, "direction": "answer"}]},
-                headers={"x-request-id": "batch"},
-            )
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(
-                f"{server.url}{CHAT}",
-                json=ask("x"),
-                headers={"x-request-id": "left", **orders(hang_after=-1)},
-                timeout=1,
-            )
-        request = pb.ModelInferRequest(model_name="m")
-        request.inputs.add(name="prompt", datatype="BYTES", shape=[1]).contents.bytes_contents.append(MAIL.encode())
-        with grpc.insecure_channel(server.grpc_url) as channel:
-            pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer(
-                request, metadata=[("x-request-id", "grpc")], timeout=20
-            )
-        expected = {
-            ("redacted", "prompt"): "redacted",
-            ("redacted", "answer"): "allowed",
-            ("blocked", "prompt"): "blocked",
-            ("allowed", "prompt"): "allowed",
-            ("allowed", "answer"): "allowed",
-            ("answer", "prompt"): "allowed",
-            ("answer", "answer"): "redacted",
-            ("streamed", "prompt"): "allowed",
-            ("streamed", "answer"): "redacted",
-            ("no-json", "prompt"): "error",
-            ("broken", "prompt"): "allowed",
-            ("broken", "answer"): "error",
-            ("broken-stream", "prompt"): "allowed",
-            ("broken-stream", "answer"): "error",
-            ("models", "prompt"): "allowed",
-            ("models", "answer"): "allowed",
-            ("filter", "prompt"): "redacted",
-            ("batch", "prompt"): "allowed",
-            ("batch", "answer"): "redacted",
-            ("left", "prompt"): "allowed",
-            ("left", "answer"): "client_gone",
-            ("grpc", "prompt"): "redacted",
-            ("grpc", "answer"): "allowed",
-        }
-        assert eventually(lambda: len(lines_of(audit)) == len(expected)), lines_of(audit)
-        lines = lines_of(audit)
-        assert {(line["request_id"], line["direction"]): line["outcome"] for line in lines} == expected
-        by_id = {(line["request_id"], line["direction"]): line for line in lines}
+def test_a_line_for_each_decision_whatever_becomes_of_it(
+    audited: tuple[Served, Path, Path], predictor: FakePredictor
+) -> None:
+    server, audit, key_file = audited
+    before = len(lines_of(audit))
+    body = orjson.dumps(ask(f"my card is {CARD}"))
+    with httpx.Client(base_url=server.url, timeout=20) as client:
 
-        line = by_id["redacted", "prompt"]
-        assert line["content_hmac"] == hmac.new(SECRET, body, "sha256").hexdigest()
-        assert line["tenant"] is None
-        assert line["policy"].startswith("values/")
-        assert line["action"] == "redact"
-        (finding,) = line["findings"]
-        assert (finding["family"], finding["label"], finding["action"]) == ("pii", "CREDIT_CARD", "redact")
-        assert (finding["start"], finding["end"]) == (11, 11 + len(CARD))
-        assert 0 < line["check_ms"] <= line["since_ms"]
-        assert by_id["broken", "answer"]["error"] == "predictor_broken"
-        assert by_id["no-json", "prompt"]["error"]
-        for value in (CARD, KEY, MAIL, "4111"):
-            assert value.encode() not in audit.read_bytes()
-        assert metric(server, "guardrail_audit_dropped_total") == 0
+        def post(request_id: str, what: Any, **headers: str) -> httpx.Response:
+            content = what if isinstance(what, bytes) else orjson.dumps(what)
+            return client.post(CHAT, content=content, headers={"x-request-id": request_id, **headers})
+
+        post("redacted", body)
+        post("blocked", ask(f"key {KEY}"))
+        post("allowed", ask("hi"))
+        post("answer", ask("hi"), **orders(say=f"write to {MAIL}"))
+        post("streamed", ask("hi", stream=True), **orders(say=f"write to {MAIL} and on"))
+        post("no-json", b"{")
+        post("broken", ask("hi"), **orders(drop_after=0))
+        post("broken-stream", ask("hi", stream=True), **orders(drop_after=200))
+        client.get("/v1/models", headers={"x-request-id": "models"})
+        client.post("/filter", json={"text": f"mail {MAIL}"}, headers={"x-request-id": "filter"})
+        client.post(
+            "/filter/batch",
+            json={"items": [{"text": "a"}, {"text": MAIL, "direction": "answer"}]},
+            headers={"x-request-id": "batch"},
+        )
+    leaving = http.client.HTTPConnection("127.0.0.1", server.http_port)
+    json = {"content-type": "application/json", "x-request-id": "left"}
+    leaving.request("POST", CHAT, orjson.dumps(ask("x")), {**json, **orders(hang_after=-1)})
+    assert eventually(lambda: predictor.open == 1)
+    leaving.close()
+    request = pb.ModelInferRequest(model_name="m")
+    request.inputs.add(name="prompt", datatype="BYTES", shape=[1]).contents.bytes_contents.append(MAIL.encode())
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, metadata=[("x-request-id", "grpc")], timeout=20)
+    expected = {
+        ("redacted", "prompt"): "redacted",
+        ("redacted", "answer"): "allowed",
+        ("blocked", "prompt"): "blocked",
+        ("allowed", "prompt"): "allowed",
+        ("allowed", "answer"): "allowed",
+        ("answer", "prompt"): "allowed",
+        ("answer", "answer"): "redacted",
+        ("streamed", "prompt"): "allowed",
+        ("streamed", "answer"): "redacted",
+        ("no-json", "prompt"): "error",
+        ("broken", "prompt"): "allowed",
+        ("broken", "answer"): "error",
+        ("broken-stream", "prompt"): "allowed",
+        ("broken-stream", "answer"): "error",
+        ("models", "prompt"): "allowed",
+        ("models", "answer"): "allowed",
+        ("filter", "prompt"): "redacted",
+        ("batch", "prompt"): "allowed",
+        ("batch", "answer"): "redacted",
+        ("left", "prompt"): "allowed",
+        ("left", "answer"): "client_gone",
+        ("grpc", "prompt"): "redacted",
+        ("grpc", "answer"): "allowed",
+    }
+    assert eventually(lambda: len(lines_of(audit)) == before + len(expected)), lines_of(audit)
+    lines = lines_of(audit)[before:]
+    assert {(line["request_id"], line["direction"]): line["outcome"] for line in lines} == expected
+    by_id = {(line["request_id"], line["direction"]): line for line in lines}
+
+    line = by_id["redacted", "prompt"]
+    assert line["content_hmac"] == hmac.new(SECRET, body, "sha256").hexdigest()
+    assert line["tenant"] is None
+    assert line["policy"].startswith("values/")
+    assert line["action"] == "redact"
+    (finding,) = line["findings"]
+    assert (finding["family"], finding["label"], finding["action"]) == ("pii", "CREDIT_CARD", "redact")
+    assert (finding["start"], finding["end"]) == (11, 11 + len(CARD))
+    assert 0 < line["check_ms"] <= line["since_ms"]
+    assert by_id["broken", "answer"]["error"] == "predictor_broken"
+    assert by_id["no-json", "prompt"]["error"]
+    for value in (CARD, KEY, MAIL, "4111"):
+        assert value.encode() not in audit.read_bytes()
+    assert metric(server, "guardrail_audit_dropped_total") == 0
+    count = before + len(lines)
     assert verify(audit, "--key_file", key_file) == (
         0,
-        f"{audit}: {len(lines)} lines, unbroken up to line {len(lines)} of the chain, {lines[-1]['hmac_sha256']}\n",
+        f"{audit}: {count} lines, unbroken up to line {count} of the chain, {lines[-1]['hmac_sha256']}\n",
     )
     assert verify(audit)[0] == 1  # not without the key
 
 
-def test_what_a_stream_said_has_its_digest(predictor: FakePredictor, audit: Path, key_file: Path) -> None:
-    with guardrail(predictor.host, "--audit_file", str(audit), "--audit_key_file", str(key_file)) as server:
-        raw = 'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\ndata: [DONE]\n\n'
-        httpx.post(f"{server.url}{CHAT}", json=ask("x", stream=True), headers=orders(raw=raw))
-        assert eventually(lambda: len(lines_of(audit)) == 2)
-        assert lines_of(audit)[1]["content_hmac"] == hmac.new(SECRET, raw.encode(), "sha256").hexdigest()
+def test_what_a_stream_said_has_its_digest(audited: tuple[Served, Path, Path]) -> None:
+    server, audit, _ = audited
+    before = len(lines_of(audit))
+    raw = 'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\ndata: [DONE]\n\n'
+    httpx.post(f"{server.url}{CHAT}", json=ask("x", stream=True), headers=orders(raw=raw))
+    assert eventually(lambda: len(lines_of(audit)) == before + 2)
+    assert lines_of(audit)[-1]["content_hmac"] == hmac.new(SECRET, raw.encode(), "sha256").hexdigest()
 
 
 def test_a_killed_server_leaves_a_chain_that_goes_on(predictor: FakePredictor, audit: Path) -> None:
     for run in (1, 2):
         with guardrail(predictor.host, "--audit_file", str(audit)) as server:
+            assert ("cut short" in server.stderr()) == (run == 2)
             for _ in range(20):
                 httpx.post(f"{server.url}{CHAT}", json=ask("hi"))
             assert eventually(lambda done=run: len(lines_of(audit)) == 40 * done)
@@ -180,43 +212,34 @@ def test_a_killed_server_leaves_a_chain_that_goes_on(predictor: FakePredictor, a
             file.write(b'{"seq":41,"ts":17')  # the crash came in the middle of a line
         assert verify(audit)[0] == 0
         assert f"{40 * run} lines" in verify(audit)[1]
-    with guardrail(predictor.host, "--audit_file", str(audit)) as server:
-        assert "cut short" in server.stderr()
-    assert verify(audit)[0] == 0
 
 
-def test_a_file_that_was_moved_away_is_left_alone(predictor: FakePredictor, audit: Path, tmp_path: Path) -> None:
-    old = tmp_path / "audit.1"
-    with guardrail(predictor.host, "--audit_file", str(audit)) as server:
-        httpx.post(f"{server.url}{CHAT}", json=ask("hi"))
-        assert eventually(lambda: len(lines_of(audit)) == 2)
-        audit.rename(old)
-        server.process.send_signal(1)  # SIGHUP, as logrotate does
-        httpx.post(f"{server.url}{CHAT}", json=ask("hi"))
-        assert eventually(lambda: audit.exists() and len(lines_of(audit)) == 2)
-    assert len(lines_of(old)) == 2
-    assert verify(old, audit)[0] == 0
-    assert verify(audit)[0] == 0
-    code, told = verify(audit, old)
+def test_a_file_that_was_moved_away_is_left_alone(audited: tuple[Served, Path, Path]) -> None:
+    server, audit, key_file = audited
+    before, old = len(lines_of(audit)), audit.with_name("audit.1")
+    httpx.post(f"{server.url}{CHAT}", json=ask("hi"))
+    assert eventually(lambda: len(lines_of(audit)) == before + 2)
+    audit.rename(old)
+    server.process.send_signal(1)  # SIGHUP, as logrotate does
+    httpx.post(f"{server.url}{CHAT}", json=ask("hi"))
+    assert eventually(lambda: audit.exists() and len(lines_of(audit)) == 2)
+    assert len(lines_of(old)) == before + 2
+    keyed = ("--key_file", key_file)
+    assert verify(old, audit, *keyed)[0] == 0
+    assert verify(audit, *keyed)[0] == 0
+    code, told = verify(audit, old, *keyed)
     assert code == 1
-    assert "it follows line 0 of the chain, not 4" in told
+    assert f"it follows line 0 of the chain, not {before + 4}" in told
 
 
-def test_tenants_are_digests_unless_asked(predictor: FakePredictor, tmp_path: Path, key_file: Path) -> None:
-    from aim_kserve.identity import keys
-    from closed_pair import bearer
-
-    text, made = keys.new_key("k", tenant="acme", scopes=["infer"])
-    keys.write(tmp_path / "keys.yaml", keys.KeyFile(keys=(made,)))
-    common = ["--api_keys", str(tmp_path / "keys.yaml"), "--audit_key_file", str(key_file)]
-    shown = {}
-    for form in ("hash", "plain"):
-        audit = tmp_path / form
-        with guardrail(predictor.host, *common, "--audit_file", str(audit), "--audit_tenant", form) as server:
-            httpx.post(f"{server.url}{CHAT}", json=ask("hi"), headers=bearer(text))
-            assert eventually(lambda file=audit: len(lines_of(file)) == 2)
-        shown[form] = lines_of(audit)[0]["tenant"]
-    assert shown == {"hash": hmac.new(SECRET, b"tenant:acme", "sha256").hexdigest()[:32], "plain": "acme"}
+def test_tenants_are_digests_unless_asked(
+    predictor: FakePredictor, audit: Path, key_file: Path, acme: dict[str, str], keys_file: Path
+) -> None:
+    flags = ["--api_keys", str(keys_file), "--audit_key_file", str(key_file), "--audit_file", str(audit)]
+    with guardrail(predictor.host, *flags) as server:
+        httpx.post(f"{server.url}{CHAT}", json=ask("hi"), headers=acme)
+        assert eventually(lambda: len(lines_of(audit)) == 2)
+    assert lines_of(audit)[0]["tenant"] == hmac.new(SECRET, b"tenant:acme", "sha256").hexdigest()[:32]
 
 
 @pytest.mark.parametrize(
@@ -405,7 +428,7 @@ def test_refused_requests_come_through_again(predictor: FakePredictor, audit: Pa
     """Over HTTP: two entries may wait, so each request is told of before the next is taken."""
     flags = ["--audit_file", str(audit), "--audit_overflow", "refuse", "--audit_queue", "2"]
     with guardrail(predictor.host, *flags) as server:
-        slow = orders(tokens=["a ", "b ", "c "], token_s=0.3)
+        slow = orders(tokens=["a ", "b ", "c "], token_s=1)
         with httpx.stream("POST", f"{server.url}{CHAT}", json=ask("x", stream=True), headers=slow) as got:
             refused = httpx.post(f"{server.url}{CHAT}", json=ask("hi"))
             assert refused.status_code == 503
@@ -426,16 +449,20 @@ answer: [{type: pii, action: redact}]
 """
 
 
-def test_an_excerpt_is_masked_whatever_the_action(predictor: FakePredictor, audit: Path, tmp_path: Path) -> None:
+def test_an_excerpt_is_masked_whatever_the_action_and_a_tenant_named(
+    predictor: FakePredictor, audit: Path, tmp_path: Path, acme: dict[str, str], keys_file: Path
+) -> None:
     (tmp_path / "policy.yaml").write_text(FLAGGING)
     flags = ["--policy", str(tmp_path / "policy.yaml"), "--audit_file", str(audit), "--audit_excerpt", "60"]
+    flags += ["--api_keys", str(keys_file), "--audit_tenant", "plain"]
     with guardrail(predictor.host, *flags) as server:
-        with httpx.Client(base_url=server.url, timeout=20) as client:
+        with httpx.Client(base_url=server.url, timeout=20, headers=acme) as client:
             client.post(CHAT, json=ask(f"I am {MAIL}, card {CARD} and so on, for ever"), headers=orders(say="x" * 100))
             client.post(CHAT, json=ask(f"key {KEY} end"))
             client.post(CHAT, json=ask("hi", stream=True), headers=orders(say=f"write to {MAIL} and on"))
         assert eventually(lambda: len(lines_of(audit)) == 5)
         excerpts = [line["excerpt"] for line in lines_of(audit)]
+        assert {line["tenant"] for line in lines_of(audit)} == {"acme"}
     assert excerpts == [
         "I am <EMAIL_ADDRESS_1>, card <CREDIT_CARD_1> and so on, for ever"[:60],
         "x" * 60,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -37,7 +37,8 @@ answer: [{type: pii, action: redact, entities: [EMAIL_ADDRESS]}]
 """
 B = A.replace("mails", "cards").replace("EMAIL_ADDRESS", "CREDIT_CARD")
 SEEN = {"mails": (f"<EMAIL_ADDRESS_1> {CARD}"), "cards": f"{MAIL} <CREDIT_CARD_1>"}
-POLL = ("--policy_poll_seconds", "0.01")
+#: `make soak` does a hundred.
+RELOADS = int(os.environ.get("SOAK_RELOADS", "30"))
 
 
 class ConfigMap:
@@ -65,11 +66,35 @@ class ConfigMap:
                 link.unlink()
 
 
-@pytest.fixture
-def mount(tmp_path: Path) -> ConfigMap:
-    config = ConfigMap(tmp_path)
+@pytest.fixture(scope="module")
+def serving(
+    predictor: FakePredictor, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Served, ConfigMap, Path]]:
+    """One process, what is mounted in it, and its audit."""
+    config, audit = ConfigMap(tmp_path_factory.mktemp("policies")), tmp_path_factory.mktemp("audit") / "audit.jsonl"
     config.update(policy=A)
-    return config
+    flags = ["--policy", str(config.directory), "--policy_poll_seconds", "0.01", "--audit_file", str(audit)]
+    with guardrail(predictor.host, *flags) as server:
+        yield server, config, audit
+
+
+@pytest.fixture
+def server(serving: tuple[Served, ConfigMap, Path]) -> Served:
+    """The process, policy `A` in force."""
+    server, config, _ = serving
+    config.update(policy=A)
+    assert eventually(lambda: policy_of(server).startswith("mails/"))
+    assert eventually(lambda: last_reloaded(server) in (None, "mails"))  # said once it has been counted
+    return server
+
+
+def last_reloaded(server: Served) -> str | None:
+    return next(reversed(re.findall(r"policies reloaded: (\w+)/", server.stderr())), None)
+
+
+@pytest.fixture
+def mount(serving: tuple[Served, ConfigMap, Path]) -> ConfigMap:
+    return serving[1]
 
 
 def policy_of(server: Served) -> str:
@@ -78,59 +103,42 @@ def policy_of(server: Served) -> str:
     return answer.headers["x-guardrail-policy"]
 
 
-def test_a_changed_policy_comes_into_force(predictor: FakePredictor, mount: ConfigMap) -> None:
-    with guardrail(predictor.host, "--policy", str(mount.directory), *POLL) as server:
-        first = policy_of(server)
-        assert first.startswith("mails/")
-        assert metric(server, "guardrail_policy_info", name="mails", version=first.split("/")[1]) == 1
-        mount.update(policy=B)
-        assert eventually(lambda: policy_of(server).startswith("cards/"))
-        answer = httpx.post(f"{server.url}/v1/chat/completions", json=ask(f"{MAIL} {CARD}"))
-        assert answer.json()["choices"][0]["message"]["content"] == SEEN["cards"]
-        assert metric(server, "guardrail_policy_info", name="mails") == 0
-        assert metric(server, "guardrail_policy_info", name="cards") == 1
-        assert metric(server, "guardrail_policy_reload_total", result="ok") == 1
+def test_a_changed_policy_comes_into_force(server: Served, mount: ConfigMap) -> None:
+    first = policy_of(server)
+    assert first.startswith("mails/")
+    assert metric(server, "guardrail_policy_info", name="mails", version=first.split("/")[1]) == 1
+    before = metric(server, "guardrail_policy_reload_total", result="ok")
+    mount.update(policy=B)
+    assert eventually(lambda: policy_of(server).startswith("cards/"))
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=ask(f"{MAIL} {CARD}"))
+    assert answer.json()["choices"][0]["message"]["content"] == SEEN["cards"]
+    assert metric(server, "guardrail_policy_info", name="mails") == 0
+    assert metric(server, "guardrail_policy_info", name="cards") == 1
+    assert metric(server, "guardrail_policy_reload_total", result="ok") == before + 1
 
 
-def test_a_broken_one_does_not_and_says_where(predictor: FakePredictor, mount: ConfigMap) -> None:
-    with guardrail(predictor.host, "--policy", str(mount.directory), *POLL) as server:
-        before = policy_of(server)
-        mount.update(policy=B.replace("redact", "censor"))
-        assert eventually(lambda: metric(server, "guardrail_policy_reload_total", result="invalid") == 1)
-        assert f"{mount.directory}/policy.yaml:3: prompt[0].action: 'censor' is not allowed" in server.stderr()
-        assert policy_of(server) == before
-        assert httpx.get(f"{server.url}/v2/health/ready").status_code == 200
-        mount.update(policy=B)
-        assert eventually(lambda: policy_of(server).startswith("cards/"))
+def test_a_broken_one_does_not_and_says_where(server: Served, mount: ConfigMap) -> None:
+    before, refused = policy_of(server), metric(server, "guardrail_policy_reload_total", result="invalid")
+    mount.update(policy=B.replace("redact", "censor"))
+    assert eventually(lambda: metric(server, "guardrail_policy_reload_total", result="invalid") == refused + 1)
+    assert f"{mount.directory}/policy.yaml:3: prompt[0].action: 'censor' is not allowed" in server.stderr()
+    assert policy_of(server) == before
+    assert httpx.get(f"{server.url}/v2/health/ready").status_code == 200
+    mount.update(policy=B)
+    assert eventually(lambda: policy_of(server).startswith("cards/"))
 
 
-def test_a_file_that_is_being_written_is_read_when_it_is_whole(predictor: FakePredictor, tmp_path: Path) -> None:
-    """Half of a policy may be a policy, and mean less."""
-    file = tmp_path / "policy.yaml"
-    file.write_text(A)
-    with guardrail(predictor.host, "--policy", str(file), "--policy_poll_seconds", "0.3") as server:
-        seen = set()
-        with file.open("w") as writing:
-            for line in B.splitlines(keepends=True):
-                writing.write(line)
-                writing.flush()
-                time.sleep(0.1)
-                seen.add(policy_of(server))
-        assert eventually(lambda: policy_of(server).startswith("cards/"))
-        assert len(seen) == 1
-        assert metric(server, "guardrail_policy_reload_total") == 1
-
-
-def test_a_request_in_flight_ends_on_the_policy_it_began_with(predictor: FakePredictor, mount: ConfigMap) -> None:
+def test_a_request_in_flight_ends_on_the_policy_it_began_with(
+    server: Served, mount: ConfigMap, predictor: FakePredictor
+) -> None:
     tokens = ["say ", "more ", MAIL, " ", CARD, " ", "end"]
-    with guardrail(predictor.host, "--policy", str(mount.directory), *POLL) as server:
-        slow = orders(tokens=tokens, token_s=0.2)
-        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=ask("x", stream=True), headers=slow) as got:
-            assert got.headers["x-guardrail-policy"].startswith("mails/")
-            mount.update(policy=B)
-            assert eventually(lambda: policy_of(server).startswith("cards/"))
-            got.read()
-        assert said(events(got)) == f"say more {SEEN['mails']} end"
+    slow = orders(tokens=tokens, token_s=0.2)
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=ask("x", stream=True), headers=slow) as got:
+        assert got.headers["x-guardrail-policy"].startswith("mails/")
+        mount.update(policy=B)
+        assert eventually(lambda: policy_of(server).startswith("cards/"))
+        got.read()
+    assert said(events(got)) == f"say more {SEEN['mails']} end"
 
 
 class Load:
@@ -168,36 +176,39 @@ class Load:
                 self.answers[name] = self.answers.get(name, 0) + 1
 
 
-def test_a_hundred_reloads_under_load(
-    predictor: FakePredictor, mount: ConfigMap, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    audit = tmp_path_factory.mktemp("audit") / "audit.jsonl"
-    flags = ["--policy", str(mount.directory), *POLL, "--audit_file", str(audit)]
-    with guardrail(predictor.host, *flags) as server:
-        process = psutil.Process(server.process.pid)
-        sizes = []
-        with Load(server.url, clients=2) as load:
-            for number in range(1, 101):
-                mount.update(policy=(A, B)[number % 2])
-                assert eventually(
-                    lambda done=number: metric(server, "guardrail_policy_reload_total", result="ok") == done, 20
-                ), server.stderr()
-                if number in (50, 100):
-                    sizes.append(process.memory_info().rss)
-        assert load.wrong == []
-        assert min(load.answers.values()) > 20
-        assert len(load.answers) == 2
-        assert sizes[1] - sizes[0] < 8 * 2**20
-        assert metric(server, "guardrail_policy_reload_total") == 100
-        requests = sum(load.answers.values())
-        assert eventually(lambda: audit.read_bytes().count(b"\n") == 2 * requests)
+def test_reloads_under_load(server: Served, serving: tuple[Served, ConfigMap, Path]) -> None:
+    _, mount, audit = serving
+    process = psutil.Process(server.process.pid)
+    reloads, sizes = metric(server, "guardrail_policy_reload_total"), []
+    told = len(lines_when_still(audit))
+    with Load(server.url, clients=2) as load:
+        for number in range(1, RELOADS + 1):
+            mount.update(policy=(A, B)[number % 2])
+            reloaded = eventually(lambda done=number: metric(server, "guardrail_policy_reload_total") == reloads + done)
+            assert reloaded, server.stderr()
+            name = ("mails", "cards")[number % 2]
+            seen = load.answers.get(name, 0)
+            assert eventually(lambda name=name, seen=seen: load.answers.get(name, 0) > seen)
+            if number in (RELOADS // 2, RELOADS):
+                sizes.append(process.memory_info().rss)
+    assert load.wrong == []
+    assert sizes[1] - sizes[0] < 8 * 2**20
+    assert metric(server, "guardrail_policy_reload_total") == reloads + RELOADS
+    requests = sum(load.answers.values())
+    assert eventually(lambda: audit.read_bytes().count(b"\n") == told + 2 * requests)
     lines = audit.read_bytes().splitlines(keepends=True)
-    assert verified(lines, None)[0] == 2 * requests
+    assert verified(lines, None)[0] == told + 2 * requests
     by_request: dict[str, set[str]] = {}
-    for line in map(orjson.loads, lines):
+    for line in map(orjson.loads, lines[told:]):
         by_request.setdefault(line["request_id"], set()).add(line["policy"])
     assert len(by_request) == requests
     assert {len(policies) for policies in by_request.values()} == {1}
+
+
+def lines_when_still(audit: Path) -> list[bytes]:
+    """The audit once every prompt of it has its answer."""
+    assert eventually(lambda: audit.read_bytes().count(b'"direction":"answer"') * 2 == audit.read_bytes().count(b"\n"))
+    return audit.read_bytes().splitlines()
 
 
 # --- what a generation holds ----------------------------------------------------------------------------------------
@@ -297,6 +308,33 @@ async def test_a_remote_judge_is_not_asked(
     monkeypatch.setattr(judge, "cost", "remote")
     judge.broken = True
     await in_force.put_in_force(Generation.load(policies("first", JUDGE)))
+
+
+async def test_a_file_that_is_being_written_is_read_when_it_is_whole(in_force: Policies, tmp_path: Path) -> None:
+    """Half of a policy may be a policy, and mean less."""
+    file, reads = tmp_path / "policy.yaml", list[str]()
+    file.write_text(A)
+
+    def read() -> PolicySet:
+        reads.append(file.read_text())
+        return PolicySet(parse_policy(reads[-1], str(file)))
+
+    await in_force.put_in_force(Generation.load(PolicySet(parse_policy(A, str(file)))))
+    reload = Reload([file], read, in_force, Metrics(CollectorRegistry()), every_s=3600)  # the test looks in its place
+    reload.start()
+    try:
+        with file.open("w") as writing:
+            for line in B.splitlines(keepends=True):
+                writing.write(line)
+                writing.flush()
+                await asyncio.to_thread(reload._look)
+        assert reads == []
+        await asyncio.to_thread(reload._look)
+    finally:
+        reload.stop()
+    assert reads == [B]
+    assert in_force.current is not None
+    assert in_force.current.policies.default.name == "cards"
 
 
 async def test_a_failed_reload_is_counted(judge: type[Judge], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
