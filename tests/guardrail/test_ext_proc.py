@@ -191,12 +191,13 @@ def test_a_stream_is_held_back_and_shown_as_it_is_proven(client: httpx.Client):
 def test_a_stream_streams(client: httpx.Client):
     """The first words are there long before the last."""
     told = orders(tokens=[f"word{at} " for at in range(20)], token_s=0.05)
-    began, first = time.monotonic(), 0.0
+    first = 0.0
     with client.stream("POST", "/v1/chat/completions", json=ask("hi", stream=True), headers=told) as answer:
         for piece in answer.iter_raw():
             if not first and b"word" in piece:
-                first = time.monotonic() - began
-    assert 0 < first < (time.monotonic() - began) / 2
+                first = time.monotonic()
+    assert first
+    assert time.monotonic() - first > 0.3  # of the second that the predictor speaks, however late it was asked
 
 
 def test_a_query_is_checked_too(client: httpx.Client, predictor: FakePredictor):
