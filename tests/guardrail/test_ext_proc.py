@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import grpc
 import httpx
 import openai
 import pytest
@@ -226,6 +227,75 @@ def test_it_is_counted_and_logged_as_any_request(gateway: Gateway):
     httpx.post(f"{gateway.url}/v1/chat/completions", json=ask(f"use {KEY}"))
     assert metric(gateway.guardrail, "guardrail_requests_total", direction="prompt", decision="block") == before + 1
     assert eventually(lambda: any(line.get("verdict") == "block" for line in gateway.guardrail.access_lines()))
+
+
+# --- whoever is not Envoy -------------------------------------------------------------------------------------------
+
+
+def tell(kind: str, *headers: tuple[str, str], body: bytes = b"", end: bool = False) -> Any:
+    """One of Envoy's messages."""
+    made = messages.ProcessingRequest()
+    told = getattr(made, kind)
+    told.SetInParent()
+    if kind.endswith("_headers"):
+        for key, value in headers:
+            told.headers.headers.add(key=key, raw_value=value.encode())
+    else:
+        told.body = body
+    told.end_of_stream = end
+    return made
+
+
+ASKS = tell("request_headers", (":path", "/v1/chat/completions"), (":method", "POST"))
+BODY = tell("request_body", body=json.dumps(ask("hi")).encode(), end=True)
+OTHER = tell("request_body", body=json.dumps(ask(f"use {KEY}")).encode(), end=True)
+ANSWERS = tell("response_headers", (":status", "200"), ("content-type", "application/json"))
+ANSWER = tell("response_body", body=b'{"text": "hi"}', end=True)
+
+
+@pytest.fixture(scope="module")
+def processor() -> Iterator[Any]:
+    port = free_ports(1)[0]
+    flags = ["-m", "aim_guardrail", "--model_name", "m", "--policy", "values", "--ext_proc_port", str(port)]
+    with Served(flags), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        request, response = messages.ProcessingRequest.SerializeToString, messages.ProcessingResponse.FromString
+        yield channel.stream_stream(messages.METHOD, request, response)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [messages.ProcessingRequest()],
+        [BODY],
+        [ANSWERS],
+        [ASKS, ASKS],
+        [ASKS, ANSWERS],
+        [ASKS, BODY, OTHER],
+        [ASKS, BODY, ANSWER],
+        [tell("request_headers", (":path", "/x"), (":method", "GET"), end=True), OTHER],
+        [ASKS, BODY, ANSWERS, ANSWERS],
+        [ASKS, BODY, ANSWERS, ANSWER, ANSWER],
+        [ASKS, BODY, ANSWERS, tell("response_body", body=b"{")],
+        [ASKS, BODY, tell("response_headers", (":status", "abc"))],
+    ],
+)
+def test_messages_out_of_order_are_refused(processor: Any, told: list[Any]):
+    answers = processor(iter(told), timeout=10)
+    for _ in told[:-1]:
+        next(answers)
+    with pytest.raises(grpc.RpcError) as refused:
+        next(answers)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("text", ["hi", "I am bob@example.com"])
+def test_a_body_in_pieces_goes_on_whole(processor: Any, text: str):
+    whole = json.dumps(ask(text)).encode()
+    pieces = [tell("request_body", body=whole[:20]), tell("request_body", body=whole[20:], end=True)]
+    first, last = list(processor(iter([ASKS, *pieces]), timeout=10))[1:]
+    assert first.request_body.response.body_mutation.clear_body
+    shown = json.loads(last.request_body.response.body_mutation.body)
+    assert shown == ask(text.replace("bob@example.com", "<EMAIL_ADDRESS_1>"))
 
 
 def test_headers_are_changed_by_no_more_than_is_said():

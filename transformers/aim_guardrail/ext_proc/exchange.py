@@ -24,12 +24,21 @@ from aim_kserve.http import header
 _FRAMING = frozenset([b"content-length", b"transfer-encoding"])
 
 
+#: In their order.
+_STEPS = ("request_headers", "request_body", "response_headers", "response_body")
+_ANSWER = 2
+
+
 class _Asked(NamedTuple):
     """What the proxy asks the predictor."""
 
     target: str
     headers: Headers
     body: bytes
+
+
+class OutOfOrder(Exception):
+    """What Envoy told is not what comes next of a request. One line."""
 
 
 class Exchange:
@@ -47,12 +56,13 @@ class Exchange:
         self._sent: Headers = []
         self._sent_body = b""
         self._came: Headers = []
-        self._is_read = False
+        self._is_gathered = self._is_read = False
         self._streams = False
+        self._step, self._ended = -1, True  # of _STEPS: the one that Envoy is at, and whether all of it has come
         self._task: asyncio.Task[None] | None = None
 
     async def answers(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """What Envoy is told, until it tells no more."""
+        """What Envoy is told, until it tells no more. Raises OutOfOrder."""
         steps = {
             "request_headers": self._request_headers,
             "request_body": self._request_body,
@@ -62,7 +72,10 @@ class Exchange:
         try:
             async for request in requests:
                 kind = request.WhichOneof("is")
+                if kind is None:
+                    raise OutOfOrder("a message that says nothing")
                 if kind in steps:
+                    self._in_order(kind, getattr(request, kind).end_of_stream)
                     yield await steps[kind](getattr(request, kind))
                 else:
                     yield _nothing(kind)
@@ -71,6 +84,17 @@ class Exchange:
             if self._task is not None:
                 self._task.cancel()
                 await asyncio.gather(self._task, return_exceptions=True)
+
+    def _in_order(self, kind: str, is_end: bool) -> None:
+        """Raises OutOfOrder: this cannot come now. Nothing that has not been judged may follow what has."""
+        step, goes_on = _STEPS.index(kind), kind.endswith("_body") and _STEPS.index(kind) == self._step
+        asked = step < _ANSWER or self._asked.done()
+        begun = step == 0 or (self._step >= 0 and (step != _ANSWER + 1 or self._step >= _ANSWER))
+        if not (asked and begun and (step > self._step or goes_on)) or (goes_on and self._ended):
+            raise OutOfOrder(f"{kind} behind {_STEPS[self._step] if self._step >= 0 else 'nothing'}")
+        if kind.endswith("_body") and not goes_on and self._ended and self._step == step - 1:
+            raise OutOfOrder(f"{kind} behind headers that end it")
+        self._step, self._ended = step, is_end
 
     # --- the way there --------------------------------------------------------------------------------------------
 
@@ -85,6 +109,7 @@ class Exchange:
     async def _request_body(self, message: Any) -> Any:
         self._sent_body += message.body
         if not message.end_of_stream:  # in pieces, against our word
+            self._is_gathered = True
             told = _nothing("request_body")
             told.request_body.response.body_mutation.clear_body = True
             return told
@@ -100,7 +125,7 @@ class Exchange:
         response = getattr(told, step).response
         kept = [item for item in self._sent if item[0].startswith(b":") or item[0] in NOT_SENT_ON]
         kept = [(name, asked.target.encode("latin-1") if name == b":path" else value) for name, value in kept]
-        if asked.body != self._sent_body:
+        if asked.body != self._sent_body or self._is_gathered:
             response.body_mutation.body = asked.body
             kept = [item for item in kept if item[0] != b"content-length"]
             kept.append((b"content-length", str(len(asked.body)).encode()))
@@ -111,6 +136,8 @@ class Exchange:
 
     async def _response_headers(self, message: Any) -> Any:
         self._came = messages.headers_of(message)
+        if not (header(self._came, b":status") or b"200").isdigit():
+            raise OutOfOrder("a :status that is no number")
         answer = EnvoyAnswer(self._came)
         self._answer.set_result(answer)
         if message.end_of_stream:
@@ -126,6 +153,8 @@ class Exchange:
         return _with_mode(_nothing("response_headers"), messages.BODY_BUFFERED)
 
     async def _response_body(self, message: Any) -> Any:
+        if not self._streams and not message.end_of_stream:
+            raise OutOfOrder("a piece of response_body, which was asked for as a whole")
         answer, told = self._answer.result(), _nothing("response_body")
         response = told.response_body.response
         answer.feed(message.body, end=message.end_of_stream)

@@ -10,7 +10,7 @@ import grpc
 from starlette.types import ASGIApp
 
 from aim_guardrail.credentials import Credentials
-from aim_guardrail.ext_proc.exchange import Exchange
+from aim_guardrail.ext_proc.exchange import Exchange, OutOfOrder
 from aim_guardrail.ext_proc.messages import METHOD, ProcessingRequest, ProcessingResponse
 from aim_kserve.errors import StartupError
 
@@ -52,6 +52,9 @@ class ExtProc:
         if self._server is not None:
             await self._server.stop(grace_s)
 
-    async def _process(self, requests: AsyncIterator[Any], _: Any) -> AsyncIterator[Any]:
-        async for told in Exchange(self._app, self._credentials).answers(requests):
-            yield told
+    async def _process(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        try:
+            async for told in Exchange(self._app, self._credentials).answers(requests):
+                yield told
+        except OutOfOrder as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not what Envoy's ext_proc says: {error}")
