@@ -15,7 +15,7 @@ import pytest
 from aim_guardrail.detectors.base import Asked, Passage
 from aim_guardrail.detectors.injection.detector import EmbeddedDetector
 from aim_guardrail.detectors.injection.model import embedded
-from aim_guardrail.pipeline.screening import _passages
+from aim_guardrail.pipeline.passages import passages_of
 from aim_guardrail.protocols.places import CHAT
 from aim_guardrail.slots.collect import collect
 from aim_guardrail.text import Text
@@ -87,7 +87,7 @@ def test_a_file_of_text_is_read(client: httpx.Client, predictor: FakePredictor, 
 
 def passages(body: dict[str, Any]) -> list[str]:
     slots = collect("prompt", body, CHAT)
-    return [passage.text for passage in _passages("prompt", slots, [slot.text for slot in slots.items])[1]]
+    return [passage.text for passage in passages_of("prompt", slots, [slot.text for slot in slots.items])[1]]
 
 
 def test_keys_that_say_something_are_judged_as_texts_are() -> None:
