@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from aim_guardrail.cli import bench, catalog, check, evaluate, policy
+from aim_guardrail.cli.given import MAX_BYTES
 from aim_guardrail.cli.reliability import bins
 from aim_guardrail.detectors.families import FAMILIES
 from aim_guardrail.policy import shipped_names
@@ -197,6 +198,7 @@ def test_scores_and_truth_are_binned():
     [
         ("", "the file holds no text"),
         ("{", "line 1: no JSON"),
+        (" " * (MAX_BYTES + 1) + "{", "has a line of more than"),
         ('{"text": "a"}', "t.jsonl:1: needs text and label"),
         ('{"text": "a", "label": "EMAIL"}', "label 'EMAIL' is none of"),
     ],

@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import orjson
 
 from aim_guardrail.cli.figures import Figure, auc, rate
-from aim_guardrail.cli.given import add_output, parser, policy_named, run
+from aim_guardrail.cli.given import MAX_BYTES, add_output, parser, policy_named, run
 from aim_guardrail.cli.refused import Refused
 from aim_guardrail.cli.reliability import draw
 from aim_guardrail.detectors.base import Asked, BatchDetector, Detector, Finding, Passage
@@ -94,7 +94,8 @@ def _rules(policy: Policy, direction: Direction, name: str | None) -> list[Rule]
 def read(file: Path) -> Iterator[Labelled]:
     """The labelled texts of a JSONL or CSV file. Raises Refused, naming the line."""
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
+        with file.open(encoding="utf-8", newline="") as opened:
+            lines = _lines(opened, file)
             rows = _csv(lines) if file.suffix == ".csv" else _jsonl(lines)
             for at, row in rows:
                 if at > _MOST_LINES:
@@ -103,6 +104,14 @@ def read(file: Path) -> Iterator[Labelled]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise Refused(f"{file}: cannot be read ({reason}): give JSONL or CSV in UTF-8") from error
+
+
+def _lines(opened: TextIO, file: Path) -> Iterator[str]:
+    """Line by line. Raises Refused: one is longer than any text may be."""
+    while line := opened.readline(MAX_BYTES + 1):
+        if len(line) > MAX_BYTES:
+            raise Refused(f"{file}: has a line of more than {MAX_BYTES} characters: give one text a line")
+        yield line
 
 
 def _csv(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
