@@ -232,7 +232,10 @@ def test_verbs_are_dispatched_and_told():
     assert subprocess.run([*run, "policy", "explain", "chat"], capture_output=True, check=True).stdout.startswith(
         b"chat ("
     )
+    absent = subprocess.run([*run, "audit", "verify", "no-such-file"], capture_output=True, check=False)
+    assert absent.returncode != 0
+    assert b"no-such-file" in absent.stderr + absent.stdout
     unknown = subprocess.run([*run, "chek"], capture_output=True, check=False)
     assert (unknown.returncode, unknown.stderr.startswith(b"error: 'chek' is no verb: give check, ")) == (2, True)
     helped = subprocess.run([*run, "--help"], capture_output=True, check=True).stdout.decode()
-    assert all(f"aim-guardrail {verb}" in helped for verb in ("check", "catalog", "policy", "eval", "bench"))
+    assert all(f"aim-guardrail {verb}" in helped for verb in ("audit", "check", "catalog", "policy", "eval", "bench"))
