@@ -325,6 +325,15 @@ def test_what_a_choice_holds_is_bounded(guard: Guard, delta: dict[str, Any], cod
     assert refused.value.code == code
 
 
+def test_the_choices_of_a_stream_are_bounded(guard: Guard) -> None:
+    def chunks(count: int) -> str:
+        return "".join(data({"choices": [{"index": at, "delta": {"content": "x"}}]}) for at in range(count)) + DONE
+
+    assert told(guard, chunks(512))
+    with pytest.raises(UpstreamFailed, match="more than 512 choices"):
+        told(guard, chunks(513))
+
+
 # --- long runs ------------------------------------------------------------------------------------------------------
 
 RUNS = {

@@ -32,6 +32,8 @@ _CHOICE = CHAT.get("choices")
 
 #: What some servers write where OpenAI writes null (ollama#4357, sglang#3912).
 _NO_REASON = frozenset(["", "null", "none"])
+#: Each is looked at with every chunk. OpenAI's own limit is 128.
+_MOST_CHOICES = 512
 
 
 class ChatStream:
@@ -128,6 +130,10 @@ class ChatStream:
             raise UpstreamFailed("a choice of the predictor's stream is not an object with an index")
         choice = self._choices.get(index)
         if choice is None:
+            if len(self._choices) >= _MOST_CHOICES:
+                raise UpstreamFailed(
+                    f"the predictor's stream has more than {_MOST_CHOICES} choices: ask for fewer", code=UNSUPPORTED
+                )
             choice = self._choices[index] = _Choice(index, self._screening, self._metrics)
         return choice
 
