@@ -11,6 +11,7 @@ from aim_guardrail.detectors.code.labels import CODE_LABELS
 from aim_guardrail.detectors.family import Family, Kind, Options, Wanted
 from aim_guardrail.detectors.images.family import FAMILY as NSFW_IMAGE
 from aim_guardrail.detectors.injection.family import FAMILY as INJECTION
+from aim_guardrail.detectors.installed import installed
 from aim_guardrail.detectors.judge.family import COMPLIANCE, SAFETY
 from aim_guardrail.detectors.ner.family import FAMILY as NER
 from aim_guardrail.detectors.pii_labels import IDENTIFIER_LABELS, PII_LABELS
@@ -18,7 +19,7 @@ from aim_guardrail.detectors.pii_options import PiiOptions
 from aim_guardrail.detectors.toxicity.family import FAMILY as TOXICITY
 from aim_guardrail.detectors.traffic import FAMILY as TRAFFIC
 
-__all__ = ["FAMILIES", "Family", "Kind", "Options", "Wanted", "build_detector"]
+__all__ = ["FAMILIES", "UNUSABLE", "Family", "Kind", "Options", "Wanted", "build_detector"]
 
 
 def _secrets(wanted: Wanted) -> Detector:
@@ -64,7 +65,11 @@ _OURS = (
 )
 
 FAMILIES: dict[str, Family] = {family.name: family for family in _OURS}
-"""Every family a policy can name. Their order is their precedence where spans overlap."""
+"""Every family a policy can name: ours, then those of installed distributions. Their order is their precedence where
+spans overlap."""
+
+_THEIRS, UNUSABLE = installed(FAMILIES)
+FAMILIES |= _THEIRS
 
 
 def build_detector(family: str, wanted: Wanted) -> Detector | BatchDetector:

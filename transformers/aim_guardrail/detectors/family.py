@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from aim_guardrail.detectors.base import Label
 
@@ -15,6 +15,11 @@ class Options(BaseModel):
     """What a rule's `options` may hold; this one: nothing. A family's own extends it. Unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hashable(cls, data: Any) -> Any:
+        return {key: as_tuple(value) for key, value in data.items()} if isinstance(data, dict) else data
 
 
 def as_tuple(value: Any) -> Any:

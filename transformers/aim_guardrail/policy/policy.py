@@ -31,7 +31,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticKnownError
 
 from aim_guardrail.detectors.base import Finding, Label
-from aim_guardrail.detectors.families import FAMILIES, Options, Wanted
+from aim_guardrail.detectors.families import FAMILIES, UNUSABLE, Options, Wanted
 from aim_guardrail.detectors.family import as_tuple
 from aim_guardrail.detectors.traffic import TrafficOptions
 from aim_guardrail.policy.source import MAX_CHARS, PolicyError, Source
@@ -88,6 +88,8 @@ class Rule(_Strict):
     @field_validator("type")
     @classmethod
     def _known_type(cls, value: str) -> str:
+        if value in UNUSABLE:
+            raise ValueError(f"type {_SHORT.repr(value)} cannot be used: {UNUSABLE[value]}")
         if value not in FAMILIES:
             near = _nearest(value, FAMILIES)
             raise ValueError(f"unknown type {_SHORT.repr(value)}: use one of {', '.join(FAMILIES)}{near}")
