@@ -301,7 +301,7 @@ def test_an_input_that_is_wrong_is_refused_before_anything_is_asked(tmp_path: Pa
         (("--url", "localhost:8080"), "is no address: give http://HOST:PORT"),
         (("--concurrency", "0"), "give auto, or a number"),
         (("--timeout-seconds", "-1"), "a number of seconds above 0"),
-        (("--api-key-file", "/nowhere"), "--api-key-file /nowhere: No such file"),
+        (("--api-key-file", "/nowhere"), "--api-key-file /nowhere: cannot be read (No such file"),
         (("--speed", "1"), "unrecognized arguments"),
     ],
 )
