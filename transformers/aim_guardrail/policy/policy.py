@@ -563,14 +563,17 @@ def parse_policy(source: str, origin: str) -> Policy:
 
 
 def _place(error: ErrorDetails) -> tuple[int | str, ...]:
-    """Where a refused value stands."""
-    return tuple(part for part in error["loc"] if part not in _TAGS and "[" not in str(part))
+    """Where a refused value stands: never nowhere."""
+    loc = error["loc"]
+    keys = {0, len(loc) - 1} if error["type"] in _OF_KEYS else {0}  # as they were written, whatever they look like
+    return tuple(part for at, part in enumerate(loc) if at in keys or (part not in _TAGS and "[" not in str(part)))
 
 
 #: What a key stands in → the model whose fields are its known ones.
 _SECTIONS: dict[str, type[BaseModel]] = {"stream": StreamRules, "prompt": Rule, "answer": Rule}
 #: What pydantic calls the forms a value may have: no part of where it stands.
 _TAGS = frozenset(["rule", "stage", "constrained-float", "float"])
+_OF_KEYS = frozenset(["extra_forbidden", "missing"])
 #: pydantic speaks Python.
 _WORDS = re.compile(r"a valid dictionary( or instance of \w+)?")
 
