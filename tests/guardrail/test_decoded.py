@@ -4,6 +4,7 @@ import base64
 import time
 from functools import cache
 from random import Random
+from unicodedata import normalize
 from urllib.parse import quote
 
 import pytest
@@ -102,7 +103,7 @@ def test_a_stream_comes_out_as_the_whole_text_does(pieces: list[tuple[str, str]]
 @given(
     st.text(st.sampled_from("aé你\u200b\u0301😀ﬁ ,\n"), max_size=20),
     st.sampled_from(sorted(SAID)),
-    st.text(max_size=10),
+    st.text(max_size=10).filter(lambda text: not any(map(str.isdigit, normalize("NFKC", text)))),  # ¾ goes on a number
 )
 def test_offsets_are_right_in_any_text(before: str, label: str, after: str):
     """Every finding's span, folded, says the value it was found for."""
