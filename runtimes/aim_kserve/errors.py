@@ -96,6 +96,11 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
+def internal_error() -> ServingError:
+    """What a client is told of a fault of ours: nothing but where the cause is."""
+    return ServingError("internal error: the server's log has the cause, by x-request-id")
+
+
 class BadRequest(ServingError):
     status = 400
     type = "invalid_request_error"

@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Match, Route, compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aim_kserve.access import log_of
-from aim_kserve.errors import BadRequest, NotFound, ServingError, Unavailable
+from aim_kserve.errors import BadRequest, NotFound, ServingError, Unavailable, internal_error
 from aim_kserve.http import (
     JSON_LENGTH,
     ClientDisconnected,
@@ -230,4 +230,4 @@ def as_serving_error(error: Exception) -> ServingError:
         return kind(str(error.detail), status=error.status_code)
     if isinstance(error, NotImplementedError):
         return ServingError(str(error) or "not implemented", status=501)
-    return ServingError("internal error: the server's log has the cause, by x-request-id")
+    return internal_error()

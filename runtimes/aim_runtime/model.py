@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from aim_kserve.access import current_log
-from aim_kserve.errors import BadRequest, NotFound, ServingError, StartupError, Unavailable
+from aim_kserve.errors import BadRequest, NotFound, ServingError, StartupError, Unavailable, internal_error
 from aim_kserve.http import ShutDown, is_shutdown
 from aim_kserve.identity.permission import may_use, tellable
 from aim_kserve.kserve import InferRequest, InferResponse, Model
@@ -319,7 +319,7 @@ class RuntimeModel(Model):  # type: ignore[misc]  # KServe ships no types
                 if status != 500 or isinstance(error, ServingError):
                     raise
                 logger.exception("stream failed")  # process edge: the answer has begun, an error event is all we have
-                raise ServingError("internal error: the server's log has the cause, by x-request-id") from error
+                raise internal_error() from error
             finally:
                 self.last_used_s = time.monotonic()
                 meter.end(status)

@@ -10,7 +10,6 @@ findings are never in an answer. ``GET /filter/openapi.json`` describes both.
 from __future__ import annotations
 
 import asyncio
-import logging
 from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
@@ -38,8 +37,6 @@ from aim_kserve.http import (
 )
 
 M = TypeVar("M", bound=BaseModel)
-
-logger = logging.getLogger("aim.server")
 
 PATHS = ("/filter", "/v1/filter", "/filter/batch", "/v1/filter/batch", "/filter/openapi.json")
 MOST_ITEMS = 256

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from aim_kserve.access import log_of
-from aim_kserve.errors import ServingError
+from aim_kserve.errors import ServingError, internal_error
 from aim_kserve.http import ClientDisconnected, or_shutdown, send_json
 
 logger = logging.getLogger("aim.server")
@@ -35,7 +35,7 @@ class JsonEndpoint:
             await send_json(send, error.body(), status=error.status, headers=error.headers())
         except Exception:  # process edge: uvicorn would answer in plain text and drop the connection
             logger.exception("%s %s failed", scope["method"], scope["path"])
-            internal = ServingError("internal error: the server's log has the cause, by x-request-id")
+            internal = internal_error()
             await send_json(send, internal.body(), status=internal.status)
         else:
             await send_json(send, answer)

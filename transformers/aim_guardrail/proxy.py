@@ -30,9 +30,9 @@ from aim_guardrail.traffic.gate import Traffic
 from aim_guardrail.traffic.visit import Visit
 from aim_guardrail.transformer import GuardrailModel
 from aim_guardrail.upstream import Answer, sent_on
-from aim_guardrail.way_back import INTERNAL, WayBack
+from aim_guardrail.way_back import WayBack
 from aim_kserve.access import RequestLog, log_of
-from aim_kserve.errors import NotFound, ServingError
+from aim_kserve.errors import NotFound, ServingError, internal_error
 from aim_kserve.http import (
     JSON_LENGTH,
     ClientDisconnected,
@@ -173,7 +173,7 @@ class _Exchange:
             if self.begun:
                 raise
             self._screening.error = error
-            await self.refuse(ServingError(INTERNAL))
+            await self.refuse(internal_error())
         finally:
             if self._early is not None:
                 await self._early.drop()

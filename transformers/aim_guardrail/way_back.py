@@ -25,14 +25,11 @@ from aim_guardrail.streams.events import StreamScreen
 from aim_guardrail.streams.staged import shown
 from aim_guardrail.traffic.visit import Visit
 from aim_guardrail.upstream import Answer
-from aim_kserve.errors import ServingError, UpstreamFailed
+from aim_kserve.errors import ServingError, UpstreamFailed, internal_error
 from aim_kserve.http import DONE, JSON_LENGTH, or_shutdown, send_bytes
 from aim_kserve.sse import EventReader, EventTooLarge, sse
 
 logger = logging.getLogger("aim.server")
-
-#: What the client is told of a fault of ours.
-INTERNAL = "internal error: the server's log has the cause, by x-request-id"
 
 
 class WayBack:
@@ -142,7 +139,7 @@ class WayBack:
             await self._more(stream.failure(error))
         except Exception:  # process edge: the answer has begun, an error event is all we have left
             logger.exception("%s %s failed in its stream", self._scope["method"], self._scope["path"])
-            await self._more(stream.failure(ServingError(INTERNAL)))
+            await self._more(stream.failure(internal_error()))
         finally:
             stream.close()
         await self._send({"type": "http.response.body", "body": b""})

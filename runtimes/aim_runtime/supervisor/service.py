@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from aim_kserve.errors import ServingError, Unavailable
+from aim_kserve.errors import ServingError, Unavailable, internal_error
 from aim_runtime.engines.base import Engine, RequestContext, Stream, TakesAdapters, Usage
 
 from .errors import to_frame
@@ -150,7 +150,7 @@ class Service(asyncio.Protocol):
         except Exception:
             # The edge of one request: the others go on, the parent's client is told where the cause is.
             logger.exception("request %d failed", call)
-            unknown = ServingError("internal error: the server's log has the cause, by x-request-id")
+            unknown = internal_error()
             self.send(to_frame(call, unknown, self._spent(call)))
 
     def _spent(self, call: int) -> Spent:

@@ -12,7 +12,8 @@ from aim_guardrail.detectors.base import Label
 
 
 class Options(BaseModel):
-    """What a rule's `options` may hold; this one: nothing. A family's own extends it. Unknown keys are errors."""
+    """What a rule's `options` may hold; this one: nothing. A family's own extends it. Unknown keys are errors,
+    and lists become the tuples that can be hashed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

@@ -95,11 +95,6 @@ class PiiOptions(Options):
 
     custom: tuple[CustomPattern, ...] = Field(default=(), max_length=MAX_PATTERNS)
 
-    @field_validator("custom", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return as_tuple(value)
-
     @model_validator(mode="after")
     def _told_apart(self) -> PiiOptions:
         labels = [each.label for each in self.custom]

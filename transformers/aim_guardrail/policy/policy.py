@@ -440,7 +440,7 @@ class Policy(_Strict):
     @model_validator(mode="after")
     def _keeps_to_its_version(self) -> Policy:
         if self.version == 1:
-            items = [item for item in (*self.prompt, *self.answer)]
+            items = (*self.prompt, *self.answer)
             used = [name for name in _NEW["policy"] if name in self.model_fields_set]
             used += [name for name in _NEW["stream"] if name in self.stream.model_fields_set]
             used += [n for rule in _flat(items) for n in _NEW["rule"] if n in rule.model_fields_set]

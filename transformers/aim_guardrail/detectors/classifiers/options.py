@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from aim_guardrail.detectors.endpoint import Endpoint, base_url
-from aim_guardrail.detectors.family import Options, as_tuple
+from aim_guardrail.detectors.family import Options
 
 
 def _pairs(value: Any) -> Any:
@@ -54,11 +54,6 @@ class ClassifierOptions(Options):
     window_chars: int | None = Field(default=None, ge=100, le=100_000)
     api_key_file: str | None = Field(default=None, min_length=1)
     ca_file: str | None = Field(default=None, min_length=1)
-
-    @field_validator("classes", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return as_tuple(value)
 
     @field_validator("endpoint")
     @classmethod

@@ -62,11 +62,6 @@ class ComplianceOptions(JudgeOptions):
 
     rules: tuple[WrittenRule, ...] = Field(min_length=1, max_length=64)
 
-    @field_validator("rules", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return as_tuple(value)
-
     @field_validator("rules")
     @classmethod
     def _told_apart(cls, value: tuple[WrittenRule, ...]) -> tuple[WrittenRule, ...]:

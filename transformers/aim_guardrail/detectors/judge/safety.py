@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from aim_guardrail.detectors.family import as_tuple
 from aim_guardrail.detectors.judge.granite_guardian import GUARDIANS, GraniteGuardian
 from aim_guardrail.detectors.judge.llama_guard import GUARDS, LlamaGuard
 from aim_guardrail.detectors.judge.options import JudgeOptions
@@ -39,11 +38,6 @@ class SafetyOptions(JudgeOptions):
     api: Literal["completions", "chat"] = "completions"
     logprobs: bool = True
     top_logprobs: int = Field(default=20, ge=2, le=20)
-
-    @field_validator("risks", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return as_tuple(value)
 
     @model_validator(mode="after")
     def _known_risks(self) -> SafetyOptions:
