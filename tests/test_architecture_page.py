@@ -16,6 +16,7 @@ FOLDERS = {
     "aim_kserve": "runtimes",
     "aim_runtime": "runtimes",
     "aim_guardrail": "transformers",
+    "aim_trainer": "trainers",
 }
 #: Folders that the page names as a whole: what is in them is their own pages' to say.
 WHOLE = {"aim_guardrail.detectors"}
@@ -49,6 +50,7 @@ def column(heading: str, at: int) -> list[set[str]]:
         ("aim_runtime", "The floors of `aim_runtime`", 0),
         ("aim_kserve", "The other floors of the request path", 0),
         ("aim_guardrail", "The other floors of the request path", 1),
+        ("aim_trainer", "The floors of `aim_trainer`", 0),
     ],
 )
 def test_the_floors_are_those_that_are_held(package: str, heading: str, at: int) -> None:

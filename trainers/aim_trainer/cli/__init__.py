@@ -1,0 +1,1 @@
+"""`aim-trainer`: the verbs, and what they print."""

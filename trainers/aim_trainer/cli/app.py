@@ -1,0 +1,46 @@
+"""`aim-trainer`: the verbs and their options. What they do is in the files beside this one, imported when asked for.
+
+Exit codes: 0 done; 2 bad input, said in one line; 3 something is lacking (memory, disk, a place); 4 a gate failed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aim_trainer.errors import TrainerError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Fine-tuning on Ray: LoRA, QLoRA and full, that survives, is judged, and comes out ready to serve.\n\n"
+    "Exit codes: 0 done; 2 bad input; 3 something is lacking; 4 a gate failed.",
+)
+
+JobArgument = Annotated[Path, typer.Argument(metavar="JOB", help="A FineTuningJob, as YAML.")]
+
+
+def fail(problem: TrainerError) -> typer.Exit:
+    """Says it on stderr; to be raised."""
+    typer.echo(str(problem), err=True)
+    return typer.Exit(problem.exit_code)
+
+
+@app.callback()
+def _verbs() -> None:
+    """Keeps a single verb a verb."""
+
+
+@app.command()
+def validate(job: JobArgument) -> None:
+    """Say whether a job can be run: neither torch nor Ray is needed."""
+    from aim_trainer.job.read import read_job
+
+    try:
+        read = read_job(job)
+    except TrainerError as problem:
+        raise fail(problem) from None
+    typer.echo(f"{job}: {read.metadata.name} is valid")

@@ -1,0 +1,1 @@
+"""Rows of any format become tokens on disk, each with the mask of what is trained."""

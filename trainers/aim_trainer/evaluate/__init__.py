@@ -1,0 +1,1 @@
+"""Base and tuned model are judged side by side, and gates decide."""

@@ -1,0 +1,124 @@
+"""FineTuningJob: the object of `kubectl apply` and of `aim-trainer run`. Its JSON Schema is the CRD's.
+
+apiVersion: aim.amd.com/v1alpha1
+kind: FineTuningJob
+metadata: {name: support-bot}
+spec:
+  baseModel: {modelId: meta-llama/Llama-3.1-8B-Instruct}
+  method: lora
+  dataset: {source: s3://bucket/chats.jsonl}
+  output: {registry: s3://bucket/models/support-bot}
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from .dataset import Dataset
+from .fields import JobName, Part, Text, Uri, Whole
+from .hyperparameters import Hyperparameters
+from .judged import Search, Validation
+
+API_VERSION: Literal["aim.amd.com/v1alpha1"] = "aim.amd.com/v1alpha1"
+Method = Literal["lora", "qlora", "full"]
+Template = Literal["chat", "code", "summarization", "classification"]
+
+
+class Metadata(Part):
+    """Kubernetes' own."""
+
+    name: JobName
+    namespace: Text | None = None
+    labels: dict[str, str] = Field(default={})
+    annotations: dict[str, str] = Field(default={})
+
+
+class BaseModel_(Part):
+    """modelId: a Hugging Face id, a directory or URI of one, or a GGUF file of the Llama family."""
+
+    model_id: Uri
+    revision: Text | None = None
+    profile: Text | None = Field(default=None, description="the serving profile the result is meant for")
+    trust_remote_code: Literal[False] = Field(default=False, description="never: a model must not bring its own code")
+
+
+class Distributed(Part):
+    """workers: processes, one on each device. strategy none of fsdp2 or deepspeed: ddp."""
+
+    workers: Whole = Field(default=1, ge=1, le=4096)
+    strategy: Literal["ddp", "fsdp2", "deepspeed"] = "ddp"
+    zero_stage: Literal[1, 2, 3] = Field(default=2, description="of deepspeed")
+    max_failures: Whole = Field(default=3, ge=0, description="worker losses the run survives by itself")
+
+
+class KeepBest(Part):
+    metric: Literal["eval_loss", "perplexity", "accuracy", "f1"] = "eval_loss"
+    mode: Literal["min", "max"] = "min"
+
+
+class Checkpoints(Part):
+    """uri None: in the run's own directory. everySteps None: once an epoch."""
+
+    uri: Uri | None = None
+    every_steps: Whole | None = Field(default=None, ge=1)
+    keep_last: Whole = Field(default=2, ge=1)
+    keep_best: KeepBest | None = None
+    resume: Literal["auto", "never"] = "auto"
+
+
+class Output(Part):
+    """registry: a directory, s3://, hf:// or oci://; None: the run's directory."""
+
+    registry: Uri | None = None
+    format: Literal["adapter", "merged"] | None = Field(default=None, description="None: adapter, of full merged")
+    gguf: bool = Field(default=False, description="also as GGUF, for the embedded engine (Llama family)")
+    profile: Literal["auto-generate", "none"] = "auto-generate"
+    guardrail_policy: Uri | None = Field(default=None, description="a policy file published beside the profile")
+
+
+class Resources(Part):
+    """Of each worker, in Kubernetes' quantities. resource: the device plugin's name, as amd.com/cpx_nps4."""
+
+    gpu: Whole = Field(default=0, ge=0, le=8)
+    resource: Text = "amd.com/gpu"
+    cpu: Whole = Field(default=1, ge=1, le=1024)
+    memory: Text | None = None
+    shared_memory: Text = "8Gi"
+    image: Text | None = None
+    queue: Text | None = Field(default=None, description="Kueue's LocalQueue; Kueue then owns suspend")
+
+
+class Spec(Part):
+    """What is asked. backoffLimit: new clusters that are tried after a failure, each resuming from the checkpoints."""
+
+    base_model: BaseModel_
+    method: Method = "lora"
+    quantization: Literal["nf4", "int8"] | None = None
+    template: Template = "chat"
+    dataset: Dataset
+    hyperparameters: Hyperparameters = Hyperparameters()
+    distributed: Distributed = Distributed()
+    checkpoints: Checkpoints = Checkpoints()
+    validation: Validation = Validation()
+    search: Search | None = None
+    output: Output = Output()
+    resources: Resources = Resources()
+    suspend: bool = False
+    backoff_limit: Whole = Field(default=0, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _quantization_is_of_qlora(self) -> Self:
+        if self.quantization and self.method != "qlora":
+            raise ValueError(f"quantization is of method qlora (method is {self.method})")
+        return self
+
+
+class FineTuningJob(Part):
+    """The whole file. Read it by `job.read.read_job`, which names file and line of what is wrong."""
+
+    api_version: Literal["aim.amd.com/v1alpha1"]
+    kind: Literal["FineTuningJob"]
+    metadata: Metadata
+    spec: Spec

@@ -1,0 +1,1 @@
+"""What is told of a run while it runs, and where: files, TensorBoard, Prometheus, a terminal."""

@@ -1,0 +1,1 @@
+"""What was trained becomes what is served."""
