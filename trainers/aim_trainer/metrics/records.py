@@ -24,6 +24,11 @@ class Step:
     eta_s: float
     gpu_memory_bytes: int | None = None
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all workers together."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -56,7 +61,9 @@ Record = Step | Evaluation | Saved | Note
 
 
 class Sink(Protocol):
-    """Where records go. `tell` never raises for a place that is away; `close` may be called twice."""
+    """Where records go. A place that is away is an OSError, which `AllSinks` keeps from training; `close` may be
+    called twice.
+    """
 
     def tell(self, record: Record) -> None: ...
 
