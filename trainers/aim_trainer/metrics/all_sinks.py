@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable
 
@@ -19,7 +20,7 @@ class AllSinks:
 
     def tell(self, record: Record) -> None:
         for sink in self._sinks:
-            self._try(sink, lambda sink=sink: sink.tell(record))
+            self._try(sink, functools.partial(sink.tell, record))
 
     def close(self) -> None:
         for sink in self._sinks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -19,7 +19,7 @@ NEAREST_S, FARTHEST_S, FARTHEST_SHARE = 5.0, 30.0, 0.05
 _SMOOTHING = 0.9
 
 
-def terminal(stream: TextIO | None = None) -> Bar | Lines:
+def terminal(stream: IO[str] | None = None) -> Bar | Lines:
     """A bar where `stream` (stderr, if None) is a terminal that can be drawn on, else lines."""
     console = Console(file=stream, stderr=stream is None, highlight=False, soft_wrap=True)
     drawn = console.is_terminal and not console.is_dumb_terminal
@@ -29,7 +29,7 @@ def terminal(stream: TextIO | None = None) -> Bar | Lines:
 class Lines:
     """One line for what happens, and for a step now and then."""
 
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream or sys.stderr, clock
         self._last: tuple[float, float] | None = None
         self._rate = _Rate()
