@@ -56,8 +56,9 @@ def keys_at(model: type[BaseModel], place: Place) -> tuple[str, ...]:
     for part in place:
         if here is None:
             return ()
-        if isinstance(part, str) and part in here.model_fields:
-            here = _model_in(here.model_fields[part].annotation)
+        named = {field.alias or name: field for name, field in here.model_fields.items()}
+        if isinstance(part, str) and part in named:
+            here = _model_in(named[part].annotation)
     return tuple(field.alias or name for name, field in here.model_fields.items()) if here else ()
 
 

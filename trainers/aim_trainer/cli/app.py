@@ -21,6 +21,10 @@ app = typer.Typer(
 )
 
 JobArgument = Annotated[Path, typer.Argument(metavar="JOB", help="A FineTuningJob, as YAML.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="As in spec.hyperparameters.seed=7; may be repeated."),
+]
 
 
 def fail(problem: TrainerError) -> typer.Exit:
@@ -35,12 +39,12 @@ def _verbs() -> None:
 
 
 @app.command()
-def validate(job: JobArgument) -> None:
+def validate(job: JobArgument, overrides: SetOption = None) -> None:
     """Say whether a job can be run: neither torch nor Ray is needed."""
     from aim_trainer.job.read import read_job
 
     try:
-        read = read_job(job)
+        read = read_job(job, overrides or ())
     except TrainerError as problem:
         raise fail(problem) from None
     typer.echo(f"{job}: {read.metadata.name} is valid")

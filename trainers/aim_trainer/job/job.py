@@ -12,14 +12,31 @@ spec:
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from aim_profile.files.place import MisplacedError
+
+from .contradictions import contradictions
 from .dataset import Dataset
-from .fields import JobName, Part, Text, Uri, Whole
+from .fields import (
+    DataUri,
+    Flag,
+    Image,
+    JobName,
+    ModelUri,
+    Namespace,
+    Part,
+    Quantity,
+    ResourceName,
+    ResultUri,
+    StoreUri,
+    Text,
+    Whole,
+)
 from .hyperparameters import Hyperparameters
-from .judged import Search, Validation
+from .judged import Search, Validation, Watched
 
 API_VERSION: Literal["aim.amd.com/v1alpha1"] = "aim.amd.com/v1alpha1"
 Method = Literal["lora", "qlora", "full"]
@@ -30,7 +47,7 @@ class Metadata(Part):
     """Kubernetes' own."""
 
     name: JobName
-    namespace: Text | None = None
+    namespace: Namespace | None = None
     labels: dict[str, str] = Field(default={})
     annotations: dict[str, str] = Field(default={})
 
@@ -38,10 +55,10 @@ class Metadata(Part):
 class BaseModel_(Part):
     """modelId: a Hugging Face id, a directory or URI of one, or a GGUF file of the Llama family."""
 
-    model_id: Uri
-    revision: Text | None = None
+    model_id: ModelUri
+    revision: Text | None = Field(default=None, description="a commit, tag or branch of a hub's model")
     profile: Text | None = Field(default=None, description="the serving profile the result is meant for")
-    trust_remote_code: Literal[False] = Field(default=False, description="never: a model must not bring its own code")
+    trust_remote_code: Literal[False] = Field(default=False, description="never: a model brings no code of its own")
 
 
 class Distributed(Part):
@@ -54,14 +71,14 @@ class Distributed(Part):
 
 
 class KeepBest(Part):
-    metric: Literal["eval_loss", "perplexity", "accuracy", "f1"] = "eval_loss"
+    metric: Watched = "eval_loss"
     mode: Literal["min", "max"] = "min"
 
 
 class Checkpoints(Part):
     """uri None: in the run's own directory. everySteps None: once an epoch."""
 
-    uri: Uri | None = None
+    uri: StoreUri | None = None
     every_steps: Whole | None = Field(default=None, ge=1)
     keep_last: Whole = Field(default=2, ge=1)
     keep_best: KeepBest | None = None
@@ -71,23 +88,23 @@ class Checkpoints(Part):
 class Output(Part):
     """registry: a directory, s3://, hf:// or oci://; None: the run's directory."""
 
-    registry: Uri | None = None
+    registry: ResultUri | None = None
     format: Literal["adapter", "merged"] | None = Field(default=None, description="None: adapter, of full merged")
-    gguf: bool = Field(default=False, description="also as GGUF, for the embedded engine (Llama family)")
+    gguf: Flag = Field(default=False, description="also as GGUF, for the embedded engine (Llama family)")
     profile: Literal["auto-generate", "none"] = "auto-generate"
-    guardrail_policy: Uri | None = Field(default=None, description="a policy file published beside the profile")
+    guardrail_policy: DataUri | None = Field(default=None, description="a policy file published beside the profile")
 
 
 class Resources(Part):
     """Of each worker, in Kubernetes' quantities. resource: the device plugin's name, as amd.com/cpx_nps4."""
 
     gpu: Whole = Field(default=0, ge=0, le=8)
-    resource: Text = "amd.com/gpu"
+    resource: ResourceName = "amd.com/gpu"
     cpu: Whole = Field(default=1, ge=1, le=1024)
-    memory: Text | None = None
-    shared_memory: Text = "8Gi"
-    image: Text | None = None
-    queue: Text | None = Field(default=None, description="Kueue's LocalQueue; Kueue then owns suspend")
+    memory: Quantity | None = None
+    shared_memory: Quantity = "8Gi"
+    image: Image | None = None
+    queue: Namespace | None = Field(default=None, description="Kueue's LocalQueue; Kueue then owns suspend")
 
 
 class Spec(Part):
@@ -105,13 +122,24 @@ class Spec(Part):
     search: Search | None = None
     output: Output = Output()
     resources: Resources = Resources()
-    suspend: bool = False
+    suspend: Flag = Field(default=False, description="true: give the devices back, keep the checkpoints")
     backoff_limit: Whole = Field(default=0, ge=0, le=100)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _measures_of_a_classification(cls, raw: Any) -> Any:
+        """What is measured where nothing is said: of a classification not perplexity, but accuracy and F1."""
+        if not isinstance(raw, dict) or raw.get("template") != "classification":
+            return raw
+        validation = raw.get("validation", {})
+        if not isinstance(validation, dict) or "metrics" in validation:
+            return raw
+        return {**raw, "validation": {**validation, "metrics": ["eval_loss", "accuracy", "f1"]}}
+
     @model_validator(mode="after")
-    def _quantization_is_of_qlora(self) -> Self:
-        if self.quantization and self.method != "qlora":
-            raise ValueError(f"quantization is of method qlora (method is {self.method})")
+    def _agrees_with_itself(self) -> Self:
+        for place, why in contradictions(self):
+            raise MisplacedError(place, why)
         return self
 
 
