@@ -60,8 +60,8 @@ def write_tokens(directory: Path, rows: Iterable[Row], about: dict[str, Any]) ->
     end = 0
     with (directory / "tokens.bin").open("wb") as tokens, (directory / "trained.bin").open("wb") as trained:
         for row in rows:
-            tokens.write(np.ascontiguousarray(row.tokens, np.int32))
-            trained.write(np.ascontiguousarray(row.trained, np.uint8))
+            tokens.write(np.ascontiguousarray(row.tokens, np.int32).data)
+            trained.write(np.ascontiguousarray(row.trained, np.uint8).data)
             end += len(row.tokens)
             ends.append(end)
             if row.label is not None:
