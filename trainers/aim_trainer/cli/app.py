@@ -48,3 +48,12 @@ def validate(job: JobArgument, overrides: SetOption = None) -> None:
     except TrainerError as problem:
         raise fail(problem) from None
     typer.echo(f"{job}: {read.metadata.name} is valid")
+
+
+@app.command()
+def schema() -> None:
+    """Print the CustomResourceDefinition, for `kubectl apply --server-side -f -`."""
+    from aim_profile.files.write import dump
+    from aim_trainer.job.schema import custom_resource_definition
+
+    typer.echo(dump(custom_resource_definition()), nl=False)
