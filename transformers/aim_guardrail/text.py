@@ -39,16 +39,16 @@ IGNORABLE = frozenset([0x115F, 0x1160, 0x2065, 0x3164, 0xFFA0, *range(0xFFF0, 0x
 """Code points that show nothing though Unicode calls them letters, or nothing yet: fillers of Hangul, and what is to be
 ignored by default (DerivedCoreProperties.txt, `Default_Ignorable_Code_Point`)."""
 
-_UNIT = re.compile(
-    rf"""(?:
+_UNIT_PATTERN = rf"""(?:
         [(\[][-x./\ ()\[\]~+]{{0,6}}(?=[0-9]|\Z)                      # ( of a number's area code
       | (?<=[0-9]){_GAP}{{1,6}}(?=[0-9]|\Z)                           # between digit groups
       | (?<![A-Z0-9])[A-Z]{{2}}[0-9]{{2}}(?:[ -]?[A-Z0-9])*+(?:[ -]\Z)?  # IBAN
       | ://[^\s"'`]*+                                                 # the rest of a URI
       | [0-9]++ | [A-Z]++ | : | [^{BREAKS}:A-Z0-9]++
-    )++""".replace(_GAP, _GAP.replace(" ", r"\ ")).replace("[ -]", r"[\ -]"),
-    re.VERBOSE,
-)
+    )++""".replace(_GAP, _GAP.replace(" ", r"\ ")).replace("[ -]", r"[\ -]")
+_UNIT = re.compile(_UNIT_PATTERN, re.VERBOSE)
+# Units that are over, and what stands between: the last unit, where it touches the end, is left.
+_FINISHED = re.compile(f"(?:(?:{_UNIT_PATTERN})?+.)*+", re.VERBOSE | re.DOTALL)
 
 _RUN_END = re.compile(r"[\s\"'`]")
 
@@ -147,11 +147,9 @@ def safe_cut(scan: str) -> int:
     """The largest index up to which no value can be touched by text yet to come. `scan` must begin at a cut."""
     if "\\" in scan[-_OPEN_ESCAPE_CHARS:] and (escape := _OPEN_ESCAPE.search(scan)):
         scan = scan[: escape.start()]
-    cut = len(scan)
-    for unit in _UNIT.finditer(scan):
-        if unit.end() == len(scan):
-            cut = unit.start()
-    return _before_keys(scan, cut) if "-----" in scan else cut
+    finished = _FINISHED.match(scan)
+    assert finished is not None  # it matches any text
+    return _before_keys(scan, finished.end()) if "-----" in scan else finished.end()
 
 
 def run_end(scan: str) -> int | None:

@@ -11,7 +11,8 @@ after a block is never looked at.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from aim_guardrail.detectors.base import Finding
 from aim_guardrail.pipeline import Guard, Session
@@ -27,8 +28,7 @@ _SHORT_CHARS = 256
 _GROWTH = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
+class Released(NamedTuple):
     """What may go out now (`""`: nothing yet) and the verdict on everything judged so far."""
 
     text: str
@@ -45,6 +45,8 @@ class StreamGuard:
     def __init__(self, guard: Guard, session: Session) -> None:
         self._guard = guard
         self._session = session
+        self._is_watched = guard.watches("answer")
+        self._most_chars = guard.policy.stream.max_hold_chars
         self._verdict = Verdict()
         self._held = ""  # not yet released
         self._coming: list[str] = []  # what came behind it since it was looked at
@@ -67,7 +69,7 @@ class StreamGuard:
         """
         if self._verdict.blocked:
             return Released("", self._verdict)
-        if not self._guard.watches("answer"):
+        if not self._is_watched:
             return Released(delta, self._verdict)
         self._coming.append(delta)
         self._held_chars += len(delta)
@@ -96,23 +98,27 @@ class StreamGuard:
             return ""
         text = Text(self._held)
         released = self._release(text, safe_cut(text.scan))
-        if len(self._held) > self._guard.policy.stream.max_hold_chars and not self._verdict.blocked:
+        if len(self._held) > self._most_chars and not self._verdict.blocked:
             released += self._overflow()
         return released
 
     def _join(self) -> None:
-        self._held = "".join([self._held, *self._coming])
+        self._held += "".join(self._coming)
         self._coming.clear()
 
     def _next_look(self) -> int:
-        held, most = len(self._held), self._guard.policy.stream.max_hold_chars
-        due = held + 1 + (held // _GROWTH if held > _SHORT_CHARS else 0)
-        return due if held > most else min(due, most + 1)
+        held = self._held_chars
+        if held <= _SHORT_CHARS:
+            return held + 1
+        due = held + 1 + held // _GROWTH
+        return due if held > self._most_chars else min(due, self._most_chars + 1)
 
     def _release(self, text: Text, cut: int) -> str:
         """Judge and give what lies before `cut` (an index of `text.scan`); `text` is what is held."""
-        scan, end = text.scan[:cut], text.origin(cut)
-        piece = text.original[:end]
+        end = text.origin(cut)
+        if not end:
+            return ""
+        scan, piece = text.scan[:cut], text.original[:end]
         if self._guard.may_find("answer", scan):
             piece = self._judge(text, scan, piece)
         self._context = (self._context + scan)[-CONTEXT_CHARS:]
