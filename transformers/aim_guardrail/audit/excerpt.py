@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from aim_guardrail.pipeline import Session
 from aim_guardrail.pipeline.course import Course
@@ -48,7 +47,7 @@ class Excerpts:
                 if slot.kind == "text" and at not in inside:
                     yield slot.text[: self._most]
                 continue
-            findings = [replace(finding, action="redact") for finding in ruling.verdict.findings]
+            findings = [finding._replace(action="redact") for finding in ruling.verdict.findings]
             parts = [slots.items[part].text for part in ruling.slots]
             yield from redact_parts(parts, findings, self._session)
             if ruling.verdict.blocked:

@@ -12,7 +12,7 @@ from aim_guardrail.detectors.words import ADDRESS_WORDS, VERSION_WORDS, words_be
 # Presidio's pattern takes every \w and many symbols for a local part, so that `to=bob@x.com` or the text of a script
 # without spaces becomes part of the address. This one takes what providers hand out.
 _LOCAL_CHARS, _DOMAIN_CHARS = 64, 253  # RFC 5321
-_AT = re.compile("@|%40")
+_AT = re.compile("[@%](?:(?<=@)|40)")
 _LOCAL_REVERSED = re.compile(r"[A-Za-z0-9._%+'-]+")
 _DOMAIN = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9-]{0,61}[A-Za-z0-9](?![A-Za-z0-9])"
@@ -29,6 +29,7 @@ _IPV6 = re.compile(
     + r")(?<![0-9]\.)(?=[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:)[0-9A-Fa-f:]{3,39}+(?:\.[0-9]{1,3}){0,3}"
     r"(?:%(?!2[0Dd])[0-9A-Za-z]{1,16})?(?:/[0-9]{1,3})?(?![A-Za-z0-9:])"
 )
+_COLONS = re.compile(":[0-9A-Fa-f]{0,4}:")  # in each of them
 _NOBODYS_IP = re.compile(
     r"(?:127(?:\.[0-9]+){3}|0(?:\.[0-9]+){3}|::1|255(?:\.[0-9]+){3}|ffff:[f:0]+)(?:/[0-9]+)?"  # loopback, masks
     r"|1\.1\.1\.1|1\.0\.0\.1|8\.8\.8\.8|8\.8\.4\.4|9\.9\.9\.9"  # public name servers
@@ -83,7 +84,7 @@ def ips(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
         start, end = address.span()
         if not _follows_digits(scan, start) and not _is_version(scan, address):
             yield from _ip(scan, start, end, recognizer)
-    if scan.find(":", since) >= 0:
+    if _COLONS.search(scan, since):
         for address in _IPV6.finditer(scan, since):
             start, end = address.span()
             start += scan[start] == ":" != scan[start + 1]

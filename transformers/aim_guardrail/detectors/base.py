@@ -9,14 +9,13 @@ after it has blocked or redacted what it can.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
 
 from aim_guardrail.text import Text
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One detected value. It says where and what, never the value itself.
 
     `start` and `end` are code points of the original text (end exclusive); `score` is 0..1.
@@ -32,8 +31,8 @@ class Finding:
     end: int
     score: float
     rule_id: str
-    detector: str = field(default="", compare=False)
-    action: str = field(default="", compare=False)
+    detector: str = ""
+    action: str = ""
 
 
 @dataclass(frozen=True, slots=True)

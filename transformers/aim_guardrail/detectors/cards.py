@@ -40,7 +40,7 @@ _DECIMAL = re.compile(r"(?:[0-9]|(?<![A-Za-z0-9.]))\.\Z")
 def cards(rows: Iterable[Row], luhn: Recognizer) -> Iterator[Hit]:
     """The card numbers in these rows."""
     for row in rows:
-        first = 0
+        first = 0 if row.groups[-1][1] - row.groups[0][0] >= _MIN_DIGITS else len(row.groups)
         while first < len(row.groups):
             last = _card_from(row, first, luhn)
             if last is not None:

@@ -12,7 +12,6 @@ import binascii
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from operator import attrgetter
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -77,7 +76,7 @@ def _of_run(
         seen = sum(f.label == label and f.end <= end for f in inside)
         if seen < len(found):
             best = max(found, key=lambda finding: finding.score)
-            yield replace(best, start=start, end=end, rule_id=f"{best.rule_id}.decoded")
+            yield best._replace(start=start, end=end, rule_id=f"{best.rule_id}.decoded")
 
 
 def _pieces(run: str, start: int) -> Iterator[View]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from aim_guardrail.text import CONTEXT_CHARS
 
 _GAP = r"[-x./ ()\[\]~]"
 _ROW = re.compile(rf"[0-9]+(?:(?:%2[0Dd]|\+|{_GAP}{{1,6}})[0-9]+)*+")
-_GROUP = re.compile(r"%2[0Dd]|([0-9]+)")
+_GROUP = re.compile(r"(?:%2[0Dd])?([0-9]+)")
 _URI_END = re.compile(r"[\s\"'`]")
 _LEAST_CHARS = 7  # the shortest number anybody looks for
 
@@ -28,8 +27,7 @@ class Hit(NamedTuple):
     score: float
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A row within `scan`: the spans of its groups, in order."""
 
     scan: str
@@ -52,9 +50,10 @@ class Row:
 def rows(scan: str, since: int) -> Iterator[Row]:
     """The rows that begin at `since` or later and are long enough to hold a number."""
     for row in _ROW.finditer(scan, since):
-        if row.end() - row.start() >= _LEAST_CHARS:
-            groups = [group.span() for group in _GROUP.finditer(scan, *row.span()) if group[1]]
-            yield from _outside_uris(scan, groups) if " " in row[0] and ")" in row[0] else [Row(scan, groups)]
+        start, end = row.span()
+        if end - start >= _LEAST_CHARS:
+            groups = [group.span(1) for group in _GROUP.finditer(scan, start, end)]
+            yield from _outside_uris(scan, groups) if scan.find(")", start, end) >= 0 else [Row(scan, groups)]
 
 
 def _outside_uris(scan: str, groups: list[tuple[int, int]]) -> Iterator[Row]:

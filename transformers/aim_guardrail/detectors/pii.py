@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from string import ascii_uppercase
 from typing import ClassVar
 
 from aim_guardrail.detectors.addresses import emails, ips
@@ -37,6 +38,7 @@ _CRYPTO = re.compile(r"[b13](?<![A-Za-z0-9].)(?:(?<=b)c1|(?<!b))[a-zA-HJ-NP-Z0-9
 # What a URL writes so is no part of a value, but a blank or a hyphen between two digits, a plus sign, or an at sign.
 _ENCODED = re.compile(r"%(?:0[0-9A-Fa-f]|2[1-9AaCcFf]|(?<![0-9].)(?:20|2[Dd])|3[A-Fa-f]|5[B-Eb-e]|60|7[B-Eb-e])")
 
+_AS_NUMBER = {ord(letter): str(int(letter, 36)) for letter in ascii_uppercase}  # in an account: ISO 13616
 _BETWEEN = "|||"  # stands for it: an account's groups may be as far apart
 
 _CUT = re.compile(r"\n|(?<=[a-z])[ \t](?=[a-z])")  # between lines and between words
@@ -92,8 +94,10 @@ class PiiDetector:
     def _is_personal(self, scan: str) -> bool:
         if len(scan) >= _LONG_CHARS:
             return _PERSONAL.search(scan)
-        digits = sum(map(len, _DIGITS.findall(scan)))
-        return digits >= 7 or (digits > 0 and (_SHORT_IP.search(scan) or _LONG_WORD.search(scan)) is not None)
+        groups = _DIGITS.findall(scan)
+        if not groups:
+            return False
+        return sum(map(len, groups)) >= 7 or (_SHORT_IP.search(scan) or _LONG_WORD.search(scan)) is not None
 
     def scan(self, text: Text, since: int = 0) -> list[Finding]:
         """Personal data that begins at `since` or later (none can begin before and end after it)."""
@@ -171,8 +175,7 @@ def _iban_patterns() -> dict[str, re.Pattern[str]]:
 def _is_account(account: str, recognizer: Recognizer) -> bool:
     """Mod 97 (ISO 13616) before anything costlier is asked."""
     plain = unquoted(account).replace(" ", "").replace("-", "").replace(_BETWEEN, "")
-    as_number = "".join(str(int(char, 36)) for char in plain[4:] + plain[:4])
-    return int(as_number) % 97 == 1 and recognizer.score(plain) > 0
+    return int((plain[4:] + plain[:4]).translate(_AS_NUMBER)) % 97 == 1 and recognizer.score(plain) > 0
 
 
 def _ssns(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from aim_guardrail.detectors.base import Detector, Finding
 from aim_guardrail.detectors.families import Options, Wanted, build_detector
@@ -223,7 +223,7 @@ class Guard:
 
 def moved(finding: Finding, span: tuple[int, int]) -> Finding:
     """A finding, its span counted from elsewhere."""
-    return replace(finding, start=span[0], end=span[1])
+    return finding._replace(start=span[0], end=span[1])
 
 
 def _serves(detector: Detector, rule: Rule) -> bool:

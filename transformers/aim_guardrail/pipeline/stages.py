@@ -267,7 +267,7 @@ class _Round:
 
 
 def _ruled(finding: Finding, rule: Rule) -> Finding:
-    return replace(finding, detector=rule.name, action=rule.action_on(finding.label))
+    return finding._replace(detector=rule.name, action=rule.action_on(finding.label))
 
 
 def _load(rule: Rule) -> Bounded:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal
 
 from aim_guardrail.detectors.base import Finding
@@ -14,6 +15,7 @@ from aim_guardrail.policy.policy import Rule
 _FAMILY_ORDER = {family: rank for rank, family in enumerate(FAMILIES)}
 _ACTION_ORDER = {"block": 0, "redact": 1, "flag": 2, "log": 3}
 _VERDICT_ORDER = {"block": 0, "redact": 1, "flag": 2, "allow": 3}
+_span = attrgetter("start", "end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Verdict:
 
     action: Literal["allow", "flag", "redact", "block"] = "allow"
     families: tuple[str, ...] = ()
-    findings: tuple[Finding, ...] = field(default=())
+    findings: tuple[Finding, ...] = ()
     degraded: tuple[str, ...] = ()
 
     @property
@@ -57,19 +59,19 @@ def decide(findings: Iterable[Finding], rules: Sequence[Rule], degraded: tuple[s
     for finding in findings:
         rule = by_name.get(finding.detector) if finding.detector else by_family.get(finding.family)
         if rule is not None and rule.applies(finding):
-            kept.append(replace(finding, action=rule.action_on(finding.label)))
+            kept.append(finding._replace(action=rule.action_on(finding.label)))
     return settle(kept, degraded)
 
 
 def settle(findings: Iterable[Finding], degraded: tuple[str, ...] = ()) -> Verdict:
     """The verdict on findings that have their actions, such as those of several detectors on one text."""
-    kept = list(findings)
+    kept = sorted(findings, key=_span)
     if not kept:
         return Verdict(degraded=degraded)
     final = _merge([f for f in kept if f.action in ("block", "redact")])
     for action in ("flag", "log"):
-        soft = _merge([f for f in kept if f.action == action])
-        final = sorted([*final, *_apart_from(final, soft)], key=lambda f: (f.start, f.end))
+        if soft := _merge([f for f in kept if f.action == action]):
+            final = sorted([*final, *_apart_from(final, soft)], key=_span)
     told = [f for f in final if f.action != "log"]
     if not told:
         return Verdict(findings=tuple(final), degraded=degraded)
@@ -99,12 +101,13 @@ def _precedence(f: Finding) -> tuple[int, int, float, int, str]:
 
 
 def _merge(findings: list[Finding]) -> list[Finding]:
+    """One in the place of those, in their order, that overlap."""
     merged: list[Finding] = []
-    for finding in sorted(findings, key=lambda f: (f.start, f.end)):
+    for finding in findings:
         if merged and finding.start < merged[-1].end:
             last = merged[-1]
             winner = min(last, finding, key=_precedence)
-            merged[-1] = replace(winner, start=last.start, end=max(last.end, finding.end))
+            merged[-1] = winner._replace(start=last.start, end=max(last.end, finding.end))
         else:
             merged.append(finding)
     return merged

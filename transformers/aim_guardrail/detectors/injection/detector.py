@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal, Protocol
 
 from aim_guardrail.detectors.base import Asked, Finding, Passage
@@ -102,7 +101,7 @@ class Classified:
         """As `BatchDetector` says. Raises what the classifier raises."""
         found = await self._detector.scan_batch(passages, asked)
         return [
-            [replace(finding, label=label_of(passage)) for finding in findings]
+            [finding._replace(label=label_of(passage)) for finding in findings]
             for passage, findings in zip(passages, found, strict=True)
         ]
 
