@@ -1,0 +1,40 @@
+"""Weights by name, whole or sharded: gathered from all workers and given back to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def trained_weights(model: Any) -> dict[str, torch.Tensor]:
+    """What the optimizer changes, by name; what is tied stands once."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU, gathered where it is sharded: then every worker calls it, in the same order."""
+    gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return gathered.detach().to("cpu", copy=True)
+
+
+def whole_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each of them whole, on the CPU."""
+    return {name: whole(weight) for name, weight in weights.items()}
+
+
+def fill(target: torch.Tensor, first_has: torch.Tensor | None) -> None:
+    """Gives `target` the values the first worker has, which others need not know: they pass None."""
+    source = torch.empty(target.shape, dtype=target.dtype) if first_has is None else first_has.to(target.dtype)
+    source = source.to(target.device)
+    with torch.no_grad():
+        if isinstance(target, DTensor):
+            part = distribute_tensor(source, target.device_mesh, target.placements)
+            target.to_local().copy_(part.to_local())
+            return
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.broadcast(source, src=0)
+        target.copy_(source)
