@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
@@ -21,7 +21,7 @@ def with_adapter(model: Any, job: FineTuningJob) -> Any:
     that the model does not have.
     """
     hyperparameters, classifies = job.spec.hyperparameters, job.spec.template == "classification"
-    targets = _targets(model, hyperparameters.lora_target_modules)
+    targets = _targets(model, hyperparameters.target_modules)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
         base_model_name_or_path=job.spec.base_model.model_id,
@@ -37,7 +37,7 @@ def with_adapter(model: Any, job: FineTuningJob) -> Any:
     return get_peft_model(model, config, autocast_adapter_dtype=True)
 
 
-def _targets(model: Any, asked: list[str] | Literal["all-linear"]) -> list[str]:
+def _targets(model: Any, asked: list[str] | str) -> list[str]:
     """all-linear: every linear module but the head. The experts of a mixture are no linear modules but one weight of
     three dimensions: engines load no adapters of those.
     """
@@ -54,4 +54,4 @@ def _targets(model: Any, asked: list[str] | Literal["all-linear"]) -> list[str]:
                 value=target,
                 remedy=f"there are {', '.join(last)}; all-linear takes all but the head",
             )
-    return list(asked)
+    return sorted(asked)
