@@ -6,7 +6,7 @@ Exit codes: 0 done; 2 bad input, said in one line; 3 something is lacking (memor
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -36,6 +36,31 @@ def fail(problem: TrainerError) -> typer.Exit:
 @app.callback()
 def _verbs() -> None:
     """Keeps a single verb a verb."""
+
+
+@app.command()
+def init(
+    template: Annotated[
+        Literal["chat", "code", "summarization", "classification"], typer.Option(help="What the model is to do.")
+    ] = "chat",
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="A configuration of axolotl or LLaMA-Factory.")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Leave this key of --from out; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write to this new file instead of stdout.")] = None,
+) -> None:
+    """Print a job to start from, with comments.
+
+    Example: `aim-trainer init --from axolotl.yml --out job.yaml`
+    """
+    from . import init as verb
+
+    try:
+        verb.write(verb.foreign(source, drop or []) if source else verb.template(template), out)
+    except TrainerError as problem:
+        raise fail(problem) from None
 
 
 @app.command()
