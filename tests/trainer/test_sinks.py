@@ -113,6 +113,13 @@ class TestJsonLines:
         file.write_bytes(line + b"\n" + file.read_bytes() + line + b"\n")
         assert records(file) == [step(1)]
 
+    def test_a_message_that_is_no_text_is_told_as_well_as_it_can_be(self, tmp_path: Path) -> None:
+        file = tmp_path / "metrics.jsonl"
+        JsonLines(file).tell(Note("failed", "\ud800 alone", {"path": Path("/a"), "big": 1 << 80}))
+        (read,) = records(file)
+        assert isinstance(read, Note)
+        assert (read.message, read.fields["path"]) == ("? alone", "/a")
+
     def test_a_loss_that_is_no_number_stays_json_and_is_read_as_one(self, tmp_path: Path) -> None:
         file = tmp_path / "metrics.jsonl"
         JsonLines(file).tell(step(1, loss=math.nan))

@@ -9,6 +9,7 @@ Numbers that are none (a loss that is NaN) stand as null and are read as NaN.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -53,11 +54,7 @@ class JsonLines:
         if isinstance(record, Step) and not self._cut:
             _drop_from(self._file, record.step)
             self._cut = True
-        line = orjson.dumps(
-            {"record": _NAMES[type(record)], "time": time.time(), **dataclasses.asdict(record)},
-            option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY,
-            default=str,
-        )
+        line = _line({"record": _NAMES[type(record)], "time": time.time(), **dataclasses.asdict(record)})
         self._file.parent.mkdir(parents=True, exist_ok=True)
         # Read too: a line that was cut short by a kill or a full disk gets its end, so that ours stands alone.
         with self._file.open("a+b", buffering=0) as file:
@@ -82,6 +79,13 @@ def read_records(file: Path) -> Iterator[Told]:
                     yield told
     except FileNotFoundError:
         return
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY, default=str)
+    except TypeError:  # half of a surrogate pair, in a message of somebody else's
+        return json.dumps(content, ensure_ascii=False, default=str).encode(errors="replace")
 
 
 def _record(line: bytes) -> Told | None:
