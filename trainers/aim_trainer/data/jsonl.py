@@ -1,0 +1,79 @@
+"""JSON Lines: an object to a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NoReturn
+
+import orjson
+
+from .lines import MAX_ROW_BYTES, FileProblem, lines, unzipped
+from .problems import RowProblem, shortened
+
+Record = dict[str, Any]
+
+
+def json_lines(file: BinaryIO) -> Iterator[tuple[int, Record | RowProblem]]:
+    """Line number, from 1, and its object or what is wrong with it. Lines of white space alone are passed over. Raises
+    FileProblem.
+    """
+    for number, line in lines(unzipped(file)):
+        if line is None:
+            yield number, RowProblem("", f"longer than {MAX_ROW_BYTES >> 20} MiB; cut it into several rows")
+        elif not line.isspace():
+            if number == 1 and line.lstrip().startswith(b"["):
+                raise FileProblem("is a JSON array; write an object to a line (jq -c '.[]' FILE > FILE.jsonl)")
+            try:
+                yield number, one(line)
+            except RowProblem as problem:
+                yield number, problem
+
+
+def one(line: bytes) -> Record:
+    """The object of one line. Raises RowProblem: no JSON (NaN, half a surrogate and bad UTF-8 are none), no object, a
+    key that is there twice.
+    """
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as problem:
+        raise RowProblem("", f"no JSON: {problem}") from None
+    if type(record) is not dict:
+        raise RowProblem("", f"an object is expected, not {shortened(record)}")
+    # A key is followed by `":`. If the line has as many of those as the object written anew, no key was there twice;
+    # white space before the colon and quotes in other disguise may deceive the count: then the slow parser tells.
+    deceiving = b" :" in line or b"\t:" in line or b"\\u00" in line
+    if deceiving or line.count(b'":') != orjson.dumps(record).count(b'":'):
+        _refuse_twins(line)
+    return record
+
+
+def _refuse_twins(line: bytes) -> None:
+    json.loads(line, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        _name_twin(pairs)
+    return made
+
+
+def _name_twin(pairs: list[tuple[str, Any]]) -> NoReturn:
+    keys = [key for key, _ in pairs]
+    twin = next(key for key in keys if keys.count(key) > 1)
+    raise RowProblem("", f"the key {shortened(twin)} is there twice in one object; only one of them can be meant")
+
+
+def parsed(text: str, field: str) -> Any:
+    """JSON inside a field of a row, numbers exactly as they were written. Raises RowProblem."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RowProblem as problem:
+        raise RowProblem(field, str(problem)) from None
+    except (ValueError, RecursionError) as problem:
+        raise RowProblem(field, f"no JSON: {problem} (got {shortened(text)})") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")

@@ -1,0 +1,42 @@
+"""What is wrong with rows: collected, so that a person mends them all in one go."""
+
+from __future__ import annotations
+
+from aim_trainer.errors import DataError
+
+#: Problems told of one by one; the others are counted.
+SHOWN = 20
+
+
+class RowProblem(ValueError):
+    """One row cannot be trained on. `field`: as in messages[0].role; empty: the row as a whole."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+
+
+class Problems:
+    """Those of all sources of a job."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._shown: list[str] = []
+
+    def add(self, where: str, problem: str) -> None:
+        """where: a file, or file:line."""
+        self.count += 1
+        if len(self._shown) < SHOWN:
+            self._shown.append(f"{where}: {problem}")
+
+    def refuse(self) -> None:
+        """Raises DataError if there was any."""
+        if not self.count:
+            return
+        more = [f"… and {self.count - SHOWN:,} more: {self.count:,} problems in all"] if self.count > SHOWN else []
+        raise DataError("\n".join(self._shown + more), field="dataset", value=self.count)
+
+
+def shortened(value: object, most: int = 60) -> str:
+    """As it can stand in a message: one line, never more than `most` characters of it."""
+    text = repr(value[: most + 1] if isinstance(value, str) else value)
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -1,0 +1,96 @@
+"""Where rows come from: a file by its name's ending, a saved dataset, a dataset of a hub."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from aim_trainer.errors import StoreError
+from aim_trainer.job.dataset import Source
+
+from .csv_rows import csv_rows
+from .jsonl import json_lines
+from .lines import FileProblem
+from .problems import RowProblem
+
+Records = Iterator[tuple[int, dict[str, Any] | RowProblem]]
+_BUFFER_BYTES = 1 << 20
+#: hf://org/name[/config][@revision]
+_HUB = re.compile(r"hf://(?:datasets/)?([^/@]+/[^/@]+)(?:/([^@]+))?(?:@(.+))?")
+
+
+def records(source: Source) -> Records:
+    """Line or row number, from 1, and the row or what is wrong with it. Raises FileProblem; StoreError where a place is
+    away.
+    """
+    if source.uri.startswith("hf://"):
+        yield from _of_hub(source)
+    elif os.path.isdir(source.uri):
+        yield from _of_directory(source)
+    else:
+        with _opened(source.uri) as file:
+            yield from _of_file(source.uri, file)
+
+
+def _of_file(uri: str, file: BinaryIO) -> Records:
+    name = uri.split("?", 1)[0].lower().removesuffix(".gz")
+    if name.endswith((".jsonl", ".ndjson", ".json")):
+        return json_lines(file)
+    if name.endswith((".csv", ".tsv")):
+        return csv_rows(file, "\t" if name.endswith(".tsv") else ",")
+    if name.endswith(".parquet"):
+        from .arrow import parquet_rows
+
+        return parquet_rows(file)
+    raise FileProblem("its name ends in none of .jsonl, .ndjson, .csv, .tsv, .parquet (also with .gz)")
+
+
+def _of_directory(source: Source) -> Records:
+    from .arrow import dataset_rows, saved_dataset
+
+    directory = Path(source.uri)
+    if not ((directory / "dataset_dict.json").exists() or (directory / "state.json").exists()):
+        raise FileProblem(
+            "is a directory, and none that datasets' save_to_disk wrote; name its files as dataset.sources"
+        )
+    return dataset_rows(saved_dataset(directory, source.split))
+
+
+def _of_hub(source: Source) -> Records:
+    from .arrow import dataset_rows, hub_dataset
+
+    matched = _HUB.fullmatch(source.uri)
+    if matched is None:
+        raise FileProblem("hf://org/name, hf://org/name/config or hf://org/name@revision is expected")
+    name, config, revision = matched.groups()
+    return dataset_rows(hub_dataset(name, config, source.split, revision))
+
+
+@contextmanager
+def _opened(uri: str) -> Iterator[BinaryIO]:
+    """A local file, or one that fsspec knows. Raises FileProblem, StoreError."""
+    try:
+        with _file(uri) as file:
+            yield file
+    except FileNotFoundError:
+        raise FileProblem("there is no such file") from None
+    except PermissionError:
+        raise FileProblem("may not be read: permission denied") from None
+    except OSError as problem:
+        raise StoreError(f"{uri}: cannot be read: {problem}", field="dataset.source", value=uri) from None
+
+
+def _file(uri: str) -> BinaryIO:
+    if "://" not in uri:
+        return Path(uri).open("rb", buffering=_BUFFER_BYTES)
+    import fsspec
+
+    try:
+        return io.BufferedReader(fsspec.open(uri, "rb").open(), _BUFFER_BYTES)
+    except (ValueError, ImportError) as problem:
+        raise FileProblem(f"no such kind of place: {problem}") from None
