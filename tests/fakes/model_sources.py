@@ -1,4 +1,4 @@
-"""Real servers that models come from (rclone's S3 and HTTP, a Docker registry), and a wire that counts."""
+"""Real servers that models come from (a Docker registry; rclone's are in rclone_servers), and a wire that counts."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import httpx
 
 from ports import free_ports
+from rclone_servers import process
 
 ROOT = Path(__file__).parents[2]
-S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 def random_model(directory: Path, *sizes: int) -> dict[str, str]:
@@ -38,57 +36,6 @@ def digests(directory: Path) -> dict[str, str]:
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
-
-
-def rclone() -> str:
-    return shutil.which("rclone") or str(Path(sys.executable).with_name("rclone"))
-
-
-@contextlib.contextmanager
-def process(command: Sequence[str], port: int, env: Mapping[str, str] | None = None) -> Iterator[None]:
-    """A server that listens on ``port``; ended with the block."""
-    started = subprocess.Popen(
-        command, env={**os.environ, **(env or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            assert started.poll() is None, f"{command[:3]} ended"
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            assert time.monotonic() < deadline, f"{command[:3]} does not listen"
-            time.sleep(0.03)
-        yield
-    finally:
-        started.kill()
-        started.wait()
-
-
-@contextlib.contextmanager
-def s3_server(directory: Path) -> Iterator[int]:
-    """rclone's S3 server; each folder of ``directory`` is a bucket. Yields its port."""
-    (port,) = free_ports(1)
-    flags = [
-        "--addr",
-        f"127.0.0.1:{port}",
-        "--auth-key",
-        "key,secret",
-        "--vfs-cache-mode",
-        "off",
-        "--dir-cache-time",
-        "0s",
-    ]
-    with process([rclone(), "serve", "s3", *flags, "--config", "/dev/null", str(directory)], port):
-        yield port
-
-
-@contextlib.contextmanager
-def http_server(directory: Path) -> Iterator[int]:
-    """rclone's HTTP server: ranges, and index pages."""
-    (port,) = free_ports(1)
-    flags = ["--addr", f"127.0.0.1:{port}", "--dir-cache-time", "0s", "--config", "/dev/null"]
-    with process([rclone(), "serve", "http", *flags, str(directory)], port):
-        yield port
 
 
 class Wire:

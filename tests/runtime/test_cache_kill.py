@@ -24,16 +24,8 @@ from aim_runtime.cache.index import Cache
 from aim_runtime.cache.uri import parse_uri
 from aim_runtime.cache.use import cached
 from aim_runtime.cache.verify import verify
-from model_sources import (
-    S3_ENVIRONMENT,
-    Wire,
-    cache_command,
-    cache_verb,
-    digests,
-    http_server,
-    random_model,
-    s3_server,
-)
+from model_sources import Wire, cache_command, cache_verb, digests, random_model
+from rclone_servers import S3_ENVIRONMENT, http_server, s3_server
 
 SOAK = "SOAK_KILLS" in os.environ
 KILLS = int(os.environ.get("SOAK_KILLS", "2"))

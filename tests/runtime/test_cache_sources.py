@@ -18,18 +18,9 @@ from aim_runtime.cache.errors import CacheError
 from aim_runtime.cache.fetch import Effort
 from aim_runtime.cache.index import Cache
 from aim_runtime.cache.uri import parse_uri
-from model_sources import (
-    MANIFEST,
-    S3_ENVIRONMENT,
-    TITLE,
-    Registry,
-    cache_verb,
-    digests,
-    http_server,
-    random_model,
-    s3_server,
-)
+from model_sources import MANIFEST, TITLE, Registry, cache_verb, digests, random_model
 from odd_http import Odd, odd_http
+from rclone_servers import S3_ENVIRONMENT, http_server, s3_server
 
 WEIGHTS = os.urandom(3_000_000)
 OPTIONS = Options(effort=Effort(2, 2), stall_s=5)

@@ -30,7 +30,8 @@ from aim_runtime.cache.verify import verify
 from aim_runtime.models.file import parse_models
 from aim_runtime.settings import RuntimeSettings
 from aim_runtime.start import located
-from model_sources import S3_ENVIRONMENT, cache_verb, digests, random_model, s3_server
+from model_sources import cache_verb, digests, random_model
+from rclone_servers import S3_ENVIRONMENT, s3_server
 from served import Served
 
 DAY_S = 86400

@@ -76,6 +76,23 @@ def validate(job: JobArgument, overrides: SetOption = None) -> None:
 
 
 @app.command()
+def render(job: JobArgument, overrides: SetOption = None) -> None:
+    """Print the job as a KubeRay RayJob, with the ConfigMap that holds it.
+
+    Example: `aim-trainer render job.yaml | kubectl apply -f -`
+    """
+    from aim_profile.files.write import dump_all
+    from aim_trainer import render as objects
+    from aim_trainer.job.read import read_job
+
+    try:
+        made = objects.render(read_job(job, overrides or ()))
+    except TrainerError as problem:
+        raise fail(problem) from None
+    typer.echo(dump_all(("", each) for each in made), nl=False)
+
+
+@app.command()
 def schema() -> None:
     """Print the CustomResourceDefinition, for `kubectl apply --server-side -f -`."""
     from aim_profile.files.write import dump

@@ -105,6 +105,12 @@ class Resources(Part):
     shared_memory: Quantity = "8Gi"
     image: Image | None = None
     queue: Namespace | None = Field(default=None, description="Kueue's LocalQueue; Kueue then owns suspend")
+    volume_claim: Namespace | None = Field(
+        default=None, description="a PersistentVolumeClaim, mounted at /workspace of every pod: ReadWriteMany"
+    )
+    secret: Namespace | None = Field(
+        default=None, description="a Secret whose keys become environment variables: AWS_ACCESS_KEY_ID, HF_TOKEN …"
+    )
 
 
 class Spec(Part):

@@ -1,0 +1,193 @@
+"""A job as a KubeRay RayJob, with the ConfigMap that holds it. Retries and queues are KubeRay's and Kueue's.
+
+Every try is a new RayCluster and every pause deletes it: what must outlive the pods has to be outside of them, and a
+job that would lose it is refused. Read of KubeRay 1.7 (ray-operator/controllers/ray/utils/validation.go) and Ray 2.60.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import PurePosixPath
+from typing import Any
+
+from aim_profile.files.place import Place
+from aim_profile.files.write import without_empty
+from aim_trainer.errors import JobError
+from aim_trainer.job.job import FineTuningJob
+from aim_trainer.job.read import as_yaml
+
+#: Ray demands the same on head and workers; a test holds it to what is installed.
+RAY_VERSION = "2.60.0"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+WORKSPACE = PurePosixPath("/workspace")
+_JOB_FOLDER = "/etc/aim-trainer"
+#: From SIGTERM to SIGKILL: the step that is under way, and its checkpoint.
+_GRACE_S = 600
+_SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+Object = dict[str, Any]
+
+
+def render(job: FineTuningJob) -> tuple[Object, Object]:
+    """The ConfigMap and the RayJob. Raises JobError naming what would be lost, or cannot be reached, in a cluster."""
+    for place, why in _cannot_run_in_a_cluster(job):
+        where = ".".join(str(part) for part in ("spec", *place))
+        raise JobError(f"{where}: {why}", field=where)
+    return _config_map(job), _ray_job(job)
+
+
+def _cannot_run_in_a_cluster(job: FineTuningJob) -> Iterator[tuple[Place, str]]:
+    spec = job.spec
+    durable = f"s3://…, or resources.volumeClaim and a path under {WORKSPACE}"
+    lost = "is lost with the pods; give "
+    if not _outlives(job, spec.checkpoints.uri):
+        yield ("checkpoints", "uri"), f"{spec.checkpoints.uri or 'the run directory'} {lost}{durable}"
+    if not _outlives(job, spec.output.registry):
+        yield ("output", "registry"), f"{spec.output.registry or 'the run directory'} {lost}{durable}, hf:// or oci://"
+    for place, uri in _read(job):
+        if uri is not None and _is_path(uri) and not _outlives(job, uri):
+            yield place, f"{uri} is not in the pods; give {durable}, https:// or hf://"
+
+
+def _read(job: FineTuningJob) -> Iterator[tuple[Place, str | None]]:
+    """Every place the job reads from. A model id looks like a path, and is one of the hub."""
+    spec = job.spec
+    model = spec.base_model.model_id
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) or model.endswith(".gguf"):
+        yield ("baseModel", "modelId"), model
+    for at, source in enumerate(spec.dataset.all_sources()):
+        yield ("dataset", *(("sources", at, "uri") if spec.dataset.sources else ("source",))), source.uri
+    yield ("dataset", "validation", "source"), spec.dataset.validation.source
+    yield ("dataset", "chatTemplate"), spec.dataset.chat_template
+    yield ("validation", "regressionPrompts"), spec.validation.regression_prompts
+    yield ("output", "guardrailPolicy"), spec.output.guardrail_policy
+
+
+def _is_path(uri: str) -> bool:
+    return "://" not in uri or uri.startswith("file://")
+
+
+def _outlives(job: FineTuningJob, uri: str | None) -> bool:
+    """Whether what stands there is there before and after the pods."""
+    if uri is None:
+        return False
+    if not _is_path(uri):
+        return True
+    path = PurePosixPath(uri.removeprefix("file://"))
+    return job.spec.resources.volume_claim is not None and path.is_relative_to(WORKSPACE) and ".." not in path.parts
+
+
+def _config_map(job: FineTuningJob) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(job, {"name": f"{job.metadata.name}-job"}),
+        "data": {"job.yaml": as_yaml(job)},
+    }
+
+
+def _ray_job(job: FineTuningJob) -> Object:
+    spec = job.spec
+    queue = spec.resources.queue
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": _metadata(
+            job, {"name": job.metadata.name, "annotations": job.metadata.annotations}, {QUEUE_LABEL: queue}
+        ),
+        "spec": {
+            "entrypoint": f"aim-trainer run {_JOB_FOLDER}/job.yaml",
+            # The submitter beside the head: no pod of its own, so no second pull of a large image.
+            "submissionMode": "SidecarMode",
+            # A suspended job gives its devices back; KubeRay refuses suspend without it.
+            "shutdownAfterJobFinishes": True,
+            "backoffLimit": spec.backoff_limit,
+            # Kueue flips it from the moment its label is there.
+            **({} if queue else {"suspend": spec.suspend}),
+            "rayClusterSpec": {
+                "rayVersion": RAY_VERSION,
+                "headGroupSpec": {
+                    # Nothing is trained on the head.
+                    "rayStartParams": {"num-cpus": "0"},
+                    "template": _pod(job, "ray-head", _amounts(job, gpus=False)),
+                },
+                "workerGroupSpecs": [_workers(job)],
+            },
+        },
+    }
+
+
+def _workers(job: FineTuningJob) -> Object:
+    asked, count = job.spec.resources, job.spec.distributed.workers
+    # KubeRay tells Ray of resources whose name ends in gpu; a partition's (amd.com/cpx_nps4) it does not know.
+    told = asked.gpu and not asked.resource.endswith("gpu")
+    return {
+        "groupName": "workers",
+        "replicas": count,
+        "minReplicas": count,
+        "maxReplicas": count,
+        "rayStartParams": {"num-gpus": str(asked.gpu)} if told else {},
+        "template": _pod(job, "ray-worker", _amounts(job, gpus=True)),
+    }
+
+
+def _amounts(job: FineTuningJob, *, gpus: bool) -> dict[str, str | int]:
+    asked = job.spec.resources
+    devices = {asked.resource: asked.gpu} if gpus and asked.gpu else {}
+    return {"cpu": asked.cpu, **({"memory": asked.memory} if asked.memory else {}), **devices}
+
+
+def _pod(job: FineTuningJob, container: str, amounts: Mapping[str, str | int]) -> Object:
+    """One of the job's pods. No *_VISIBLE_DEVICES: the device plugin says what is seen, Ray deals it to workers."""
+    asked = job.spec.resources
+    claim = {"persistentVolumeClaim": {"claimName": asked.volume_claim}} if asked.volume_claim else {"emptyDir": {}}
+    return {
+        "metadata": {"labels": {"app.kubernetes.io/name": "aim-trainer"}},
+        "spec": {
+            # KubeRay's rule for SidecarMode's head; a worker that died is a matter of Ray's and of backoffLimit.
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": _GRACE_S,
+            "automountServiceAccountToken": False,
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [
+                {
+                    "name": container,
+                    "image": asked.image or f"aim-kserve/trainer:{_version()}",
+                    "workingDir": str(WORKSPACE),
+                    "resources": {"requests": dict(amounts), "limits": dict(amounts)},
+                    "securityContext": _SECURITY,
+                    **({"envFrom": [{"secretRef": {"name": asked.secret}}]} if asked.secret else {}),
+                    "volumeMounts": [
+                        {"name": "job", "mountPath": _JOB_FOLDER, "readOnly": True},
+                        {"name": "shm", "mountPath": "/dev/shm"},
+                        {"name": "workspace", "mountPath": str(WORKSPACE)},
+                    ],
+                }
+            ],
+            "volumes": [
+                {"name": "job", "configMap": {"name": f"{job.metadata.name}-job"}},
+                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": asked.shared_memory}},
+                {"name": "workspace", **claim},
+            ],
+        },
+    }
+
+
+def _metadata(job: FineTuningJob, own: Object, labels: Mapping[str, str | None] | None = None) -> Object:
+    named = {**job.metadata.labels, "app.kubernetes.io/name": "aim-trainer", **(labels or {})}
+    made: Object = without_empty({**own, "namespace": job.metadata.namespace, "labels": named})
+    return made
+
+
+def _version() -> str:
+    try:
+        return version("aim-kserve")
+    except PackageNotFoundError:  # a bare checkout
+        return "dev"
