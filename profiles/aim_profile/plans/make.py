@@ -144,7 +144,7 @@ class _Writer:
             kind=workload.kind,
             priority=workload.priority,
             slo=workload.slo,
-            model=workload.model,
+            model=workload.sized_by,
             precision=workload.precision,
             context=workload.context,
             concurrency=workload.concurrency,

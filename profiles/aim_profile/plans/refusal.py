@@ -139,7 +139,8 @@ def _unusable(fleet: Fleet, wanted: Selector) -> tuple[str, str]:
 
 def _shortfall(workload: Workload, devices: int, kind: DeviceKind) -> int | None:
     """Bytes missing on each of that many devices; None where it cannot be split so."""
-    need = need_bytes(workload, devices, None if workload.model is None else load_model(workload.model), kind.is_cpu)
+    facts = None if workload.sized_by is None else load_model(workload.sized_by)
+    need = need_bytes(workload, devices, facts, kind.is_cpu)
     if need is None:
         return None
     budget = budget_bytes(kind.device_bytes, DEFAULT_UTILIZATION)
@@ -151,6 +152,8 @@ def _shortfall(workload: Workload, devices: int, kind: DeviceKind) -> int | None
 
 def _alternatives(workload: Workload, problem: Problem) -> tuple[str, ...]:
     """The nearest requests and devices that would fit, sized."""
+    if workload.training is not None:
+        return ("a smaller batch or context, qlora, more workers that shard it (fsdp2), or a device with more memory:",)
     if workload.model is None or workload.memory is not None:
         return ("a device with more memory, or a smaller memory:",)
     largest = max(problem.kinds, key=lambda kind: (not kind.is_cpu, kind.device_bytes))

@@ -6,13 +6,14 @@ workloads:
    priority: high, slo: latency, spread: node}
 - {name: guard, kind: guardrail, memory: 6GiB, memory_limit: 8GiB, affinity: [chat]}
 - {name: tune, kind: finetune, memory: 60GiB, priority: low}
+- {name: bot, kind: finetune, training: {model: Qwen/Qwen3-8B, method: qlora, batch: 4, context: 4096, workers: 2}}
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
@@ -22,6 +23,7 @@ from aim_profile.files.read import check, check_as, parsed, read_text
 from aim_profile.models.facts import Precision
 from aim_profile.sizing.fit import CONTEXT_CEILING_TOKENS
 from aim_profile.sizing.kv_cache import KvDtype
+from aim_profile.sizing.training import Training
 from aim_profile.units import parse_memory
 
 Priority = Literal["low", "medium", "high"]
@@ -65,7 +67,8 @@ class Pin(_Frozen):
 class Workload(_Frozen):
     """One model (or job) and how it is to run. Unset fields take the stated default.
 
-    memory: what each device must hold, where it is not derived from `model` (a fine-tuning job, a detector);
+    memory: what each device must hold, where it is not derived from `model` or `training` (a detector);
+    training: what a fine-tuning job trains, a replica for each of its workers;
     memory_limit: the most it may ever take of a device; with it, it shares its device with others that have one
     (a high priority workload never shares). tp: devices per replica, None: as few as fit, and partitions together
     (unproven) only where nothing else is left. slo latency: one device or whole cards, no tensor parallelism over
@@ -83,6 +86,7 @@ class Workload(_Frozen):
     kv_dtype: KvDtype = "auto"
     lora_slots: Whole = Field(default=0, ge=0, le=1024)
     lora_rank: Whole = Field(default=16, ge=1, le=512)
+    training: Training | None = None
     memory: str | None = None
     memory_limit: str | None = None
     tp: Whole | None = Field(default=None, ge=1, le=64)
@@ -106,17 +110,36 @@ class Workload(_Frozen):
                 raise ValueError(str(problem)) from problem
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_replica_for_each_worker(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and "replicas" not in raw and isinstance(training := raw.get("training"), Mapping):
+            return {**raw, "replicas": training.get("workers", 1)}
+        return raw
+
     @model_validator(mode="after")
     def _can_be_sized(self) -> Self:
-        if self.kind == "finetune" and self.memory is None:
-            raise ValueError("a finetune workload needs memory: what the job holds on each device, as in 60GiB")
-        if self.model is None and self.memory is None:
+        if self.training is not None:
+            self._is_trained()
+        if self.kind == "finetune" and self.memory is None and self.training is None:
+            raise ValueError("a finetune workload needs training, or memory: what it holds on each device, as in 60GiB")
+        if self.model is None and self.memory is None and self.training is None:
             raise ValueError("give model, or memory: what it holds on each device, as in 6GiB")
         if self.memory_limit and (self.tp or 1) > 1:
             raise ValueError("memory_limit shares one device: tp must be 1")
         if self.memory and self.memory_limit and parse_memory(self.memory) > parse_memory(self.memory_limit):
             raise ValueError(f"memory {self.memory} is more than memory_limit {self.memory_limit}")
         return self
+
+    def _is_trained(self) -> None:
+        assert self.training is not None
+        if self.kind != "finetune":
+            raise ValueError(f"training is of kind finetune (kind is {self.kind})")
+        for key, given in (("model", self.model), ("memory", self.memory), ("memory_limit", self.memory_limit)):
+            if given is not None:
+                raise ValueError(f"training says what is held: leave {key} out")
+        if (self.tp or 1) > 1 or self.replicas != self.training.workers:
+            raise ValueError("each worker of a training is a replica on one device: leave replicas and tp out")
 
     @model_validator(mode="after")
     def _can_stand_somewhere(self) -> Self:
@@ -128,6 +151,11 @@ class Workload(_Frozen):
         if pinned_partition and ((self.tp or 1) > 1 or (self.replicas > 1 and not self.shares)):
             raise ValueError("pinned.partition is one device: tp and replicas must be 1")
         return self
+
+    @property
+    def sized_by(self) -> str | None:
+        """The model whose facts size it, served or trained."""
+        return self.model if self.training is None else self.training.model
 
     @property
     def shares(self) -> bool:

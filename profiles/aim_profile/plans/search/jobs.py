@@ -13,6 +13,7 @@ from aim_profile.plans.fleet import Fleet
 from aim_profile.plans.plan import PRIORITIES, Placement
 from aim_profile.plans.workload import Workload, WorkloadError, Workloads
 from aim_profile.sizing.fit import DEFAULT_UTILIZATION, STEP_TOKENS, Engine, Request, budget_bytes, demand
+from aim_profile.sizing.training import memory
 from aim_profile.units import parse_memory
 
 from .problem import DeviceKind, Job, Option, PlanNode, least_share, selector
@@ -23,6 +24,8 @@ def need_bytes(workload: Workload, devices: int, facts: ModelFacts | None, on_cp
 
     on_cpu: the devices are CPU sets. Raises SizingError for unknown facts or an impossible request.
     """
+    if workload.training is not None and facts is not None:
+        return memory(facts, workload.training, on_cpu=on_cpu).total
     if workload.memory is not None or facts is None:
         return parse_memory(workload.memory or "")
     try:
@@ -72,7 +75,9 @@ def device_counts(workload: Workload, kind: DeviceKind, most_cards: int) -> tupl
         return (workload.tp,) if workload.tp <= most and not latency_over_siblings else ()
     pinned_device = workload.pinned is not None and workload.pinned.partition is not None
     pinned_card = workload.pinned is not None and workload.pinned.card is not None
-    if workload.memory is not None or workload.memory_limit is not None or pinned_device:
+    if workload.training is not None or workload.memory is not None or workload.memory_limit is not None:
+        return (1,)
+    if pinned_device:
         return (1,)
     if kind.whole:
         return (1,) if pinned_card else tuple(n for n in (1, 2, 4, 8, 16) if n <= most_cards)
@@ -146,6 +151,7 @@ class Jobs:
         key = (
             *(asked.model, asked.precision, asked.context, asked.concurrency, asked.kv_dtype, asked.lora_slots),
             *(asked.lora_rank, asked.memory, asked.memory_limit, asked.tp, asked.slo, asked.shares),
+            asked.training,
             *(
                 bool(asked.pinned and asked.pinned.card is not None),
                 bool(asked.pinned and asked.pinned.partition is not None),
@@ -216,7 +222,7 @@ class Jobs:
         return None
 
     def _facts(self, workload: Workload) -> ModelFacts | None:
-        return None if workload.model is None else self._model(workload.model)
+        return None if workload.sized_by is None else self._model(workload.sized_by)
 
     def _model(self, reference: str) -> ModelFacts:
         if reference not in self._models:
