@@ -18,7 +18,8 @@ from aim_runtime.cache.errors import CacheError
 from aim_runtime.cache.fetch import Effort
 from aim_runtime.cache.index import Cache
 from aim_runtime.cache.uri import parse_uri
-from model_sources import MANIFEST, TITLE, Registry, cache_verb, digests, random_model
+from docker_registry import MANIFEST, TITLE, Registry
+from model_sources import cache_verb, digests, random_model
 from odd_http import Odd, odd_http
 from rclone_servers import S3_ENVIRONMENT, http_server, s3_server
 

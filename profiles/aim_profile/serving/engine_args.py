@@ -107,7 +107,7 @@ def engine_args(
         args["quantization"] = method
     if request.kv_dtype == "fp8":
         args["kv-cache-dtype"] = "fp8"
-    if finetuning is not None:
+    if finetuning is not None and finetuning.lora_slots:
         args |= {"enable-lora": True, "max-loras": finetuning.lora_slots, "max-lora-rank": finetuning.lora_rank}
     return args
 

@@ -132,11 +132,29 @@ class Guardrail(_Frozen):
     threshold: float | None = Field(default=None, ge=0, le=1)
 
 
-class FineTuning(_Frozen):
-    """LoRA adapters served beside the base model: lora_slots resident at once, of at most lora_rank."""
+class Provenance(_Frozen):
+    """What tuned weights were made from. Digests are SHA-256: of the base model's files, of what the job asked for, of
+    the tokenised rows (absent: not known any more). metrics: measured on the tuned model; tools: version by name.
+    """
 
-    lora_slots: int = Field(ge=1, le=1024)
+    base: str = Field(min_length=1)
+    revision: str | None = None
+    method: str = Field(min_length=1)
+    base_digest: str
+    job_digest: str
+    data_digest: str | None = None
+    metrics: Mapping[str, float] = Field(default_factory=dict)
+    tools: Mapping[str, str] = Field(default_factory=dict)
+
+
+class FineTuning(_Frozen):
+    """LoRA adapters served beside the base model: lora_slots resident at once (0: the weights were merged), of at most
+    lora_rank; provenance: where the weights come from that the profile was written for.
+    """
+
+    lora_slots: int = Field(ge=0, le=1024)
     lora_rank: int = Field(default=16, ge=1, le=512)
+    provenance: Provenance | None = None
 
 
 class Evidence(_Frozen):
