@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Self
+
 
 class AimProfileError(Exception):
     """Bad input or an unusable fact. `str()` is one line for people; the parts serve machines.
@@ -16,6 +19,11 @@ class AimProfileError(Exception):
         self.value = value
         self.remedy = remedy
         super().__init__(f"{problem}; {remedy}" if remedy else problem)
+
+    def __reduce__(self) -> tuple[partial[Self], tuple[()]]:
+        """It reaches other processes as it is."""
+        kept = partial(type(self), self.problem, field=self.field, value=self.value, remedy=self.remedy)
+        return kept, ()
 
 
 class CatalogError(AimProfileError):

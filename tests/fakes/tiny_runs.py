@@ -13,6 +13,7 @@ import numpy as np
 from aim_trainer.checkpoints.checkpoint import Checkpoint
 from aim_trainer.data.batches import Batches
 from aim_trainer.data.tokens import Row, Tokens, write_tokens
+from aim_trainer.errors import StoreError
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.steps import batches as arithmetic
 from aim_trainer.metrics.records import Evaluation, Record, Saved, Step
@@ -131,11 +132,15 @@ class Told:
 
 @dataclass
 class CopiedCheckpoints:
-    """A store that keeps every checkpoint, copied beside each other, and verifies nothing."""
+    """A store that keeps every checkpoint, copied beside each other, and verifies nothing. With a file `full` in it,
+    it takes none.
+    """
 
     root: Path
 
     def save(self, step: int, files: Path, world_size: int, metrics: dict[str, float]) -> Checkpoint:
+        if (self.root / "full").exists():
+            raise StoreError("no space left", field="spec.checkpoints.uri", value=self.root, remedy="make room")
         shutil.copytree(files, self.root / f"{step:06d}-{world_size}")
         return Checkpoint(step, str(self.root / f"{step:06d}-{world_size}"), world_size, metrics)
 

@@ -12,6 +12,7 @@ from aim_trainer.data.tokens import Tokens
 
 from .loss import summed_loss
 from .model import Loaded
+from .weights import let_go
 from .workers import Workers
 
 #: Micro-batches of a worker that are put together at once.
@@ -32,6 +33,7 @@ def held_out(loaded: Loaded, tokens: Tokens, micro_batch: int = 8, workers: Work
             total, count, pairs = _measured(loaded, rows)
     finally:
         loaded.model.train(training)
+        let_go(loaded.model)
     summed, rated = workers.sums(total, count)
     loss = summed / rated
     if "labels" not in tokens.about and not pairs:

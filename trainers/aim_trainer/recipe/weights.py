@@ -7,12 +7,22 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def trained_weights(model: Any) -> dict[str, torch.Tensor]:
     """What the optimizer changes, by name; what is tied stands once."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def let_go(model: Any) -> None:
+    """Of a sharded model: what was gathered to compute, and no backward pass let go of. Until then the model shows
+    weights that are not those the optimizer changes.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
