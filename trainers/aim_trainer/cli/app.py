@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from aim_profile.errors import AimProfileError
 from aim_trainer.errors import TrainerError
 
 app = typer.Typer(
@@ -21,16 +22,22 @@ app = typer.Typer(
 )
 
 JobArgument = Annotated[Path, typer.Argument(metavar="JOB", help="A FineTuningJob, as YAML.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The directory of a run.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="As in spec.hyperparameters.seed=7; may be repeated."),
 ]
 
 
-def fail(problem: TrainerError) -> typer.Exit:
+OutputOption = Annotated[
+    Literal["table", "json", "yaml"], typer.Option("--output", "-o", help="A table for people, or JSON or YAML.")
+]
+
+
+def fail(problem: AimProfileError) -> typer.Exit:
     """Says it on stderr; to be raised."""
     typer.echo(str(problem), err=True)
-    return typer.Exit(problem.exit_code)
+    return typer.Exit(problem.exit_code if isinstance(problem, TrainerError) else 2)
 
 
 @app.callback()
@@ -76,6 +83,39 @@ def validate(job: JobArgument, overrides: SetOption = None) -> None:
 
 
 @app.command()
+def plan(
+    job: JobArgument,
+    overrides: SetOption = None,
+    gpu: Annotated[str | None, typer.Option(help="A GPU of `aim-profile gpus`; all of them when left out.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="To train on; local files are counted.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(metavar="RUN_DIR", help="A run of the same job, for how long it lasts.")
+    ] = None,
+    workload: Annotated[
+        bool, typer.Option("--workload", help="Print a workload of `aim-profile plan` instead.")
+    ] = False,
+    output: OutputOption = "table",
+) -> None:
+    """Say what a job takes of each device, where it fits, and how many steps it is.
+
+    Example: `aim-trainer plan job.yaml --gpu MI300X`
+    """
+    from aim_trainer.job.read import read_job
+
+    from . import plan as verb
+
+    try:
+        read = read_job(job, overrides or ())
+        if workload:
+            typer.echo(verb.workload(read), nl=False)
+        else:
+            counted = rows if rows is not None else verb.counted_rows(read)
+            verb.tell(verb.plan(read, gpu, counted, measured), output)
+    except AimProfileError as problem:
+        raise fail(problem) from None
+
+
+@app.command()
 def render(job: JobArgument, overrides: SetOption = None) -> None:
     """Print the job as a KubeRay RayJob, with the ConfigMap that holds it.
 
@@ -99,3 +139,28 @@ def schema() -> None:
     from aim_trainer.job.schema import custom_resource_definition
 
     typer.echo(dump(custom_resource_definition()), nl=False)
+
+
+@app.command()
+def status(run: RunArgument, output: OutputOption = "table") -> None:
+    """Say how far a run is: step, loss, what is left, what was measured and saved."""
+    from . import status as verb
+
+    try:
+        verb.status(run, output)
+    except AimProfileError as problem:
+        raise fail(problem) from None
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Directories of runs.")],
+    output: OutputOption = "table",
+) -> None:
+    """Print runs side by side: what they were told differently, and what they came to."""
+    from . import compare as verb
+
+    try:
+        verb.compare(runs, output)
+    except AimProfileError as problem:
+        raise fail(problem) from None
