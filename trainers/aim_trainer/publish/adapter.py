@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def with_adapter_of(model: Any, directory: Path, tokenizer: Any) -> Any:
 
     Raises JobError: tensors that name no module of the model, or logits as without it.
     """
-    tuned = PeftModel.from_pretrained(model, directory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of missing keys, which are refused below
+        tuned = PeftModel.from_pretrained(model, directory)
     held, applied = set(_names(directory)), set(get_peft_model_state_dict(tuned))
     if left := sorted(held - applied):
         why = f"{len(left)} of the adapter's {len(held)} tensors name no module of the base model ({left[0]} …)"

@@ -1,0 +1,33 @@
+"""Runs that can be published: a tiny or small model trained for a few steps, its run directory as a run leaves it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aim_trainer.data.tokens import Tokens
+from aim_trainer.job.job import FineTuningJob
+from aim_trainer.recipe.model import save
+from aim_trainer.run_directory import RunDirectory
+from tiny_runs import run_tiny, tiny_job
+
+METRICS = {"base": {"eval_loss": 6.25, "perplexity": 518.0}, "tuned": {"eval_loss": 1.5, "perplexity": 4.48}}
+
+
+def job_of(model: Path, output: Mapping[str, Any], method: str = "lora", **changed: Any) -> FineTuningJob:
+    """As `tiny_job`, with an output and a name."""
+    raw = tiny_job(model, method, **changed).model_dump(mode="json", by_alias=True)
+    raw["spec"]["output"] = dict(output)
+    raw["metadata"]["name"] = "support-bot"
+    return FineTuningJob.model_validate(raw)
+
+
+def trained(job: FineTuningJob, root: Path, rows: Tokens) -> RunDirectory:
+    """rows: in `root/data/train/DIGEST`."""
+    run = RunDirectory(root)
+    ran = run_tiny(job, rows, run.checkpoints)
+    save(ran.loaded, run.result)
+    run.evaluation.write_text(json.dumps(METRICS))
+    return run
