@@ -77,11 +77,10 @@ async def serve(guard: Guard, predictor: FakePredictor) -> AsyncIterator[tuple[h
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     upstream = Upstream(predictor.host, metrics)
-    await upstream.start()
     app = AccessLog(Proxy(nobody, Model(guard, metrics, Over(upstream)), metrics, 2**20), enabled=False)  # type: ignore[arg-type]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as client:
         yield client, registry
-    await upstream.close()
+    upstream.close()
 
 
 def guard_of(on_error: str) -> Guard:

@@ -47,8 +47,6 @@ class Predictor:
         self._asking = asyncio.Lock()
 
     async def start(self) -> None:
-        if self._upstream is not None:
-            await self._upstream.start()
         address = self._settings.predictor_grpc_host or (self._settings.predictor_host if self.only_grpc else None)
         if address is not None:
             from aim_guardrail.upstream_grpc import GrpcUpstream  # grpc's C core: only where it is needed
@@ -57,7 +55,7 @@ class Predictor:
 
     async def close(self) -> None:
         if self._upstream is not None:
-            await self._upstream.close()
+            self._upstream.close()
         if self._grpc is not None:
             await self._grpc.close()
 

@@ -1,21 +1,14 @@
-"""The predictor over HTTP: requests sent on, answers brought back, connections always given back or closed.
-
-The only file that knows aiohttp, but for `detectors/remote.py`.
-"""
+"""The predictor over HTTP: requests sent on, answers brought back, connections always given back or closed."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-import aiohttp
-from multidict import CIMultiDict
-from yarl import URL
-
+from aim_guardrail.connections import CannotConnect, Connection, Connections, NotHttp
 from aim_guardrail.credentials import Credentials, Hidden
 from aim_guardrail.metrics import Metrics
 from aim_kserve.errors import ServingError, Unavailable, UpstreamFailed
@@ -35,7 +28,6 @@ NOT_SENT_ON = _HOP_BY_HOP | _REQUEST_ONLY
 _NOT_BROUGHT_BACK = _HOP_BY_HOP | _RESPONSE_ONLY
 
 _DRAIN_TIMEOUT_S = 0.2
-_LARGE_BYTES = 2**20  # aiohttp writes larger bytes in pieces only when they come as a file
 
 
 class UpstreamTimeout(ServingError):
@@ -52,7 +44,7 @@ class PredictorSaid(ServingError):
 
 
 class Upstream:
-    """One predictor. ``start`` before the first ``send``, ``close`` after the last.
+    """One predictor; ``close`` it in the end.
 
     Args:
         host: HOST[:PORT].
@@ -74,28 +66,17 @@ class Upstream:
         credentials: Credentials | None = None,
     ) -> None:
         self.host = host
-        self._base = f"{'https' if use_ssl else 'http'}://{host}"
         self._metrics = metrics
-        self._connect_timeout_s = connect_timeout_s
         self._silence_timeout_s = silence_timeout_s
         self._retries = retries
         self._credentials = credentials or Credentials()
-        self._session: aiohttp.ClientSession | None = None
-
-    async def start(self) -> None:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=5),
-            timeout=aiohttp.ClientTimeout(connect=self._connect_timeout_s, sock_read=self._silence_timeout_s),
-            cookie_jar=aiohttp.DummyCookieJar(),  # one client's cookies are not another's
-            skip_auto_headers=("accept", "accept-encoding", "content-type", "user-agent"),
-            auto_decompress=False,
-            max_line_size=65536,
-            max_field_size=65536,
+        self._connections = Connections(
+            host, use_ssl=use_ssl, connect_timeout_s=connect_timeout_s, silence_timeout_s=silence_timeout_s
         )
 
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+    def close(self) -> None:
+        """Close the connections that nobody uses."""
+        self._connections.close()
 
     async def send(self, method: str, target: str, headers: Headers, body: bytes) -> Answer:
         """Send one request; ``target`` is path and query, ``headers`` are already :func:`sent_on`.
@@ -109,29 +90,28 @@ class Upstream:
         while True:
             self._metrics.connection_taken(1)
             try:
-                return Answer(await self._request(method, target, headers, body), self._metrics, hidden)
+                connection = await self._ask(method, target, headers, body)
+                return Answer(connection, self._connections, self._metrics, hidden)
             except BaseException as error:
                 self._metrics.connection_taken(-1)
-                if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError) and connecting:
+                if isinstance(error, CannotConnect) and connecting:
                     connecting -= 1
-                elif isinstance(error, _BROKEN) and not isinstance(error, aiohttp.ClientConnectorError) and stale:
+                elif isinstance(error, OSError) and not isinstance(error, TimeoutError) and stale:
                     stale = 0  # most likely a kept connection whose other end is gone: a fresh one tells
                 else:
                     raise self._explain(error) from error
 
-    async def _request(self, method: str, target: str, headers: Headers, body: bytes) -> aiohttp.ClientResponse:
-        assert self._session is not None
-        data: object = io.BytesIO(body) if len(body) > _LARGE_BYTES else body or None
-        return await self._session.request(
-            method,
-            URL(self._base + target, encoded=True),
-            headers=CIMultiDict([(key.decode("latin-1"), value.decode("latin-1")) for key, value in headers]),
-            data=data,
-            allow_redirects=False,
-        )
+    async def _ask(self, method: str, target: str, headers: Headers, body: bytes) -> Connection:
+        connection = await self._connections.take()
+        try:
+            await connection.ask(method, target, self.host, headers, body)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _explain(self, error: BaseException) -> BaseException:
-        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | aiohttp.InvalidURL):
+        if isinstance(error, CannotConnect):
             self._metrics.upstream_failed("connect")
             return Unavailable(f"the predictor {self.host} cannot be reached: ask again", code="predictor_unreachable")
         if isinstance(error, TimeoutError):
@@ -140,19 +120,16 @@ class Upstream:
                 f"the predictor {self.host} did not answer within {self._silence_timeout_s:g} s",
                 code="predictor_timeout",
             )
-        if isinstance(error, _BROKEN):
+        if isinstance(error, OSError):
             self._metrics.upstream_failed("broken")
             return Unavailable(
                 f"the predictor {self.host} closed the connection instead of answering: ask again",
                 code="predictor_broken",
             )
-        if isinstance(error, aiohttp.ClientError):
+        if isinstance(error, NotHttp):
             self._metrics.upstream_failed("invalid")
             return UpstreamFailed(f"the predictor {self.host} answered what is not HTTP", code="predictor_invalid")
         return error
-
-
-_BROKEN = (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, ConnectionError)
 
 
 class Answer:
@@ -161,27 +138,25 @@ class Answer:
     Attributes:
         status: HTTP status.
         headers: names in lower case, those of the connection and its framing left out.
+        length: bytes of the body, where the predictor has said so.
         heard: is told each chunk of :meth:`chunks`, where it is set.
     """
 
-    __slots__ = ("_hidden", "_metrics", "_response", "headers", "heard", "status")
+    __slots__ = ("_connection", "_connections", "_hidden", "_metrics", "headers", "heard", "length", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse, metrics: Metrics, hidden: Hidden) -> None:
-        self._response = response
+    def __init__(self, connection: Connection, connections: Connections, metrics: Metrics, hidden: Hidden) -> None:
+        self._connection, self._connections = connection, connections
         self._metrics = metrics
         self._hidden = hidden
         self.heard: Callable[[bytes], None] | None = None
-        self.status = response.status
-        self.headers = [(name, hidden.all(value)) for name, value in brought_back(response.raw_headers)]
+        self.status = connection.status
+        self.headers = [(name, hidden.all(value)) for name, value in brought_back(connection.headers)]
+        length = header(connection.headers, b"content-length")
+        self.length = int(length) if length else None
 
     def header(self, name: bytes) -> bytes:
         """The first header of that name, or nothing."""
         return header(self.headers, name)
-
-    @property
-    def length(self) -> int | None:
-        """Bytes of the body, where the predictor has said so."""
-        return self._response.content_length
 
     async def read(self) -> bytes:
         """The whole body.
@@ -190,20 +165,23 @@ class Answer:
             UpstreamFailed: the predictor broke off (502).
             UpstreamTimeout: it fell silent.
         """
+        pieces = list[bytes]()
         try:
-            return self._hidden.all(await self._response.read())
-        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+            while piece := await self._connection.piece():
+                pieces.append(piece)
+        except (NotHttp, OSError) as error:
             raise self._explain(error) from error
+        return self._hidden.all(b"".join(pieces))
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises as :meth:`read`."""
         try:
-            async for chunk in self._response.content.iter_any():
+            while chunk := await self._connection.piece():
                 if shown := self._hidden.more(chunk):
                     yield self._told(shown)
             if rest := self._hidden.rest():
                 yield self._told(rest)
-        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+        except (NotHttp, OSError) as error:
             raise self._explain(error) from error
 
     def _told(self, chunk: bytes) -> bytes:
@@ -213,9 +191,9 @@ class Answer:
 
     async def drain(self) -> None:
         """Read what little follows an answer's last event, so that its connection can be kept."""
-        with contextlib.suppress(aiohttp.ClientError, ConnectionError, TimeoutError):
+        with contextlib.suppress(NotHttp, OSError):
             async with asyncio.timeout(_DRAIN_TIMEOUT_S):
-                await self._response.content.readany()
+                await self._connection.piece()
 
     def _explain(self, error: BaseException) -> ServingError:
         if isinstance(error, TimeoutError):
@@ -230,29 +208,27 @@ class Answer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # release() keeps a connection whose answer has been read to its end, close() is for all others.
-        if self._response.content.at_eof() and kind is None:
-            self._response.release()
+        if kind is None:
+            self._connections.give_back(self._connection)
         else:
-            self._response.close()
+            self._connection.close()
         self._metrics.connection_taken(-1)
 
 
-def sent_on(headers: Iterable[tuple[bytes, bytes]], own: dict[str, str]) -> list[tuple[bytes, bytes]]:
+def sent_on(headers: Headers, own: dict[str, str]) -> list[tuple[bytes, bytes]]:
     """A client's request headers as the predictor gets them; ``own`` (names in lower case) replace the client's."""
     ours = {name.encode(): value.encode("latin-1") for name, value in own.items()}
-    dropped = NOT_SENT_ON | ours.keys() | _named_by_connection(headers)
-    return [*(item for item in headers if item[0] not in dropped), *ours.items()]
+    dropped = _named_by_connection(headers).union(ours)
+    return [*(item for item in headers if item[0] not in NOT_SENT_ON and item[0] not in dropped), *ours.items()]
 
 
-def brought_back(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """A predictor's response headers as the client gets them, names in lower case."""
-    lowered = [(key.lower(), value) for key, value in headers]
-    dropped = _NOT_BROUGHT_BACK | _named_by_connection(lowered)
-    return [item for item in lowered if item[0] not in dropped]
+def brought_back(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """A predictor's response headers (names in lower case) as the client gets them."""
+    dropped = _named_by_connection(headers)
+    return [item for item in headers if item[0] not in _NOT_BROUGHT_BACK and item[0] not in dropped]
 
 
-def _named_by_connection(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+def _named_by_connection(headers: Headers) -> set[bytes]:
     named: set[bytes] = set()
     for key, value in headers:
         if key == b"connection":

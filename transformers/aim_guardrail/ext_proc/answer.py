@@ -22,7 +22,7 @@ class EnvoyAnswer:
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         self.status = int(header(headers, b":status") or b"200")
-        self.headers = brought_back(item for item in headers if not item[0].startswith(b":"))
+        self.headers = brought_back([item for item in headers if not item[0].startswith(b":")])
         self.wanted = asyncio.Event()
         self._length = header(headers, b"content-length")
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
