@@ -207,7 +207,7 @@ def _groups(left: Left) -> list[tuple[str, list[dict[str, Any]]]]:
     if left.job is None:
         return []
     every = left.job.spec.model_dump(mode="json", by_alias=True)
-    own = left.job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    own = left.job.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
     top = {key: value for key, value in every.items() if not isinstance(value, Mapping)}
     parts = {"spec": top} | {key: value for key, value in every.items() if isinstance(value, Mapping)}
     return [
