@@ -105,10 +105,13 @@ CLASSES = "template: classification\ndataset: {source: rows.csv, labels: [good, 
             ":8: spec.distributed.strategy: fsdp2 shards no",
         ),
         (
-            CHATS + "method: qlora\ndistributed: {strategy: deepspeed, zeroStage: 3}",
-            ":8: spec.distributed.zeroStage: ZeRO 3",
+            CHATS + "distributed: {strategy: fsdp2}",
+            ":7: spec.distributed.strategy: fsdp2 shards over workers, and there is one",
         ),
-        (CHATS + "distributed: {zeroStage: 3}", ":7: spec.distributed.zeroStage: is of strategy deepspeed"),
+        (
+            CHATS + "distributed: {strategy: deepspeed}",
+            ":7: spec.distributed.strategy: deepspeed is not built in; fsdp2",
+        ),
         (
             CHATS + "distributed: {workers: 3}\nhyperparameters: {globalBatchSize: 32}",
             "32 does not divide by 3 workers = 3 rows",

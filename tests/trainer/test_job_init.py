@@ -83,7 +83,7 @@ finetuning_type: lora
 lora_rank: 8
 lora_target: q_proj,v_proj
 quantization_bit: 4
-deepspeed: examples/deepspeed/ds_z2_config.json
+deepspeed: examples/deepspeed/ds_z3_config.json
 ### dataset
 dataset: identity,turns
 template: llama3
@@ -152,7 +152,8 @@ def test_llama_factory_is_carried_over(tmp_path: Path) -> None:
     assert (hyper.lora_rank, hyper.lora_alpha, hyper.lora_dropout) == (8, 16, 0)
     assert hyper.target_modules == ["q_proj", "v_proj"]
     assert (hyper.batch_size, hyper.global_batch_size, spec.distributed.workers) == (1, 16, 2)
-    assert (spec.distributed.strategy, spec.distributed.zero_stage) == ("deepspeed", 2)
+    assert spec.distributed.strategy == "ddp"
+    assert any(note.startswith("sharded weights: whole on each worker") for note in notes)
     assert (hyper.warmup, hyper.learning_rate, hyper.precision) == (0.1, 1e-4, "bf16")
     assert [(s.uri, s.format, s.columns) for s in spec.dataset.sources] == [
         ("data/identity.json", "alpaca", {"instruction": "ask"}),
@@ -160,6 +161,16 @@ def test_llama_factory_is_carried_over(tmp_path: Path) -> None:
     ]
     assert (spec.dataset.over_long, spec.dataset.validation.share) == ("truncate", 0)
     assert any(note.startswith("template: llama3") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("config", "workers", "strategy"),
+    [("ds_z3_config.json", 2, "fsdp2"), ("zero2.json", 2, "ddp"), ("zero3_bf16.json", 1, "ddp")],
+)
+def test_zero_3_is_fsdp2(tmp_path: Path, config: str, workers: int, strategy: str) -> None:
+    text = f"model_name_or_path: a/b\ndataset: identity\ndeepspeed: {config}\nray_num_workers: {workers}\n"
+    job, _ = read_foreign(put(tmp_path, text))
+    assert job.spec.distributed.strategy == strategy
 
 
 def test_their_defaults_hold_where_nothing_is_said(tmp_path: Path) -> None:

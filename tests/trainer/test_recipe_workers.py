@@ -160,7 +160,6 @@ def test_one_goes_on_as_two_sharded_workers(together: Together) -> None:
     ("how", "told"),
     [
         ({"strategy": "fsdp2"}, "fsdp2 shards over workers, and this run has one"),
-        ({"strategy": "deepspeed"}, "deepspeed is not built in"),
     ],
 )
 def test_a_strategy_that_cannot_be_is_refused(

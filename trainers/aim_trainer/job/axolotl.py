@@ -25,8 +25,7 @@ def _length(draft: Draft, key: str, value: Any) -> None:
 
 
 def _fsdp(draft: Draft, key: str, value: Any) -> None:
-    if value:
-        draft.set("distributed.strategy", "fsdp2")
+    draft.shards = bool(value)
 
 
 def _held_out(draft: Draft, key: str, value: Any) -> None:

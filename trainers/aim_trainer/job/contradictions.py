@@ -34,13 +34,13 @@ def _method(spec: Spec) -> Told:
 
 def _sharding(spec: Spec) -> Told:
     asked = spec.distributed
-    if asked.strategy != "deepspeed" and asked.zero_stage != 2:
-        yield ("distributed", "zeroStage"), f"is of strategy deepspeed (strategy is {asked.strategy})"
-    if spec.method == "qlora" and asked.strategy == "fsdp2":
+    if asked.strategy != "fsdp2":
+        return
+    if spec.method == "qlora":
         why = "fsdp2 shards no quantized weights; use ddp, or method lora, whose weights it does shard"
         yield ("distributed", "strategy"), why
-    if spec.method == "qlora" and asked.strategy == "deepspeed" and asked.zero_stage == 3:
-        yield ("distributed", "zeroStage"), "ZeRO 3 shards no quantized weights; use 1 or 2, or method lora"
+    if asked.workers == 1:
+        yield ("distributed", "strategy"), "fsdp2 shards over workers, and there is one: use ddp, or more workers"
 
 
 def _batches(spec: Spec) -> Told:

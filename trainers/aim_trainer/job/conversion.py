@@ -29,6 +29,8 @@ class Draft:
         self.spec: Any = {}
         self.notes: list[str] = []
         self.refused: list[str] = []
+        #: Whether weights are spread over workers there.
+        self.shards = False
 
     def set(self, path: str, value: Any) -> None:
         """A value at a path from spec on."""
@@ -94,12 +96,13 @@ def elsewhere(_draft: Draft, _key: str, _value: Any) -> None:
 
 def sharding(draft: Draft, key: str, value: Any) -> None:
     """A DeepSpeed configuration by its name: `deepspeed_configs/zero2.json`, `ds_z3_config.json`."""
-    stage = re.search(r"z(?:ero_?)?([123])(?![0-9])", Path(str(value)).name.lower())
+    stage = re.search(r"z(?:ero_?)?([0-3])(?![0-9])", Path(str(value)).name.lower())
     if stage is None:
         draft.refuse(key, f"{value!r} names no ZeRO stage")
-        return
-    draft.set("distributed.strategy", "deepspeed")
-    draft.set("distributed.zeroStage", int(stage[1]))
+    elif stage[1] == "3":
+        draft.shards = True
+    else:
+        draft.note(f"{key}: {value}: each worker keeps the whole model (ddp); fsdp2 shards it")
 
 
 def uri_of(path: str) -> str:
@@ -117,8 +120,17 @@ def batch(draft: Draft, micro: int, accumulation: int, workers: int) -> None:
     draft.set("hyperparameters.batchSize", micro)
     draft.set("hyperparameters.globalBatchSize", micro * accumulation * workers)
     draft.set("distributed.workers", workers)
+    _shard(draft, workers)
     if workers == 1:
         draft.note("globalBatchSize is that of one device; on N devices they trained with N times as many rows")
+
+
+def _shard(draft: Draft, workers: int) -> None:
+    """After the method is known, and the number of workers: neither one device nor quantized weights are sharded."""
+    if draft.shards and workers > 1 and draft.spec.get("method") != "qlora":
+        draft.set("distributed.strategy", "fsdp2")
+    elif draft.shards:
+        draft.note("sharded weights: whole on each worker here (ddp); fsdp2 is of several workers and no quantization")
 
 
 def converted(

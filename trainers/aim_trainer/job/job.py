@@ -62,12 +62,18 @@ class BaseModel_(Part):
 
 
 class Distributed(Part):
-    """workers: processes, one on each device. strategy none of fsdp2 or deepspeed: ddp."""
+    """workers: processes, one on each device. fsdp2 spreads weights, gradients and optimizer over them."""
 
     workers: Whole = Field(default=1, ge=1, le=4096)
-    strategy: Literal["ddp", "fsdp2", "deepspeed"] = "ddp"
-    zero_stage: Literal[1, 2, 3] = Field(default=2, description="of deepspeed")
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
     max_failures: Whole = Field(default=3, ge=0, description="worker losses the run survives by itself")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _deepspeed_is_fsdp2_here(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("strategy") == "deepspeed":
+            raise MisplacedError(("strategy",), "deepspeed is not built in; fsdp2 shards the same (ZeRO stage 3)")
+        return raw
 
 
 class KeepBest(Part):

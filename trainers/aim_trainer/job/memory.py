@@ -40,7 +40,6 @@ def training_of(job: FineTuningJob, batch: int | None = None) -> Training:
         accumulation=max(1, (hyper.global_batch_size or 0) // (micro * shared.workers)),
         workers=shared.workers,
         strategy=shared.strategy,
-        zero_stage=shared.zero_stage,
         classes=len(spec.dataset.labels) or None,
         **own,
     )

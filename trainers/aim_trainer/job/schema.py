@@ -29,6 +29,11 @@ _RULES: dict[str, list[tuple[str, str]]] = {
             "fsdp2 shards no quantized weights: use ddp, or method lora",
         ),
         (
+            "!has(self.distributed) || !has(self.distributed.strategy) || self.distributed.strategy != 'fsdp2' || "
+            "(has(self.distributed.workers) && self.distributed.workers > 1)",
+            "fsdp2 shards over workers: use ddp, or more workers",
+        ),
+        (
             "!has(self.method) || self.method != 'full' || !has(self.output) || !has(self.output.format) || "
             "self.output.format != 'adapter'",
             "full tuning makes no adapter",

@@ -36,8 +36,6 @@ def place(job: FineTuningJob, loaded: Loaded, workers: Workers) -> Placed:
     strategy = job.spec.distributed.strategy
     if strategy == "fsdp2":
         return _sharded(job, loaded, workers)
-    if strategy == "deepspeed":
-        raise _refused(strategy, "is not built in", "fsdp2 shards the same (ZeRO stage 3)")
     if workers.world_size == 1:
         return Placed(loaded.model)
     devices = None if workers.device == "cpu" else [torch.device(workers.device)]
