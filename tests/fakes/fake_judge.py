@@ -17,6 +17,7 @@ from typing import Any, Self
 import orjson
 from aiohttp import web
 
+from listening import answering
 from ports import free_ports
 
 Json = dict[str, Any]
@@ -56,14 +57,9 @@ class FakeJudge:
 
     async def _serve(self) -> None:
         self._stop = asyncio.Event()
-        app = web.Application(client_max_size=2**26)
-        app.router.add_route("*", "/{path:.*}", self._answer)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0, handler_cancellation=True)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", self.port, ssl_context=self._tls).start()
-        self._started.set()
-        await self._stop.wait()
-        await runner.cleanup()
+        async with answering(self._answer, self.port, self._tls):
+            self._started.set()
+            await self._stop.wait()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -80,6 +76,7 @@ class FakeJudge:
                 await asyncio.sleep(3600)
             if says is DROP:
                 request.transport.abort()
+                return web.Response()  # which nobody gets
             status, data = (says, _error(says)) if isinstance(says, int) else (200, says)
             data = data if isinstance(data, bytes) else orjson.dumps(data)
             return web.Response(status=status, body=data, headers={"content-type": "application/json", **self.heads})

@@ -31,6 +31,7 @@ from typing import Any, Self
 import orjson
 from aiohttp import web
 
+from listening import answering
 from ports import free_ports
 
 Json = dict[str, Any]
@@ -73,17 +74,12 @@ class FakePredictor:
 
     async def serve(self) -> None:
         self._stop = asyncio.Event()
-        app = web.Application(client_max_size=2**26)
-        app.router.add_route("*", "/{path:.*}", self._answer)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0, handler_cancellation=True)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", self.port, ssl_context=self._tls).start()
-        grpc_server = await _serve_grpc(self, self.grpc_port) if self._grpc else None
-        self._started.set()
-        await self._stop.wait()
-        if grpc_server is not None:
-            await grpc_server.stop(0)
-        await runner.cleanup()
+        async with answering(self._answer, self.port, self._tls):
+            grpc_server = await _serve_grpc(self, self.grpc_port) if self._grpc else None
+            self._started.set()
+            await self._stop.wait()
+            if grpc_server is not None:
+                await grpc_server.stop(0)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

@@ -16,6 +16,8 @@ from typing import Any, Self
 
 import orjson
 
+from listening import stop_accepting
+
 Behaviour = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -93,6 +95,7 @@ class RawServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await stop_accepting(*(listening.fileno() for listening in self._server.sockets))
         self._server.close()
         for task in self._tasks:
             task.cancel()

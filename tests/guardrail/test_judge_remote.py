@@ -140,11 +140,14 @@ async def test_nobody_there_is_an_error():
     await remote.close()
 
 
-async def test_a_connection_that_is_dropped_is_an_error(judge: FakeJudge, remote: Remote):
+async def test_a_connection_that_is_dropped_is_an_error(
+    judge: FakeJudge, remote: Remote, caplog: pytest.LogCaptureFixture
+):
     judge.says = DROP
     with pytest.raises(RemoteFailed, match="closed the connection"):
         await remote.post("/completions", {}, soon())
     assert len(judge.asked) == 2  # once more, on a fresh connection
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 # --- key ----------------------------------------------------------------------------------------------------------
