@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,20 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
-from aim_guardrail.filter_api import MOST_ITEMS, document
+import word_family  # noqa: F401  a batch detector
+from aim_guardrail.filter_api import MOST_ITEMS, Item, Judged, document, judge
+from aim_guardrail.metrics import Metrics
+from aim_guardrail.pipeline import Guard
+from aim_guardrail.pipeline.blocked import Blocked
+from aim_guardrail.pipeline.context import RequestContext
+from aim_guardrail.pipeline.screening import Screening
+from aim_guardrail.policy import parse_policy
 from aim_guardrail.settings import GuardrailSettings
+from aim_guardrail.slots.slot import Slot, Slots
 from aim_kserve.settings import SettingsError
 from guarded import ask, metric
 from served import Served
@@ -149,6 +160,58 @@ def test_a_direction_without_rules_is_refused(tmp_path: Path):
     with Served(["-m", "aim_guardrail", "--model_name", "m", "--policy", str(tmp_path / "p.yaml")]) as server:
         answer = httpx.post(f"{server.url}/filter", json={"text": "a", "direction": "answer"})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "direction")
+
+
+# --- positions ------------------------------------------------------------------------------------------------------
+
+STAGED = """
+version: 2
+name: staged
+budget_ms: 20000
+prompt:
+  - {type: pii, action: redact}
+  - {type: words, action: {BAD: redact, MILD: %s}}
+"""
+VALUES = {
+    "EMAIL_ADDRESS": "zoe.o@example.com",
+    "CREDIT_CARD": "4111 1111 1111 1111",
+    "BAD": "badword",
+    "MILD": "mildword",
+}
+BETWEEN = st.sampled_from([" ", " na\u00efve \U0001f600 ", " \u200b \uff21\uff22 ", " e\u0301t\u00e9, ", "\n\n"])
+
+
+@pytest.fixture(scope="module")
+def staged() -> Guard:
+    return Guard.load(parse_policy(STAGED % "flag", "t"))
+
+
+def screening(guard: Guard) -> Screening:
+    return Screening(guard, Metrics(CollectorRegistry()), RequestContext("/filter"))
+
+
+def judged_here(guard: Guard, text: str) -> Judged:
+    return asyncio.run(judge(screening(guard), Item(text=text)))
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(BETWEEN, st.sampled_from(sorted(VALUES))), max_size=8), BETWEEN)
+def test_positions_are_those_of_the_text_that_was_sent(staged: Guard, said: list[tuple[str, str]], end: str):
+    text = "".join(between + VALUES[label] for between, label in said) + end
+    found = judged_here(staged, text).findings
+    assert [(f.label, text[f.start : f.end]) for f in found if f.family == "pii"] == [
+        (label, VALUES[label]) for _, label in said if label not in ("BAD", "MILD")
+    ]
+    assert [(f.label, text[f.start : f.end]) for f in found if f.family == "words"] == [
+        (label, VALUES[label]) for _, label in said if label in ("BAD", "MILD")
+    ]
+
+
+def test_a_block_behind_redaction_names_the_part_it_is_in(staged: Guard):
+    blocking = Guard.load(parse_policy(STAGED % "block", "t"), staged)
+    parts = Slots([Slot("a@b.co mildword", ("parts", 0)), Slot("fine", ("parts", 1))], [(0, 1)])
+    with pytest.raises(Blocked, match=r"^parts\[0\] was blocked"):
+        asyncio.run(screening(blocking).screen_texts("prompt", parts))
 
 
 @schema.parametrize()

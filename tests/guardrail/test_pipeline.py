@@ -3,11 +3,14 @@
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aim_guardrail.detectors.base import Finding
 from aim_guardrail.detectors.families import FAMILIES
 from aim_guardrail.pipeline import DetectorFailed, Guard, Session
-from aim_guardrail.policy import Policy, Rule, shipped_policy
+from aim_guardrail.pipeline.ruling import Ruling, as_sent, redact_parts
+from aim_guardrail.policy import Policy, Rule, Verdict, shipped_policy
 from aim_guardrail.text import Text
 
 
@@ -122,3 +125,36 @@ def test_is_thread_safe(chat: Guard):
     for thread in threads:
         thread.join()
     assert results == [expected] * 20
+
+
+# --- positions ------------------------------------------------------------------------------------------------------
+
+HIDDEN = st.lists(st.integers(0, 30), max_size=8, unique=True).map(
+    lambda edges: [(sorted(edges)[at], sorted(edges)[at + 1]) for at in range(0, len(edges) - 1, 2)]
+)
+
+
+def found_at(start: int, end: int, action: str = "redact") -> Finding:
+    return Finding("pii", "A>_1", start, end, 1.0, "t", action=action)
+
+
+@given(HIDDEN, st.integers(0, 15), st.data())
+def test_what_is_found_in_a_redacted_text_is_where_it_was_sent(
+    hidden: list[tuple[int, int]], cut: int, data: st.DataObject
+):
+    sent = [chr(0x4E00 + at) for at in range(31)]
+    redactions = tuple(found_at(*span) for span in hidden)
+    parts = redact_parts(["".join(sent[:cut]), "".join(sent[cut:])], redactions, Session())
+    stands_for: list[range] = []  # of each character that is shown: what of the text that was sent
+    done = 0
+    for number, (start, end) in enumerate(hidden, 1):
+        stands_for += [range(at, at + 1) for at in range(done, start)] + [range(start, end)] * len(f"<A>_1_{number}>")
+        done = end
+    stands_for += [range(at, at + 1) for at in range(done, 31)]
+    assert len(stands_for) == len("".join(parts))
+    first = data.draw(st.integers(0, len(stands_for) - 1))
+    last = data.draw(st.integers(first, len(stands_for) - 1))
+    ruling = Ruling((0, 1), Verdict("flag", ("pii",), (found_at(first, last + 1, "flag"),)))
+    (moved,) = as_sent([ruling], [Ruling((0, 1), Verdict("redact", ("pii",), redactions))], parts)
+    (finding,) = moved.verdict.findings
+    assert (finding.start, finding.end) == (stands_for[first].start, stands_for[last].stop)

@@ -19,7 +19,7 @@ from aim_guardrail.pipeline.failures import DetectorFailed
 from aim_guardrail.pipeline.guard import INLINE_CHARS, Guard
 from aim_guardrail.pipeline.passages import as_read, passages_of, rulings_of
 from aim_guardrail.pipeline.pictures import UNREAD, refusal
-from aim_guardrail.pipeline.ruling import Ruling, redacted
+from aim_guardrail.pipeline.ruling import Ruling, as_sent, redacted
 from aim_guardrail.pipeline.session import Session
 from aim_guardrail.pipeline.stages import Judgement
 from aim_guardrail.pipeline.watch import Watch, outcome_of
@@ -185,10 +185,10 @@ class Screening:
         if not self.guard.stages.watches(direction):
             changed = await by_size(size, self.body, direction, body, place)
         else:
-            slots, texts = await by_size(size, self._collected, direction, body, place)
+            slots, texts, inline_rulings = await by_size(size, self._collected, direction, body, place)
             if inline is not None:
                 await inline(texts)
-            texts = await self._judged(direction, slots, texts)
+            texts = await self._judged(direction, slots, texts, inline_rulings)
             changed = await by_size(size, apply, body, slots, texts, direction == "answer")
         return (direction == "answer" and await by_size(size, self.session.vault.restore_in, body)) or changed
 
@@ -203,16 +203,20 @@ class Screening:
         self._refuse_pictures(direction, slots)
         if size is None:
             size = sum(len(slot.text) for slot in slots.items)
-        texts = await self._judged(direction, slots, await by_size(size, self.texts, direction, slots))
+        texts = await self._judged(direction, slots, *await by_size(size, self._inline, direction, slots))
         return texts if direction == "prompt" else [self.session.vault.restored(text) for text in texts]
 
     def body(self, direction: Direction, body: Json, place: Place = FREE) -> bool:
         """The inline stage of :meth:`screen`."""
-        slots, texts = self._collected(direction, body, place)
+        slots, texts, _ = self._collected(direction, body, place)
         return apply(body, slots, texts, direction == "answer")
 
     def texts(self, direction: Direction, slots: Slots) -> list[str]:
         """The inline stage of :meth:`screen_texts`."""
+        return self._inline(direction, slots)[0]
+
+    def _inline(self, direction: Direction, slots: Slots) -> tuple[list[str], list[Ruling]]:
+        """Each slot's text as the inline stage lets it pass, and why. Raises Blocked, Unavailable."""
         if direction == "prompt" and self.guard.policy.restored:
             self.session.vault.reserve(as_read(slots))
         try:
@@ -221,18 +225,20 @@ class Screening:
             raise self.failed(error) from error
         self.watch.keep(direction, slots, rulings)
         if not rulings:
-            return [slot.text for slot in slots.items]
+            return [slot.text for slot in slots.items], rulings
         self._rule(direction, slots, rulings)
-        return self.guard.redacted(slots, rulings, self.session, direction)
+        return self.guard.redacted(slots, rulings, self.session, direction), rulings
 
-    def _collected(self, direction: Direction, body: Json, place: Place) -> tuple[Slots, list[str]]:
+    def _collected(self, direction: Direction, body: Json, place: Place) -> tuple[Slots, list[str], list[Ruling]]:
         slots = collect(direction, body, place)
         self._refuse_pictures(direction, slots)
         self._keys = slots.keys
-        return slots, self.texts(direction, slots)
+        return slots, *self._inline(direction, slots)
 
-    async def _judged(self, direction: Direction, slots: Slots, texts: list[str]) -> list[str]:
-        """The texts that the inline stage let pass, as the stages behind it let them pass."""
+    async def _judged(
+        self, direction: Direction, slots: Slots, texts: list[str], inline: Sequence[Ruling] = ()
+    ) -> list[str]:
+        """The texts that the inline stage let pass by those rulings, as the stages behind it let them pass."""
         if not self.guard.stages.watches(direction):
             return texts
         size = len(texts) * 16
@@ -241,7 +247,7 @@ class Screening:
             self.prompt = [*self.prompt, *passages]
         judgement = await self.ask_stages(direction, passages, self._deadline_s(direction))
         rulings = await by_size(size, rulings_of, runs, judgement.findings)
-        async for part in parts(rulings):
+        async for part in parts(await by_size(size, as_sent, rulings, inline, texts)):
             self._rule(direction, slots, part)
         await self._judge_pictures(direction, slots)
         kept = self.guard.policy.restored if direction == "prompt" else frozenset[str]()

@@ -46,3 +46,8 @@ class Session:
                 number += 1
             numbers[digest] = self._last[label] = number
         return f"<{label}_{number}>"
+
+
+def placeholder_end(text: str, start: int, label: str) -> int:
+    """Where the placeholder of that label that begins at ``start`` ends in ``text``."""
+    return text.index(">", start + len(f"<{label}_")) + 1
