@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("transformers.configuration_utils", reason="make trainer")
 
 
+from aim_trainer.cli.app import app
 from aim_trainer.data.tokens import Row, Tokens, write_tokens
 from aim_trainer.errors import DataError, GateError, StoreError
 from aim_trainer.evaluate import guardrail
@@ -214,3 +218,25 @@ def test_side_by_side_is_as_one_by_one(tiny: Tiny, architecture: str, tmp_path: 
     prompts = [question.tokens for question in held_out_questions(chat_tokens(tmp_path, 10), loaded.tokenizer, 10)]
     together = answers(loaded, prompts, 8)
     assert together == [answers(loaded, [prompt], 8)[0] for prompt in prompts]
+
+
+def test_the_verb_judges_once_more_and_a_failed_gate_is_exit_code_4(lora: Trained, tmp_path: Path) -> None:
+    job = judged_by(lora.job, gates=[{"metric": "eval_loss", "min": 100}])
+    file, kept = tmp_path / "job.yaml", lora.run.data / "validation"
+    file.write_text(json.dumps(job.model_dump(mode="json", by_alias=True, exclude_unset=True)))
+    shutil.copytree(lora.rows_in, kept / "digest", dirs_exist_ok=True)
+    ended = CliRunner().invoke(app, ["evaluate", str(file), str(lora.run.root), "--output", "json"])
+    assert ended.exit_code == 4
+    assert re.search(r"1 of 1 gates failed:\n  eval_loss: [\d.]+, min 100", ended.stderr)
+    printed = json.loads(ended.stdout)
+    assert printed["n"]["eval_loss"] == 12
+    assert "1 of 1 gates failed" in lora.run.report.read_text()
+    assert "judged" in lora.run.metrics.read_text()
+
+
+def test_the_verb_refuses_what_is_no_run(lora: Trained, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps(lora.job.model_dump(mode="json", by_alias=True, exclude_unset=True)))
+    ended = CliRunner().invoke(app, ["evaluate", str(file), str(tmp_path / "none")])
+    assert (ended.exit_code, ended.stdout) == (3, "")
+    assert "none: no run is there; name the directory of a run" in ended.stderr

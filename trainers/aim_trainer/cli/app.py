@@ -164,3 +164,20 @@ def compare(
         verb.compare(runs, output)
     except AimProfileError as problem:
         raise fail(problem) from None
+
+
+@app.command()
+def evaluate(job: JobArgument, run: RunArgument, overrides: SetOption = None, output: OutputOption = "table") -> None:
+    """Judge the result of a run beside its base model once more: measures, answers, gates, the page.
+
+    Example: `aim-trainer evaluate job.yaml runs/support-bot --set spec.validation.samples=200`
+    """
+    from aim_trainer.job.read import read_job
+
+    try:
+        read = read_job(job, overrides or ())
+        from . import evaluate as verb
+
+        verb.evaluate(read, run, output)
+    except AimProfileError as problem:
+        raise fail(problem) from None

@@ -1,0 +1,61 @@
+"""`aim-trainer evaluate`: base and tuned model of a run side by side, once more."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from aim_profile.cli.output import Output, Table, show
+from aim_trainer.data.tokens import Tokens
+from aim_trainer.errors import StoreError
+from aim_trainer.evaluate.gates import require
+from aim_trainer.evaluate.judge import Judgement, judge
+from aim_trainer.job.job import FineTuningJob
+from aim_trainer.metrics.all_sinks import AllSinks
+from aim_trainer.metrics.json_lines import JsonLines
+from aim_trainer.metrics.terminal import terminal
+from aim_trainer.report.judged import comparison
+from aim_trainer.report.judged import gates as gates_in_words
+from aim_trainer.report.write import write_report
+from aim_trainer.run_directory import RunDirectory
+
+
+def evaluate(job: FineTuningJob, directory: Path, output: Output) -> None:
+    """Judges the run's result, writes its evaluation.json and its page anew and prints both models' measures.
+
+    Raises GateError (after all is written), StoreError, DataError, JobError.
+    """
+    run = RunDirectory(directory)
+    if not directory.is_dir():
+        raise StoreError(f"{directory}: no run is there", field="run", remedy="name the directory of a run")
+    sink = AllSinks([JsonLines(run.metrics), terminal()])
+    try:
+        judgement = judge(job, run, _held_out(run), _device(job), sink)
+    finally:
+        sink.close()
+    write_report(run)
+    show(output, dataclasses.asdict(judgement), *_tables(judgement))
+    require(judgement.gates)
+
+
+def _tables(judgement: Judgement) -> list[Table]:
+    said = dataclasses.asdict(judgement)
+    rows = [(row["name"], row["base"], row["tuned"], row["change"], row["of"]) for row in comparison(said)]
+    columns = ("measure", "base", "tuned", "change", "of")
+    tables = [Table(columns, rows, right=columns[1:])]
+    if judgement.gates:
+        gates = [(gate["name"], gate["bound"], gate["value"], gate["said"]) for gate in gates_in_words(said)]
+        tables.append(Table(("gate", "bound", "measured", ""), gates, right=("measured",)))
+    return tables
+
+
+def _held_out(run: RunDirectory) -> Path | None:
+    """The held-out rows as the run tokenised them last."""
+    whole = sorted((run.data / "validation").glob("*/about.json"), key=lambda about: about.stat().st_mtime)
+    return whole[-1].parent if whole and len(Tokens(whole[-1].parent)) else None
+
+
+def _device(job: FineTuningJob) -> str:
+    import torch
+
+    return "cuda:0" if job.spec.resources.gpu and torch.cuda.is_available() else "cpu"
