@@ -49,6 +49,10 @@ class Tokens:
         """Tokens of each row: (rows,)."""
         return np.diff(self.ends, prepend=0)
 
+    def trained_tokens(self) -> int:
+        """Of all rows together."""
+        return int(np.count_nonzero(self._trained))
+
 
 def write_tokens(directory: Path, rows: Iterable[Row], about: dict[str, Any]) -> None:
     """Writes the rows one by one; a directory that was begun and not ended is begun again."""
