@@ -30,12 +30,13 @@ spec:
   distributed: {workers: 2}
   resources: {gpu: 1}
 """
-ROW = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+ROW = '{"messages": [{"role": "user", "content": "a%d"}, {"role": "assistant", "content": "b"}]}\n'
+ROWS = "".join(ROW % at for at in range(100))
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    (tmp_path / "chats.jsonl").write_text(ROW * 100)
+    (tmp_path / "chats.jsonl").write_text(ROWS)
     file = tmp_path / "job.yaml"
     file.write_text(JOB.replace("chats.jsonl", str(tmp_path / "chats.jsonl")))
     return file
@@ -74,13 +75,15 @@ def test_without_a_gpu_the_smallest_device_of_each_is_named(job: Path) -> None:
 def test_steps_are_of_the_rows_that_are_there(job: Path) -> None:
     made = planned(job)
     assert (made["rows"], made["steps"]["steps"], made["steps"]["accumulation"]) == (100, 4, 4)
+    held = planned(job, "--set", "spec.dataset.validation.share=0.25")
+    assert (held["rows"], held["steps"]["steps"]) == (75, 3)
     assert planned(job, "--rows", "3200")["steps"]["steps"] == 100
     packed = planned(job, "--set", "spec.dataset.packing=true")
     assert (packed["rows"], packed["steps"].partition(":")[0]) == (None, "unknown")
 
 
 def test_rows_that_are_wrong_are_told_as_by_a_run(job: Path) -> None:
-    (job.parent / "chats.jsonl").write_text(ROW + "{}\n")
+    (job.parent / "chats.jsonl").write_text(ROW % 0 + "{}\n")
     done = CliRunner().invoke(app, ["plan", str(job)])
     assert (done.exit_code, "chats.jsonl:2" in done.output) == (2, True)
 

@@ -105,22 +105,16 @@ def workload(job: FineTuningJob) -> str:
 
 
 def counted_rows(job: FineTuningJob) -> int | None:
-    """Rows to train on, an epoch: of local files, validated as `run` does; None where one is elsewhere, or where rows
-    are packed, which only their tokens tell. Raises DataError.
+    """Rows to train on, an epoch: of local files, read as `run` reads them; None where one is elsewhere or not there,
+    or where rows are packed, which only their tokens tell. Raises DataError.
     """
-    sources = job.spec.dataset.all_sources()
-    if job.spec.dataset.packing or not all(Path(source.uri).is_file() for source in sources):
+    held = job.spec.dataset.validation.source
+    files = [source.uri for source in job.spec.dataset.all_sources()] + ([held] if held else [])
+    if job.spec.dataset.packing or not all(Path(file).is_file() for file in files):
         return None
-    from aim_trainer.data.problems import Problems
-    from aim_trainer.data.read import Reader, Seen
+    from aim_trainer.data.survey import survey
 
-    reader, problems = Reader(job.spec), Problems()
-    rows = 0.0
-    for source in sources:
-        rows += source.weight * sum(1 for _ in reader.examples(source, problems, Seen(source.uri)))
-    problems.refuse()
-    held = job.spec.dataset.validation
-    return round(rows * (1 - held.share) if held.source is None else rows)
+    return round(sum(one.source.weight * int(one.kept.sum()) for one in survey(job.spec).training))
 
 
 def _place(job: FineTuningJob, facts: ModelFacts, accelerator: Accelerator, mode: PartitionMode) -> Place:
