@@ -70,7 +70,15 @@ def made(folder: Path, steps: int = 40, text: str = "plain", model: str = "org/m
     metrics.tell(Note("done", text))
     run.evaluation.write_text(json.dumps(EVALUATION).replace('"TEXT"', json.dumps(text)))
     rows = [Row(np.zeros(4 + each, np.int32), np.ones(4 + each, np.uint8)) for each in range(20)]
-    write_tokens(run.data / "train/abcdef", rows, {"statistics": {"duplicates": 3, "trained_share": 0.25}})
+    statistics = {
+        "duplicates": 3,
+        "dropped": 0,
+        "masks": "trl",
+        "trained_tokens": 67,
+        "trained_share": 0.25,
+        "sources": [{"uri": text, "format": text, "rows": 20, "weight": 1.0, "ignored": [text]}],
+    }
+    write_tokens(run.data / "train/abcdef", rows, {"statistics": statistics})
     return run
 
 
@@ -127,7 +135,9 @@ def test_the_page_says_what_the_run_says(tmp_path: Path) -> None:
         "0 of 1 answered as they must be",
         "training rows 20",
         "tokens of a row 13 in the middle, 22 at 95 %, 23 at most",
-        "duplicates 3",
+        "trained tokens 67 (25.0%), told by TRL's training template",
+        "duplicates 3 rows: say what an earlier row says",
+        "source plain: 20 rows, plain; fields that nobody reads: plain",
         "learningRate 0.0005",
     ):
         assert part in said

@@ -8,19 +8,18 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from aim_trainer.metrics.words import bytes_in_words, seconds_in_words
 
-from .chart import Chart, bars, draw, number
+from .chart import Chart, draw, number
 from .judged import comparison, gates, regressions, samples
-from .read import Curves, Left, Rows
+from .read import Curves, Left
+from .rows import rows_in_words
 from .series import FEWEST_SMOOTHED, Point
 
 _LOSS_SIZE = (1040, 320)
 _MOST_EVENTS = 60
-_HIDDEN = frozenset({"shares", "statistics"})
 
 
 def page(left: Left) -> str:
@@ -51,7 +50,7 @@ def _content(left: Left) -> dict[str, Any]:
         "gates": gates(left.evaluation),
         **samples(left.evaluation),
         **regressions(left.evaluation),
-        **_data(left),
+        **rows_in_words(left.training, left.validation),
         "published": _published(curves),
         "events": list(_events(curves)),
         "groups": _groups(left),
@@ -157,37 +156,6 @@ def _training_about(curves: Curves) -> str:
     return (
         f"Mean loss over the trained tokens of each step: {first:.3f} over the first tenth, {last:.3f} over the last."
     )
-
-
-def _data(left: Left) -> dict[str, Any]:
-    train = left.training
-    if train is None or not len(train.lengths):
-        return {"data": [], "data_about": "", "histogram": ""}
-    lengths = train.lengths
-    middle, long = (int(np.quantile(lengths, share, method="lower")) for share in (0.5, 0.95))
-    rows = [("training rows", f"{len(lengths):,}"), ("their tokens", f"{int(lengths.sum()):,}")]
-    if left.validation is not None:
-        rows.append(("held-out rows", f"{len(left.validation.lengths):,}"))
-    rows += [
-        ("tokens of a row", f"{middle:,} in the middle, {long:,} at 95 %, {int(lengths[-1]):,} at most"),
-        *_statistics(train),
-        ("digest", train.digest),
-    ]
-    return {"data": rows, "data_about": "Rows as the model sees them.", "histogram": bars(_histogram(lengths))}
-
-
-def _statistics(train: Rows) -> Iterator[tuple[str, str]]:
-    """What the writer of the rows counted: numbers and short texts."""
-    for key, value in train.about.get("statistics", {}).items():
-        if isinstance(value, int | str) and not isinstance(value, bool):
-            yield key.replace("_", " "), f"{value:,}" if isinstance(value, int) else value
-        elif isinstance(value, float):
-            yield key.replace("_", " "), number(value)
-
-
-def _histogram(lengths: np.ndarray[Any, Any]) -> list[tuple[str, int]]:
-    counts, edges = np.histogram(lengths, bins=min(24, max(4, len(np.unique(lengths)))))
-    return [(f"{int(edge):,}", int(count)) for edge, count in zip(edges, counts, strict=False)]
 
 
 def _published(curves: Curves) -> list[tuple[str, str]]:
