@@ -18,6 +18,26 @@ class RunDirectory:
         return self.root / "job.yaml"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that drives the run."""
+        return self.root / "lock"
+
+    @property
+    def stop(self) -> Path:
+        """Where it is, the workers end their step, save, and stop: SIGTERM makes it, `touch` does too."""
+        return self.root / "stop"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The base model's, as a directory of Hugging Face's."""
+        return self.root / "tokenizer"
+
+    @property
+    def ray(self) -> Path:
+        """What Ray keeps of its own."""
+        return self.root / "ray"
+
+    @property
     def data(self) -> Path:
         """Tokenised rows: `train/<digest>`, `validation/<digest>`."""
         return self.root / "data"

@@ -1,0 +1,93 @@
+"""Training runs in processes of their own, to be killed at any moment, and what they leave behind.
+
+The processes are forked from one that has imported everything once: a kill costs a second, not ten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from aim_trainer.job.job import FineTuningJob
+from aim_trainer.metrics.json_lines import read_records
+from aim_trainer.metrics.records import Note, Step
+from aim_trainer.run_directory import RunDirectory
+from aim_trainer.worker import Rows
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["aim_trainer.runner", "aim_trainer.stopping"])
+
+
+@dataclass
+class Run:
+    """A job in its directory. ray: under Ray."""
+
+    job: FineTuningJob
+    rows: Path
+    root: Path
+    ray: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> RunDirectory:
+        return RunDirectory(self.root)
+
+    @contextlib.contextmanager
+    def begun(self) -> Iterator[BaseProcess]:
+        """A process that trains, to the end if nobody kills it."""
+        process = _processes.Process(target=_train, args=(self,))
+        process.start()
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.join()
+
+    def to_the_end(self) -> dict[int, tuple[str, str]]:
+        """Trains, or goes on; `losses` then."""
+        with self.begun() as process:
+            process.join()
+            assert process.exitcode == 0
+        return self.losses()
+
+    def losses(self) -> dict[int, tuple[str, str]]:
+        """Step → (loss, gradient norm), to the last bit."""
+        steps = [told.record for told in read_records(self.directory.metrics) if isinstance(told.record, Step)]
+        assert len({step.step for step in steps}) == len(steps)
+        return {step.step: (step.loss.hex(), step.grad_norm.hex()) for step in steps}
+
+    def resumed_from(self) -> list[int]:
+        """The steps of checkpoints that were gone on from, in their order."""
+        notes = [told.record for told in read_records(self.directory.metrics) if isinstance(told.record, Note)]
+        return [int(str(note.fields["step"])) for note in notes if note.kind == "resumed"]
+
+    def committed(self) -> list[int]:
+        """Steps of checkpoints that are whole."""
+        return sorted(int(file.parent.name[5:]) for file in self.directory.checkpoints.glob("*/step-*/COMMIT.json"))
+
+
+def _train(run: Run) -> None:
+    os.environ.update(run.environment)
+    from aim_trainer import runner
+    from aim_trainer.stopping import stopping
+
+    run.root.mkdir(parents=True, exist_ok=True)
+    with stopping(run.directory.stop):
+        outcome = runner.train(run.job, run.directory, Rows(run.rows, None, "digest"), ray=run.ray)
+    os._exit(128 + signal.SIGTERM if outcome.stopped else 0)
+
+
+def wait_until(condition: Callable[[], object], process: BaseProcess, patience_s: float = 120) -> None:
+    """Looks a hundred times a second. Fails where the process ends, or patience does."""
+    until = time.monotonic() + patience_s
+    while not condition():
+        assert process.is_alive(), f"ended with {process.exitcode}"
+        assert time.monotonic() < until, "it does not come to that"
+        time.sleep(0.01)

@@ -1,0 +1,201 @@
+"""Where a run's workers are: in this process, or in processes of Ray's. Beside the search, all that knows Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from aim_trainer.errors import JobError, ResourceError, TrainerError
+from aim_trainer.job.job import FineTuningJob
+from aim_trainer.recipe.train import Outcome
+from aim_trainer.recipe.workers import Workers
+from aim_trainer.run_directory import RunDirectory
+from aim_trainer.worker import Rows, work
+
+_log = logging.getLogger(__name__)
+
+
+def train(job: FineTuningJob, run: RunDirectory, rows: Rows, *, ray: bool) -> Outcome:
+    """Until the last step, or until there is a file `run.stop`: then the step at hand is ended and saved.
+
+    ray: as workers of Ray's, of the cluster at RAY_ADDRESS or one of this machine alone. Raises TrainerError.
+    """
+    if ray:
+        return _under_ray(job, run, rows)
+    if job.spec.distributed.workers > 1:
+        raise JobError(
+            f"spec.distributed.workers: {job.spec.distributed.workers} workers are Ray's business",
+            field="spec.distributed.workers",
+            value=job.spec.distributed.workers,
+            remedy="leave --no-ray out, or set it to 1 with hyperparameters.globalBatchSize as it is",
+        )
+    return work(job, run, rows, Workers(device=_device(job)), run.stop.exists)
+
+
+def _device(job: FineTuningJob) -> str:
+    import torch
+
+    if not job.spec.resources.gpu:
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ResourceError(
+            "spec.resources.gpu: no GPU that torch can use is here",
+            field="spec.resources.gpu",
+            value=job.spec.resources.gpu,
+            remedy="set it to 0 to train on the CPU, or look at the driver and at torch's build",
+        )
+    return "cuda:0"
+
+
+def check_visibility(environment: Mapping[str, str]) -> None:
+    """Raises ResourceError for what Ray would end every worker for, on AMD's GPUs."""
+    rocr = environment.get("ROCR_VISIBLE_DEVICES")
+    if rocr is not None and "HIP_VISIBLE_DEVICES" not in environment:
+        raise ResourceError(
+            f"ROCR_VISIBLE_DEVICES={rocr} is set, and Ray deals out GPUs by HIP_VISIBLE_DEVICES alone",
+            field="ROCR_VISIBLE_DEVICES",
+            value=rocr,
+            remedy="unset it: in a pod the device plugin says what is seen; elsewhere set HIP_VISIBLE_DEVICES instead",
+        )
+
+
+def _under_ray(job: FineTuningJob, run: RunDirectory, rows: Rows) -> Outcome:
+    """Ray's own retries are of preempted nodes; of losses we count, for what a person did wrong is not tried again."""
+    check_visibility(os.environ)
+    _connect(job)
+    from ray.train import TrainingFailedError
+
+    lost = 0
+    while True:
+        try:
+            return _fitted(job, run, rows)
+        except TrainingFailedError as failed:
+            problem = _told_by_workers(failed)
+            if problem is not None:
+                raise problem from failed
+            lost += 1
+            if lost > job.spec.distributed.max_failures:
+                raise _given_up(job, lost, failed) from failed
+            _log.warning("workers were lost (%s), %d of %d times that are survived: resumed from the newest checkpoint",
+                         _last_line(failed), lost, job.spec.distributed.max_failures)  # fmt: skip
+
+
+def _fitted(job: FineTuningJob, run: RunDirectory, rows: Rows) -> Outcome:
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    asked = job.spec.resources
+    trainer = TorchTrainer(
+        _on_worker,
+        train_loop_config={"job": job, "run": run, "rows": rows, "directory": os.getcwd()},
+        scaling_config=ScalingConfig(
+            num_workers=job.spec.distributed.workers,
+            use_gpu=asked.gpu > 0,
+            resources_per_worker={"CPU": asked.cpu} | ({"GPU": asked.gpu} if asked.gpu else {}),
+        ),
+        # A name of its own each time: what Ray remembers of checkpoints is seconds behind, ours is not.
+        run_config=RunConfig(
+            name=f"{job.metadata.name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(run.ray.absolute()),
+            failure_config=FailureConfig(max_failures=0),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+        torch_config=TorchConfig(backend="nccl" if asked.gpu else "gloo"),
+    )
+    # Not in the main thread: there Ray would take our signals for its own.
+    with ThreadPoolExecutor(1) as threads:
+        outcome: Outcome = threads.submit(trainer.fit).result().return_value
+        return outcome
+
+
+def _on_worker(given: dict[str, Any]) -> Outcome:
+    """In a process of Ray's."""
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if Path(given["directory"]).is_dir():  # as the driver's: a job names files from there
+        os.chdir(given["directory"])
+    context = get_context()
+    workers = Workers(
+        context.get_world_rank(), context.get_world_size(), context.get_local_rank(), device=str(get_device())
+    )
+    run: RunDirectory = given["run"]
+    return work(given["job"], run, given["rows"], workers, run.stop.exists)
+
+
+def _connect(job: FineTuningJob) -> None:
+    """To the cluster at RAY_ADDRESS, else to one of this machine that ends with this process."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address, asked = os.environ.get("RAY_ADDRESS"), job.spec.resources
+    cpus = max(os.cpu_count() or 1, job.spec.distributed.workers * asked.cpu)
+    here: dict[str, Any] = {"address": address}
+    if not address:
+        here = {"address": "local", "num_cpus": cpus, "runtime_env": {"worker_process_setup_hook": _quieten}}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        ray.init(**here, include_dashboard=None if address else False, configure_logging=False)
+    except (ConnectionError, RuntimeError) as error:
+        raise ResourceError(
+            f"Ray at {address or 'this machine'}: {_last_line(error)}",
+            field="RAY_ADDRESS",
+            value=address,
+            remedy="check that the cluster runs, or unset RAY_ADDRESS to train on this machine alone",
+        ) from error
+    for number, handler in handlers.items():  # Ray puts its own, which end this process before anything is saved
+        signal.signal(number, handler)
+    _check_gpus(job, ray.cluster_resources().get("GPU", 0), alone=not address)
+
+
+def _quieten() -> None:
+    """In each process of a Ray without a dashboard: one of them asks it every second, and says so."""
+    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
+
+
+def _check_gpus(job: FineTuningJob, there: float, *, alone: bool) -> None:
+    wanted = job.spec.distributed.workers * job.spec.resources.gpu
+    if wanted <= there:
+        return
+    if not alone:  # more nodes may be on their way
+        _log.warning("the cluster has %d GPUs, %d are asked for: waiting for the rest", there, wanted)
+        return
+    raise ResourceError(
+        f"spec.resources.gpu: {wanted} GPUs are asked for, this machine has {there:.0f}",
+        field="spec.resources.gpu",
+        value=wanted,
+        remedy="lower it or distributed.workers, or set RAY_ADDRESS to a cluster that has them",
+    )
+
+
+def _told_by_workers(failed: Exception) -> TrainerError | None:
+    """What a person did, or a machine lacks, if a worker said so: to try again is no use."""
+    for error in getattr(failed, "worker_failures", {}).values():
+        told = getattr(error, "_base_exc", error)  # Ray's wrapper of a worker's own exception
+        if isinstance(told, TrainerError):
+            return told
+    return None
+
+
+def _given_up(job: FineTuningJob, lost: int, failed: Exception) -> ResourceError:
+    return ResourceError(
+        f"workers were lost {lost} times: {_last_line(failed)}",
+        field="spec.distributed.maxFailures",
+        value=job.spec.distributed.max_failures,
+        remedy="look for the reason in Ray's log, then resume the run: its checkpoints are as they were",
+    )
+
+
+def _last_line(problem: Exception) -> str:
+    """The last line of what Ray says: the exception itself, below its traceback."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(problem).__name__
