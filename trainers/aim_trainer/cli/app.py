@@ -71,15 +71,44 @@ def init(
 
 
 @app.command()
-def validate(job: JobArgument, overrides: SetOption = None) -> None:
-    """Say whether a job can be run: neither torch nor Ray is needed."""
+def validate(
+    job: JobArgument,
+    overrides: SetOption = None,
+    data: Annotated[bool, typer.Option("--data/--no-data", help="Read every row as well.")] = True,
+) -> None:
+    """Say whether a job can be run, and name each row that cannot be trained on: neither torch nor Ray is needed."""
     from aim_trainer.job.read import read_job
 
     try:
         read = read_job(job, overrides or ())
+        from . import validate as verb
+
+        sources = verb.sources(read) if data else []
     except TrainerError as problem:
         raise fail(problem) from None
-    typer.echo(f"{job}: {read.metadata.name} is valid")
+    typer.echo("\n".join([f"{job}: {read.metadata.name} is valid", *sources]))
+
+
+@app.command()
+def preview(
+    job: JobArgument,
+    overrides: SetOption = None,
+    samples: Annotated[int, typer.Option(min=0, max=100, help="Rows to show.")] = 3,
+    output: OutputOption = "table",
+) -> None:
+    """Show rows as they will be trained on, what counts for the loss marked, and the data in figures.
+
+    Example: `aim-trainer preview job.yaml --samples 1`
+    """
+    from aim_trainer.job.read import read_job
+
+    try:
+        read = read_job(job, overrides or ())
+        from . import preview as verb
+
+        verb.preview(read, samples, output)
+    except TrainerError as problem:
+        raise fail(problem) from None
 
 
 @app.command()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from aim_trainer.errors import StoreError
 from aim_trainer.job.dataset import Source
+from aim_trainer.places.open import open_file
 
 from .csv_rows import csv_rows
 from .jsonl import json_lines
@@ -30,7 +31,7 @@ def records(source: Source) -> Records:
     """
     if source.uri.startswith("hf://"):
         yield from _of_hub(source)
-    elif os.path.isdir(source.uri):
+    elif os.path.isdir(source.uri.removeprefix("file://")):
         yield from _of_directory(source)
     else:
         with _opened(source.uri) as file:
@@ -53,7 +54,7 @@ def _of_file(uri: str, file: BinaryIO) -> Records:
 def _of_directory(source: Source) -> Records:
     from .arrow import dataset_rows, saved_dataset
 
-    directory = Path(source.uri)
+    directory = Path(source.uri.removeprefix("file://"))
     if not ((directory / "dataset_dict.json").exists() or (directory / "state.json").exists()):
         raise FileProblem(
             "is a directory, and none that datasets' save_to_disk wrote; name its files as dataset.sources"
@@ -73,24 +74,17 @@ def _of_hub(source: Source) -> Records:
 
 @contextmanager
 def _opened(uri: str) -> Iterator[BinaryIO]:
-    """A local file, or one that fsspec knows. Raises FileProblem, StoreError."""
-    try:
-        with _file(uri) as file:
-            yield file
-    except FileNotFoundError:
-        raise FileProblem("there is no such file") from None
-    except PermissionError:
-        raise FileProblem("may not be read: permission denied") from None
-    except OSError as problem:
-        raise StoreError(f"{uri}: cannot be read: {problem}", field="dataset.source", value=uri) from None
-
-
-def _file(uri: str) -> BinaryIO:
-    if "://" not in uri:
-        return Path(uri).open("rb", buffering=_BUFFER_BYTES)
-    import fsspec
-
-    try:
-        return io.BufferedReader(fsspec.open(uri, "rb").open(), _BUFFER_BYTES)
-    except (ValueError, ImportError) as problem:
-        raise FileProblem(f"no such kind of place: {problem}") from None
+    """A local file, or a copy of one that is elsewhere, for as long as it is read. Raises FileProblem, StoreError."""
+    place, name = open_file(uri)
+    with TemporaryDirectory(prefix="aim-trainer-") as directory:
+        local = place.path()
+        file = local / name if local else place.read(name, Path(directory) / "source")
+        try:
+            with file.open("rb", buffering=_BUFFER_BYTES) as opened:
+                yield opened
+        except FileNotFoundError:
+            raise FileProblem("there is no such file") from None
+        except PermissionError:
+            raise FileProblem("may not be read: permission denied") from None
+        except OSError as problem:
+            raise StoreError(f"{uri}: cannot be read: {problem}", field="dataset.source", value=uri) from None

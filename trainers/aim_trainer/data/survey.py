@@ -47,14 +47,26 @@ class Survey:
     held_out: int = 0
 
 
+def check(spec: Spec) -> list[Seen]:
+    """What each source is, where nothing is wrong with any; holds nothing of a row. Raises DataError, StoreError."""
+    if spec.dataset.duplicates == "refuse":
+        found = survey(spec)
+        return [one.seen for one in found.training + ([found.validation] if found.validation else [])]
+    reader, problems, seen = Reader(spec), Problems(), []
+    for source in [*spec.dataset.all_sources(), *_validation_source(spec.dataset)]:
+        seen.append(Seen(source.uri))
+        for _ in reader.examples(source, problems, seen[-1]):
+            pass
+    problems.refuse()
+    return seen
+
+
 def survey(spec: Spec) -> Survey:
     """Reads everything once. Raises DataError with all that is wrong; StoreError where a place is away."""
     reader, problems = Reader(spec), Problems()
-    held = spec.dataset.validation
     surveyed = [_read(reader, source, problems) for source in spec.dataset.all_sources()]
     validation = None
-    if held.source is not None:
-        own = Source.model_validate({"uri": held.source, "format": held.format, "columns": held.columns})
+    for own in _validation_source(spec.dataset):
         validation = _read(reader, own, problems)
         validation.held = np.ones(len(validation.hashes), np.bool_)
     problems.refuse()
@@ -82,6 +94,13 @@ def chosen(reader: Reader, surveyed: Surveyed, flags: Flags) -> Iterator[Located
     if rows < len(flags) and not problems.count:
         problems.add(surveyed.source.uri, "the source has changed while it was read; run again")
     problems.refuse()
+
+
+def _validation_source(dataset: Dataset) -> list[Source]:
+    held = dataset.validation
+    if held.source is None:
+        return []
+    return [Source.model_validate({"uri": held.source, "format": held.format, "columns": held.columns})]
 
 
 def _read(reader: Reader, source: Source, problems: Problems) -> Surveyed:
