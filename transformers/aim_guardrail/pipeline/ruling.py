@@ -106,7 +106,7 @@ class _Placeholders:
 
 def _moved(ruling: Ruling, placeholders: _Placeholders) -> Ruling:
     findings = (
-        replace(finding, start=placeholders.start(finding.start), end=placeholders.end(finding.end))
+        finding._replace(start=placeholders.start(finding.start), end=placeholders.end(finding.end))
         for finding in ruling.verdict.findings
     )
     return Ruling(ruling.slots, replace(ruling.verdict, findings=tuple(findings)))
