@@ -12,6 +12,7 @@ import orjson
 from aim_guardrail.cli.given import parser, policy_named, run
 from aim_guardrail.detectors.traffic import TrafficOptions
 from aim_guardrail.policy import Direction, Policy, Rule, load_policies, load_policy
+from aim_guardrail.policy.schema import policy_schema
 from aim_guardrail.policy.source import PolicyError
 
 _ACTS = {"block": "blocks", "redact": "redacts", "flag": "flags", "log": "logs"}
@@ -34,8 +35,7 @@ def _policy(given: argparse.Namespace) -> int:
     if given.verb == "explain":
         sys.stdout.write("".join(f"{line}\n" for line in explained(policy_named(given.policy))))
         return 0
-    schema = Policy.model_json_schema()
-    sys.stdout.buffer.write(orjson.dumps(schema, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    sys.stdout.buffer.write(orjson.dumps(policy_schema(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     return 0
 
 

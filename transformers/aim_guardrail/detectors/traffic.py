@@ -71,7 +71,7 @@ def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, dict) else value
 
 
-Rates = Annotated[tuple[Rate, ...], BeforeValidator(_listed)]
+Rates = Annotated[tuple[Rate, ...], BeforeValidator(_listed, json_schema_input_type=Rate | tuple[Rate, ...])]
 
 
 class Countries(_Part):
