@@ -33,8 +33,7 @@ def place(job: FineTuningJob, loaded: Loaded, workers: Workers) -> Placed:
 
     Gradients are means over the workers. Raises JobError for a strategy that this job cannot have.
     """
-    strategy = job.spec.distributed.strategy
-    if strategy == "fsdp2":
+    if job.spec.distributed.strategy == "fsdp2":
         return _sharded(job, loaded, workers)
     if workers.world_size == 1:
         return Placed(loaded.model)
