@@ -9,16 +9,21 @@ import math
 import shutil
 import socket
 import subprocess
+import threading
+import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Self
 
 import pytest
 from rich.console import Console
 
 from aim_trainer.job.job import FineTuningJob
-from aim_trainer.metrics import sinks
+from aim_trainer.metrics import kubeflow, sinks
 from aim_trainer.metrics.all_sinks import AllSinks
 from aim_trainer.metrics.json_lines import JsonLines, read_records
+from aim_trainer.metrics.kubeflow import Kubeflow
 from aim_trainer.metrics.progress import Progress
 from aim_trainer.metrics.prometheus import Prometheus
 from aim_trainer.metrics.records import Evaluation, Note, Record, Saved, Step
@@ -235,6 +240,72 @@ class TestPrometheus:
         served.close()
         with pytest.raises(ConnectionRefusedError), socket.create_connection(("127.0.0.1", served.port), 5):
             pass
+
+
+class Controller:
+    """Takes a TrainJob's status as Kubeflow Trainer's controller does: with its token alone."""
+
+    def __init__(self, status: int = 200) -> None:
+        self.bodies: list[dict[str, object]] = []
+        bodies = self.bodies
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                known = self.headers["authorization"] == "Bearer a-token"
+                self.send_response(status if known else 401)
+                self.end_headers()
+                bodies.append(json.loads(body))
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/status"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+class TestKubeflow:
+    def environment(self, folder: Path, url: str) -> dict[str, str]:
+        (folder / "token").write_text("a-token\n")
+        return {kubeflow.URL: url, kubeflow.TOKEN: str(folder / "token")}
+
+    def test_the_controller_is_told_what_is_newest_and_the_end(self, tmp_path: Path) -> None:
+        with Controller() as controller:
+            sink = Kubeflow(self.environment(tmp_path, controller.url), interval_s=3600)
+            for at in range(1, 41):
+                sink.tell(step(at))
+            sink.close()
+        assert 1 <= len(controller.bodies) <= 2, "never one for each step"
+        status = controller.bodies[-1]["trainerStatus"]
+        assert isinstance(status, dict)
+        assert status["progressPercentage"] == 100
+        assert {"name": "currentStep", "value": "40"} in status["metrics"]
+
+    def test_a_controller_that_refuses_is_said_once(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        with Controller(status=500) as controller:
+            sink = Kubeflow(self.environment(tmp_path, controller.url), interval_s=0.01)
+            for at in range(1, 4):
+                sink.tell(step(at))
+                while len(controller.bodies) < at:
+                    time.sleep(0.01)
+            sink.close()
+        assert [message.count("takes no status") for message in caplog.messages] == [1]
+
+    def test_a_controller_that_is_away_costs_nobody_anything(self, tmp_path: Path, port: int) -> None:
+        sink = Kubeflow(self.environment(tmp_path, f"http://127.0.0.1:{port}/status"))
+        sink.tell(step(1))
+        sink.close()
+        sink.close()
 
 
 class TestTensorBoard:

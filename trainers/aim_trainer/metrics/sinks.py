@@ -11,6 +11,8 @@ from aim_trainer.run_directory import RunDirectory
 
 from .all_sinks import AllSinks
 from .json_lines import JsonLines
+from .kubeflow import URL as kubeflow_url
+from .kubeflow import Kubeflow
 from .progress import Progress
 from .records import Sink
 from .terminal import terminal
@@ -30,6 +32,7 @@ def of(job: FineTuningJob, run: RunDirectory, rank: int) -> Sink:
         ("a file of progress", lambda: Progress(run.progress)),
         ("TensorBoard's files", lambda: _tensor_board(run)),
         ("Prometheus", lambda: _prometheus(job)),
+        ("Kubeflow's status", _kubeflow),
         ("the terminal", terminal),
     ]
     return AllSinks(sink for name, make in makers if (sink := _opened(name, make)) is not None)
@@ -47,6 +50,10 @@ def _tensor_board(run: RunDirectory) -> Sink:
     from .tensor_board import TensorBoard
 
     return TensorBoard(run.tensorboard)
+
+
+def _kubeflow() -> Sink | None:
+    return Kubeflow(os.environ) if os.environ.get(kubeflow_url) else None
 
 
 def _prometheus(job: FineTuningJob) -> Sink | None:

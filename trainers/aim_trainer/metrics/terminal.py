@@ -125,7 +125,7 @@ def _event(record: Evaluation | Saved | Note) -> str:
             size = bytes_in_words(record.bytes)
             return f"checkpoint of step {record.step}: {record.uri} ({size} in {seconds_in_words(record.seconds)})"
         case Note():
-            return f"{record.kind}: {record.message}"
+            return record.message if record.message.startswith(record.kind) else f"{record.kind}: {record.message}"
 
 
 def _style(record: Evaluation | Saved | Note) -> str:
