@@ -6,10 +6,10 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aim_trainer.errors import JobError, ResourceError, TrainerError
 from aim_trainer.job.job import FineTuningJob
@@ -19,6 +19,7 @@ from aim_trainer.run_directory import RunDirectory
 from aim_trainer.worker import Rows, work
 
 _log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 def train(job: FineTuningJob, run: RunDirectory, rows: Rows, *, ray: bool) -> Outcome:
@@ -35,10 +36,11 @@ def train(job: FineTuningJob, run: RunDirectory, rows: Rows, *, ray: bool) -> Ou
             value=job.spec.distributed.workers,
             remedy="leave --no-ray out, or set it to 1 with hyperparameters.globalBatchSize as it is",
         )
-    return work(job, run, rows, Workers(device=_device(job)), run.stop.exists)
+    return work(job, run, rows, Workers(device=device_of(job)), run.stop.exists)
 
 
-def _device(job: FineTuningJob) -> str:
+def device_of(job: FineTuningJob) -> str:
+    """This process's. Raises ResourceError where the job wants a GPU and there is none."""
     import torch
 
     if not job.spec.resources.gpu:
@@ -51,6 +53,25 @@ def _device(job: FineTuningJob) -> str:
             remedy="set it to 0 to train on the CPU, or look at the driver and at torch's build",
         )
     return "cuda:0"
+
+
+def call(job: FineTuningJob, function: Callable[..., Result], *arguments: Any, ray: bool) -> Result:
+    """Calls it where a worker's devices are: here, or on a node that Ray finds. Raises what it raises."""
+    if not (ray and job.spec.resources.gpu):
+        return function(*arguments)
+    _connect(job)
+    from ray import get, remote
+    from ray.exceptions import RayTaskError
+
+    asked = job.spec.resources
+    there = remote(num_cpus=asked.cpu, num_gpus=asked.gpu)(function)
+    try:
+        result: Result = get(there.remote(*arguments))
+    except RayTaskError as failed:
+        if isinstance(failed.cause, TrainerError):
+            raise failed.cause from failed
+        raise
+    return result
 
 
 def check_visibility(environment: Mapping[str, str]) -> None:

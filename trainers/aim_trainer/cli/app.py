@@ -144,6 +144,51 @@ def plan(
         raise fail(problem) from None
 
 
+RayOption = Annotated[
+    bool | None,
+    typer.Option("--ray/--no-ray", help="Workers of Ray's; unset: where there are several, or RAY_ADDRESS is set."),
+]
+
+
+@app.command()
+def run(
+    job: JobArgument,
+    overrides: SetOption = None,
+    directory: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the run keeps what it makes; unset: runs/NAME.")
+    ] = None,
+    ray: RayOption = None,
+) -> None:
+    """Train, judge and publish. A run that was begun in DIR goes on from its newest whole checkpoint.
+
+    SIGTERM or Ctrl-C: the step is ended and saved, exit code 143; a second time: at once.
+
+    Example: `aim-trainer run job.yaml --set spec.hyperparameters.epochs=2`
+    """
+    from . import run as verb
+
+    try:
+        code = verb.run(job, overrides or (), directory, ray)
+    except AimProfileError as problem:
+        raise fail(problem) from None
+    raise typer.Exit(code)
+
+
+@app.command()
+def resume(run: RunArgument, overrides: SetOption = None, ray: RayOption = None) -> None:
+    """Go on with a run that was paused or killed, by the job in its directory.
+
+    Example: `aim-trainer resume runs/support-bot`
+    """
+    from . import run as verb
+
+    try:
+        code = verb.resume(run, overrides or (), ray)
+    except AimProfileError as problem:
+        raise fail(problem) from None
+    raise typer.Exit(code)
+
+
 @app.command()
 def render(job: JobArgument, overrides: SetOption = None) -> None:
     """Print the job as a KubeRay RayJob, with the ConfigMap that holds it.

@@ -1,0 +1,135 @@
+"""The whole way of a run by its verb, on a tiny model: data, training, judgement, publication, page; and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from aim_trainer.cli.app import app
+from aim_trainer.metrics.json_lines import read_records
+from aim_trainer.metrics.records import Note, Step
+from tiny_models import conversations
+
+STEPS = 24
+
+
+def job_file(directory: Path, model: Path, **spec: object) -> Path:
+    rows = directory / "chat.jsonl"
+    rows.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in conversations(40, 0)))
+    job = {
+        "apiVersion": "aim.amd.com/v1alpha1",
+        "kind": "FineTuningJob",
+        "metadata": {"name": "tiny"},
+        "spec": {
+            "baseModel": {"modelId": str(model)},
+            "dataset": {"source": str(rows), "validation": {"share": 0.1}},
+            "hyperparameters": {
+                "batchSize": 4,
+                "maxSteps": STEPS,
+                "maxSeqLength": 128,
+                "learningRate": 0.005,
+                "loraDropout": 0.1,
+            },
+            "checkpoints": {"everySteps": 6},
+            "validation": {"samples": 2, "maxNewTokens": 4},
+            "output": {"profile": "none"},
+            **spec,
+        },
+    }
+    file = directory / "job.yaml"
+    file.write_text(yaml.safe_dump(job))
+    return file
+
+
+def asked(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def steps(run: Path) -> dict[int, str]:
+    told = [told.record for told in read_records(run / "metrics.jsonl")]
+    return {record.step: record.loss.hex() for record in told if isinstance(record, Step)}
+
+
+def notes(run: Path) -> list[str]:
+    return [told.record.kind for told in read_records(run / "metrics.jsonl") if isinstance(told.record, Note)]
+
+
+def test_the_whole_way_paused_and_resumed(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    job = job_file(tmp_path, tiny("llama"))
+    whole, paused = tmp_path / "whole", tmp_path / "paused"
+    done = asked("run", job, "--directory", whole)
+    assert done.exit_code == 0, done.output
+    losses = steps(whole)
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    assert float.fromhex(losses[STEPS]) < float.fromhex(losses[1])
+    assert json.loads((whole / "evaluation.json").read_bytes())["delta"]["eval_loss"] < 0
+    assert "<svg" in (whole / "report.html").read_text()
+    assert (whole / "published/v1/adapter_model.safetensors").is_file()
+    assert notes(whole)[-1] == "done"
+
+    def stop_after_some_steps() -> None:
+        while len(steps(paused)) < 8:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_after_some_steps, daemon=True).start()
+    stopped = asked("run", job, "--directory", paused)
+    assert stopped.exit_code == 143, stopped.output
+    assert notes(paused)[-1] == "paused"
+    assert 8 <= len(steps(paused)) < STEPS
+    assert not (paused / "published").exists()
+    resumed = asked("resume", paused)
+    assert resumed.exit_code == 0, resumed.output
+    assert "resumed" in notes(paused)
+    assert steps(paused) == losses
+    assert (paused / "published/v1/adapter_model.safetensors").is_file()
+
+
+def test_a_gate_that_fails_publishes_nothing(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    job = job_file(tmp_path, tiny("llama"), validation={"samples": 1, "gates": [{"metric": "eval_loss", "max": 0.001}]})
+    failed = asked("run", job, "--directory", tmp_path / "run", "--set", "spec.hyperparameters.maxSteps=2")
+    assert failed.exit_code == 4, failed.output
+    assert "eval_loss" in failed.output
+    assert (tmp_path / "run/report.html").is_file()
+    assert not (tmp_path / "run/published").exists()
+
+
+def test_what_is_not_begun(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    job = job_file(tmp_path, tiny("llama"))
+    refused = asked("run", job, "--set", "spec.suspend=true", "--directory", tmp_path / "run")
+    assert (refused.exit_code, refused.output) == (
+        2,
+        "spec.suspend: the job is suspended; set it to false, or run with --set spec.suspend=false\n",
+    )
+    nothing = asked("resume", tmp_path / "none")
+    assert nothing.exit_code == 3
+    assert "no run is there; begin one: aim-trainer run JOB" in nothing.output
+    (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "assistent", "content": "Hi"}]}\n')
+    bad = asked("run", job, "--directory", tmp_path / "run")
+    assert bad.exit_code == 2
+    assert "chat.jsonl:1: messages[0].role" in bad.output
+
+
+def test_a_directory_is_one_runs(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    import fcntl
+
+    job, run = job_file(tmp_path, tiny("llama")), tmp_path / "run"
+    run.mkdir()
+    with (run / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        busy = asked("run", job, "--directory", run)
+    assert busy.exit_code == 3
+    assert "another process is at this run; wait for it" in busy.output
+    (run / "job.yaml").write_text(job.read_text().replace("0.005", "0.001"))
+    other = asked("run", job, "--directory", run)
+    assert other.exit_code == 3
+    assert "holds a run of a job with other data, model or hyperparameters; name another" in other.output

@@ -1,0 +1,121 @@
+"""A run from its job to what is served: data, training, judgement, publication, the page."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from aim_trainer import runner
+from aim_trainer.data.prepare import prepare
+from aim_trainer.errors import JobError, StoreError
+from aim_trainer.evaluate.gates import require
+from aim_trainer.evaluate.judge import Judgement, judge
+from aim_trainer.job.digest import spec_digest
+from aim_trainer.job.job import FineTuningJob
+from aim_trainer.job.read import as_yaml, read_job
+from aim_trainer.metrics.all_sinks import AllSinks
+from aim_trainer.metrics.json_lines import JsonLines
+from aim_trainer.metrics.records import Note
+from aim_trainer.metrics.terminal import terminal
+from aim_trainer.publish.publish import publish
+from aim_trainer.recipe.base import read_tokenizer
+from aim_trainer.report.write import write_report
+from aim_trainer.run_directory import RunDirectory
+from aim_trainer.stopping import stopping
+from aim_trainer.worker import Rows
+
+#: What a process ends with that a signal asked to stop.
+PAUSED = 128 + signal.SIGTERM
+
+
+def run(job: FineTuningJob, directory: RunDirectory, *, ray: bool) -> int:
+    """Begins a run, or goes on with it from its newest valid checkpoint. Returns 0; PAUSED when it was asked to stop.
+
+    Raises TrainerError: GateError when all is trained and judged and a gate failed; nothing is published then.
+    """
+    _refuse_suspended(job)
+    with _alone(directory), stopping(directory.stop):
+        _begin(job, directory)
+        rows = _rows(job, directory)
+        outcome = runner.train(job, directory, rows, ray=ray)
+        if outcome.stopped:
+            _tell(
+                directory, Note("paused", f"paused after step {outcome.step}; resume goes on", {"step": outcome.step})
+            )
+            _report(directory)
+            return PAUSED
+        judgement = runner.call(job, _judge, job, directory, rows.validation, ray=ray)
+        _report(directory)
+        require(judgement.gates)
+        published = publish(job, directory)
+        _tell(directory, Note("done", f"published {published.uri}", {"uri": published.uri, "digest": published.digest}))
+        _report(directory)
+        return 0
+
+
+def _refuse_suspended(job: FineTuningJob) -> None:
+    if job.spec.suspend:
+        remedy = "set it to false, or run with --set spec.suspend=false"
+        raise JobError("spec.suspend: the job is suspended", field="spec.suspend", value=True, remedy=remedy)
+
+
+@contextmanager
+def _alone(run: RunDirectory) -> Iterator[None]:
+    """Held until the end of the process at the latest. Raises StoreError: another process drives this run."""
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StoreError(f"{run.root}: {error.strerror}", field="directory", remedy="name another directory") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        remedy = "wait for it, or name another directory"
+        raise StoreError(f"{run.root}: another process is at this run", field="directory", remedy=remedy) from error
+    else:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _begin(job: FineTuningJob, run: RunDirectory) -> None:
+    """Keeps the job, for resume. Raises StoreError where the directory holds a run with other mathematics."""
+    if run.job.is_file() and spec_digest(read_job(run.job)) != spec_digest(job):
+        raise StoreError(
+            f"{run.root}: holds a run of a job with other data, model or hyperparameters",
+            field="directory",
+            value=str(run.root),
+            remedy="name another directory; aim-trainer compare says what differs",
+        )
+    partial = run.job.with_name("job.yaml.part")
+    partial.write_text(as_yaml(job), encoding="utf-8")
+    partial.replace(run.job)
+
+
+def _rows(job: FineTuningJob, run: RunDirectory) -> Rows:
+    """Tokenised once, by this process: workers map it."""
+    if not (run.tokenizer / "tokenizer_config.json").is_file():
+        read_tokenizer(job.spec.base_model).save_pretrained(run.tokenizer)
+    prepared = prepare(job, run.tokenizer, run.data)
+    return Rows(prepared.train, prepared.validation, prepared.digest)
+
+
+def _judge(job: FineTuningJob, run: RunDirectory, rows: Path | None) -> Judgement:
+    """Where the devices are."""
+    sink = AllSinks([JsonLines(run.metrics), terminal()])
+    return judge(job, run, rows, runner.device_of(job), sink)
+
+
+def _tell(run: RunDirectory, note: Note) -> None:
+    AllSinks([JsonLines(run.metrics), terminal()]).tell(note)
+
+
+def _report(run: RunDirectory) -> None:
+    try:
+        write_report(run)
+    except OSError as error:
+        raise StoreError(f"{run.report}: {error.strerror}", field="report", remedy="free space, then resume") from error
