@@ -33,7 +33,8 @@ def job_file(directory: Path, model: Path, **spec: object) -> Path:
             "baseModel": {"modelId": str(model)},
             "dataset": {"source": str(rows), "validation": {"share": 0.1}},
             "hyperparameters": {
-                "batchSize": 4,
+                "batchSize": "auto",
+                "globalBatchSize": 4,
                 "maxSteps": STEPS,
                 "maxSeqLength": 128,
                 "learningRate": 0.005,

@@ -28,6 +28,11 @@ class RunDirectory:
         return self.root / "stop"
 
     @property
+    def batch_size(self) -> Path:
+        """Rows of a micro-batch that were found to fit, where batchSize is auto."""
+        return self.root / "batch_size.json"
+
+    @property
     def tokenizer(self) -> Path:
         """The base model's, as a directory of Hugging Face's."""
         return self.root / "tokenizer"

@@ -17,6 +17,7 @@ from aim_trainer.job.digest import spec_digest
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.steps import batches as arithmetic
 from aim_trainer.metrics import sinks
+from aim_trainer.recipe import batch_size
 from aim_trainer.recipe.model import load, save
 from aim_trainer.recipe.train import Outcome, train
 from aim_trainer.recipe.workers import Workers
@@ -41,7 +42,7 @@ def work(job: FineTuningJob, run: RunDirectory, rows: Rows, workers: Workers, st
     tokens, validation = _tokens(rows.train), _tokens(rows.validation) if rows.validation else None
     loaded = load(job, workers.device)
     hyperparameters = job.spec.hyperparameters
-    counted = arithmetic(job, len(tokens))
+    counted = arithmetic(job, len(tokens), batch_size.find(job, loaded, workers, tokens, run.batch_size))
     batches = Batches(
         tokens,
         seed=hyperparameters.seed,
