@@ -211,6 +211,12 @@ class TestQuestions:
         assert len(more) == 20
         assert fewer[0].wanted.endswith(".")
 
+    def test_what_was_asked_is_shown_without_the_opening_of_an_answer(self, tmp_path: Path) -> None:
+        for question in held_out_questions(chat_tokens(tmp_path / "rows", 4), tokenizer(), 4):
+            assert question.prompt.startswith("user\n")
+            assert question.prompt.endswith("?")
+            assert tokenizer().decode(question.tokens).endswith("<|im_start|>assistant\n")
+
 
 @pytest.mark.parametrize("architecture", ["gemma3", "mixtral"])
 def test_side_by_side_is_as_one_by_one(tiny: Tiny, architecture: str, tmp_path: Path) -> None:

@@ -66,8 +66,7 @@ def made(folder: Path, steps: int = 40, text: str = "plain", model: str = "org/m
     metrics.tell(Saved(steps, "file:///somewhere", 1024, 0.5))
     metrics.tell(Note("resumed", text, {"step": 20}))
     metrics.tell(Note("retried", text))
-    metrics.tell(Note("published", text, {"uri": text, "digest": text}))
-    metrics.tell(Note("done", text))
+    metrics.tell(Note("done", text, {"uri": text, "digest": "sha256:abc"}))
     run.evaluation.write_text(json.dumps(EVALUATION).replace('"TEXT"', json.dumps(text)))
     rows = [Row(np.zeros(4 + each, np.int32), np.ones(4 + each, np.uint8)) for each in range(20)]
     statistics = {
@@ -138,6 +137,7 @@ def test_the_page_says_what_the_run_says(tmp_path: Path) -> None:
         "trained tokens 67 (25.0%), told by TRL's training template",
         "duplicates 3 rows: say what an earlier row says",
         "source plain: 20 rows, plain; fields that nobody reads: plain",
+        "Published uri plain digest sha256:abc",
         "learningRate 0.0005",
     ):
         assert part in said

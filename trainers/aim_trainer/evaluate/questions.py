@@ -27,9 +27,10 @@ def held_out_questions(tokens: Tokens, tokenizer: Any, count: int) -> list[Quest
     trained span is asked, the span is wanted. Rows that begin with it ask nothing and are left out.
     """
     order = np.random.default_rng(_SEED).permutation(len(tokens)).tolist()
+    opening = _opening(tokenizer)
     found: list[Question] = []
     for row in order:
-        question = _question(tokens[row], tokenizer)
+        question = _question(tokens[row], tokenizer, opening)
         if question is not None:
             found.append(question)
         if len(found) == count:
@@ -45,7 +46,7 @@ def regression_questions(regressions: Sequence[Regression], tokenizer: Any) -> l
     ]
 
 
-def _question(row: Row, tokenizer: Any) -> Question | None:
+def _question(row: Row, tokenizer: Any, opening: str) -> Question | None:
     trained = np.flatnonzero(row.trained)
     if not len(trained):
         return None
@@ -55,7 +56,20 @@ def _question(row: Row, tokenizer: Any) -> Question | None:
     if first == 0:
         return None
     prompt, wanted = row.tokens[:first].tolist(), row.tokens[first:end].tolist()
-    return Question(prompt, _text(prompt, tokenizer), _text(wanted, tokenizer))
+    asked = _text(prompt, tokenizer).removesuffix(opening).rstrip()
+    return Question(prompt, asked, _text(wanted, tokenizer))
+
+
+def _opening(tokenizer: Any) -> str:
+    """What the template puts before an answer, as `assistant`: nobody asked it."""
+    if tokenizer.chat_template is None:
+        return ""
+    messages = [{"role": "user", "content": "a"}]
+    asked, opened = (
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens) for opens in (False, True)
+    )
+    tokens = tokenizer(opened.removeprefix(asked), add_special_tokens=False)["input_ids"]
+    return _text(tokens, tokenizer)
 
 
 def _asked(prompt: str, tokenizer: Any) -> list[int]:

@@ -159,7 +159,7 @@ def _training_about(curves: Curves) -> str:
 
 
 def _published(curves: Curves) -> list[tuple[str, str]]:
-    found = [note for _, note in curves.notes if note.kind == "published"]
+    found = [note for _, note in curves.notes if note.kind == "done" and "uri" in note.fields]
     return [(key, str(value)) for key, value in found[-1].fields.items() if value is not None] if found else []
 
 
