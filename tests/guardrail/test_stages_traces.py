@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -65,6 +66,8 @@ def test_client_guardrail_predictor_and_each_detector(
     assert root.attributes == {
         "gen_ai.operation.name": "chat",
         "gen_ai.request.model": "m",
+        "gen_ai.usage.input_tokens": 5,
+        "gen_ai.usage.output_tokens": 7,
         "aim.request_id": "r-1",
         "guardrail.prompt.outcome": "allowed",
         "guardrail.answer.outcome": "flagged",
@@ -100,6 +103,24 @@ def test_a_trace_that_starts_here_is_sampled_and_a_callers_decision_holds(
     assert (root.parent_id, root.attributes["guardrail.prompt.outcome"]) == ("", "blocked")
     assert {span.attributes.get("guardrail.result") for span in blocked} == {None, "blocked", "skipped_early_stop"}
     assert TRACE not in {span.trace_id for span in receiver.wait(6)}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "told"),
+    [
+        (CHAT, ask("one two", stream=True, stream_options={"include_usage": True}), (5, 2)),
+        (CHAT, ask("one two", stream=True), (None, None)),
+        ("/v1/embeddings", {"model": "m", "input": "one"}, (3, 0)),
+        ("/v1/messages", ask("one", max_tokens=9, stream=True), (5, 7)),
+    ],
+)
+def test_tokens_are_told_where_the_predictor_tells_them(
+    guarded: Guarded, receiver: OtlpReceiver, path: str, body: dict[str, Any], told: tuple[int | None, int | None]
+) -> None:
+    assert httpx.post(f"{guarded.server.url}{path}", json=body, timeout=30).status_code == 200
+    (root,) = [span for span in receiver.wait(3) if span.name.startswith("guardrail ")]
+    found = tuple(root.attributes.get(f"gen_ai.usage.{name}") for name in ("input_tokens", "output_tokens"))
+    assert found == told
 
 
 def test_what_is_asked_is_in_no_span(guarded: Guarded, receiver: OtlpReceiver) -> None:

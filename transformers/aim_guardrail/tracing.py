@@ -119,6 +119,8 @@ class Traced:
                 found[f"guardrail.{course.direction}.families"] = ",".join(families)
             if course.error is not None:
                 found["error.type"] = course.error
+            told = {"input_tokens": course.usage.prompt, "output_tokens": course.usage.answer}
+            found |= {f"gen_ai.usage.{name}": count for name, count in told.items() if count is not None}
         return found
 
 

@@ -106,6 +106,7 @@ class WayBack:
             parsed = await by_size(len(body), _loaded, body)
         except orjson.JSONDecodeError:
             raise UpstreamFailed("the predictor's answer is not the JSON it says it is") from None
+        self._screening.heard(parsed)
         if self._visit.counts_tokens:
             self._visit.meter.body(parsed)
         shortened = self._lists_models and usable_only(parsed)

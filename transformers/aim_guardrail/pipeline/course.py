@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.ruling import Ruling
+from aim_guardrail.pipeline.usage import NOT_TOLD, Usage
 from aim_guardrail.policy import Direction, Policy, Verdict
 from aim_guardrail.slots.slot import Slots
 
@@ -45,6 +46,7 @@ class Course:
         verdicts: of its texts, those that are more than a mere allow.
         answered: how each batch detector was.
         degraded: the rules that gave no answer, where the policy lets that pass; of both directions.
+        usage: tokens, as the predictor told.
         check_s: seconds spent on checking; `since_s`: from the request's arrival until now.
     """
 
@@ -59,6 +61,7 @@ class Course:
     degraded: Sequence[str]
     check_s: float
     since_s: float
+    usage: Usage = NOT_TOLD
 
 
 class Witness(Protocol):

@@ -22,6 +22,7 @@ from aim_guardrail.pipeline.pictures import UNREAD, refusal
 from aim_guardrail.pipeline.ruling import Ruling, as_sent, redacted
 from aim_guardrail.pipeline.session import Session
 from aim_guardrail.pipeline.stages import Judgement
+from aim_guardrail.pipeline.usage import NOT_TOLD, usages_in
 from aim_guardrail.pipeline.watch import Watch, outcome_of
 from aim_guardrail.policy import Direction, Verdict, settle
 from aim_guardrail.slots.apply import apply
@@ -53,11 +54,12 @@ class Screening:
         watch: who looks on.
         error: what ended it, where that was told the client in its answer.
         spent_s: seconds of checking.
+        usage: tokens, as the predictor has told so far.
     """
 
     __slots__ = (
         *("_complete_s", "_keys", "_metrics", "actions", "answered", "cache", "context", "degraded", "error"),
-        *("families", "guard", "prompt", "session", "spent_s", "verdicts", "watch"),
+        *("families", "guard", "prompt", "session", "spent_s", "usage", "verdicts", "watch"),
     )
 
     def __init__(
@@ -81,6 +83,7 @@ class Screening:
         self.watch = Watch(witnesses)
         self.error: BaseException | None = None
         self.spent_s: dict[Direction, float] = {"prompt": 0.0, "answer": 0.0}
+        self.usage = NOT_TOLD
         self._complete_s = time.monotonic()
         self._metrics = metrics
         self._keys = 0
@@ -122,6 +125,7 @@ class Screening:
             degraded=tuple(self.degraded),
             check_s=self.spent_s[direction],
             since_s=time.monotonic() - self.context.arrived_s,
+            usage=self.usage,
         )
         await self.watch.tell(course)
 
@@ -161,6 +165,11 @@ class Screening:
         for detector in verdict.degraded:
             self._metrics.detector_failed(detector, "degraded")
         self._metrics.detected(verdict)
+
+    def heard(self, payload: Any) -> None:
+        """An answer, or an event of one, as the predictor sent it: what it says of tokens."""
+        for usage in usages_in(payload):
+            self.usage = self.usage.then(usage)
 
     def failed(self, error: DetectorFailed) -> Unavailable:
         """A detector failed and the policy fails closed: what the client is told."""

@@ -134,6 +134,7 @@ class StreamScreen:
             payload = None
         if not isinstance(payload, dict):
             raise UpstreamFailed("the predictor's stream holds what is not a JSON object", code="predictor_invalid")
+        self._screening.heard(payload)
         return self._take_object(payload, _bare(event))
 
     def _take_object(self, payload: Json, event: Event) -> list[Frame]:

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from aim_guardrail.pipeline.screening import by_size
+from aim_guardrail.pipeline.usage import usages_in
 from aim_guardrail.traffic.estimate import text_bytes, tokens_of
 from aim_kserve.sse import Event, EventReader, EventTooLarge
 
@@ -70,28 +71,11 @@ class Meter:
             self._usage(payload)
 
     def _usage(self, payload: Any) -> None:
-        if not isinstance(payload, dict):
-            return
-        for holder in (payload, payload.get("response"), payload.get("message")):
-            usage = holder.get("usage") if isinstance(holder, dict) else None
-            if isinstance(usage, dict):
-                self._take(usage)
-
-    def _take(self, usage: dict[str, Any]) -> None:
-        """OpenAI's names or those of the Responses API and Anthropic, whose events may tell one of the two alone."""
-        prompt = _count(usage, "prompt_tokens", "input_tokens")
-        answer = _count(usage, "completion_tokens", "output_tokens")
-        total = _count(usage, "total_tokens")
-        if answer is None and total is not None and prompt is not None:
-            answer = max(0, total - prompt)  # of embeddings
-        if prompt is not None:
-            self._prompt = prompt
-        if answer is not None:
-            self._answer, self._bytes, self._pieces = answer, 0, 0
-
-
-def _count(usage: dict[str, Any], *names: str) -> int | None:
-    return next((usage[name] for name in names if type(usage.get(name)) is int and usage[name] >= 0), None)
+        for prompt, answer in usages_in(payload):
+            if prompt is not None:
+                self._prompt = prompt
+            if answer is not None:
+                self._answer, self._bytes, self._pieces = answer, 0, 0
 
 
 def _new_in(payload: Any) -> Any:
