@@ -72,6 +72,13 @@ def test_without_a_gpu_the_smallest_device_of_each_is_named(job: Path) -> None:
     assert next(place["mode"] for place in places if place["gpu"] == "MI300X") not in ("SPX/NPS1", "CPX/NPS4")
 
 
+def test_a_job_without_gpus_is_planned_for_the_one_that_is_asked_about(job: Path) -> None:
+    cpu = planned(job, "--set", "spec.resources.gpu=0")
+    gpu = planned(job, "--set", "spec.resources.gpu=0", "--gpu", "MI300X")
+    assert (cpu["places"], gpu["places"]) == ([], planned(job, "--gpu", "MI300X")["places"])
+    assert cpu["memory"]["activations_gib"] > gpu["memory"]["activations_gib"]  # fp32 beside bf16
+
+
 def test_steps_are_of_the_rows_that_are_there(job: Path) -> None:
     made = planned(job)
     assert (made["rows"], made["steps"]["steps"], made["steps"]["accumulation"]) == (100, 4, 4)

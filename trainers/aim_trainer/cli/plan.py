@@ -17,6 +17,7 @@ from aim_profile.units import gib
 from aim_trainer.errors import JobError
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.memory import batch_that_fits, facts_of, needed, on_cpu, training_of
+from aim_trainer.job.override import with_parameters
 from aim_trainer.job.read import read_job
 from aim_trainer.job.steps import Arithmetic, batches
 from aim_trainer.metrics.json_lines import read_records
@@ -51,12 +52,15 @@ class Plan(NamedTuple):
 
 
 def plan(job: FineTuningJob, gpu: str | None, rows: int | None, measured: Path | None) -> Plan:
-    """rows: to train on, where they are known; measured: the directory of a run of the same job.
+    """gpu: also for a job without GPUs, which is then planned with one for each worker; rows: to train on, where they
+    are known; measured: the directory of a run of the same job.
 
     Raises AimProfileError: an unknown model or GPU, a run of another job.
     """
     facts = facts_of(job)
-    gpus = [by_name(gpu)] if gpu else list(catalog().values())
+    if gpu and on_cpu(job):
+        job = with_parameters(job, {"resources.gpu": 1})
+    gpus = [by_name(gpu)] if gpu else [] if on_cpu(job) else list(catalog().values())
     places = [_place(job, facts, accelerator, mode) for accelerator in gpus for mode in accelerator.modes()]
     shown = places if gpu else _smallest_of_each(places)
     steps = _steps(job, rows, [place.rows for place in shown if place.rows])
@@ -89,7 +93,7 @@ def tell(made: Plan, output: Output) -> None:
         Table(("part", "GiB"), [*parts, ("in all", f"{gib(total):.3f}")], right=("GiB",), title=title),
         Table(
             ("GPU", "mode", "tier", "GiB", "rows of a pass", "what"),
-            [_row(place) for place in made.places] if not on_cpu(made.job) else (),
+            [_row(place) for place in made.places],
             right=("GiB", "rows of a pass"),
         ),
     )
