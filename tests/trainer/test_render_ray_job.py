@@ -31,15 +31,15 @@ def job(**spec: Any) -> FineTuningJob:
     base = {
         "baseModel": {"modelId": "org/model"},
         "dataset": {"source": "s3://bucket/chats.jsonl"},
-        "checkpoints": {"uri": "s3://bucket/checkpoints"},
         "output": {"registry": "oci://registry/llm/bot"},
     }
+    resources = {"volumeClaim": "shared", **spec.pop("resources", {})}
     return FineTuningJob.model_validate(
         {
             "apiVersion": "aim.amd.com/v1alpha1",
             "kind": "FineTuningJob",
             "metadata": {"name": "bot", "namespace": "llm", "labels": {"team": "a"}},
-            "spec": {**base, **spec},
+            "spec": {**base, **spec, "resources": resources},
         }
     )
 
@@ -48,7 +48,7 @@ JOBS = [
     job(),
     job(distributed={"workers": 8}, resources={"gpu": 1, "cpu": 8, "memory": "64Gi", "queue": "team-a"}),
     job(resources={"gpu": 2, "resource": "amd.com/cpx_nps4", "image": "registry/trainer:1", "secret": "keys"}),
-    job(suspend=True, backoffLimit=3, resources={"volumeClaim": "shared"}, checkpoints={"uri": "/workspace/c"}),
+    job(suspend=True, backoffLimit=3, checkpoints={"uri": "/workspace/c"}),
 ]
 
 
@@ -128,27 +128,29 @@ def test_the_job_travels_with_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        ({"checkpoints": {}}, "spec.checkpoints.uri: the run directory is lost with the pods"),
-        ({"checkpoints": {"uri": "/tmp/c"}}, "spec.checkpoints.uri: /tmp/c is lost with the pods"),
-        ({"checkpoints": {"uri": "/workspace/c"}}, "spec.checkpoints.uri: /workspace/c is lost with the pods"),
-        ({"output": {}}, "spec.output.registry: the run directory is lost"),
-        ({"dataset": {"source": "chats.jsonl"}}, "spec.dataset.source: chats.jsonl is not in the pods"),
-        ({"dataset": {"sources": [{"uri": "/x.csv"}]}}, "spec.dataset.sources.0.uri: /x.csv is not in the pods"),
+        ({"resources": {"volumeClaim": None}}, "spec.resources.volumeClaim: is needed: every pod has the run's"),
+        ({"checkpoints": {"uri": "/tmp/c"}}, "spec.checkpoints.uri: /tmp/c is not in the pods"),
+        ({"output": {"registry": "file:///models"}}, "spec.output.registry: file:///models is not in the pods"),
+        ({"dataset": {"source": "../chats.jsonl"}}, "spec.dataset.source: ../chats.jsonl is not in the pods"),
+        ({"dataset": {"sources": [{"uri": "/x.csv"}]}}, "spec.dataset.sources[0].uri: /x.csv is not in the pods"),
         ({"baseModel": {"modelId": "/models/llama"}}, "spec.baseModel.modelId: /models/llama is not in the pods"),
-        ({"baseModel": {"modelId": "models/a.gguf"}}, "spec.baseModel.modelId: models/a.gguf is not in the pods"),
-        ({"output": {"registry": "s3://b", "guardrailPolicy": "p.yaml"}}, "spec.output.guardrailPolicy: p.yaml"),
+        ({"output": {"guardrailPolicy": "/workspace/../p"}}, "spec.output.guardrailPolicy: /workspace/../p is not in"),
     ],
 )
-def test_what_a_cluster_would_lose_or_not_find_is_refused(spec: dict[str, Any], told: str) -> None:
+def test_what_the_pods_do_not_share_is_refused(spec: dict[str, Any], told: str) -> None:
     with pytest.raises(JobError) as refused:
         render(job(**spec))
     assert str(refused.value).startswith(told)
 
 
-def test_paths_are_of_the_volume_where_there_is_one() -> None:
-    with pytest.raises(JobError, match="lost with the pods"):
-        render(job(resources={"volumeClaim": "shared"}, checkpoints={"uri": "/workspace/../tmp"}))
-    render(job(resources={"volumeClaim": "shared"}, dataset={"source": "/workspace/chats.jsonl"}))
+@pytest.mark.parametrize(
+    "source", ["chats.jsonl", "/workspace/chats.jsonl", "file:///workspace/chats.jsonl", "hf://a/b"]
+)
+def test_paths_are_of_the_volume_that_all_pods_share(source: str) -> None:
+    _, ray_job = render(job(dataset={"source": source}))
+    for pod in pods(ray_job):
+        assert {"name": "workspace", "persistentVolumeClaim": {"claimName": "shared"}} in pod["volumes"]
+        assert pod["containers"][0]["workingDir"] == "/workspace"
 
 
 def test_ray_is_the_one_that_is_installed() -> None:
@@ -161,8 +163,8 @@ def test_the_verb_prints_both_objects(tmp_path: Path) -> None:
     file.write_text(render(JOBS[1])[0]["data"]["job.yaml"])
     printed = CliRunner().invoke(app, ["render", str(file)])
     assert list(yaml.safe_load_all(printed.stdout)) == list(render(JOBS[1]))
-    refused = CliRunner().invoke(app, ["render", str(file), "--set", "spec.checkpoints.uri=c"])
-    assert (refused.exit_code, "spec.checkpoints.uri: c is lost" in refused.output) == (2, True)
+    refused = CliRunner().invoke(app, ["render", str(file), "--set", "spec.checkpoints.uri=/c"])
+    assert (refused.exit_code, "spec.checkpoints.uri: /c is not" in refused.output) == (2, True)
 
 
 def closed(schema: Any) -> Any:

@@ -1,18 +1,18 @@
 """A job as a KubeRay RayJob, with the ConfigMap that holds it. Retries and queues are KubeRay's and Kueue's.
 
-Every try is a new RayCluster and every pause deletes it: what must outlive the pods has to be outside of them, and a
-job that would lose it is refused. Read of KubeRay 1.7 (ray-operator/controllers/ray/utils/validation.go) and Ray 2.60.
+Every try is a new RayCluster and every pause deletes it: what a run keeps is on a volume that all pods share, and a job
+that names files outside of it is refused. Read of KubeRay 1.7 (ray-operator/controllers/ray/utils/validation.go) and of
+Ray 2.60.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
 from typing import Any
 
-from aim_profile.files.place import Place
+from aim_profile.files.place import Place, dotted
 from aim_profile.files.write import without_empty
 from aim_trainer.errors import JobError
 from aim_trainer.job.job import FineTuningJob
@@ -36,37 +36,33 @@ Object = dict[str, Any]
 
 
 def render(job: FineTuningJob) -> tuple[Object, Object]:
-    """The ConfigMap and the RayJob. Raises JobError naming what would be lost, or cannot be reached, in a cluster."""
+    """The ConfigMap and the RayJob. Raises JobError naming what cannot be reached in a cluster."""
     for place, why in _cannot_run_in_a_cluster(job):
-        where = ".".join(str(part) for part in ("spec", *place))
+        where = dotted(("spec", *place))
         raise JobError(f"{where}: {why}", field=where)
     return _config_map(job), _ray_job(job)
 
 
 def _cannot_run_in_a_cluster(job: FineTuningJob) -> Iterator[tuple[Place, str]]:
-    spec = job.spec
-    durable = f"s3://…, or resources.volumeClaim and a path under {WORKSPACE}"
-    lost = "is lost with the pods; give "
-    if not _outlives(job, spec.checkpoints.uri):
-        yield ("checkpoints", "uri"), f"{spec.checkpoints.uri or 'the run directory'} {lost}{durable}"
-    if not _outlives(job, spec.output.registry):
-        yield ("output", "registry"), f"{spec.output.registry or 'the run directory'} {lost}{durable}, hf:// or oci://"
-    for place, uri in _read(job):
-        if uri is not None and _is_path(uri) and not _outlives(job, uri):
-            yield place, f"{uri} is not in the pods; give {durable}, https:// or hf://"
+    """The run's directory (tokens, checkpoints, result) is one for all pods, and there before and after them."""
+    if job.spec.resources.volume_claim is None:
+        yield ("resources", "volumeClaim"), f"is needed: every pod has the run's directory, under {WORKSPACE}"
+    for place, uri in _named(job):
+        if uri is not None and _is_path(uri) and not _in_workspace(uri):
+            yield place, f"{uri} is not in the pods; give a path under {WORKSPACE}, or a URI"
 
 
-def _read(job: FineTuningJob) -> Iterator[tuple[Place, str | None]]:
-    """Every place the job reads from. A model id looks like a path, and is one of the hub."""
+def _named(job: FineTuningJob) -> Iterator[tuple[Place, str | None]]:
+    """Every place the job reads from or writes to."""
     spec = job.spec
-    model = spec.base_model.model_id
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) or model.endswith(".gguf"):
-        yield ("baseModel", "modelId"), model
+    yield ("baseModel", "modelId"), spec.base_model.model_id
     for at, source in enumerate(spec.dataset.all_sources()):
         yield ("dataset", *(("sources", at, "uri") if spec.dataset.sources else ("source",))), source.uri
     yield ("dataset", "validation", "source"), spec.dataset.validation.source
     yield ("dataset", "chatTemplate"), spec.dataset.chat_template
     yield ("validation", "regressionPrompts"), spec.validation.regression_prompts
+    yield ("checkpoints", "uri"), spec.checkpoints.uri
+    yield ("output", "registry"), spec.output.registry
     yield ("output", "guardrailPolicy"), spec.output.guardrail_policy
 
 
@@ -74,14 +70,10 @@ def _is_path(uri: str) -> bool:
     return "://" not in uri or uri.startswith("file://")
 
 
-def _outlives(job: FineTuningJob, uri: str | None) -> bool:
-    """Whether what stands there is there before and after the pods."""
-    if uri is None:
-        return False
-    if not _is_path(uri):
-        return True
-    path = PurePosixPath(uri.removeprefix("file://"))
-    return job.spec.resources.volume_claim is not None and path.is_relative_to(WORKSPACE) and ".." not in path.parts
+def _in_workspace(uri: str) -> bool:
+    """Paths that are not absolute are read from there, where every process begins; so are ids of models."""
+    path = WORKSPACE / uri.removeprefix("file://")
+    return path.is_relative_to(WORKSPACE) and ".." not in path.parts
 
 
 def _config_map(job: FineTuningJob) -> Object:
@@ -147,7 +139,6 @@ def _amounts(job: FineTuningJob, *, gpus: bool) -> dict[str, str | int]:
 def _pod(job: FineTuningJob, container: str, amounts: Mapping[str, str | int]) -> Object:
     """One of the job's pods. No *_VISIBLE_DEVICES: the device plugin says what is seen, Ray deals it to workers."""
     asked = job.spec.resources
-    claim = {"persistentVolumeClaim": {"claimName": asked.volume_claim}} if asked.volume_claim else {"emptyDir": {}}
     return {
         "metadata": {"labels": {"app.kubernetes.io/name": "aim-trainer"}},
         "spec": {
@@ -174,7 +165,7 @@ def _pod(job: FineTuningJob, container: str, amounts: Mapping[str, str | int]) -
             "volumes": [
                 {"name": "job", "configMap": {"name": f"{job.metadata.name}-job"}},
                 {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": asked.shared_memory}},
-                {"name": "workspace", **claim},
+                {"name": "workspace", "persistentVolumeClaim": {"claimName": asked.volume_claim}},
             ],
         },
     }

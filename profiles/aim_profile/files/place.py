@@ -21,6 +21,12 @@ class MisplacedError(ValueError):
         super().__init__(problem)
 
 
+def dotted(place: Place) -> str:
+    """`nodes[2].gpu`; `file` for the whole of it."""
+    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part:.80}" for part in place)
+    return parts.lstrip(".") or "file"
+
+
 def line_of(text: str, place: Place, loader: Any) -> int:
     """The line, counted from 1, of the key (or list item) at `place`; of what holds it, as far as it exists."""
     node = yaml.compose(text, Loader=loader)

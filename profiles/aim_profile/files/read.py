@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from aim_profile.errors import AimProfileError
 
 from .kinds import Kind, described, looks_like
-from .place import MisplacedError, Place, did_you_mean, keys_at, line_of
+from .place import MisplacedError, Place, did_you_mean, dotted, keys_at, line_of
 from .shape import ShapeError, check_shape
 
 _MAX_FILE_BYTES = 64 * 2**20
@@ -121,7 +121,7 @@ def check(
         return model.model_validate(raw)
     except (ValidationError, RecursionError) as problem:
         place, why, value = _first(problem, model)
-        where = _dotted((*inside, *place))
+        where = dotted((*inside, *place))
         found = located(named, text, (*inside, *place)) if text is not None and place else named
         raise error(f"{found}: {where}: {why}", field=where, value=value) from problem
 
@@ -148,8 +148,3 @@ def _first(problem: ValidationError | RecursionError, model: type[BaseModel]) ->
     if isinstance(value, str | int | float | date) and written not in why:
         why += f" (got {written:.80})"
     return place, why, value
-
-
-def _dotted(place: Place) -> str:
-    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part:.80}" for part in place)
-    return parts.lstrip(".") or "file"

@@ -112,7 +112,7 @@ class Resources(Part):
     image: Image | None = None
     queue: Namespace | None = Field(default=None, description="Kueue's LocalQueue; Kueue then owns suspend")
     volume_claim: Namespace | None = Field(
-        default=None, description="a PersistentVolumeClaim, mounted at /workspace of every pod: ReadWriteMany"
+        default=None, description="a PersistentVolumeClaim (ReadWriteMany), mounted at /workspace of every pod"
     )
     secret: Namespace | None = Field(
         default=None, description="a Secret whose keys become environment variables: AWS_ACCESS_KEY_ID, HF_TOKEN …"
