@@ -104,6 +104,20 @@ def test_a_gate_that_fails_publishes_nothing(tiny: Callable[[str], Path], tmp_pa
     assert not (tmp_path / "run/published").exists()
 
 
+def test_bad_regression_prompts_stop_a_run_before_it_begins(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a", "contains": "b"}\n{"prompt": "a"}\n')
+    judged = {"metrics": ["eval_loss", "regressions"], "regressionPrompts": str(prompts)}
+    job = job_file(tmp_path, tiny("llama"), validation=judged)
+    for verb in (("run", job, "--directory", tmp_path / "run"), ("validate", job)):
+        refused = asked(*verb)
+        assert refused.exit_code == 2
+        assert f"{prompts}:2: give one of expected, contains and matches" in refused.output
+    assert not (tmp_path / "run").exists()
+    prompts.write_text('{"prompt": "a", "contains": "b"}\n')
+    assert f"{prompts}: 1 regression prompts" in asked("validate", job).output
+
+
 def test_what_is_not_begun(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     job = job_file(tmp_path, tiny("llama"))
     refused = asked("run", job, "--set", "spec.suspend=true", "--directory", tmp_path / "run")

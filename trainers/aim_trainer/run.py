@@ -13,7 +13,7 @@ from aim_trainer import runner
 from aim_trainer.data.prepare import prepare
 from aim_trainer.errors import JobError, StoreError
 from aim_trainer.evaluate.gates import require
-from aim_trainer.evaluate.judge import Judgement, judge
+from aim_trainer.evaluate.judge import Judgement, judge, prompts_of
 from aim_trainer.job.digest import spec_digest
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.read import as_yaml, read_job
@@ -38,6 +38,7 @@ def run(job: FineTuningJob, directory: RunDirectory, *, ray: bool) -> int:
     Raises TrainerError: GateError when all is trained and judged and a gate failed; nothing is published then.
     """
     _refuse_suspended(job)
+    prompts_of(job)  # what is wrong in them is told before hours of training
     with _alone(directory), stopping(directory.stop):
         _begin(job, directory)
         rows = _rows(job, directory)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from aim_trainer.data.survey import check
+from aim_trainer.evaluate.regressions import read_regressions
 from aim_trainer.job.job import FineTuningJob
 
 
 def sources(job: FineTuningJob) -> list[str]:
-    """A line for each source. Raises DataError with all rows that cannot be trained on; StoreError."""
+    """A line for each source and for the regression prompts. Raises DataError with all rows that cannot be trained on,
+    or lines that are no prompt; StoreError.
+    """
     lines = []
     for seen in check(job.spec):
         ignored = f"; not read: {', '.join(sorted(seen.ignored))}" if seen.ignored else ""
         lines.append(f"{seen.uri}: {seen.rows:,} rows, {seen.format}{ignored}")
+    if prompts := job.spec.validation.regression_prompts:
+        lines.append(f"{prompts}: {len(read_regressions(prompts)):,} regression prompts")
     return lines

@@ -62,7 +62,7 @@ def judge(job: FineTuningJob, run: RunDirectory, rows: Path | None, device: str,
 
     Raises StoreError (no result of this job, a place that is away), DataError (regression prompts), JobError.
     """
-    judged = _Judge(job, Tokens(rows) if rows else None, _regressions(job))
+    judged = _Judge(job, Tokens(rows) if rows else None, prompts_of(job))
     for side, loaded in sides(job, run.result, device):
         sink.tell(Note("judging", f"the {side} model: {judged.what(loaded)}"))
         judged.measure(side, loaded)
@@ -74,7 +74,8 @@ def judge(job: FineTuningJob, run: RunDirectory, rows: Path | None, device: str,
     return judgement
 
 
-def _regressions(job: FineTuningJob) -> list[Regression]:
+def prompts_of(job: FineTuningJob) -> list[Regression]:
+    """The job's regression prompts, none where it names none. Raises DataError, StoreError."""
     uri = job.spec.validation.regression_prompts
     return read_regressions(uri) if uri else []
 
