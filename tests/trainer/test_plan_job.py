@@ -105,6 +105,19 @@ def test_a_batch_that_is_found_divides_the_global_one_and_is_the_largest(job: Pa
     assert batch_that_fits(read, facts, 8 * 2**30) == 0
 
 
+def test_what_would_make_it_fit_is_tried_not_guessed(job: Path) -> None:
+    asked = ["--gpu", "MI300X", "--set", "spec.baseModel.modelId=meta-llama/Llama-3.3-70B-Instruct"]
+    asked += ["--set", "spec.method=full", "--set", "spec.hyperparameters.loraRank=null", "-o", "json"]
+    done = CliRunner().invoke(app, ["plan", str(job), *asked])
+    made = json.loads(done.stdout)
+    assert (done.exit_code, any(place["fits"] for place in made["places"])) == (3, False)
+    assert "--set spec.method=qlora" in made["would_help"]
+    assert "--set spec.hyperparameters.batchSize=1" not in made["would_help"]
+    for change in made["would_help"]:
+        again = CliRunner().invoke(app, ["plan", str(job), *asked, *change.split()])
+        assert any(place["fits"] for place in json.loads(again.stdout)["places"]), change
+
+
 def test_time_is_unknown_until_it_is_measured(job: Path, tmp_path: Path) -> None:
     assert planned(job)["time"].startswith("unknown: nothing is measured")
     run = tmp_path / "run"

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from aim_profile.errors import AimProfileError
-from aim_trainer.errors import TrainerError
+from aim_trainer.errors import ResourceError, TrainerError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,9 +40,19 @@ def fail(problem: AimProfileError) -> typer.Exit:
     return typer.Exit(problem.exit_code if isinstance(problem, TrainerError) else 2)
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"aim-trainer {version('aim-kserve')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _verbs() -> None:
-    """Keeps a single verb a verb."""
+def _options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Print it.")] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -125,7 +135,7 @@ def plan(
     ] = False,
     output: OutputOption = "table",
 ) -> None:
-    """Say what a job takes of each device, where it fits, and how many steps it is.
+    """Say what a job takes of each device, where it fits, and how many steps it is. Exit code 3: it fits nowhere.
 
     Example: `aim-trainer plan job.yaml --gpu MI300X`
     """
@@ -139,7 +149,10 @@ def plan(
             typer.echo(verb.workload(read), nl=False)
         else:
             counted = rows if rows is not None else verb.counted_rows(read)
-            verb.tell(verb.plan(read, gpu, counted, measured), output)
+            made = verb.plan(read, gpu, counted, measured)
+            verb.tell(made, output)
+            if not made.fits:
+                raise typer.Exit(ResourceError.exit_code)
     except AimProfileError as problem:
         raise fail(problem) from None
 

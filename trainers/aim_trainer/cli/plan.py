@@ -19,6 +19,7 @@ from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.memory import batch_that_fits, facts_of, needed, on_cpu, training_of
 from aim_trainer.job.override import with_parameters
 from aim_trainer.job.read import read_job
+from aim_trainer.job.remedies import remedies
 from aim_trainer.job.steps import Arithmetic, batches
 from aim_trainer.metrics.json_lines import read_records
 from aim_trainer.metrics.records import Step
@@ -49,6 +50,12 @@ class Plan(NamedTuple):
     rows: int | None
     steps: Arithmetic | str
     time: str
+    would_help: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Somewhere; of a job without GPUs nothing is said."""
+        return not self.places or any(place.rows for place in self.places)
 
 
 def plan(job: FineTuningJob, gpu: str | None, rows: int | None, measured: Path | None) -> Plan:
@@ -64,7 +71,10 @@ def plan(job: FineTuningJob, gpu: str | None, rows: int | None, measured: Path |
     places = [_place(job, facts, accelerator, mode) for accelerator in gpus for mode in accelerator.modes()]
     shown = places if gpu else _smallest_of_each(places)
     steps = _steps(job, rows, [place.rows for place in shown if place.rows])
-    return Plan(job, facts, shown, rows, steps, _time(job, steps, measured))
+    time = _time(job, steps, measured)
+    largest = max((place.device_bytes for place in shown), default=0)
+    fits = not shown or any(place.rows for place in shown)
+    return Plan(job, facts, shown, rows, steps, time, [] if fits else remedies(job, facts, largest))
 
 
 def tell(made: Plan, output: Output) -> None:
@@ -83,6 +93,7 @@ def tell(made: Plan, output: Output) -> None:
         "rows": made.rows,
         "steps": steps,
         "time": made.time,
+        "would_help": made.would_help,
     }
     title = f"each device, {'one row' if rows == 'auto' else f'{rows} rows'} of a pass"
     parts = [(part, f"{gib(need[part]):.3f}") for part in _PARTS if need[part]]
@@ -96,6 +107,7 @@ def tell(made: Plan, output: Output) -> None:
             [_row(place) for place in made.places],
             right=("GiB", "rows of a pass"),
         ),
+        Table(("would fit with",), [(each,) for each in made.would_help]),
     )
 
 

@@ -79,13 +79,14 @@ def with_parameters(job: FineTuningJob, values: Mapping[str, int | float | str |
     """
     raw: Any = job.model_dump(by_alias=True, exclude_unset=True, mode="json")
     raw["spec"].pop("search", None)
-    for name, value in values.items():
-        try:
+    name = ""
+    try:
+        for name, value in values.items():
             raw["spec"] = with_value(raw["spec"], place_of(name) or (name,), _whole(value))
-            type(job).model_validate(raw)
-        except (ValidationError, LookupError) as problem:
-            raise JobError(f"{name}: {value!r}: {_first(problem)}", field=name, value=value) from problem
-    return type(job).model_validate(raw)
+        return type(job).model_validate(raw)
+    except (ValidationError, LookupError) as problem:
+        told = ", ".join(f"{key}: {value!r}" for key, value in values.items())
+        raise JobError(f"{told}: {_first(problem)}", field=name, value=told) from problem
 
 
 def problem_with(spec: Spec, name: str, value: int | float | str | bool) -> str | None:
