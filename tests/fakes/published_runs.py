@@ -18,7 +18,7 @@ METRICS = {"base": {"eval_loss": 6.25, "perplexity": 518.0}, "tuned": {"eval_los
 
 def job_of(model: Path, output: Mapping[str, Any], method: str = "lora", **changed: Any) -> FineTuningJob:
     """As `tiny_job`, with an output and a name."""
-    raw = tiny_job(model, method, **changed).model_dump(mode="json", by_alias=True)
+    raw = tiny_job(model, method, **changed).model_dump(mode="json", by_alias=True, exclude_unset=True)
     raw["spec"]["output"] = dict(output)
     raw["metadata"]["name"] = "support-bot"
     return FineTuningJob.model_validate(raw)

@@ -51,7 +51,7 @@ def adapter(done: tuple[FineTuningJob, RunDirectory]) -> tuple[Published, Path]:
 def copied(done: tuple[FineTuningJob, RunDirectory], to: Path, **output: Any) -> tuple[FineTuningJob, RunDirectory]:
     job, run = done
     shutil.copytree(run.root, to, ignore=shutil.ignore_patterns("registry", "checkpoints"))
-    raw = job.model_dump(mode="json", by_alias=True)
+    raw = job.model_dump(mode="json", by_alias=True, exclude_unset=True)
     raw["spec"]["output"] = {"registry": str(to / "registry"), **output}
     return FineTuningJob.model_validate(raw), RunDirectory(to)
 
@@ -152,7 +152,7 @@ def test_a_profile_that_the_job_names_decides_the_partition(
     done: tuple[FineTuningJob, RunDirectory], tmp_path: Path
 ) -> None:
     job, run = copied(done, tmp_path / "run")
-    raw = job.model_dump(mode="json", by_alias=True)
+    raw = job.model_dump(mode="json", by_alias=True, exclude_unset=True)
     raw["spec"]["baseModel"]["profile"] = "vllm-mi325x-cpx-nps1-bf16-tp1-throughput"
     published = publish(FineTuningJob.model_validate(raw), run)
     assert published.profile is not None

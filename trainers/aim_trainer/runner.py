@@ -59,7 +59,7 @@ def call(job: FineTuningJob, function: Callable[..., Result], *arguments: Any, r
     """Calls it where a worker's devices are: here, or on a node that Ray finds. Raises what it raises."""
     if not (ray and job.spec.resources.gpu):
         return function(*arguments)
-    _connect(job)
+    connect(job)
     from ray import get, remote
     from ray.exceptions import RayTaskError
 
@@ -89,7 +89,7 @@ def check_visibility(environment: Mapping[str, str]) -> None:
 def _under_ray(job: FineTuningJob, run: RunDirectory, rows: Rows) -> Outcome:
     """Ray's own retries are of preempted nodes; of losses we count, for what a person did wrong is not tried again."""
     check_visibility(os.environ)
-    _connect(job)
+    connect(job)
     from ray.train import TrainingFailedError
 
     lost = 0
@@ -151,7 +151,7 @@ def _on_worker(given: dict[str, Any]) -> Outcome:
     return work(given["job"], run, given["rows"], workers, run.stop.exists)
 
 
-def _connect(job: FineTuningJob) -> None:
+def connect(job: FineTuningJob) -> None:
     """To the cluster at RAY_ADDRESS, else to one of this machine that ends with this process."""
     import ray
 

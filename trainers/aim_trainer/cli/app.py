@@ -268,3 +268,45 @@ def evaluate(job: JobArgument, run: RunArgument, overrides: SetOption = None, ou
         verb.evaluate(read, run, output)
     except AimProfileError as problem:
         raise fail(problem) from None
+
+
+@app.command()
+def publish(
+    run: RunArgument,
+    to: Annotated[
+        str | None, typer.Option(help="A directory, s3://, hf:// or oci:// in place of the job's output.registry.")
+    ] = None,
+    output: OutputOption = "table",
+) -> None:
+    """Publish what a run trained as a new version: weights, tokenizer, card, serving profile.
+
+    Example: `aim-trainer publish runs/support-bot --to oci://registry/models/support-bot`
+    """
+    from . import publish as verb
+
+    try:
+        verb.publish_run(run, to, output)
+    except AimProfileError as problem:
+        raise fail(problem) from None
+
+
+@app.command()
+def search(
+    job: JobArgument,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory: trials, table, plot, best job.")],
+    overrides: SetOption = None,
+    output: OutputOption = "table",
+) -> None:
+    """Try values of the job's search, stop what is not worth its device, and write the best job.
+
+    Example: `aim-trainer search job.yaml searches/support-bot && aim-trainer run searches/support-bot/best.yaml`
+    """
+    from aim_trainer.job.read import read_job
+
+    try:
+        read = read_job(job, overrides or ())
+        from . import search as verb
+
+        verb.search_job(read, directory, output)
+    except AimProfileError as problem:
+        raise fail(problem) from None

@@ -18,11 +18,11 @@ from aim_trainer.errors import JobError
 GRAPH, POLICY = "model.onnx", "guardrail-snippet.yaml"
 #: How far ONNX Runtime's outputs may be from torch's, and a row's in a batch from the same row's alone.
 TOLERANCE = 1e-3
-#: The guardrail's own names, without spaces and dashes (docs/guardrail-families.md); no label is guessed to mean one.
+#: Family → what a label is called → the guardrail's label (docs/guardrail-families.md). None is guessed to mean one.
+_TOXIC = ("TOXIC", "SEVERE_TOXIC", "OBSCENE", "THREAT", "INSULT", "IDENTITY_HATE")
 _FAMILIES = {
-    "toxicity": {"TOXIC", "SEVERE_TOXIC", "OBSCENE", "THREAT", "INSULT", "IDENTITY_HATE", "TOXICITY"},
-    "nsfw_text": {"NSFW"},
-    "prompt_injection": {"INJECTION", "JAILBREAK"},
+    "toxicity": {**{label: label for label in _TOXIC}, "TOXICITY": "TOXIC", "IDENTITY_ATTACK": "IDENTITY_HATE"},
+    "nsfw_text": {"NSFW": "NSFW"},
 }
 Floats = npt.NDArray[np.float32]
 
@@ -67,18 +67,24 @@ def write_classifier(model: Any, into: Path) -> None:
 
 def write_snippet(labels: list[str], name: str, into: Path) -> None:
     """A policy with a rule for this model: of the family whose labels these are, else with the place to say so."""
-    family = next((family for family, known in _FAMILIES.items() if known & {_spelt(label) for label in labels}), None)
-    rule: dict[str, Any] = {"type": family or "toxicity", "action": "block", "threshold": 0.5, "options": {"path": "."}}
+    family, entities = next(((family, meant) for family in _FAMILIES if (meant := _meant(family, labels))), ("", []))
+    rule: dict[str, Any] = {"type": family or "toxicity", "action": "block", "threshold": 0.5}
+    rule |= {"entities": entities or ["TOXIC"], "options": {"path": "."}}
     comment = (
         f"A policy of one rule, for aim-guardrail: {name} in the place of the family's own model.\n"
         "Read from this directory; where it lies elsewhere, put its path. Find the threshold with aim-guardrail eval."
     )
-    if family is None:
+    if not family:
         comment += (
             f"\nWhat the labels {', '.join(labels)} mean to the guardrail nobody said: name it, as in\n"
             f"options: {{path: ., labels: {{{labels[-1]}: TOXIC}}}}. Until then the policy is refused."
         )
     (into / POLICY).write_text(dump({"version": 2, "name": name, "prompt": [rule]}, comment), encoding="utf-8")
+
+
+def _meant(family: str, labels: list[str]) -> list[str]:
+    known = _FAMILIES[family]
+    return sorted({known[spelt] for label in labels if (spelt := _spelt(label)) in known})
 
 
 def _spelt(label: str) -> str:

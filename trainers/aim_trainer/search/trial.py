@@ -1,0 +1,128 @@
+"""One trial: a run of its own in a directory of its own, in this very process, told to Ray Tune as it goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aim_trainer.data.prepare import prepare
+from aim_trainer.data.tokens import Tokens
+from aim_trainer.job.job import Distributed, FineTuningJob
+from aim_trainer.job.override import with_parameters
+from aim_trainer.job.read import as_yaml
+from aim_trainer.job.steps import batches as arithmetic
+from aim_trainer.metrics.json_lines import read_records
+from aim_trainer.metrics.records import Evaluation, Step
+from aim_trainer.recipe.workers import Workers
+from aim_trainer.run_directory import RunDirectory
+from aim_trainer.worker import Rows, work
+
+from .asked import search_of
+
+#: How often a trial is measured where the job does not say: enough to tell early, and a small part of its time.
+_MEASURES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What all trials have in common. root: the search's directory; directory: where paths of the job are from."""
+
+    job: FineTuningJob
+    root: Path
+    directory: str
+
+    def run(self, trial: str) -> RunDirectory:
+        return RunDirectory(self.root / "trials" / trial)
+
+
+def trial_job(job: FineTuningJob, values: dict[str, Any]) -> FineTuningJob:
+    """The job with those values, trained by one worker with the batch of all. Raises JobError.
+
+    Only what decides the weights is kept as it is: checkpoints and results stay in the trial's own directory.
+    """
+    made = with_parameters(job, values)
+    spec = made.spec
+    hyper, workers = spec.hyperparameters, spec.distributed.workers
+    if workers > 1 and hyper.global_batch_size is None and isinstance(hyper.batch_size, int):
+        hyper = hyper.model_copy(update={"global_batch_size": hyper.batch_size * workers})
+    update = {
+        "hyperparameters": hyper,
+        "distributed": Distributed(),
+        "checkpoints": spec.checkpoints.model_copy(update={"uri": None, "keep_last": 1, "keep_best": None}),
+    }
+    raw = made.model_copy(update={"spec": spec.model_copy(update=update)}).model_dump(
+        mode="json", by_alias=True, exclude_unset=True
+    )
+    return FineTuningJob.model_validate(raw)
+
+
+def prepared(job: FineTuningJob, root: Path) -> Rows:
+    """The trial's rows: tokenised once for all trials whose data is the same."""
+    found = prepare(job, RunDirectory(root).tokenizer, root / "data")
+    return Rows(found.train, found.validation, found.digest)
+
+
+def run_trial(given: Given, trial: str, values: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
+    """Trains to the end, or until `report` does not come back. Raises TrainerError."""
+    if Path(given.directory).is_dir():
+        os.chdir(given.directory)
+    run = given.run(trial)
+    job = trial_job(given.job, values)
+    rows = prepared(job, given.root)
+    steps = arithmetic(job, len(Tokens(rows.train))).steps
+    job = _measured(job, steps)
+    run.root.mkdir(parents=True, exist_ok=True)
+    run.job.write_text(as_yaml(job), encoding="utf-8")
+    every = job.spec.validation.every_steps or steps
+    told = _Told(run, given.job, steps, every, report)
+    work(job, run, rows, Workers(device=_device(job)), told.after_a_step)
+    told.tell()
+
+
+def _device(job: FineTuningJob) -> str:
+    return "cuda:0" if job.spec.resources.gpu else "cpu"
+
+
+def _measured(job: FineTuningJob, steps: int) -> FineTuningJob:
+    """With an interval of measures where the job has none; measuring changes no weight."""
+    if job.spec.validation.every_steps is not None:
+        return job
+    every = max(1, -(-steps // _MEASURES))
+    validation = job.spec.validation.model_copy(update={"every_steps": every})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"validation": validation})})
+
+
+class _Told:
+    """Tells what was measured since it looked last, in the trial's own metrics.jsonl."""
+
+    def __init__(
+        self, run: RunDirectory, job: FineTuningJob, steps: int, every: int, report: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._run, self._metric, self._steps, self._every = run, search_of(job).objective.metric, steps, every
+        self._devices, self._report = max(1, job.spec.resources.gpu), report
+        self._taken = self._told = 0
+
+    def after_a_step(self) -> bool:
+        """Never asks to stop: where nobody wants to hear more, `report` does not come back."""
+        self._taken += 1
+        if self._taken % self._every == 1 or self._every == 1:  # the measure before this step
+            self.tell()
+        return False
+
+    def tell(self) -> None:
+        seconds = 0.0
+        for told in read_records(self._run.metrics):
+            match told.record:
+                case Step():
+                    seconds += told.record.seconds
+                case Evaluation(step=step, metrics=metrics) if step > self._told and self._metric in metrics:
+                    self._told = step
+                    self._report(self._result(step, metrics, seconds))
+
+    def _result(self, step: int, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
+        """percent: of the trial's own steps, which trials may have in different number."""
+        hours = seconds * self._devices / 3600
+        return {**metrics, "step": step, "percent": 100 * step // self._steps, "gpu_hours": hours}
