@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from .conversion import Draft, Rule, batch, elsewhere, noted, only, passed, sharding, to, uri_of, words
@@ -151,13 +152,13 @@ def _method(draft: Draft) -> None:
 
 
 def _dataset(draft: Draft) -> None:
-    known = _dataset_info(draft)
-    draft.set("dataset.sources", [_source(draft, name, known) for name in _names(draft.given("dataset", ""))])
+    folder, known = _dataset_info(draft)
+    draft.set("dataset.sources", [_source(draft, name, folder, known) for name in _names(draft.given("dataset", ""))])
     held = _names(draft.given("eval_dataset", ""))
     if len(held) > 1:
         draft.refuse("eval_dataset", "one source is held out")
     for name in held:
-        source = _source(draft, name, known)
+        source = _source(draft, name, folder, known)
         named: dict[str, Any] = {
             "source": source["uri"],
             **{key: source[key] for key in ("format", "columns") if key in source},
@@ -170,31 +171,32 @@ def _names(value: Any) -> list[str]:
     return [str(name).strip() for name in names if str(name).strip()]
 
 
-def _dataset_info(draft: Draft) -> Mapping[str, Any]:
-    """dataset_info.json of dataset_dir, which is looked for where the file says, then beside the file."""
-    wanted = str(draft.given("dataset_dir", "data"))
-    for file in (draft.folder / wanted / "dataset_info.json", draft.folder.parent / wanted / "dataset_info.json"):
+def _dataset_info(draft: Draft) -> tuple[Path, Mapping[str, Any]]:
+    """dataset_info.json of dataset_dir, and where it is: from here, as they read it, else from the configuration."""
+    wanted = Path(str(draft.given("dataset_dir", "data")))
+    for folder in (wanted, draft.folder / wanted, draft.folder.parent / wanted):
+        file = folder / "dataset_info.json"
         if file.is_file():
             try:
                 found = json.loads(file.read_text(encoding="utf-8"))
             except (ValueError, OSError) as problem:
                 draft.refuse("dataset_dir", f"{file}: {problem}")
-                return {}
-            return found if isinstance(found, dict) else {}
-    return {}
+                return folder, {}
+            return folder, found if isinstance(found, dict) else {}
+    return wanted, {}
 
 
-def _source(draft: Draft, name: str, known: Mapping[str, Any]) -> dict[str, Any]:
+def _source(draft: Draft, name: str, folder: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     about = known.get(name)
     if not isinstance(about, Mapping):
-        draft.refuse("dataset", f"{name} is not in a dataset_info.json of {draft.given('dataset_dir', 'data')}")
+        draft.refuse("dataset", f"{name} is not in {folder}/dataset_info.json")
         return {"uri": name}
     if about.get("ranking"):
         draft.refuse("dataset", f"{name} holds preferences (ranking)")
     hub, file = about.get("hf_hub_url"), about.get("file_name")
     if not hub and not file:
         draft.refuse("dataset", f"{name} has neither hf_hub_url nor file_name")
-    uri = uri_of(str(hub)) if hub else f"{draft.given('dataset_dir', 'data')}/{file}"
+    uri = uri_of(str(hub)) if hub else str(folder / str(file))
     made: dict[str, Any] = {"uri": uri + (f"/{about['subset']}" if hub and about.get("subset") else "")}
     if about.get("split"):
         made["split"] = about["split"]
