@@ -15,6 +15,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 #: In reading order: from the request's way in to the planner.
 NAMES = ("start", "hop", "detectors", "server", "supervisor", "models", "levels", "engine", "vllm_server", "planner")
+#: In the trainer's environment (`make trainer`); passed over where that is not there.
+TRAINER_NAMES = ("trainer_data",)
+TRAINER_PYTHON = HERE.parent / ".venv-trainer/bin/python"
 #: Only when named: minutes, and for a person to judge; a machine of several devices with nobody else on it; an
 #: environment of other guardrails; half an hour (`make soak`).
 NAMED_ONLY = ("false_positives", "isolation", "peers", "qos_soak")
@@ -26,14 +29,14 @@ def main() -> int:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"some of: {', '.join(NAMES)} (default: these); {', '.join(NAMED_ONLY)}",
+        help=f"some of: {', '.join(NAMES + TRAINER_NAMES)} (default: these); {', '.join(NAMED_ONLY)}",
     )
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a figure to quote")
     options = parser.parse_args()
-    unknown = sorted(set(options.names) - {*NAMES, *NAMED_ONLY})
+    unknown = sorted(set(options.names) - {*NAMES, *TRAINER_NAMES, *NAMED_ONLY})
     if unknown:
-        parser.error(f"no benchmark called {unknown[0]!r}; there are: {', '.join(NAMES + NAMED_ONLY)}")
-    failed = [name for name in options.names or NAMES if not run(name, quick=options.quick)]
+        parser.error(f"no benchmark called {unknown[0]!r}; there are: {', '.join(NAMES + TRAINER_NAMES + NAMED_ONLY)}")
+    failed = [name for name in options.names or NAMES + TRAINER_NAMES if not run(name, quick=options.quick)]
     if failed:
         print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -42,7 +45,11 @@ def main() -> int:
 def run(name: str, *, quick: bool) -> bool:
     print(f"\n=== {name}", flush=True)
     started = time.monotonic()
-    command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(HERE / f"{name}.json")]
+    python = str(TRAINER_PYTHON) if name in TRAINER_NAMES else sys.executable
+    if not Path(python).exists():
+        print("    not run: its environment is not there (make trainer)", flush=True)
+        return True
+    command = [python, str(HERE / f"{name}.py"), "--json", str(HERE / f"{name}.json")]
     done = subprocess.run([*command, "--quick"] if quick else command, cwd=HERE.parent, check=False)
     print(f"    ({time.monotonic() - started:.0f} s, bench/{name}.json)", flush=True)
     return done.returncode == 0

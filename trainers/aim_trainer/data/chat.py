@@ -49,7 +49,7 @@ class Chat:
         if self._train_on == "all":
             return Rendered(text, [(0, len(text))], [])
         answers = self._trained(read, _joined(spans))
-        _refuse_lost(read, self._train_on, "".join(text[begin:end] for begin, end in answers))
+        _refuse_lost(read, self._train_on, [text[begin:end] for begin, end in answers])
         return Rendered(text, [self._whole_answer(text, span) for span in answers], prefixes)
 
     def _spans(self, read: Conversation) -> tuple[str, list[tuple[int, int]], list[str]]:
@@ -148,21 +148,24 @@ def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
-def _refuse_lost(read: Conversation, train_on: TrainOn, trained: str) -> None:
+def _refuse_lost(read: Conversation, train_on: TrainOn, trained: list[str]) -> None:
     """Raises RowProblem if a template leaves out some of what is to be trained; white space may differ."""
-    said, begin = "".join(trained.split()), 0
     answers = [place for place, message in enumerate(read.messages) if message["role"] == "assistant"]
-    for place in answers[-1:] if train_on == "last-assistant" else answers:
-        if place not in read.untrained:
-            wanted = "".join(read.messages[place]["content"].split())
-            found = said.find(wanted, begin)
-            if found < 0:
-                raise RowProblem(
-                    f"messages[{place}].content",
-                    "the chat template leaves out some of this answer (many take <think> out of earlier ones); "
-                    "set dataset.trainOn to last-assistant, or name another dataset.chatTemplate",
-                )
-            begin = found + len(wanted)
+    answers = [place for place in answers[-(train_on == "last-assistant") :] if place not in read.untrained]
+    wanted = [read.messages[place]["content"] for place in answers]
+    if len(wanted) == len(trained) and all(content in text for content, text in zip(wanted, trained, strict=True)):
+        return
+    said, begin = "".join("".join(trained).split()), 0
+    for place, content in zip(answers, wanted, strict=True):
+        bare = "".join(content.split())
+        found = said.find(bare, begin)
+        if found < 0:
+            raise RowProblem(
+                f"messages[{place}].content",
+                "the chat template leaves out some of this answer (many take <think> out of earlier ones); "
+                "set dataset.trainOn to last-assistant, or name another dataset.chatTemplate",
+            )
+        begin = found + len(bare)
 
 
 def load_tokenizer(directory: Path) -> Any:
