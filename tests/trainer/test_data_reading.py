@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import os
@@ -16,9 +17,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from aim_trainer.data.conversation import conversation
 from aim_trainer.data.examples import Completion, Conversation, Example, Labelled, content_hash
-from aim_trainer.data.problems import Problems
+from aim_trainer.data.problems import Problems, RowProblem
 from aim_trainer.data.read import Reader, Seen
 from aim_trainer.errors import DataError
 from aim_trainer.job.dataset import Source
@@ -74,6 +78,8 @@ BAD_LINES: dict[str, tuple[Any, str]] = {
     "not a number": (b'{"messages": [], "x": NaN}', "no JSON: "),
     "half a surrogate": (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "no JSON: no low surrogate"),
     "bad UTF-8": (b'{"messages": "\xff"}', "no JSON: str is not valid UTF-8"),
+    "too deep": (b'{"messages": ' + b"[" * 500 + b"]" * 500 + b"}", "nested too deeply: 250 levels at most"),
+    "much too deep": (b'{"messages": ' + b"[" * 9999 + b"]" * 9999 + b"}", "no JSON: depth limit exceeded"),
     "a key twice": (b'{"messages": [], "messages": []}', "the key 'messages' is there twice"),
     "a key twice, with spaces": (b'{"messages" : [], "messages": []}', "the key 'messages' is there twice"),
     "a key twice, and a value like a key": (b'{"a" : ":x", "a": 1}', "the key 'a' is there twice"),
@@ -98,7 +104,15 @@ BAD_LINES: dict[str, tuple[Any, str]] = {
         "messages[0].tool_calls: only an assist",
     ),
     "arguments no JSON": (turns(ASK, called("{x: 1}")), "messages[1].tool_calls[0].function.arguments: no JSON: "),
-    "arguments NaN": (turns(ASK, called('{"x": NaN}')), "messages[1].tool_calls[0].function.arguments: no JSON: NaN"),
+    "arguments NaN": (turns(ASK, called('{"x": NaN}')), "messages[1].tool_calls[0].function.arguments: no JSON: "),
+    "arguments half a surrogate": (
+        turns(ASK, called('{"x": "\\ud800"}')),
+        "messages[1].tool_calls[0].function.arguments: no JSON: no low surrogate",
+    ),
+    "arguments too deep": (
+        turns(ASK, called('{"x":' * 300 + "1" + "}" * 300)),
+        "messages[1].tool_calls[0].function.arguments: nested too deeply",
+    ),
     "arguments a list": (
         turns(ASK, called("[1]")),
         "messages[1].tool_calls[0].function.arguments: an object is expected",
@@ -257,6 +271,32 @@ def test_each_format_is_known_by_its_keys_and_read(tmp_path: Path, row: dict[str
     assert read(written(tmp_path, row))[0] == [example]
 
 
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "role": st.sampled_from(["user", "assistant", "system", "tool", "bot", None, 1, ["user"]]),
+            "content": st.sampled_from(["a", "", " ", None, 3, [], [{"type": "text", "text": "a"}]]),
+        },
+        optional={"name": st.sampled_from(["x", None]), "weight": st.sampled_from([0, 1, None])},
+    )
+    | st.sampled_from([None, "a", {}, {"role": "assistant"}]),
+    max_size=3,
+)
+
+
+def told(record: dict[str, Any]) -> Conversation | str:
+    try:
+        return conversation(copy.deepcopy(record))
+    except RowProblem as problem:
+        return str(problem)
+
+
+@settings(max_examples=300, deadline=None)
+@given(MESSAGES)
+def test_the_short_way_for_plain_conversations_tells_what_the_long_one_does(messages: list[Any]) -> None:
+    assert told({"messages": messages}) == told({"messages": messages, "tools": []})
+
+
 def test_fields_that_nobody_reads_are_told(tmp_path: Path) -> None:
     seen = read(written(tmp_path, GOOD, {**GOOD, "id": 7, "source": "x"}))[1]
     assert (seen.rows, seen.format, seen.ignored) == (2, "conversation", {"id", "source"})
@@ -317,12 +357,13 @@ def test_a_label_is_one_of_the_jobs(tmp_path: Path) -> None:
 
 def test_each_tool_keeps_its_own_fields_and_the_nulls_a_person_wrote(tmp_path: Path) -> None:
     rows = [
-        turns(ASK, called({"x": 1, "y": None}, "move"), tools=[{"type": "function", "function": {"name": "move"}}]),
+        turns(ASK, called({"x": 2**70, "y": None}, "move"), tools=[{"type": "function", "function": {"name": "move"}}]),
         turns(ASK, called('{"text": "hi"}', "say"), tools=[{"type": "function", "function": {"name": "say"}}]),
     ]
     examples = read(written(tmp_path, *rows))[0]
     asked = [e.messages[1]["tool_calls"][0]["function"]["arguments"] for e in examples if isinstance(e, Conversation)]
-    assert asked == [{"x": 1, "y": None}, {"text": "hi"}]
+    assert asked == [{"x": 2**70, "y": None}, {"text": "hi"}]
+    assert len({content_hash(example) for example in examples}) == 2
     as_text = [{name: json.dumps(value) for name, value in row.items()} for row in rows]
     pq.write_table(pa.Table.from_pylist(as_text), tmp_path / "tools.parquet")
     assert read(tmp_path / "tools.parquet")[0] == examples

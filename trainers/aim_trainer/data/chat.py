@@ -151,7 +151,8 @@ def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def _refuse_lost(read: Conversation, train_on: TrainOn, trained: list[str]) -> None:
     """Raises RowProblem if a template leaves out some of what is to be trained; white space may differ."""
     answers = [place for place, message in enumerate(read.messages) if message["role"] == "assistant"]
-    answers = [place for place in answers[-(train_on == "last-assistant") :] if place not in read.untrained]
+    answers = answers[-1:] if train_on == "last-assistant" else answers
+    answers = [place for place in answers if place not in read.untrained]
     wanted = [read.messages[place]["content"] for place in answers]
     if len(wanted) == len(trained) and all(content in text for content, text in zip(wanted, trained, strict=True)):
         return

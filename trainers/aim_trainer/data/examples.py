@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any, NamedTuple
 
 import orjson
@@ -40,5 +41,8 @@ Example = Conversation | Completion | Labelled
 
 def content_hash(example: Example) -> int:
     """64 bits of what the row says: equal for rows that teach the same, however they were written down."""
-    said = orjson.dumps(list(example), option=orjson.OPT_NON_STR_KEYS)
+    try:
+        said = orjson.dumps(list(example))
+    except TypeError:  # a number of more than 64 bits, in the arguments of a call
+        said = json.dumps(list(example)).encode()
     return int.from_bytes(hashlib.blake2b(said, digest_size=8).digest(), "little")
