@@ -246,3 +246,21 @@ def test_the_verb_refuses_what_is_no_run(lora: Trained, tmp_path: Path) -> None:
     ended = CliRunner().invoke(app, ["evaluate", str(file), str(tmp_path / "none")])
     assert (ended.exit_code, ended.stdout) == (3, "")
     assert "none: no run is there; name the directory of a run" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"method": "lora", "precision": "bf16"},
+        {"method": "full", "precision": "bf16"},
+        {"method": "qlora", "quantization": "nf4", "precision": "bf16"},
+    ],
+    ids=lambda how: f"{how['method']}-{how['precision']}",
+)
+def test_reduced_precision_is_judged_as_it_was_trained(tiny: Tiny, tmp_path: Path, how: dict[str, str]) -> None:
+    rows = chat_tokens(tmp_path / "rows", 4)
+    trained = Trained(tmp_path, tiny_job(tiny("llama"), maxSteps=4, **how), rows, tmp_path / "rows")
+    judgement, _ = trained.judge()
+    assert judgement.base["eval_loss"] == held_out(load(trained.job), rows)["eval_loss"]
+    assert judgement.tuned["eval_loss"] < judgement.base["eval_loss"] - 0.05
+    assert len(judgement.samples) == 4
