@@ -176,6 +176,28 @@ class TestProgress:
         progress.tell(step(4, 4))
         assert self.status(file)["progressPercentage"] == 100
 
+    def test_another_process_goes_on_from_what_was_known(self, tmp_path: Path) -> None:
+        file = tmp_path / "progress.json"
+        Progress(file).tell(step(40))
+        Progress(file).tell(Note("done", "published"))
+        status = self.status(file)
+        assert status["progressPercentage"] == 100
+        metrics = status["metrics"]
+        assert isinstance(metrics, list)
+        assert {"name": "state", "value": "done"} in metrics
+        assert {"name": "currentStep", "value": "40"} in metrics
+        Progress(file).tell(step(1))
+        assert self.status(file)["progressPercentage"] == 2
+
+    @pytest.mark.parametrize(
+        "before", [b"", b"{", b"[]", b'{"trainerStatus": 7}', b'{"trainerStatus": {"metrics": [7]}}']
+    )
+    def test_what_cannot_be_read_is_nothing(self, tmp_path: Path, before: bytes) -> None:
+        file = tmp_path / "progress.json"
+        file.write_bytes(before)
+        Progress(file).tell(step(20))
+        assert self.status(file)["progressPercentage"] == 50
+
     def test_what_is_unknown_is_left_out(self, tmp_path: Path) -> None:
         file = tmp_path / "progress.json"
         Progress(file).tell(Note("started", "8 rows"))

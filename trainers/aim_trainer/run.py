@@ -17,10 +17,8 @@ from aim_trainer.evaluate.judge import Judgement, judge, prompts_of
 from aim_trainer.job.digest import spec_digest
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.read import as_yaml, read_job
-from aim_trainer.metrics.all_sinks import AllSinks
-from aim_trainer.metrics.json_lines import JsonLines
+from aim_trainer.metrics import sinks
 from aim_trainer.metrics.records import Note
-from aim_trainer.metrics.terminal import terminal
 from aim_trainer.publish.publish import publish
 from aim_trainer.recipe.base import read_tokenizer
 from aim_trainer.report.write import write_report
@@ -107,12 +105,12 @@ def _rows(job: FineTuningJob, run: RunDirectory) -> Rows:
 
 def _judge(job: FineTuningJob, run: RunDirectory, rows: Path | None) -> Judgement:
     """Where the devices are."""
-    sink = AllSinks([JsonLines(run.metrics), terminal()])
+    sink = sinks.beside(run)
     return judge(job, run, rows, runner.device_of(job), sink)
 
 
 def _tell(run: RunDirectory, note: Note) -> None:
-    AllSinks([JsonLines(run.metrics), terminal()]).tell(note)
+    sinks.beside(run).tell(note)
 
 
 def _report(run: RunDirectory) -> None:

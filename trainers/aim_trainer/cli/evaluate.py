@@ -11,9 +11,7 @@ from aim_trainer.errors import StoreError
 from aim_trainer.evaluate.gates import require
 from aim_trainer.evaluate.judge import Judgement, judge
 from aim_trainer.job.job import FineTuningJob
-from aim_trainer.metrics.all_sinks import AllSinks
-from aim_trainer.metrics.json_lines import JsonLines
-from aim_trainer.metrics.terminal import terminal
+from aim_trainer.metrics import sinks
 from aim_trainer.report.judged import comparison
 from aim_trainer.report.judged import gates as gates_in_words
 from aim_trainer.report.write import write_report
@@ -28,7 +26,7 @@ def evaluate(job: FineTuningJob, directory: Path, output: Output) -> None:
     run = RunDirectory(directory)
     if not directory.is_dir():
         raise StoreError(f"{directory}: no run is there", field="run", remedy="name the directory of a run")
-    sink = AllSinks([JsonLines(run.metrics), terminal()])
+    sink = sinks.beside(run)
     try:
         judgement = judge(job, run, _held_out(run), _device(job), sink)
     finally:

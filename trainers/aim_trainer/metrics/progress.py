@@ -14,11 +14,11 @@ INTERVAL_S = 1.0
 
 
 class Progress:
-    """Replaces the file as a whole: a reader never sees half of one."""
+    """Replaces the file as a whole: a reader never sees half of one. Goes on from what it says already."""
 
     def __init__(self, file: Path, interval_s: float = INTERVAL_S) -> None:
         self._file, self._interval_s = file, interval_s
-        self._status = TrainerStatus()
+        self._status = TrainerStatus(_bytes_of(file))
         self._written_at = -math.inf
 
     def tell(self, record: Record) -> None:
@@ -38,3 +38,10 @@ class Progress:
         partial.write_bytes(self._status.body())
         partial.replace(self._file)
         self._written_at = time.monotonic()
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""

@@ -38,6 +38,11 @@ def of(job: FineTuningJob, run: RunDirectory, rank: int) -> Sink:
     return AllSinks(sink for name, make in makers if (sink := _opened(name, make)) is not None)
 
 
+def beside(run: RunDirectory) -> Sink:
+    """Those of whoever begins, judges and ends a run, before and after its workers: notes are all they tell."""
+    return AllSinks([JsonLines(run.metrics), Progress(run.progress), terminal()])
+
+
 def _opened(name: str, make: Callable[[], Sink | None]) -> Sink | None:
     try:
         return make()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 
@@ -18,11 +19,14 @@ _MOST_METRICS, _LONGEST = 256, 64
 
 
 class TrainerStatus:
-    """The newest of each kind."""
+    """The newest of each kind. before: an earlier body, which what is told now goes on from; one that cannot be read is
+    nothing.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, before: bytes = b"") -> None:
         self.step: Step | None = None
-        self._metrics: dict[str, float | str] = {}
+        self._before = _status_of(before)
+        self._metrics: dict[str, float | str] = _metrics_of(self._before)
 
     def add(self, record: Record) -> bool:
         """Whether it should be known at once: all but steps before the last."""
@@ -40,16 +44,33 @@ class TrainerStatus:
 
     def body(self) -> bytes:
         """As JSON. What is unknown is left out."""
-        status: dict[str, object] = {}
+        status: dict[str, object] = dict(self._before)
         step = self.step
         if step is not None:
             # Rounded down: 100 is said when all is done.
             status["progressPercentage"] = min(100, 100 * step.step // step.steps)
             if math.isfinite(step.eta_s):
                 status["estimatedRemainingSeconds"] = round(max(0, step.eta_s))
-        status["metrics"] = _named((_measures(step) if step else {}) | self._metrics)
+        status["metrics"] = _named(self._metrics | (_measures(step) if step else {}))
         status["lastUpdatedTime"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return orjson.dumps({"trainerStatus": status}, option=orjson.OPT_INDENT_2)
+
+
+def _status_of(body: bytes) -> dict[str, Any]:
+    try:
+        found = orjson.loads(body)["trainerStatus"]
+        return {
+            key: found[key] for key in ("progressPercentage", "estimatedRemainingSeconds", "metrics") if key in found
+        }
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _metrics_of(status: dict[str, Any]) -> dict[str, float | str]:
+    try:
+        return {each["name"]: str(each["value"]) for each in status.get("metrics", [])}
+    except (KeyError, TypeError):
+        return {}
 
 
 def _measures(step: Step) -> dict[str, float | str]:
