@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from aim_trainer.data.tokens import Tokens
-from aim_trainer.errors import StoreError, TrainerError
+from aim_trainer.errors import ResourceError, StoreError, TrainerError
 from aim_trainer.metrics.records import Note
 from aim_trainer.recipe import rng
 from aim_trainer.recipe.model import load
@@ -141,3 +142,29 @@ def _same_weights(one: Ran, other: Ran) -> None:
     theirs = dict(other.loaded.model.named_parameters())
     for name, weight in one.loaded.model.named_parameters():
         assert torch.equal(weight, theirs[name]), name
+
+
+def test_a_full_disk_is_told_and_what_was_saved_stays(tiny: Tiny, rows: Tokens, tmp_path: Path) -> None:
+    """The second checkpoint meets a limit on the size of files."""
+    job, allowed = tiny_job(tiny("llama"), everySteps=1, maxSteps=3), iter([False])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def disk_fills_up() -> bool:
+        if next(allowed, True):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        return False
+
+    try:
+        with pytest.raises(ResourceError, match=r"^no checkpoint of step 2: .*make room there, or set TMPDIR"):
+            run_tiny(job, rows, tmp_path, stop=disk_fills_up)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert run_tiny(job, rows, tmp_path).told.steps[0].step == 2
+
+
+def test_a_device_that_is_out_of_memory_is_told_with_a_remedy(tiny: Tiny, rows: Tokens, tmp_path: Path) -> None:
+    def out_of_memory() -> bool:
+        raise torch.OutOfMemoryError("Tried to allocate 1.00 GiB")
+
+    with pytest.raises(ResourceError, match=r"^step 1: cpu is out of memory.*lower batchSize"):
+        run_tiny(tiny_job(tiny("llama")), rows, tmp_path, stop=out_of_memory)

@@ -34,7 +34,9 @@ def with_adapter(model: Any, job: FineTuningJob) -> Any:
         modules_to_save=[CLASSIFIER_HEAD] if classifies else None,
         bias="none",
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=True)
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+    config.target_modules = targets  # PEFT made it a set, whose order in the file is another each time
+    return adapted
 
 
 def _targets(model: Any, asked: list[str] | str) -> list[str]:

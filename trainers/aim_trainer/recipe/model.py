@@ -16,7 +16,7 @@ from aim_trainer.job.job import FineTuningJob
 from .adapter import HEADS, with_adapter
 from .base import locate, read_config, read_tokenizer, said_of
 from .neftune import add_noise
-from .weights import trained_weights, whole_weights
+from .weights import gathered, trained_weights
 from .workers import Workers
 
 # That int8 is computed in float16 is said again with every module.
@@ -46,6 +46,8 @@ def load(job: FineTuningJob, device: str = "cpu") -> Loaded:
     """
     hyperparameters = job.spec.hyperparameters
     compute = compute_dtype(job, device)
+    if device != "cpu":
+        torch.cuda.set_device(device)  # generators and bitsandbytes mean the current one
     torch.manual_seed(hyperparameters.seed)  # a fresh adapter's, a classifier's head
     model = _base_model(job, compute, "cpu" if job.spec.distributed.strategy == "fsdp2" else device)
     model.config.use_cache = False
@@ -71,8 +73,9 @@ def save(loaded: Loaded, into: Path, workers: Workers | None = None) -> None:
     """An adapter in float32 (PEFT's two files), or the whole model in what it was computed in; the tokenizer beside
     it. Every worker calls it, the first alone writes.
     """
-    trained = whole_weights(trained_weights(loaded.model))
-    if workers is not None and not workers.first:
+    first = workers is None or workers.first
+    trained = gathered(trained_weights(loaded.model), kept=first)
+    if not first:
         return
     if loaded.has_adapter:
         loaded.model.save_pretrained(into, state_dict=trained, save_embedding_layers=False)

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from aim_trainer.checkpoints.checkpoint import Checkpoint, CheckpointStore
-from aim_trainer.errors import StoreError
+from aim_trainer.errors import ResourceError, StoreError
 from aim_trainer.metrics.records import Saved
 
 from . import rng
-from .weights import fill, trained_weights, whole, whole_weights
+from .weights import fill, gathered, trained_weights
 from .workers import Workers
 
 #: AdamW's own names.
@@ -35,21 +36,18 @@ def save_state(
     step: int,
     metrics: dict[str, float],
 ) -> Saved | None:
-    """Every worker calls it; the first writes, and is told what. Raises StoreError, on all of them."""
+    """Every worker calls it; the first writes, and is told what. Raises StoreError or ResourceError on all of them."""
     started = time.monotonic()
     trained = trained_weights(model)
-    weights, moments = whole_weights(trained), _moments(trained, optimizer)
+    weights = gathered(trained, kept=workers.first)
+    moments = gathered(_moments(trained, optimizer), kept=workers.first)
     states = workers.of_all(rng.state())
     saved = None
     with workers.together():
         if workers.first:
             with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
                 directory = Path(scratch)
-                save_file(weights, directory / "weights.safetensors")
-                save_file(moments, directory / "optimizer.safetensors")
-                for rank, state in enumerate(states):
-                    save_file(state, directory / f"rng-{rank:05d}.safetensors")
-                (directory / "state.json").write_text(json.dumps({"step": step, "world_size": workers.world_size}))
+                _write(directory, step, weights, moments, states)
                 size = sum(file.stat().st_size for file in directory.iterdir())
                 committed = store.save(step, directory, workers.world_size, metrics)
                 store.prune()
@@ -80,11 +78,31 @@ def load_state(
     return found
 
 
+def _write(
+    directory: Path,
+    step: int,
+    weights: dict[str, torch.Tensor],
+    moments: dict[str, torch.Tensor],
+    states: list[dict[str, torch.Tensor]],
+) -> None:
+    try:
+        save_file(weights, directory / "weights.safetensors")
+        save_file(moments, directory / "optimizer.safetensors")
+        for rank, state in enumerate(states):
+            save_file(state, directory / f"rng-{rank:05d}.safetensors")
+        (directory / "state.json").write_text(json.dumps({"step": step, "world_size": len(states)}))
+    except (OSError, SafetensorError) as problem:
+        raise ResourceError(
+            f"no checkpoint of step {step}: {directory}: {problem}",
+            field="TMPDIR",
+            value=str(directory.parent),
+            remedy="make room there, or set TMPDIR to where there is; checkpoints before it are whole",
+        ) from problem
+
+
 def _moments(trained: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {
-        f"{name}.{moment}": whole(optimizer.state[weight][moment])
-        for name, weight in trained.items()
-        for moment in _MOMENTS
+        f"{name}.{moment}": optimizer.state[weight][moment] for name, weight in trained.items() for moment in _MOMENTS
     }
 
 

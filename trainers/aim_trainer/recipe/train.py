@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from aim_trainer.checkpoints.checkpoint import CheckpointStore
 from aim_trainer.data.batches import Batch, Batches
 from aim_trainer.data.tokens import Tokens
-from aim_trainer.errors import TrainerError
+from aim_trainer.errors import ResourceError, TrainerError
 from aim_trainer.job.hyperparameters import Hyperparameters
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.metrics.records import Evaluation, Note, Record, Sink, Step
@@ -61,13 +61,21 @@ def train(
     memory is short, StoreError for checkpoints that cannot be written.
     """
     run = _Run(job, loaded, batches, validation, workers, store, sink)
-    step = run.begin()
-    stopping = False
-    while step < run.steps and not stopping:
-        stopping = run.take(step, stop)
-        step += 1
-        run.evaluate(step, ends=stopping or step == run.steps)
-        run.save(step, ends=stopping or step == run.steps)
+    step, stopping = 0, False
+    try:
+        step = run.begin()
+        while step < run.steps and not stopping:
+            stopping = run.take(step, stop)
+            step += 1
+            run.evaluate(step, ends=stopping or step == run.steps)
+            run.save(step, ends=stopping or step == run.steps)
+    except torch.OutOfMemoryError as problem:
+        raise ResourceError(
+            f"step {step + 1}: {workers.device} is out of memory; checkpoints before it are whole",
+            field="spec.hyperparameters.batchSize",
+            value=job.spec.hyperparameters.batch_size,
+            remedy="lower batchSize (globalBatchSize keeps the mathematics) or maxSeqLength, or set batchSize: auto",
+        ) from problem
     return Outcome(step, step < run.steps, run.metrics)
 
 
@@ -91,6 +99,7 @@ class _Run:
         self.placed = place(job, loaded, workers)
         self.optimizer = make_optimizer(trained_weights(loaded.model), self.hyperparameters)
         self.metrics: dict[str, float] = {}
+        self._micro_batch = len(batches.of(0)[0].input_ids)
         self._measured_at = -1
         self._seconds: deque[float] = deque(maxlen=50)
 
@@ -173,9 +182,7 @@ class _Run:
     def _measure(self, step: int) -> None:
         if self.validation is None or len(self.validation) == 0 or self._measured_at == step:
             return
-        batch_size = self.hyperparameters.batch_size
-        rows = batch_size if isinstance(batch_size, int) else 8
-        self.metrics = held_out(self.loaded, self.validation, rows, self.workers)
+        self.metrics = held_out(self.loaded, self.validation, self._micro_batch, self.workers)
         self._measured_at = step
         self._tell(Evaluation(step, self.metrics))
 

@@ -25,15 +25,16 @@ def let_go(model: Any) -> None:
             module.reshard()
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU, gathered where it is sharded: then every worker calls it, in the same order."""
-    gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return gathered.detach().to("cpu", copy=True)
-
-
-def whole_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each of them whole, on the CPU."""
-    return {name: whole(weight) for name, weight in weights.items()}
+def gathered(weights: Mapping[str, torch.Tensor], *, kept: bool) -> dict[str, torch.Tensor]:
+    """Copies of them on the CPU, whole. Where they are sharded all workers call it, and those that keep nothing never
+    hold more than one.
+    """
+    copies: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if kept:
+            copies[name] = whole.detach().to("cpu", copy=True)
+    return copies
 
 
 def fill(target: torch.Tensor, first_has: torch.Tensor | None) -> None:
