@@ -135,6 +135,51 @@ def test_a_repeated_key_is_not_sent_on_twice(client: httpx.Client, predictor: Fa
     assert KEY.encode() not in predictor.last["body"]
 
 
+REPEATED = (
+    '{"choices":[{"index":0,"message":{"role":"assistant","content":"bob@example.com","content":"fine"}}]}',
+    '[{"text":"bob@example.com","text":"fine"}]',
+    '{"a":{"b":"bob@example.com"},"a":"fine: \\u003a"}',
+)
+
+
+@pytest.mark.parametrize("body", REPEATED)
+def test_a_repeated_key_is_not_brought_back_twice(client: httpx.Client, body: str) -> None:
+    told = orders(status=200, body=body, headers={"content-type": "application/json"})
+    answer = client.post("/v1/chat/completions", json=ask("hi"), headers=told)
+    assert answer.status_code == 200
+    assert ("bob" in answer.text, "fine" in answer.text) == (False, True)
+
+
+DELTA = 'data: {"choices":[{"index":0,"delta":{%s},"finish_reason":null}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        '"content":"bob@example.com","content":"fine. "',
+        '"content":"bob@example.com","content":"fine\\u003a \\u00e9 "',
+        '"refusal":{"a":"bob@example.com"},"refusal":null,"content":"fine "',
+    ],
+)
+def test_a_repeated_key_is_not_streamed_twice(client: httpx.Client, delta: str) -> None:
+    told = orders(raw=DELTA % delta + "data: [DONE]\n\n")
+    answer = client.post("/v1/chat/completions", json=ask("hi", stream=True), headers=told)
+    assert ("bob" in answer.text, "fine" in said(events(answer))) == (False, True)
+
+
+def test_an_event_without_one_is_streamed_as_it_came(client: httpx.Client) -> None:
+    raw = DELTA % '"content" : "caf\\u00e9: it " , "role":"assistant"'
+    answer = client.post(
+        "/v1/chat/completions", json=ask("hi", stream=True), headers=orders(raw=raw + "data: [DONE]\n\n")
+    )
+    assert answer.text.startswith(raw)
+
+
+def test_a_path_is_sent_on_as_it_came(client: httpx.Client, predictor: FakePredictor) -> None:
+    client.get("/v1/files/bob%40example.com")
+    assert predictor.last["path"] == "/v1/files/bob%40example.com"
+
+
 LARGE = (2**63, 2**64 - 1, 2**64, -(2**63) - 1, 10**30 + 1, 7)
 
 

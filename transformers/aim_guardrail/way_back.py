@@ -116,7 +116,8 @@ class WayBack:
             if not speaks_anthropic(self._scope["path"]):
                 raise
             return orjson.dumps(refusal(parsed))
-        return orjson.dumps(parsed) if changed or shortened else body
+        repeats = self._screening.has_repeated_keys(body, around=type(parsed) is not dict)
+        return orjson.dumps(parsed) if changed or shortened or repeats else body
 
     async def _check_text(self, body: bytes) -> bytes:
         try:

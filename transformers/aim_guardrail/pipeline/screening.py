@@ -324,13 +324,16 @@ class Screening:
         shown: str = box[""]
         return shown
 
-    def has_repeated_keys(self, body: bytes) -> bool:
+    def has_repeated_keys(self, body: bytes, *, around: int = 0) -> bool:
         """Whether the JSON ``body`` last checked might give a key twice (never a false no).
 
-        Our parser keeps the last of two, the predictor's may keep the first: such a body must not be sent on as it
+        Our parser keeps the last of two, the next one's may keep the first: such a body must not be sent on as it
         came. Each key has its colon, so a text with as many colons as keys were met has none twice.
+
+        Args:
+            around: keys that were put around it to have it checked.
         """
-        return body.count(b":") != self._keys
+        return body.count(b":") != self._keys - around
 
 
 def _unavailable(error: DetectorFailed) -> Unavailable:

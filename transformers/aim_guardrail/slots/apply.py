@@ -75,10 +75,10 @@ def _rename(node: Json, names: dict[str, str]) -> None:
 
 def _repeating(inner: dict[Path, Inner]) -> set[Path]:
     """Where a string that is JSON gives a key twice. Each key has its colon: as many colons as keys, and none does."""
-    return {path for path, said in inner.items() if said.text.count(":") != said.keys and _repeats_a_key(said.text)}
+    return {path for path, said in inner.items() if said.text.count(":") != said.keys and repeats_a_key(said.text)}
 
 
-def _repeats_a_key(text: str) -> bool:
+def repeats_a_key(text: str | bytes) -> bool:
     """Whether an object in valid JSON, not too deep, gives a key twice."""
     repeated = False
 

@@ -13,12 +13,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+
+import orjson
 
 from aim_guardrail.exact_json import read_piece
 from aim_guardrail.metrics import Metrics
 from aim_guardrail.pipeline import INLINE_CHARS, DetectorFailed
 from aim_guardrail.pipeline.blocked import Blocked
 from aim_guardrail.pipeline.screening import Screening
+from aim_guardrail.slots.apply import repeats_a_key
 from aim_guardrail.slots.places import FREE
 from aim_guardrail.slots.slot import Json
 from aim_guardrail.streams.chat import ChatStream
@@ -135,7 +139,12 @@ class StreamScreen:
         if not isinstance(payload, dict):
             raise UpstreamFailed("the predictor's stream holds what is not a JSON object", code="predictor_invalid")
         self._screening.heard(payload)
-        return self._take_object(payload, _bare(event))
+        bare = _bare(event)
+        frames = self._take_object(payload, bare)
+        for frame in frames:
+            if frame.raw is bare.raw and _repeats_a_key(bare.data or b"", payload):
+                frame.raw = None  # our parser saw the last of the two, the client's may see the first
+        return frames
 
     def _take_object(self, payload: Json, event: Event) -> list[Frame]:
         kind = payload.get("type")
@@ -172,6 +181,14 @@ class StreamScreen:
 def _is_chunk(payload: Json) -> bool:
     """Whether an object without choices is a chunk of a chat or a completion."""
     return str(payload.get("object")).startswith(("chat.completion", "text_completion")) or "usage" in payload
+
+
+def _repeats_a_key(data: bytes, payload: Json) -> bool:
+    """Whether ``data``, read as ``payload``, gives a key twice."""
+    if b"\\u" not in data:  # every colon is written as it was read, but for those of keys that were dropped
+        with suppress(orjson.JSONEncodeError):  # too deep
+            return data.count(b":") != orjson.dumps(payload).count(b":")
+    return repeats_a_key(data)
 
 
 def _bare(event: Event) -> Event:
