@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -15,6 +16,8 @@ from typer.testing import CliRunner
 
 import tiny_models
 from aim_trainer.cli.app import app
+from aim_trainer.cli.preview import preview
+from aim_trainer.job.read import read_job
 
 Tiny = Callable[[str], Path]
 
@@ -92,6 +95,28 @@ def test_preview_marks_what_is_trained_and_gives_the_figures(tiny: Tiny, tmp_pat
     assert "⟦" in samples[1]
     assert "to train on, " in done.stdout
     assert "(masks: marked)" in done.stdout
+
+
+class Terminal(io.StringIO):
+    """Says that it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_preview_colours_what_is_trained_on_a_terminal(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "[bold]This[/bold] one"}]
+    file = tmp_path / "one.jsonl"
+    file.write_text(json.dumps({"messages": said}) + "\n")
+    job = read_job(job_file(tmp_path, tiny("llama"), source=str(file), validation={"share": 0}))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    preview(job, 1, "table")
+    assert "\x1b[32m[bold]This[/bold] one<|im_end|>\x1b[0m" in terminal.getvalue()
+    assert "⟦" not in terminal.getvalue()
 
 
 def test_preview_for_machines(tiny: Tiny, tmp_path: Path) -> None:
