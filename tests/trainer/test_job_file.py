@@ -198,6 +198,16 @@ def test_a_classification_is_measured_by_what_fits_it(tmp_path: Path) -> None:
     assert job.spec.validation.metrics == ["eval_loss", "accuracy", "f1"]
 
 
+def test_what_a_cluster_adds_to_a_job_is_read_past(tmp_path: Path) -> None:
+    """The output of `kubectl get finetuningjob support-bot -o yaml`."""
+    added = "metadata:\n  name: support-bot\n  uid: 1-2\n  resourceVersion: '7'\n  creationTimestamp: 2026-01-01\n"
+    text = JOB.replace("metadata: {name: support-bot}\n", added) + "status: {trainerStatus: {progressPercentage: 5}}\n"
+    job = read_job(written(tmp_path, text))
+    assert job == read_job(written(tmp_path, JOB))
+    assert "status" not in as_yaml(job)
+    assert refused(tmp_path, text.replace("uid", "uidd")).startswith("job.yaml:5: metadata.uidd: unknown key")
+
+
 def test_single_values_are_set_from_the_command_line(tmp_path: Path) -> None:
     file = written(tmp_path, JOB)
     job = read_job(file, ["spec.hyperparameters.learningRate=1e-4", "spec.distributed.workers=2", "spec.method=full"])

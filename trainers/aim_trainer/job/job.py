@@ -43,6 +43,15 @@ Method = Literal["lora", "qlora", "full"]
 Template = Literal["chat", "code", "summarization", "classification"]
 
 
+#: What an API server adds to an object: read past, so that `kubectl get -o yaml` is a job.
+_OF_THE_SERVER = frozenset(
+    {
+        *("uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "selfLink"),
+        *("deletionGracePeriodSeconds", "managedFields", "ownerReferences", "finalizers"),
+    }
+)
+
+
 class Metadata(Part):
     """Kubernetes' own."""
 
@@ -50,6 +59,11 @@ class Metadata(Part):
     namespace: Namespace | None = None
     labels: dict[str, str] = Field(default={})
     annotations: dict[str, str] = Field(default={})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_a_person_writes_it(cls, raw: Any) -> Any:
+        return {key: raw[key] for key in raw if key not in _OF_THE_SERVER} if isinstance(raw, dict) else raw
 
 
 class BaseModel_(Part):
@@ -162,3 +176,8 @@ class FineTuningJob(Part):
     kind: Literal["FineTuningJob"]
     metadata: Metadata
     spec: Spec
+
+    @model_validator(mode="before")
+    @classmethod
+    def _status_is_told_not_asked(cls, raw: Any) -> Any:
+        return {key: raw[key] for key in raw if key != "status"} if isinstance(raw, dict) else raw
