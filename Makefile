@@ -24,6 +24,7 @@ HARDWARE_ARGS ?=
 CPU ?=
 SOAK_REQUESTS ?= 10000
 SOAK_KILLS ?= 50
+SOAK_TRAINER_KILLS ?= 20
 SOAK_ROUNDS ?= 7
 SOAK_STORM ?= 2000
 SOAK_LIMIT_REQUESTS ?= 10000
@@ -122,6 +123,9 @@ soak: $(BIN)/.dev $(MODEL) ## what the tests do shortly, long: engines and fetch
 	SOAK_VALUES=$(SOAK_VALUES) $(BIN)/python -m pytest -q -s tests/guardrail/test_stream_leaks.py $(PYTEST_ARGS)
 	SOAK_STORM=$(SOAK_STORM) $(BIN)/python -m pytest -q -s tests/runtime/test_qos_storm.py $(PYTEST_ARGS)
 	$(BIN)/python bench/qos_soak.py --rounds $(SOAK_ROUNDS)
+	@if [ -e $(TRAINER_BIN)/.installed ]; then SOAK_TRAINER_KILLS=$(SOAK_TRAINER_KILLS) $(TRAINER_BIN)/python -m pytest -q -s \
+	  tests/trainer/test_trainer_kills.py tests/trainer/test_trainer_ray.py -k "random_moments or whoever" $(TRAINER_PYTEST_ARGS); \
+	 else echo "training runs were not killed: make trainer sets up their environment (2.5 GB)"; fi
 
 train-injection: $(TRAINING_BIN)/.installed $(TRAINING_DATA)/.fetched ## make the embedded injection models anew: fast (2 CPU minutes, the same bytes) and strong (10)
 	$(TRAINING_ENV) $(TRAINING_BIN)/python -m injection_training.train $(TRAINING_DATA)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from ray_session import ray_cluster as ray_cluster  # a fixture
+
 ROOT = Path(__file__).parent.parent.parent
 SMOLLM2_HF = ROOT / ".models/smollm2-hf"
 

@@ -107,6 +107,13 @@ def test_partitions_are_told_to_ray_which_cannot_know_them() -> None:
     assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
 
 
+def test_a_run_saves_before_its_pods_are_gone() -> None:
+    _, ray_job = render(JOBS[1])
+    head, worker = (pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] for pod in pods(ray_job))
+    assert head == ["aim-trainer", "pause", f"/workspace/runs/{JOBS[1].metadata.name}", "--patience", "570"]
+    assert "while [ -e /workspace/runs/" in worker[-1]  # stays where the run was asked to stop
+
+
 def test_suspend_is_kueues_where_it_has_the_job() -> None:
     queued, plain, paused = (render(JOBS[at])[1] for at in (1, 0, 3))
     assert (queued["metadata"]["labels"][QUEUE_LABEL], "suspend" in queued["spec"]) == ("team-a", False)
@@ -118,7 +125,9 @@ def test_the_job_travels_with_it(tmp_path: Path) -> None:
     config_map, ray_job = render(JOBS[3])
     file = tmp_path / "job.yaml"
     file.write_text(config_map["data"]["job.yaml"])
-    assert read_job(file) == JOBS[3]
+    # Whether there are pods is what suspend says; in them the job runs.
+    assert JOBS[3].spec.suspend
+    assert read_job(file) == JOBS[3].model_copy(update={"spec": JOBS[3].spec.model_copy(update={"suspend": False})})
     assert ray_job["spec"]["entrypoint"] == "aim-trainer run /etc/aim-trainer/job.yaml"
     for pod in pods(ray_job):
         assert {"name": "job", "configMap": {"name": config_map["metadata"]["name"]}} in pod["volumes"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -55,6 +55,10 @@ def asked(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+def verb(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "aim_trainer", *map(str, arguments)]
+
+
 def steps(run: Path) -> dict[int, str]:
     told = [told.record for told in read_records(run / "metrics.jsonl")]
     return {record.step: record.loss.hex() for record in told if isinstance(record, Step)}
@@ -77,14 +81,20 @@ def test_the_whole_way_paused_and_resumed(tiny: Callable[[str], Path], tmp_path:
     assert (whole / "published/v1/adapter_model.safetensors").is_file()
     assert notes(whole)[-1] == "done"
 
-    def stop_after_some_steps() -> None:
+    said: list[str] = []
+
+    def pause_after_some_steps() -> None:
         while len(steps(paused)) < 8:
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        said.append(subprocess.run(verb("pause", paused), capture_output=True, text=True, check=True).stdout)
 
-    threading.Thread(target=stop_after_some_steps, daemon=True).start()
+    assert "no process is at this run" in asked("pause", paused).output
+    asking = threading.Thread(target=pause_after_some_steps, daemon=True)
+    asking.start()
     stopped = asked("run", job, "--directory", paused)
     assert stopped.exit_code == 143, stopped.output
+    asking.join()
+    assert said == [f"{paused}: paused; aim-trainer resume {paused} goes on\n"]
     assert notes(paused)[-1] == "paused"
     assert 8 <= len(steps(paused)) < STEPS
     assert not (paused / "published").exists()

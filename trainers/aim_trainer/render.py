@@ -81,8 +81,15 @@ def _config_map(job: FineTuningJob) -> Object:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(job, {"name": f"{job.metadata.name}-job"}),
-        "data": {"job.yaml": as_yaml(job)},
+        "data": {"job.yaml": as_yaml(_unsuspended(job))},
     }
+
+
+def _unsuspended(job: FineTuningJob) -> FineTuningJob:
+    """In the pods it runs: whether there are pods is what suspend says, and KubeRay or Kueue changes its mind."""
+    if not job.spec.suspend:
+        return job
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"suspend": False})})
 
 
 def _ray_job(job: FineTuningJob) -> Object:
@@ -155,6 +162,7 @@ def _pod(job: FineTuningJob, container: str, amounts: Mapping[str, str | int]) -
                     "resources": {"requests": dict(amounts), "limits": dict(amounts)},
                     "securityContext": _SECURITY,
                     **({"envFrom": [{"secretRef": {"name": asked.secret}}]} if asked.secret else {}),
+                    "lifecycle": {"preStop": {"exec": {"command": _before_stop(job, container)}}},
                     "volumeMounts": [
                         {"name": "job", "mountPath": _JOB_FOLDER, "readOnly": True},
                         {"name": "shm", "mountPath": "/dev/shm"},
@@ -169,6 +177,16 @@ def _pod(job: FineTuningJob, container: str, amounts: Mapping[str, str | int]) -
             ],
         },
     }
+
+
+def _before_stop(job: FineTuningJob, container: str) -> list[str]:
+    """SIGTERM ends Ray's processes: before it the head has the run end its step and save, and workers stay for that.
+    A worker that goes alone, with its node, is a loss that the run survives.
+    """
+    run = f"{WORKSPACE}/runs/{job.metadata.name}"
+    if container == "ray-head":
+        return ["aim-trainer", "pause", run, "--patience", str(_GRACE_S - 30)]
+    return ["sh", "-c", f"sleep 10; while [ -e {run}/stop ]; do sleep 1; done"]
 
 
 def _metadata(job: FineTuningJob, own: Object, labels: Mapping[str, str | None] | None = None) -> Object:

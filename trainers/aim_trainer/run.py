@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from aim_trainer import runner
@@ -23,7 +19,7 @@ from aim_trainer.publish.publish import publish
 from aim_trainer.recipe.base import read_tokenizer
 from aim_trainer.report.write import write_report
 from aim_trainer.run_directory import RunDirectory
-from aim_trainer.stopping import stopping
+from aim_trainer.stopping import alone, stopping
 from aim_trainer.worker import Rows
 
 #: What a process ends with that a signal asked to stop.
@@ -37,7 +33,7 @@ def run(job: FineTuningJob, directory: RunDirectory, *, ray: bool) -> int:
     """
     _refuse_suspended(job)
     prompts_of(job)  # what is wrong in them is told before hours of training
-    with _alone(directory), stopping(directory.stop):
+    with alone(directory), stopping(directory.stop):
         _begin(job, directory)
         rows = _rows(job, directory)
         outcome = runner.train(job, directory, rows, ray=ray)
@@ -60,25 +56,6 @@ def _refuse_suspended(job: FineTuningJob) -> None:
     if job.spec.suspend:
         remedy = "set it to false, or run with --set spec.suspend=false"
         raise JobError("spec.suspend: the job is suspended", field="spec.suspend", value=True, remedy=remedy)
-
-
-@contextmanager
-def _alone(run: RunDirectory) -> Iterator[None]:
-    """Held until the end of the process at the latest. Raises StoreError: another process drives this run."""
-    try:
-        run.root.mkdir(parents=True, exist_ok=True)
-        lock = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise StoreError(f"{run.root}: {error.strerror}", field="directory", remedy="name another directory") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        remedy = "wait for it, or name another directory"
-        raise StoreError(f"{run.root}: another process is at this run", field="directory", remedy=remedy) from error
-    else:
-        yield
-    finally:
-        os.close(lock)
 
 
 def _begin(job: FineTuningJob, run: RunDirectory) -> None:

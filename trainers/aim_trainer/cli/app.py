@@ -203,6 +203,20 @@ def resume(run: RunArgument, overrides: SetOption = None, ray: RayOption = None)
 
 
 @app.command()
+def pause(
+    run: RunArgument,
+    patience_s: Annotated[float, typer.Option("--patience", metavar="SECONDS", min=0, help="Wait no longer.")] = 570,
+) -> None:
+    """End the step a run is at, save it, and wait for that; from any machine that sees its directory."""
+    from . import run as verb
+
+    try:
+        typer.echo(verb.pause(run, patience_s))
+    except AimProfileError as problem:
+        raise fail(problem) from None
+
+
+@app.command()
 def render(job: JobArgument, overrides: SetOption = None) -> None:
     """Print the job as a KubeRay RayJob, with the ConfigMap that holds it.
 

@@ -1,4 +1,4 @@
-"""`aim-trainer run` and `aim-trainer resume`."""
+"""`aim-trainer run`, `aim-trainer resume` and `aim-trainer pause`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from aim_trainer import stopping
 from aim_trainer.errors import StoreError
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.read import read_job
@@ -27,6 +28,13 @@ def resume(directory: Path, overrides: Sequence[str], ray: bool | None) -> int:
             f"{directory}: no run is there", field="run", value=str(directory), remedy="begin one: aim-trainer run JOB"
         )
     return _run(read_job(job, overrides), directory, ray)
+
+
+def pause(directory: Path, patience_s: float) -> str:
+    """What came of it, for people. Raises StoreError."""
+    if stopping.pause(RunDirectory(directory), patience_s):
+        return f"{directory}: paused; aim-trainer resume {directory} goes on"
+    return f"{directory}: no process is at this run"
 
 
 def _run(job: FineTuningJob, directory: Path, ray: bool | None) -> int:

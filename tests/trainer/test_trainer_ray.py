@@ -1,0 +1,161 @@
+"""Under Ray the losses are those of a plain run, whoever is killed: a worker, the driver, the node's own process.
+
+`SOAK_TRAINER_KILLS=N`: so many, in turn (`make soak`).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from killed_runs import Run, wait_until
+from ray_session import Cluster
+from tiny_runs import chat_tokens, tiny_job
+
+pytestmark = pytest.mark.ray
+KILLS = int(os.environ.get("SOAK_TRAINER_KILLS", "3"))
+STEPS, EVERY = 60, 5
+Losses = dict[int, tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def run_in(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    rows = tmp_path_factory.mktemp("rows")
+    chat_tokens(rows, 40)
+
+    def run(root: Path, workers: int = 1, **given: Any) -> Run:
+        job = tiny_job(
+            tiny("llama"), maxSteps=STEPS, everySteps=EVERY, loraDropout=0.2, globalBatchSize=8, workers=workers
+        )
+        return Run(job, rows, root, **given)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(run_in: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Losses:
+    return run_in(tmp_path_factory.mktemp("plain")).to_the_end()
+
+
+@pytest.fixture(scope="module")
+def of_two(
+    run_in: Callable[..., Run],
+    ray_cluster: Cluster,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Losses:
+    return run_in(tmp_path_factory.mktemp("two"), 2, ray=True, environment=address(ray_cluster)).to_the_end()
+
+
+def address(cluster: Cluster) -> dict[str, str]:
+    return {"RAY_ADDRESS": cluster.address}
+
+
+def of_ray(ancestor: psutil.Process, name: str) -> list[psutil.Process]:
+    """Descendants whose title holds the name."""
+    found = []
+    for process in ancestor.children(recursive=True):
+        try:
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def training(run: Run) -> Callable[[], bool]:
+    """Whether it is well under way, with a checkpoint to go back to."""
+    return lambda: len(run.losses()) > EVERY and bool(run.committed())
+
+
+def a_worker_is_killed(run_in: Callable[..., Run], cluster: Cluster, root: Path, moment_s: float) -> Losses:
+    """Its fellows fail too, and all begin again from the checkpoint, by themselves."""
+    run = run_in(root, 2, ray=True, environment=address(cluster))
+    with run.begun() as process:
+        wait_until(training(run), process)
+        time.sleep(moment_s)
+        before = run.committed()[-1]
+        random.choice(of_ray(cluster.process, "RayTrainWorker")).kill()
+        process.join(300)
+        assert process.exitcode == 0
+    assert run.resumed_from()[0] >= before
+    return run.losses()
+
+
+def the_driver_is_killed(run_in: Callable[..., Run], cluster: Cluster, root: Path, moment_s: float) -> Losses:
+    run = run_in(root, ray=True, environment=address(cluster))
+    with run.begun() as process:
+        wait_until(training(run), process)
+        time.sleep(moment_s)
+        process.kill()
+    wait_until_gone(cluster.process, "RayTrainWorker")
+    before = run.committed()[-1]
+    losses = run.to_the_end()
+    assert run.resumed_from() == [before]
+    return losses
+
+
+def the_node_is_killed(run_in: Callable[..., Run], _: Cluster, root: Path, moment_s: float) -> Losses:
+    """Of a Ray of its own: the run ends, with what was saved."""
+    run = run_in(root, ray=True)
+    with run.begun() as process:
+        wait_until(training(run), process)
+        time.sleep(moment_s)
+        assert process.pid is not None
+        (raylet,) = of_ray(psutil.Process(process.pid), "raylet/raylet")
+        raylet.kill()
+        process.join(120)
+        assert process.exitcode not in (None, 0)
+    before = run.committed()[-1]
+    losses = run.to_the_end()
+    assert run.resumed_from() == [before]
+    return losses
+
+
+def wait_until_gone(ancestor: psutil.Process, name: str) -> None:
+    until = time.monotonic() + 60
+    while of_ray(ancestor, name):
+        assert time.monotonic() < until, f"{name} outlives its driver"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("kill", range(KILLS))
+def test_whoever_is_killed(
+    kill: int,
+    run_in: Callable[..., Run],
+    ray_cluster: Cluster,
+    plain: Losses,
+    of_two: Losses,
+    tmp_path: Path,
+) -> None:
+    victim = (a_worker_is_killed, the_driver_is_killed, the_node_is_killed)[kill % 3]
+    moment_s = random.Random(time.time_ns()).uniform(0, 0.5)
+    losses = victim(run_in, ray_cluster, tmp_path, moment_s)
+    assert losses == (of_two if victim is a_worker_is_killed else plain)
+
+
+def test_sigterm_pauses_workers_under_ray(
+    run_in: Callable[..., Run],
+    ray_cluster: Cluster,
+    of_two: Losses,
+    tmp_path: Path,
+) -> None:
+    run = run_in(tmp_path, 2, ray=True, environment=address(ray_cluster))
+    with run.begun() as process:
+        wait_until(training(run), process)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(120)
+        assert process.exitcode == 143
+    paused = max(run.losses())
+    assert paused < STEPS
+    assert run.committed()[-1] == paused
+    assert run.to_the_end() == of_two
+    assert run.resumed_from() == [paused]
