@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,8 @@ def ray_cluster() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as directory:  # sockets' paths must be short
         flags = ["--num-cpus=4", "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={directory}"]
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", *flags]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+        environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}  # on this machine's own address
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
             try:
                 _wait_for(directory, head)
                 yield Cluster(f"127.0.0.1:{port}", psutil.Process(head.pid))
