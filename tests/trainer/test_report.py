@@ -189,6 +189,13 @@ def test_hostile_text_is_text(tmp_path: Path, text: str) -> None:
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202e]", seen.text)
 
 
+def test_what_was_asked_is_shown_by_who_said_it(tmp_path: Path) -> None:
+    run = made(tmp_path, text="system\nBe short.\nuser\nWhat of the user\nand of us?")
+    page = write_report(run).read_text()
+    said = Seen(page[page.index("<h2>Answers") : page.index("<h2>Regression")]).cells()
+    assert "Asked system Be short. user What of the user and of us? Base" in said
+
+
 @pytest.mark.parametrize("torn", [b"", b'{"record": "st', b"\x00\xff\n" * 3])
 def test_a_run_that_hardly_began_has_a_page(tmp_path: Path, torn: bytes) -> None:
     run = RunDirectory(tmp_path)

@@ -188,6 +188,7 @@ class TestProgress:
         assert {"name": "currentStep", "value": "40"} in metrics
         Progress(file).tell(step(1))
         assert self.status(file)["progressPercentage"] == 2
+        assert {"name": "state", "value": "training"} in json.loads(file.read_bytes())["trainerStatus"]["metrics"]
 
     @pytest.mark.parametrize(
         "before", [b"", b"{", b"[]", b'{"trainerStatus": 7}', b'{"trainerStatus": {"metrics": [7]}}']

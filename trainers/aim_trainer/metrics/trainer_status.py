@@ -16,6 +16,7 @@ from .records import Evaluation, Note, Record, Saved, Step
 
 # Bounds of the API's own validation.
 _MOST_METRICS, _LONGEST = 256, 64
+_FIELDS = ("progressPercentage", "estimatedRemainingSeconds", "metrics")
 
 
 class TrainerStatus:
@@ -33,6 +34,7 @@ class TrainerStatus:
         match record:
             case Step():
                 self.step = record
+                self._metrics["state"] = "training"
                 return record.step >= record.steps
             case Evaluation():
                 self._metrics |= record.metrics
@@ -49,6 +51,7 @@ class TrainerStatus:
         if step is not None:
             # Rounded down: 100 is said when all is done.
             status["progressPercentage"] = min(100, 100 * step.step // step.steps)
+            status.pop("estimatedRemainingSeconds", None)
             if math.isfinite(step.eta_s):
                 status["estimatedRemainingSeconds"] = round(max(0, step.eta_s))
         status["metrics"] = _named(self._metrics | (_measures(step) if step else {}))
@@ -59,9 +62,7 @@ class TrainerStatus:
 def _status_of(body: bytes) -> dict[str, Any]:
     try:
         found = orjson.loads(body)["trainerStatus"]
-        return {
-            key: found[key] for key in ("progressPercentage", "estimatedRemainingSeconds", "metrics") if key in found
-        }
+        return {key: found[key] for key in _FIELDS if key in found}
     except (ValueError, KeyError, TypeError):
         return {}
 

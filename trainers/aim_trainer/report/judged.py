@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from .chart import number
 
-_MOST_SAMPLES, _MOST_REGRESSIONS, _LONGEST = 12, 100, 1500
+_MOST_SAMPLES, _MOST_REGRESSIONS, _LONGEST = 8, 100, 1500
 _NAMES = {
     "eval_loss": "Held-out loss",
     "perplexity": "Perplexity",
@@ -18,6 +19,7 @@ _NAMES = {
     "accuracy": "Accuracy",
     "f1": "F1, macro",
 }
+_ROLE = re.compile(r"^(system|developer|user|assistant|tool|model)$\n?", re.MULTILINE)
 _SHARES = frozenset({"exact_match", "rouge_l", "regressions", "guardrail_blocked", "accuracy", "f1"})
 _LESS_IS_BETTER = frozenset({"eval_loss", "perplexity", "guardrail_blocked"})
 _BOUNDS = {"min": "at least", "max": "at most", "minDelta": "change at least", "maxDelta": "change at most"}
@@ -37,7 +39,7 @@ def gates(evaluation: dict[str, Any]) -> list[dict[str, str]]:
 def samples(evaluation: dict[str, Any]) -> dict[str, Any]:
     """The first answers, side by side."""
     every = _list(evaluation, "samples")
-    shown = [_texts(each) | {"blocked": each.get("blocked") is True} for each in every[:_MOST_SAMPLES]]
+    shown = [_sample(each) for each in every[:_MOST_SAMPLES]]
     return {"samples": shown, "samples_about": f"To {len(shown)} held-out rows, chosen by chance before training."}
 
 
@@ -108,6 +110,18 @@ def _part(evaluation: dict[str, Any], key: str) -> dict[str, Any]:
 def _list(evaluation: dict[str, Any], key: str) -> list[dict[str, Any]]:
     found = evaluation.get(key)
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def _sample(each: dict[str, Any]) -> dict[str, Any]:
+    texts = _texts(each)
+    return texts | {"blocked": each.get("blocked") is True, "turns": _turns(texts["prompt"])}
+
+
+def _turns(prompt: str) -> list[tuple[str, str]]:
+    """(role, text) of each turn, where a line names a role alone, as chat templates have it; else ("", the prompt)."""
+    first, *rest = _ROLE.split(prompt)
+    turns = [("", first.strip())] if first.strip() else []
+    return turns + [(role, text.strip()) for role, text in zip(rest[::2], rest[1::2], strict=True)]
 
 
 def _texts(each: dict[str, Any]) -> dict[str, Any]:
