@@ -191,8 +191,7 @@ def test_hostile_text_is_text(tmp_path: Path, text: str) -> None:
 
 def test_what_was_asked_is_shown_by_who_said_it(tmp_path: Path) -> None:
     run = made(tmp_path, text="system\nBe short.\nuser\nWhat of the user\nand of us?")
-    page = write_report(run).read_text()
-    said = Seen(page[page.index("<h2>Answers") : page.index("<h2>Regression")]).cells()
+    said = Seen(write_report(run).read_text()).cells()
     assert "Asked system Be short. user What of the user and of us? Base" in said
 
 

@@ -193,7 +193,9 @@ def nice_ticks(low: float, high: float, about: int = 5, whole: bool = False) -> 
 
 
 def number(value: float) -> str:
-    """As short as it can be told apart: 12,300, 1.25, 0.0008, 2e-05."""
+    """As short as it can be told apart: 12,300, 1.25, −0.0008, 2e-05."""
+    if value < 0:
+        return f"−{number(-value)}"
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{value:.2g}"
