@@ -20,6 +20,7 @@ from aim_profile.serving.check import check
 from aim_profile.serving.files import read_file
 from aim_trainer.errors import JobError, StoreError
 from aim_trainer.job.job import FineTuningJob
+from aim_trainer.job.read import as_yaml
 from aim_trainer.publish.publish import Published, publish
 from aim_trainer.publish.turns import end_of_turn, without_markers
 from aim_trainer.run_directory import RunDirectory
@@ -276,3 +277,43 @@ def test_what_is_not_of_the_llama_family_has_no_gguf(architecture: str, tiny: Ti
 
     with pytest.raises(JobError, match=r"spec.output.gguf: \w+ForCausalLM"):
         shape_of(json.loads((tiny(architecture) / "config.json").read_text()))
+
+
+# --- the verb ---------------------------------------------------------------------------------------------------------
+
+
+def verb(*arguments: str) -> Any:
+    from typer.testing import CliRunner
+
+    from aim_trainer.cli.app import app
+
+    return CliRunner().invoke(app, ["publish", *arguments])
+
+
+def test_the_verb_publishes_elsewhere(done: tuple[FineTuningJob, RunDirectory], tmp_path: Path) -> None:
+    job, run = copied(done, tmp_path / "run")
+    run.job.write_text(as_yaml(job))
+    told = verb(str(run.root), "--to", str(tmp_path / "elsewhere"), "--output", "json")
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    assert (found["version"], found["new"]) == ("v1", True)
+    assert (tmp_path / "elsewhere/v1/COMMIT.json").is_file()
+    assert not (run.root / "registry").exists()
+    again = verb(str(run.root), "--to", str(tmp_path / "elsewhere"))
+    assert "there already" in again.stdout
+
+
+def test_the_verb_keeps_back_what_failed_a_gate(done: tuple[FineTuningJob, RunDirectory], tmp_path: Path) -> None:
+    job, run = copied(done, tmp_path / "run")
+    run.job.write_text(as_yaml(job))
+    run.evaluation.write_text(json.dumps({"base": {}, "tuned": {}, "gates": [{"metric": "f1", "passed": False}]}))
+    told = verb(str(run.root))
+    assert told.exit_code == 4
+    assert "the gates of f1 failed" in told.stderr
+    assert not (run.root / "registry").exists()
+
+
+def test_the_verb_says_where_no_run_is(tmp_path: Path) -> None:
+    told = verb(str(tmp_path))
+    assert told.exit_code == 3
+    assert "no run is there" in told.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from aim_trainer.places.open import open_place
 from aim_trainer.publish.destinations.in_place import InPlace
 from aim_trainer.publish.destinations.open import open_destination
 from aim_trainer.publish.versions import Version, commit_of, name_of, number_of, publish_files
+from asked_runtime import ROOT, SERVING
 from docker_registry import Registry
 from rclone_servers import S3_ENVIRONMENT, s3_server
 
@@ -82,6 +84,20 @@ def test_publishers_at_once_take_numbers_of_their_own(place: str, tmp_path: Path
     assert sorted(digest for digest in held.values() if digest) == sorted(
         commit_of(folder).digest for folder in folders
     )
+
+
+def test_the_runtimes_cache_takes_a_version_as_it_is(place: str, tmp_path: Path) -> None:
+    if not SERVING.is_file():
+        pytest.skip(f"{SERVING} is missing: make test sets it up")
+    content = {"config.json": '{"model_type": "llama"}', "model.safetensors": "weights", "README.md": "card"}
+    version = published(place, files(tmp_path / "one", **content))
+    roots = os.pathsep.join(str(ROOT / name) for name in ("runtimes", "profiles"))
+    command = [str(SERVING), "-m", "aim_runtime", "cache", "add", version.uri, "--cache", str(tmp_path / "cache")]
+    env = {**os.environ, "PYTHONPATH": roots, "PYTHONSAFEPATH": "1"}
+    added = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=100)
+    assert added.returncode == 0, added.stderr
+    (held,) = (tmp_path / "cache").rglob("model.safetensors")
+    assert held.read_text() == "weights"
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +53,24 @@ def write_gguf(model: Path, into: Path, *, name: str) -> None:
     shape = shape_of(config)
     vocabulary = read_vocabulary(model, shape.vocab)
     tensors = _tensors(model)
-    writer = gguf.GGUFWriter(into, "llama")
-    _say_shape(writer, shape, name)
-    _say_vocabulary(writer, vocabulary, model)
+    with closing(gguf.GGUFWriter(into, "llama")) as writer:
+        _say_shape(writer, shape, name)
+        _say_vocabulary(writer, vocabulary, model)
+        _announce(writer, tensors, shape)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for array in _arrays(tensors, shape):
+            writer.write_tensor_data(array)
+
+
+def _announce(writer: gguf.GGUFWriter, tensors: dict[str, tuple[Path, tuple[int, ...]]], shape: Shape) -> None:
+    """Names and sizes, in the order in which the tensors follow: vectors in float32, matrices in f16."""
     for held, (_, dimensions) in tensors.items():
-        kind: Any = np.float32 if len(dimensions) == 1 else np.float16
-        count = int(np.prod(dimensions))
-        writer.add_tensor_info(_renamed(held), dimensions, np.dtype(kind), count * np.dtype(kind).itemsize)
-    if shape.rope_factors is not None:
-        writer.add_tensor_info(
-            "rope_freqs.weight", shape.rope_factors.shape, np.dtype(np.float32), shape.rope_factors.nbytes
-        )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for array in _arrays(tensors, shape):
-        writer.write_tensor_data(array)
-    writer.close()
+        kind: np.dtype[Any] = np.dtype(np.float32 if len(dimensions) == 1 else np.float16)
+        writer.add_tensor_info(_renamed(held), dimensions, kind, int(np.prod(dimensions)) * kind.itemsize)
+    if (factors := shape.rope_factors) is not None:
+        writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
 
 
 def _tensors(model: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
