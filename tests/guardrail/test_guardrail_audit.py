@@ -496,3 +496,12 @@ def test_a_finding_too_many_is_only_counted() -> None:
     )
     fields = entry(course, None, None)
     assert (fields["found"], len(fields["findings"])) == (250, 100)
+
+
+def test_a_detector_asked_too_often_is_only_counted() -> None:
+    answered = [Answered("toxicity", "toxicity", "answer", "allowed", 1.0, 0.01) for _ in range(2500)]
+    course = Course(
+        "answer", RequestContext(CHAT), shipped_policy("chat"), "allow", "allowed", None, [], answered, [], 0, 0
+    )
+    fields = entry(course, None, None)
+    assert (fields["asked"], len(fields["detectors"])) == (2500, 100)

@@ -18,6 +18,8 @@ from aim_guardrail.slots.slot import Slots
 
 #: Findings that an entry tells one by one; more are only counted.
 MOST_FINDINGS = 100
+#: Answers of batch detectors likewise: a long stream is judged window by window, by each rule.
+MOST_DETECTORS = 100
 _DIRECTIONS = 2
 
 
@@ -117,9 +119,10 @@ def entry(course: Course, tenant: str | None, content: str | None) -> dict[str, 
             }
             for finding in findings[:MOST_FINDINGS]
         ],
+        "asked": len(course.answered),
         "detectors": [
             {"rule": each.rule, "family": each.family, "result": each.result, "ms": _ms(each.seconds)}
-            for each in course.answered
+            for each in course.answered[:MOST_DETECTORS]
         ],
         "degraded": list(course.degraded),
         "check_ms": _ms(course.check_s),
