@@ -138,6 +138,12 @@ def test_rows_that_are_too_long_are_refused_dropped_or_cut_and_counted(tiny: Tin
     assert (dropped.rows, dropped.dropped, dropped.truncated) == (5, 2, 0)
     cut = with_policy("truncate").statistics
     assert (cut.rows, cut.truncated, cut.untrained, cut.lengths.max) == (6, 1, 1, 100)
+    rules: dict[str, Any] = {"validation": {"source": source}, "overLong": "drop", "max_seq_length": 100}
+    with pytest.raises(DataError, match="validation has them all"):
+        prepare(job(source=source, **rules), tiny("llama"), tmp_path / "d")
+    others = chats(tmp_path / "o.jsonl", 3, seed=4)
+    told = prepare(job(source=others, **rules), tiny("llama"), tmp_path / "d").statistics
+    assert (told.validation_rows, told.validation_dropped) == (5, 2)
 
 
 def test_the_same_job_is_tokenised_once_and_a_changed_one_anew(

@@ -84,7 +84,13 @@ def facts(told: Statistics) -> list[tuple[str, str]]:
 
 
 def _counts(told: Statistics) -> str:
-    counts = {"dropped": told.dropped, "cut": told.truncated, "left out, all that was trained cut off": told.untrained}
+    counts = {
+        "dropped": told.dropped,
+        "cut": told.truncated,
+        "left out, all that was trained cut off": told.untrained,
+        "held-out ones dropped": told.validation_dropped,
+        "held-out ones cut": told.validation_truncated,
+    }
     return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from aim_trainer.errors import DataError, JobError
 from aim_trainer.job.job import Spec
+from aim_trainer.places.open import open_file
 
 from .chat import Chat, Rendered, load_tokenizer
 from .examples import Completion, Conversation, Example, Labelled
@@ -175,7 +176,10 @@ def _ended(tokens: Any, trained: Any, end: int) -> tuple[Any, Any]:
 def _text(uri: str | None) -> str | None:
     if uri is None:
         return None
+    place, name = open_file(uri)
     try:
-        return Path(uri).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise DataError(f"spec.dataset.chatTemplate: {uri}: {problem}", field="spec.dataset.chatTemplate") from None
+        return place.read_bytes(name).decode()
+    except UnicodeDecodeError as problem:
+        raise DataError(
+            f"spec.dataset.chatTemplate: {uri}: no UTF-8: {problem}", field="dataset.chatTemplate"
+        ) from None

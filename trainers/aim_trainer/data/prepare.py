@@ -55,15 +55,15 @@ def prepare(job: FineTuningJob, tokenizer_dir: Path, into: Path) -> Prepared:
 
 def _write(spec: Spec, surveyed: Survey, encoder: Encoder, train: Path, validation: Path) -> None:
     """Both directories, each put in place as a whole: whoever else does the same at this moment writes the same."""
-    problems, counts, pad = Problems(), Counts(), encoder.tokenizer.pad_token_id
+    problems, counts, held, pad = Problems(), Counts(), Counts(), encoder.tokenizer.pad_token_id
     about: dict[str, Any] = {"pad_token_id": encoder.tokenizer.eos_token_id if pad is None else pad}
     parts = [place.with_name(f"{place.name}.{os.getpid()}.part") for place in (train, validation)]
     try:
         shares: list[tuple[int, float]] = []
         write_tokens(parts[0], _rows(spec, surveyed, encoder, problems, counts, shares), about)
-        write_tokens(parts[1], _held(spec, surveyed, encoder, problems), about)
+        write_tokens(parts[1], _held(spec, surveyed, encoder, problems, held), about)
         problems.refuse()
-        statistics = _statistics(spec, surveyed, encoder, counts, Tokens(parts[0]), len(Tokens(parts[1])))
+        statistics = _statistics(spec, surveyed, encoder, (counts, held), Tokens(parts[0]), len(Tokens(parts[1])))
         _refuse_useless(spec, statistics)
         told = {"statistics": statistics.as_json(), "shares": shares}
         for part in parts:
@@ -93,18 +93,19 @@ def _rows(
         shares.append((rows, one.source.weight))
 
 
-def _held(spec: Spec, surveyed: Survey, encoder: Encoder, problems: Problems) -> Iterator[Row]:
+def _held(spec: Spec, surveyed: Survey, encoder: Encoder, problems: Problems, counts: Counts) -> Iterator[Row]:
     reader = Reader(spec)
     sources: list[Surveyed] = surveyed.training if surveyed.validation is None else [surveyed.validation]
     for one in sources:
-        for encoded in encoder(chosen(reader, one, one.held), problems, Counts()):
+        for encoded in encoder(chosen(reader, one, one.held), problems, counts):
             yield encoded.row
 
 
 def _statistics(
-    spec: Spec, surveyed: Survey, encoder: Encoder, counts: Counts, tokens: Tokens, validation_rows: int
+    spec: Spec, surveyed: Survey, encoder: Encoder, both: tuple[Counts, Counts], tokens: Tokens, validation_rows: int
 ) -> Statistics:
     sources = surveyed.training + ([] if surveyed.validation is None else [surveyed.validation])
+    counts, held = both
     return Statistics(
         rows=len(tokens),
         validation_rows=validation_rows,
@@ -115,6 +116,8 @@ def _statistics(
         dropped=counts.dropped,
         truncated=counts.truncated,
         untrained=counts.untrained,
+        validation_dropped=held.dropped + held.untrained,
+        validation_truncated=held.truncated,
         duplicates=surveyed.duplicates,
         duplicates_removed=spec.dataset.duplicates == "drop",
         held_out=surveyed.held_out,

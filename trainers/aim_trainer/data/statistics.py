@@ -36,6 +36,7 @@ class Statistics:
     """rows, tokens, trained_tokens, lengths: of what is trained on; validation_rows: held out.
 
     dropped, truncated: rows longer than max_seq_length; untrained: left out because the cut took all that was trained;
+    validation_dropped, validation_truncated: the same of held-out rows (untrained ones are dropped ones there);
     duplicates: rows that say what an earlier one says (removed: whether they were left out); held_out: training rows
     left out because validation has them. masks: how it is known what is trained (trl, marked, prefixes, plain).
     """
@@ -49,6 +50,8 @@ class Statistics:
     dropped: int = 0
     truncated: int = 0
     untrained: int = 0
+    validation_dropped: int = 0
+    validation_truncated: int = 0
     duplicates: int = 0
     duplicates_removed: bool = False
     held_out: int = 0
