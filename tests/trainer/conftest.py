@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,3 +42,14 @@ def smollm2_hf(embedded_model: Path) -> Path:
         script = ROOT / "tests/runtime/make_smollm2_safetensors.py"
         subprocess.run([sys.executable, str(script), str(embedded_model), str(SMOLLM2_HF)], check=True)
     return SMOLLM2_HF
+
+
+@pytest.fixture(scope="session")
+def filter_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The real guardrail, by the policy of tests/fakes/filter_service.py."""
+    from filter_service import SERVING_PYTHON, filter_service
+
+    if not SERVING_PYTHON.exists():
+        pytest.skip(".venv is missing: make test sets it up")
+    with filter_service(tmp_path_factory.mktemp("guardrail")) as url:
+        yield url

@@ -2,84 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import threading
-import time
-import urllib.request
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import pytest
 
 from aim_trainer.errors import StoreError
 from aim_trainer.evaluate import guardrail
 from aim_trainer.evaluate.guardrail import Asked, rulings
-from ports import free_ports
 
-ROOT = Path(__file__).parent.parent.parent
-SERVING_PYTHON = ROOT / ".venv/bin/python"
 KEY = "AK" + "IAQ3EGRBL7JX2VWP5M"
-POLICY = """\
-name: strict
-version: 1
-prompt: []
-answer:
-  - {type: secrets, action: block}
-"""
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of aim_guardrail as a filter service, by a policy that blocks secrets in answers."""
-    if not SERVING_PYTHON.exists():
-        pytest.skip(".venv is missing: make test sets it up")
-    folder = tmp_path_factory.mktemp("guardrail")
-    (folder / "policy.yaml").write_text(POLICY)
-    http_port, grpc_port = free_ports(2)
-    command = [str(SERVING_PYTHON), "-m", "aim_guardrail", "--model_name", "m", "--policy", str(folder / "policy.yaml")]
-    command += ["--host", "127.0.0.1", "--http_port", str(http_port), "--grpc_port", str(grpc_port)]
-    with (folder / "log").open("w+") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        try:
-            url = f"http://127.0.0.1:{http_port}"
-            wait_ready(url, server, folder / "log")
-            yield url
-        finally:
-            server.kill()
-            server.wait()
-
-
-def wait_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        assert server.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        try:
-            urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-
-
-def test_each_answer_gets_its_ruling_in_order(served: str) -> None:
+def test_each_answer_gets_its_ruling_in_order(filter_url: str) -> None:
     asked = [Asked("which key?", f"use {KEY}" if number % 3 == 0 else f"no {number}") for number in range(40)]
-    found = rulings(served + "/", "strict", asked)
+    found = rulings(filter_url + "/", "strict", asked)
     assert [each.action for each in found] == ["block" if number % 3 == 0 else "allow" for number in range(40)]
     assert found[0].families == ("secrets",)
 
 
-def test_another_policy_than_the_one_named_is_no_judgement(served: str) -> None:
+def test_another_policy_than_the_one_named_is_no_judgement(filter_url: str) -> None:
     with pytest.raises(StoreError, match="judges by policy 'strict', not 'lax'"):
-        rulings(served, "lax", [Asked("a", "b")])
+        rulings(filter_url, "lax", [Asked("a", "b")])
 
 
-def test_what_the_guardrail_refuses_is_told(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_guardrail_refuses_is_told(filter_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guardrail, "_AT_ONCE", 1000)
     with pytest.raises(StoreError, match="answered 400: items"):
-        rulings(served, None, [Asked("a", "b")] * 300)
+        rulings(filter_url, None, [Asked("a", "b")] * 300)
 
 
 def test_a_guardrail_that_is_away_is_told(monkeypatch: pytest.MonkeyPatch, port: int) -> None:

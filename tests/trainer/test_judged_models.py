@@ -29,6 +29,7 @@ from aim_trainer.metrics.records import Note
 from aim_trainer.recipe.evaluation import held_out
 from aim_trainer.recipe.model import Loaded, load, save
 from aim_trainer.run_directory import RunDirectory
+from filter_service import BLOCKED_WORDS
 from tiny_models import tokenizer
 from tiny_runs import Told, chat_tokens, class_tokens, run_tiny, tiny_job
 
@@ -150,6 +151,19 @@ def test_a_guardrail_that_is_away_fails_its_gate_and_says_why(
     assert failed.value is None
     assert "the guardrail is away" in failed.reason
     assert "guardrail_blocked" not in judgement.tuned
+
+
+def test_what_a_guardrail_blocks_is_counted_and_gated(full: Trained, filter_url: str) -> None:
+    judgement, _ = full.judge(
+        guardrail={"url": filter_url, "policy": "strict", "samples": 4},
+        gates=[{"metric": "guardrail_blocked", "max": 0}],
+    )
+    hit = [any(word in sample["tuned"] for word in BLOCKED_WORDS) for sample in judgement.samples]
+    assert 0 < sum(hit) < 4, "the rows were chosen so"
+    assert [sample["blocked"] for sample in judgement.samples] == hit
+    assert (judgement.tuned["guardrail_blocked"], judgement.n["guardrail_blocked"]) == (sum(hit) / 4, 4)
+    (failed,) = judgement.failed_gates
+    assert str(failed) == f"guardrail_blocked: {sum(hit) / 4:g}, max 0"
 
 
 def test_what_nobody_can_measure_is_told(lora: Trained) -> None:
