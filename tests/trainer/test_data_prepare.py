@@ -258,6 +258,18 @@ def test_all_or_nothing_trained_is_refused(tiny: Tiny, tmp_path: Path) -> None:
         prepare(job(source=source, max_seq_length=8, overLong="drop"), tiny("llama"), tmp_path / "d")
 
 
+def test_an_answer_whose_first_token_begins_in_the_prompt_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    """Nothing is marked, and the blank before the answer is one token with its first word: no prompt ends like that."""
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% endif %}"
+    )
+    with pytest.raises(DataError) as caught:
+        prepare(job(source=chats(tmp_path / "a.jsonl", 1), chatTemplate=str(template)), tiny("llama"), tmp_path / "d")
+    assert "a.jsonl:1: messages: an answer's first token begins before the answer" in str(caught.value)
+
+
 def test_all_bad_rows_are_told_of_before_anything_is_tokenised(tmp_path: Path) -> None:
     source = chats(tmp_path / "a.jsonl", 2, extra=[{"messages": []}, {"messages": 3}])
     with pytest.raises(DataError) as caught:
