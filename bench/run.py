@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 #: In reading order: from the request's way in to the planner.
 NAMES = ("start", "hop", "detectors", "server", "supervisor", "models", "levels", "engine", "vllm_server", "planner")
 #: In the trainer's environment (`make trainer`); passed over where that is not there.
-TRAINER_NAMES = ("trainer_data", "trainer_recipe")
+TRAINER_NAMES = ("trainer_data", "trainer_recipe", "trainer_ray")
 TRAINER_PYTHON = HERE.parent / ".venv-trainer/bin/python"
 #: Only when named: minutes, and for a person to judge; a machine of several devices with nobody else on it; an
 #: environment of other guardrails; half an hour (`make soak`).

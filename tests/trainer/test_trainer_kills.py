@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from killed_runs import Run, wait_until
+from ports import free_ports
+from rclone_servers import S3_ENVIRONMENT, s3_server
 from tiny_runs import chat_tokens, tiny_job
 
 KILLS = int(os.environ.get("SOAK_TRAINER_KILLS", "3"))
@@ -110,3 +113,32 @@ def test_a_run_that_ended_is_only_written_again(run_in: Callable[[Path], Run], t
     result.unlink()
     assert run.to_the_end() == losses
     assert result.read_bytes() == weights
+
+
+def test_s3_that_is_cut_off_while_it_trains_loses_nothing(
+    run_in: Callable[[Path], Run], uninterrupted: Losses, tmp_path: Path
+) -> None:
+    """Of 6 s here, of 30 s in `make soak`: then the run goes on, and every step stands once."""
+    (tmp_path / "s3/bucket").mkdir(parents=True)
+    (port,) = free_ports(1)
+    whole = run_in(tmp_path / "run")
+    checkpoints = whole.job.spec.checkpoints.model_copy(update={"uri": "s3://bucket/tiny"})
+    job = whole.job.model_copy(update={"spec": whole.job.spec.model_copy(update={"checkpoints": checkpoints})})
+    run = Run(
+        job, whole.rows, whole.root, environment=S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    )
+    with contextlib.ExitStack() as until_cut:
+        until_cut.enter_context(s3_server(tmp_path / "s3", port, written_to=True))
+        with run.begun() as process:
+            wait_until(lambda: len(run.losses()) > EVERY, process)
+            until_cut.close()
+            steps = len(run.losses())
+            time.sleep(30 if "SOAK_TRAINER_KILLS" in os.environ else 6)
+            assert process.is_alive()
+            assert len(run.losses()) <= steps + EVERY + 1
+            with s3_server(tmp_path / "s3", port, written_to=True):
+                process.join(120)
+    assert process.exitcode == 0
+    assert run.losses() == uninterrupted
+    assert run.resumed_from() == []
+    assert len(list((tmp_path / "s3").glob(f"bucket/tiny/*/step-{STEPS:06d}/COMMIT.json"))) == 1
