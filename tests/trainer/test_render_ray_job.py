@@ -129,6 +129,7 @@ def test_the_job_travels_with_it(tmp_path: Path) -> None:
     assert JOBS[3].spec.suspend
     assert read_job(file) == JOBS[3].model_copy(update={"spec": JOBS[3].spec.model_copy(update={"suspend": False})})
     assert ray_job["spec"]["entrypoint"] == "aim-trainer run /etc/aim-trainer/job.yaml"
+    assert CliRunner().invoke(app, ["run", "--help"]).exit_code == 0
     for pod in pods(ray_job):
         assert {"name": "job", "configMap": {"name": config_map["metadata"]["name"]}} in pod["volumes"]
     assert config_map["metadata"]["namespace"] == ray_job["metadata"]["namespace"] == "llm"
