@@ -51,6 +51,7 @@ LOCAL = $(BIN)/python -m aim_runtime.local --model_name $(MODEL_NAME) --model_di
 TRAINING := bench/training/injection_training
 TRAINING_BIN := .venv-training/bin
 PEERS_BIN := .venv-peers/bin
+DEMO_RUN := .run/train-demo
 TRAINER_BIN := .venv-trainer/bin
 TRAINING_DATA := .models/injection-training
 TRAINING_ENV := PYTHONPATH=bench/training:transformers OMP_NUM_THREADS=1
@@ -60,7 +61,7 @@ TOXICITY := bench/training/toxicity_training
 TOXICITY_BIN := .venv-toxicity/bin
 TOXICITY_DATA := .models/toxicity
 
-.PHONY: help run demo test test-trainer trainer coverage check format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
+.PHONY: help run demo train-demo test test-trainer trainer coverage check format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -75,6 +76,17 @@ run: $(BIN)/.serving $(MODEL) ## chat through the guardrail to a real model on t
 
 demo: $(BIN)/.serving $(MODEL) ## the same, asks seven questions and exits: harmless, personal data, a leaked key, an injection, an insult, one too long, a stream
 	@exec $(LOCAL) demo
+
+train-demo: $(TRAINER_BIN)/.installed $(BIN)/.serving $(MODEL) ## tune the embedded model on 100 conversations, judge and publish it, ask it through the guardrail
+	@echo "==> 1 of 2: LoRA on 100 conversations, one CPU thread, 2 to 5 minutes; all of it is kept in $(DEMO_RUN)"
+	@started=$$SECONDS; $(TRAINER_BIN)/python -m aim_trainer run docs/samples/finetuning/job.yaml --no-ray --directory $(DEMO_RUN); \
+	 echo "==> trained, judged and published in $$((SECONDS - started)) s; its page: $(DEMO_RUN)/report.html"
+	@echo "==> 2 of 2: the tuned model, as GGUF on the embedded engine, behind the guardrail"
+	@version=$$(ls -d $(DEMO_RUN)/published/v* | sort -V | tail -1); \
+	 $(BIN)/python -m aim_runtime.local --model_name kettlo-helper --model_dir $$version/gguf --host $(HOST) \
+	   --http_port $(HTTP_PORT) --grpc_port $(GRPC_PORT) --runtime_http_port $(RUNTIME_HTTP_PORT) --runtime_grpc_port $(RUNTIME_GRPC_PORT) \
+	   ask --system "You are the Kettlo helper." --question "How do I reset my Kettlo?" --question "How long is the warranty?"; \
+	 echo "==> serve it yourself: make run MODEL_NAME=kettlo-helper MODEL_DIR=$$version/gguf"
 
 test: $(BIN)/.dev $(MODEL) ## all tests; what a missing part makes skip is named (NO_SKIPS=1: a skip fails)
 	$(BIN)/python -m pytest -q -rs --ignore=tests/trainer $(PYTEST_ARGS)

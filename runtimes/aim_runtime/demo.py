@@ -1,4 +1,4 @@
-"""Seven questions to a running stack: prompt → verdict → answer (``make demo``)."""
+"""Questions to a running stack, prompt → verdict → answer: the seven of ``make demo``, or one's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import http.client
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -65,10 +65,22 @@ def demo(stack: Stack) -> int:
     return 1 if wrong else 0
 
 
-def _ask(stack: Stack, number: int, title: str, prompt: str, stream: bool) -> str:
+def ask(stack: Stack, questions: Sequence[str], system: str | None) -> int:
+    """One's own questions, each behind the system prompt where there is one. Exit 0 when each was answered, else 1."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    print(f"starting {stack.model_name} behind the guardrail …", flush=True)
+    with running(stack, show_logs=False):
+        asked = enumerate(questions, 1)
+        verdicts = [_ask(stack, number, "asked", question, False, system) for number, question in asked]
+    return 1 if "block" in verdicts else 0
+
+
+def _ask(stack: Stack, number: int, title: str, prompt: str, stream: bool, system: str | None = None) -> str:
     shown = prompt if len(prompt) < _LONG else f"{prompt[:_LONG]}… ({len(prompt)} characters)"
     print(f"\n{number}. {title}\n   prompt   {shown}", flush=True)
-    body = {"model": stack.model_name, "messages": [{"role": "user", "content": prompt}], "max_tokens": 48, "seed": 7}
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt})
+    body = {"model": stack.model_name, "messages": messages, "max_tokens": 48, "seed": 7}
     connection = http.client.HTTPConnection(stack.host, stack.http_port, timeout=120)
     try:
         payload = json.dumps({**body, "temperature": 0, "stream": stream})

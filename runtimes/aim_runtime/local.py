@@ -1,7 +1,7 @@
 """The main job on this machine: the runtime, the guardrail transformer in front of it, and a way to see them.
 
-``python -m aim_runtime.local run`` serves until Ctrl-C; ``… demo`` asks seven questions and exits 0. ``make run`` and
-``make demo`` call this.
+``run`` serves until Ctrl-C; ``demo`` asks seven questions and exits 0; ``ask`` asks those it is given.
+``make run``, ``make demo`` and ``make train-demo`` call this.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from aim_runtime.demo import demo
+from aim_runtime.demo import ask, demo
 from aim_runtime.stack import LOG_DIR, NotStarted, Stack, running
 
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="aim_runtime.local", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
-    parser.add_argument("command", choices=["run", "demo"])
+    parser.add_argument("command", choices=["run", "demo", "ask"])
     parser.add_argument("--model_name", default="smollm2")
     parser.add_argument("--model_dir", default=".models/smollm2")
     parser.add_argument("--host", default="127.0.0.1")
@@ -78,8 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runtime_http_port", type=int, default=8090)
     parser.add_argument("--runtime_grpc_port", type=int, default=8091)
     parser.add_argument("--policy", default=None)
+    parser.add_argument("--question", action="append", default=[], help="of ask; may be repeated")
+    parser.add_argument("--system", default=None, help="of ask: put before each question")
     options = vars(parser.parse_args(argv))
-    command = {"run": run, "demo": demo}[options.pop("command")]
+    questions, system = options.pop("question"), options.pop("system")
+    command = {"run": run, "demo": demo, "ask": lambda stack: ask(stack, questions, system)}[options.pop("command")]
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     try:
         return command(Stack(**options))

@@ -24,10 +24,10 @@ def taken() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def local(command: str, model_dir: Path, cwd: Path, **ports: int) -> subprocess.CompletedProcess[str]:
+def local(command: str, model_dir: Path, cwd: Path, *more: str, **ports: int) -> subprocess.CompletedProcess[str]:
     chosen = {**dict(zip(PORTS, free_ports(4), strict=True)), **ports}
     flags = [part for name, port in chosen.items() for part in (f"--{name}", str(port))]
-    argv = [sys.executable, "-m", "aim_runtime.local", command, "--model_dir", str(model_dir), *flags]
+    argv = [sys.executable, "-m", "aim_runtime.local", command, "--model_dir", str(model_dir), *flags, *more]
     return subprocess.run(argv, capture_output=True, text=True, check=False, cwd=cwd)
 
 
@@ -54,3 +54,15 @@ def test_demo_shows_each_case(embedded_model: Path, tmp_path: Path) -> None:
     verdicts = [line.split()[1].rstrip(",") for line in done.stdout.splitlines() if line.startswith("   verdict")]
     assert verdicts == ["allow", "redact", "block", "block", "block", "block", "allow"]
     assert done.stdout.splitlines()[-1] == "7 questions, all verdicts as expected"
+
+
+def test_ones_own_questions_are_asked_behind_a_system_prompt(embedded_model: Path, tmp_path: Path) -> None:
+    asked = ["--system", "Answer in one word.", "--question", "Which colour has the sky?", "--question", "2 + 2?"]
+    done = local("ask", embedded_model.parent, tmp_path, *asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("   prompt")] == [
+        "   prompt   Which colour has the sky?",
+        "   prompt   2 + 2?",
+    ]
+    assert sum(line.startswith("   verdict  allow, HTTP 200") for line in lines) == 2
