@@ -23,7 +23,7 @@ from aim_trainer.recipe.workers import Workers
 from tiny_models import conversations, tokenizer
 
 
-def tiny_job(model: Path, method: str = "lora", **changed: Any) -> FineTuningJob:
+def tiny_job(model: Path | str, method: str = "lora", **changed: Any) -> FineTuningJob:
     """changed: hyperparameters in camelCase; `quantization`, `strategy`, `workers`, `everySteps`, `packing`,
     `template`, `labels` go where they belong.
     """

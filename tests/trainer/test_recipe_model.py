@@ -12,9 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, get_constant_schedule_with_warmup, get_scheduler
 
 from aim_trainer.errors import JobError
+from aim_trainer.recipe.fetched import fetched
 from aim_trainer.recipe.model import load, save
 from aim_trainer.recipe.optimizer import learning_rate, make_optimizer
 from aim_trainer.recipe.weights import trained_weights
+from rclone_servers import S3_ENVIRONMENT, s3_server
 from tiny_runs import tiny_job
 
 Tiny = Callable[[str], Path]
@@ -42,6 +44,22 @@ def test_what_is_no_model_is_refused(tmp_path: Path, name: str, told: str) -> No
     with pytest.raises(JobError, match=told) as problem:
         load(tiny_job(tmp_path / name))
     assert problem.value.field == "spec.baseModel.modelId"
+
+
+def test_a_model_on_s3_is_fetched_once_and_loaded(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = load(tiny_job(tiny("llama"))).model
+    shutil.copytree(tiny("llama"), tmp_path / "bucket/models/tiny")
+    for name, value in S3_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    with s3_server(tmp_path) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        # Text, because a path would swallow a slash.
+        with pytest.raises(JobError, match=r"modelId: s3://bucket/models/other: no files there"):
+            load(tiny_job("s3://bucket/models/other"))
+        fetched("s3://bucket/models/tiny")
+    # The server is gone: nothing is asked again.
+    theirs = dict(load(tiny_job("s3://bucket/models/tiny")).model.named_parameters())
+    assert all(torch.equal(weight, theirs[name]) for name, weight in here.named_parameters())
 
 
 def test_a_torn_model_is_refused_in_one_line(tiny: Tiny, tmp_path: Path) -> None:

@@ -22,9 +22,11 @@ def with_adapter(model: Any, job: FineTuningJob) -> Any:
     """
     hyperparameters, classifies = job.spec.hyperparameters, job.spec.template == "classification"
     targets = _targets(model, hyperparameters.target_modules)
+    # Where it lies, not where it was read from: PEFT writes this into the adapter.
+    model.name_or_path = job.spec.base_model.model_id.removeprefix("hf://").removeprefix("file://")
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
-        base_model_name_or_path=job.spec.base_model.model_id,
+        base_model_name_or_path=model.name_or_path,
         revision=job.spec.base_model.revision,
         r=hyperparameters.lora_rank,
         lora_alpha=hyperparameters.lora_alpha,

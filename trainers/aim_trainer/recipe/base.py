@@ -15,6 +15,8 @@ from transformers.utils import logging as transformers_logging
 from aim_trainer.errors import JobError
 from aim_trainer.job.job import BaseModel_
 
+from .fetched import fetched
+
 #: `model_type` of configurations that tiny models of are trained in the tests. Another is refused by name: that a loss
 #: falls says nothing of packing, gradient checkpointing and adapters being right.
 FAMILIES = ("gemma2", "gemma3_text", "llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3")
@@ -41,12 +43,10 @@ class Base:
 
 
 def locate(model: BaseModel_) -> Base:
-    """A GGUF file, a directory, or else a Hugging Face id. Raises JobError for what is none of them."""
+    """A GGUF file, a directory (s3:// too), or else a Hugging Face id. Raises JobError for what is none of them."""
     scheme = urlsplit(model.model_id).scheme
-    if scheme not in ("", "file", "hf"):
-        raise _refused(model, f"{scheme}:// is not read from; give a directory, a GGUF file or a Hugging Face id")
     name = model.model_id.removeprefix("file://").removeprefix("hf://")
-    path = Path(name)
+    path = fetched(name) if scheme == "s3" else Path(name)
     if path.is_file():
         if path.suffix != ".gguf":
             raise _refused(model, "a file, but not a .gguf one; give the model's directory")
@@ -54,7 +54,7 @@ def locate(model: BaseModel_) -> Base:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise _refused(model, "a directory without config.json; give a Hugging Face model directory")
-        return Base(name)
+        return Base(str(path))
     if scheme == "file" or path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise _refused(model, "there is no such file or directory")
     return Base(name, model.revision)

@@ -1,0 +1,33 @@
+"""A base model that lies elsewhere, as files here."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from aim_trainer.errors import JobError
+from aim_trainer.places.open import open_file, open_place
+
+
+@cache
+def fetched(uri: str) -> Path:
+    """The directory, or the .gguf file, at an s3:// URI. Each process fetches it once, and removes it when it ends.
+
+    Raises StoreError, or JobError where nothing lies there.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="base-model-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    if uri.endswith(".gguf"):
+        place, name = open_file(uri)
+        return place.read(name, directory / name)
+    place = open_place(uri)
+    if not (entries := place.files()):
+        field = "spec.baseModel.modelId"
+        raise JobError(f"{field}: {uri}: no files there", field=field, value=uri, remedy="give the model's directory")
+    for entry in entries:
+        (directory / entry.name).parent.mkdir(parents=True, exist_ok=True)
+        place.read(entry.name, directory / entry.name)
+    return directory
