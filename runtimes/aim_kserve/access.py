@@ -94,12 +94,13 @@ def open_log(headers: list[tuple[bytes, bytes]]) -> RequestLog:
         elif key == b"tracestate":
             state = b",".join(filter(None, (state, value)))
     given = request_id.decode("latin-1")
-    span_id = os.urandom(8).hex()
+    made = os.urandom(24).hex()
+    span_id = made[:16]
     match = _TRACEPARENT.fullmatch(trace.decode("latin-1")) if trace else None
     if match and match[1] != "ff" and match[2] != "0" * 32 and match[3] != "0" * 16:
         trace_id, parent_id, flags = match[2], match[3], match[4]
     else:
-        trace_id, parent_id, flags = os.urandom(16).hex(), None, "00"
+        trace_id, parent_id, flags = made[16:], None, "00"
     request = given if _REQUEST_ID.fullmatch(given) and redacted(given) == given else trace_id
     log = RequestLog(request, trace_id, span_id, parent_id, flags)
     if parent_id is not None and len(state) <= _TRACESTATE_BYTES:

@@ -78,7 +78,10 @@ JSON_LENGTH = b"inference-header-content-length"
 
 def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
     """The first header of that (lower-case) name, or nothing."""
-    return next((value for key, value in headers if key == name), b"")
+    for key, value in headers:
+        if key == name:
+            return value
+    return b""
 
 
 def check_media(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:

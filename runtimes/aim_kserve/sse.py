@@ -5,7 +5,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -14,8 +14,7 @@ class EventTooLarge(ValueError):
     """An event did not end within the limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """``data``: its data lines joined by newlines; None for a comment or an event without data. ``raw``: the event
     as it came, with ``\\n`` line ends and its blank line."""
 

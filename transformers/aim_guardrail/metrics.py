@@ -123,9 +123,9 @@ class Metrics:
             registry=registry,
         )
         self.in_use = 0
-        self._connections = Gauge(
+        Gauge(
             "guardrail_upstream_connections", "Connections to the predictor in use by a request", registry=registry
-        )
+        ).set_function(lambda: self.in_use)
         self._upstream_errors = _children(
             Counter(
                 "guardrail_upstream_errors",
@@ -256,7 +256,6 @@ class Metrics:
     def connection_taken(self, by: int) -> None:
         """One more (1) or one fewer (-1) connection to the predictor is in use."""
         self.in_use += by
-        self._connections.set(self.in_use)
 
     def limited(self, limit: str, result: str) -> None:
         """A limit of traffic has been looked at."""

@@ -22,8 +22,10 @@ from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.screening import Inline, Screening, by_size
 from aim_guardrail.pipeline.timed import Timed
 from aim_guardrail.protocols.head import check_query
+from aim_guardrail.protocols.places import V2
 from aim_guardrail.protocols.routes import endpoint, error_body, place_of
 from aim_guardrail.protocols.v2 import check_binary
+from aim_guardrail.slots.places import FREE
 from aim_guardrail.slots.slot import Json
 from aim_guardrail.speculation import Early, may_start, put
 from aim_guardrail.traffic.gate import Traffic
@@ -150,7 +152,8 @@ class _Exchange:
         log = self._log
         self._own = {"traceparent": log.traceparent, "x-request-id": log.request_id, "accept-encoding": "identity"}
         path = self._scope["path"]
-        if endpoint(lenient(path)) in _OF_ADMINISTRATORS:
+        # What is spelt as a protocol's own route is none of them.
+        if self._place in (FREE, V2) and endpoint(lenient(path)) in _OF_ADMINISTRATORS:
             screening.error = NotFound(
                 f"{path} changes the predictor: it is not served here, ask the predictor itself", code="not_served"
             )

@@ -47,6 +47,7 @@ _PINNED = re.compile(
 )
 # 1.52-.87 2.83-2.12 3.51.98.32: numbers of an SVG path, of which each point begins another one
 _PATH_DATA = re.compile(r"(?:[A-Za-z]-?|\.[0-9]{1,4}-)\.[0-9][-0-9. ]*\Z|\.[0-9]{1,4}-[0-9]{1,3}\.[0-9][-0-9. ]*\Z")
+_PINS = frozenset("=^<:-_(")  # which of these, and at most a blank behind it
 _CLOSE_CHARS = 24
 _SMALL = 32  # parts of versions and section numbers are small; one address in 4,000 has only such parts
 
@@ -120,7 +121,9 @@ def _is_version(scan: str, address: re.Match[str]) -> bool:
     if _PATH_DATA.search(scan, max(start - _CLOSE_CHARS, 0), start):
         return True
     telling = [word for word in words_before(scan, start) if word in VERSION_WORDS or word in ADDRESS_WORDS]
-    if _PINNED.search(scan, max(start - 44, 0), start) or (telling and telling[-1] in VERSION_WORDS):
+    if telling and telling[-1] in VERSION_WORDS:
+        return True
+    if scan[max(start - 2, 0) : start].rstrip()[-1:] in _PINS and _PINNED.search(scan, max(start - 44, 0), start):
         return True
     small = max(map(int, address[0].partition("/")[0].split("."))) < _SMALL
     if not small or "/" in address[0] or address[0].startswith("10."):

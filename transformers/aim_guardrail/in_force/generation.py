@@ -29,7 +29,7 @@ def _set() -> asyncio.Event:
 
 @dataclass(eq=False)
 class Generation:
-    """What one reading of the policies came to.
+    """What one reading of the policies came to; ``with`` it, a request is one of its users.
 
     Attributes:
         shadows: the candidates' guards, by the tenant they are for.
@@ -42,6 +42,16 @@ class Generation:
     shadows: Guards
     users: int = field(default=0)
     idle: asyncio.Event = field(default_factory=_set)
+
+    def __enter__(self) -> Self:
+        self.users += 1
+        self.idle.clear()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.users -= 1
+        if not self.users:
+            self.idle.set()
 
     @classmethod
     def load(cls, policies: PolicySet, reuse: Self | None = None) -> Self:

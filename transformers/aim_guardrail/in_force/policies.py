@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 from aim_guardrail.detectors.base import BatchDetector
 from aim_guardrail.in_force.generation import Generation, try_models
@@ -49,24 +48,15 @@ class Policies:
         if old is not None:
             self._leaving[old] = asyncio.ensure_future(self._retire(old))
 
-    @contextmanager
-    def generation(self) -> Iterator[Generation]:
-        """``with``: the generation that serves a request, kept until that has been answered.
+    def generation(self) -> Generation:
+        """The generation that serves a request; ``with`` it, so that it is kept until that has been answered.
 
         Raises:
             Unavailable: none is loaded yet.
         """
-        used = self._current
-        if used is None:
+        if self._current is None:
             raise Unavailable("the guardrail is still loading: ask again")
-        used.users += 1
-        used.idle.clear()
-        try:
-            yield used
-        finally:
-            used.users -= 1
-            if not used.users:
-                used.idle.set()
+        return self._current
 
     async def close(self) -> None:
         """Close every detector; no request is left."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.ruling import Ruling
@@ -35,8 +35,7 @@ class Answered:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Course:
+class Course(NamedTuple):
     """One direction of one request, from its first text to its end.
 
     Attributes:

@@ -19,7 +19,7 @@ class Session:
 
     def __init__(self) -> None:
         self.vault = Vault()
-        self._key = secrets.token_bytes(16)
+        self._key = b""  # made for the first value: most requests have none
         self._numbers: dict[str, dict[bytes, int]] = {}
         self._last: dict[str, int] = {}  # number given, by label
 
@@ -37,6 +37,7 @@ class Session:
         return name
 
     def _name(self, label: str, canonical: str) -> str:
+        self._key = self._key or secrets.token_bytes(16)
         digest = hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), key=self._key, digest_size=16).digest()
         numbers = self._numbers.setdefault(label, {})
         number = numbers.get(digest)

@@ -22,14 +22,7 @@ from aim_guardrail.slots.places import (
     TOKENS,
     Kind,
     Place,
-    is_base64,
-    is_data_uri,
-    is_file,
-    is_id,
-    is_media_file,
-    is_name,
     is_plain_key,
-    is_word,
 )
 from aim_guardrail.slots.slot import Inner, Json, Slot, Slots, spelt
 from aim_kserve.errors import BadRequest, ServingError, UpstreamFailed
@@ -117,7 +110,7 @@ class _Collector:
             self.slots.pictures.append(Slot(value, tuple(self._path), "", role, seen))
         if kind is Kind.JSON:
             self._json(value, role)
-        elif not is_no_text(kind, value):
+        elif not place.is_no_text(value):
             self.slots.items.append(Slot(value, tuple(self._path), key if place.is_free else "", role))
 
     def _names(self, node: Json, role: str) -> None:
@@ -212,23 +205,6 @@ class _Collector:
         for field in EMBEDDINGS:
             if node.get(field) is not None:
                 raise BadRequest(f"{field}: embeddings cannot be checked by the guardrail: give text", param=field)
-
-
-def is_no_text(kind: Kind, value: str) -> bool:
-    """Whether a string is what its place has instead of text."""
-    if kind is Kind.WORD:
-        return is_word(value) is not None
-    if kind is Kind.NAME:
-        return is_name(value) is not None
-    if kind is Kind.ID:
-        return is_id(value) is not None
-    if kind is Kind.LINK:
-        return is_data_uri(value) is not None
-    if kind is Kind.BASE64:
-        return (is_base64(value) or is_data_uri(value)) is not None
-    if kind is Kind.FILE:
-        return is_file(value) is not None
-    return kind is Kind.FREE and value.startswith("data:") and is_media_file(value) is not None
 
 
 #: Who says what stands in an object of a type, where no message says so: not whoever asks.

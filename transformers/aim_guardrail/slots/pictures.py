@@ -9,7 +9,7 @@ from typing import Literal
 
 from aim_guardrail.slots.places import Kind
 
-_NO_PICTURES = frozenset([Kind.TEXT, Kind.JSON, Kind.WORD, Kind.ID, Kind.SHADOW])
+_NO_PICTURES = (Kind.WORD, Kind.ID, Kind.JSON, Kind.SHADOW, Kind.TEXT)  # by identity: an Enum's hash is computed anew
 _BEGINNING = re.compile(r"\s*+(?:data:[^,]{0,200}+,)?+\s*+([A-Za-z0-9+/_-]{24})", re.IGNORECASE)
 _DATA = re.compile(r"\s*+data:", re.IGNORECASE)
 _IMAGE_URI = re.compile(r"\s*+data:image/", re.IGNORECASE)

@@ -8,6 +8,7 @@ values. So a field that is new to us is checked.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import Enum
 
 
@@ -26,18 +27,53 @@ class Kind(Enum):
     SHADOW = "repeats an answer's text in another form, piece by piece"
 
 
+_BASE64 = r"[A-Za-z0-9+/=_-]*+"
+_DATA_URI = r"data:(?:image|audio|video)/[\w.+-]{1,99}(?:;[\w.+=-]{1,99}){0,9};base64,"
+is_base64 = re.compile(_BASE64).fullmatch
+is_data_uri = re.compile(_DATA_URI + _BASE64).fullmatch
+#: How files of pictures and sound begin, in Base64: PNG, JPEG, GIF, RIFF (WebP, WAV), BMP, TIFF, Ogg, FLAC, ID3, MP3,
+#: Matroska, and what has `ftyp` behind its length (MP4, HEIC, AVIF).
+_SIGNATURE = (
+    "iVBORw0KGgo|/9j/|R0lGOD[dl]|UklGR|Qk[0-3]|SUkqA|TU0AK|T2dnU|ZkxhQ|SUQz|//[I-Po-v]|GkXfo"
+    r"|AAAA[A-Za-z0-9+/]GZ0eXB"
+)
+#: The same without a data URI around it, or a PDF.
+is_file = re.compile(f"(?:{_SIGNATURE}|JVBERi){_BASE64}").fullmatch
+is_media_file = re.compile(f"{_DATA_URI}(?:{_SIGNATURE}){_BASE64}").fullmatch
+#: `chatcmpl-1`, `org/model:tag`: no spaces, no @.
+is_id = re.compile(r"[A-Za-z0-9_.:/-]{0,200}").fullmatch
+#: `assistant`, `chat.completion.chunk`: no capitals, no digits.
+is_word = re.compile(r"[a-z_.-]{0,64}").fullmatch
+#: `text`, `input_ids`, `INPUT0`, `FP32`: one word, with at most three digits behind it.
+is_name = re.compile(r"[A-Za-z_.-]{0,40}[0-9]{0,3}").fullmatch
+#: A key that says nothing but itself.
+is_plain_key = re.compile(r"[a-z_]{1,40}").fullmatch
+
+#: Of a kind, how its strings look where they are no text; of the others all are.
+_FORMS: dict[Kind, Callable[[str], object]] = {
+    Kind.WORD: is_word,
+    Kind.NAME: is_name,
+    Kind.ID: is_id,
+    Kind.LINK: is_data_uri,
+    Kind.BASE64: lambda value: is_base64(value) or is_data_uri(value),
+    Kind.FILE: is_file,
+    Kind.FREE: lambda value: is_media_file(value) if value.startswith("data:") else None,
+}
+
+
 class Place:
     """One place. `children`: those of its keys that are known, `others`: all others; `parts`: a list in it holds parts
     of one text.
     """
 
-    __slots__ = ("children", "is_free", "kind", "others", "parts")
+    __slots__ = ("_form", "children", "is_free", "kind", "others", "parts")
 
     def __init__(
         self, kind: Kind = Kind.TEXT, /, *, parts: bool = False, others: Place | None = None, **children: Place
     ) -> None:
         self.kind = kind
         self.is_free = kind is Kind.FREE
+        self._form = _FORMS.get(kind)
         self.parts = parts
         self.children = children
         self.others = others if others is not None else self if self.is_free else FREE
@@ -45,6 +81,10 @@ class Place:
     def get(self, key: str) -> Place:
         """What stands under a key."""
         return self.children.get(key, self.others)
+
+    def is_no_text(self, value: str) -> bool:
+        """Whether a string is what stands here instead of text."""
+        return self._form is not None and self._form(value) is not None
 
     def under(self, key: str) -> Place:
         """An object that has this place under a key."""
@@ -76,25 +116,3 @@ EMBEDDINGS = ("prompt_embeds", "inputs_embeds")
 #: Beside the one a value stands the other, which says what it is: `{"name": "DB_PASSWORD", "value": …}`, a tensor.
 LABELS = ("name", "key")
 LABELLED = frozenset(["value", "values", "data"])
-
-_BASE64 = r"[A-Za-z0-9+/=_-]*+"
-_DATA_URI = r"data:(?:image|audio|video)/[\w.+-]{1,99}(?:;[\w.+=-]{1,99}){0,9};base64,"
-is_base64 = re.compile(_BASE64).fullmatch
-is_data_uri = re.compile(_DATA_URI + _BASE64).fullmatch
-#: How files of pictures and sound begin, in Base64: PNG, JPEG, GIF, RIFF (WebP, WAV), BMP, TIFF, Ogg, FLAC, ID3, MP3,
-#: Matroska, and what has `ftyp` behind its length (MP4, HEIC, AVIF).
-_SIGNATURE = (
-    "iVBORw0KGgo|/9j/|R0lGOD[dl]|UklGR|Qk[0-3]|SUkqA|TU0AK|T2dnU|ZkxhQ|SUQz|//[I-Po-v]|GkXfo"
-    r"|AAAA[A-Za-z0-9+/]GZ0eXB"
-)
-#: The same without a data URI around it, or a PDF.
-is_file = re.compile(f"(?:{_SIGNATURE}|JVBERi){_BASE64}").fullmatch
-is_media_file = re.compile(f"{_DATA_URI}(?:{_SIGNATURE}){_BASE64}").fullmatch
-#: `chatcmpl-1`, `org/model:tag`: no spaces, no @.
-is_id = re.compile(r"[A-Za-z0-9_.:/-]{0,200}").fullmatch
-#: `assistant`, `chat.completion.chunk`: no capitals, no digits.
-is_word = re.compile(r"[a-z_.-]{0,64}").fullmatch
-#: `text`, `input_ids`, `INPUT0`, `FP32`: one word, with at most three digits behind it.
-is_name = re.compile(r"[A-Za-z_.-]{0,40}[0-9]{0,3}").fullmatch
-#: A key that says nothing but itself.
-is_plain_key = re.compile(r"[a-z_]{1,40}").fullmatch

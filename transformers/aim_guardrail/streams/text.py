@@ -10,7 +10,6 @@ from aim_guardrail.pipeline.blocked import Blocked
 from aim_guardrail.pipeline.ruling import Ruling
 from aim_guardrail.pipeline.screening import Screening
 from aim_guardrail.pipeline.vault import open_placeholder
-from aim_guardrail.slots.collect import is_no_text
 from aim_guardrail.slots.places import Place
 from aim_guardrail.slots.slot import Json, Slot, Slots
 from aim_guardrail.streams.held import Released, StreamGuard
@@ -112,5 +111,5 @@ def check_whole(screening: Screening, holder: Json, names: Sequence[str], place:
 
 def _is_plain(value: object, place: Place) -> bool:
     if type(value) is str:
-        return is_no_text(place.kind, value)
+        return place.is_no_text(value)
     return value is None or type(value) in (int, float, bool)

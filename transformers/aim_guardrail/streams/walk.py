@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from aim_guardrail.protocols.places import WHOLE
-from aim_guardrail.slots.collect import is_no_text
 from aim_guardrail.slots.places import Kind, Place
 from aim_guardrail.slots.slot import Json
 from aim_guardrail.streams.calls import Calls
@@ -117,7 +116,7 @@ class DeltaWalk:
             return self.json(holder, name, value, key, way)
         if kind is Kind.TEXT and place is not WHOLE:
             return self.text(holder, name, value, key, way)
-        if is_no_text(kind, value):
+        if place.is_no_text(value):
             return SAME
         if kind is Kind.FREE and name not in _TELLING:
             return self.text(holder, name, value, key, way)

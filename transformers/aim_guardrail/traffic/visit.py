@@ -42,6 +42,7 @@ class Visit:
         log: where the further headers of its answer go.
 
     Attributes:
+        counts_tokens: whether the answer is to be metered.
         meter: what has come of the answer.
     """
 
@@ -55,6 +56,7 @@ class Visit:
         "_screening",
         "_stage",
         "_traffic",
+        "counts_tokens",
         "meter",
     )
 
@@ -62,16 +64,12 @@ class Visit:
         self._traffic, self._screening, self._log = traffic, screening, log
         self._rules = traffic_rules(screening.guard.policy)
         self._limits = tuple(limits_of(self._rules)) if self._rules else ()
+        self.counts_tokens = any(limit.unit == "tokens" for limit in self._limits)
         self._caller = caller_of(screening.context) if self._limits else ""
         self._asked = Asked()
         self._bookings: list[tuple[Limit, Booking]] = []
         self._stage = "held"  # → sent → answered; refused
         self.meter = Meter(0)
-
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether the answer is to be metered."""
-        return any(limit.unit == "tokens" for limit in self._limits)
 
     # --- the way there --------------------------------------------------------------------------------------------
 
