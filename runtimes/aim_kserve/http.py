@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import orjson
 from starlette.types import Receive, Send
 
 from aim_kserve.errors import BadRequest, ServingError, TooLarge, Unavailable, UnsupportedMedia
-from aim_kserve.shortcut import Shortcut
+from aim_kserve.shortcut import EXTENSION, Leaving, Shortcut
 from aim_kserve.sse import sse
 
 JSON = (b"content-type", b"application/json")
@@ -259,15 +260,20 @@ async def wait_disconnected(receive: Receive) -> None:
 class cancelled_on_disconnect:
     """``async with``: the body is cancelled when the client leaves (use only after the request body has been read).
 
+    Args:
+        scope: the request's, where it is at hand: its server may tell without being asked by a task.
+
     Raises:
         ClientDisconnected: the client left; everything the body awaited has been cancelled and has ended.
         ShutDown: the server ended the request.
     """
 
-    __slots__ = ("_earlier", "_gone", "_receive", "_task", "_watch")
+    __slots__ = ("_earlier", "_gone", "_leaving", "_receive", "_task", "_watch")
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, scope: Mapping[str, Any] = MappingProxyType({})) -> None:
         self._receive = receive
+        self._leaving: Leaving | None = scope.get("extensions", {}).get(EXTENSION, {}).get("leaving")
+        self._watch: asyncio.Future[None] | None = None
         self._gone = False
 
     async def __aenter__(self) -> None:
@@ -275,15 +281,24 @@ class cancelled_on_disconnect:
         assert task is not None
         self._task = task
         self._earlier = task.cancelling()
-        self._watch = asyncio.ensure_future(self._cancel())
+        if self._leaving is None or self._leaving.has_left or self._leaving.tell is not None:
+            self._leaving, self._watch = None, asyncio.ensure_future(self._wait())
+        else:
+            self._leaving.tell = self._cancel
 
-    async def _cancel(self) -> None:
+    async def _wait(self) -> None:
         await wait_disconnected(self._receive)
+        self._cancel()
+
+    def _cancel(self) -> None:
         self._gone = True
         self._task.cancel()
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        self._watch.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._leaving is not None:
+            self._leaving.tell = None
         if not self._gone:
             if _goes_on(error):
                 raise ShutDown from None

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from aim_kserve.corked import CorkedHttp
 from aim_kserve.errors import BadRequest
-from aim_kserve.shortcut import EXTENSION
+from aim_kserve.shortcut import EXTENSION, Leaving
 
 LINGER_S = 2.0  # enough for what is on its way, and for a client to notice
 MAX_HEAD_BYTES = 64 * 1024  # h11's own bound, and more than nginx's four buffers of 8 KiB
@@ -49,7 +49,8 @@ class PatientHttp(CorkedHttp):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         for cycle in self._unanswered:
-            cycle.disconnected = not cycle.response_complete
+            if not cycle.response_complete:
+                _leave(cycle)
             cycle.message_event.set()
         super().connection_lost(exc)
 
@@ -100,7 +101,7 @@ class PatientHttp(CorkedHttp):
         self._unanswered.append(self.cycle)
         if 0 < len(self.pipeline) <= MAX_WAITING:
             self.flow.resume_reading()  # the end of the connection is read like a request
-        self.scope["extensions"] = {EXTENSION: {"write": partial(_write, self.cycle)}}
+        self.scope["extensions"] = {EXTENSION: {"write": partial(_write, self.cycle), "leaving": Leaving()}}
 
     def on_message_complete(self) -> None:
         if not self._offer:
@@ -144,7 +145,7 @@ class PatientHttp(CorkedHttp):
             self.transport.close()
             return
         if self._is_answering():  # to a request that does not come
-            self.cycle.disconnected = True
+            _leave(self.cycle)
             self.cycle.message_event.set()
         self.transport.write(_answer(status, message))
         self._linger()
@@ -163,6 +164,11 @@ class PatientHttp(CorkedHttp):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _leave(cycle: RequestResponseCycle) -> None:
+    cycle.disconnected = True
+    cycle.scope["extensions"][EXTENSION]["leaving"].left()
 
 
 def _write(cycle: RequestResponseCycle, body: bytes) -> bool:

@@ -49,7 +49,7 @@ async def _changed(request: Request, change: Callable[[str], Awaitable[Any]]) ->
     """What ``change`` of the named model answers. It is cancelled when the client leaves: what waits need not begin."""
     try:
         _check_parameters(await _body(request, {"parameters"}))
-        async with cancelled_on_disconnect(request.receive):
+        async with cancelled_on_disconnect(request.receive, request.scope):
             return JSONResponse(await change(request.path_params["name"]))
     except ClientDisconnected:
         log_of(request.scope).client_left = True

@@ -115,7 +115,7 @@ def _bounded(app: ASGIApp, max_body_bytes: int) -> ASGIApp:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        async with cancelled_on_disconnect(receive):
+        async with cancelled_on_disconnect(receive, scope):
             await app(scope, replay, send)
 
     async def until_gone(scope: Scope, receive: Receive, send: Send) -> None:

@@ -15,8 +15,28 @@ from aim_kserve.sse import sse
 #: Takes a piece of a body that has begun; False: not now, and nothing has been taken.
 Write = Callable[[bytes], bool]
 
-#: In an ASGI scope's ``extensions``: ``{"write": the response's Write}``.
-EXTENSION = "aim.write"
+#: In an ASGI scope's ``extensions``: ``{"write": the response's Write, "leaving": its client's Leaving}``.
+EXTENSION = "aim.client"
+
+
+class Leaving:
+    """One client's, told by the callback that learns of it: no task has to wait for it.
+
+    has_left: before it was answered.
+    tell: is called when it leaves; None: nobody wants to know.
+    """
+
+    __slots__ = ("has_left", "tell")
+
+    def __init__(self) -> None:
+        self.has_left = False
+        self.tell: Callable[[], None] | None = None
+
+    def left(self) -> None:
+        """It has."""
+        self.has_left = True
+        if self.tell is not None:
+            self.tell()
 
 
 def _untapped(_: bytes) -> None:

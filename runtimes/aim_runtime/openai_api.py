@@ -117,7 +117,7 @@ class Operations:
     async def _answer(self, operation: str, body: Json, scope: Scope, receive: Receive, send: Send) -> None:
         context = RequestContext(log_of(scope).unique_id, Headers(raw=scope["headers"]))
         context.shortcut.write = scope.get("extensions", {}).get(EXTENSION, {}).get("write")
-        async with cancelled_on_disconnect(receive):
+        async with cancelled_on_disconnect(receive, scope):
             route = self.models.route(body, context)
             answer = await route.call(operation, body, context)
             if context.ignored or route.variant:

@@ -24,6 +24,7 @@ from aim_kserve.http import (
     send_events,
     until_disconnected,
 )
+from aim_kserve.shortcut import EXTENSION, Leaving
 from aim_kserve.sse import sse
 
 
@@ -178,6 +179,27 @@ async def test_leaving_is_noticed_even_where_the_body_swallows_it() -> None:
     with pytest.raises(ClientDisconnected):
         await swallow()
     await asyncio.sleep(0)  # and the task is not cancelled a second time
+
+
+async def test_a_server_that_tells_who_leaves_need_not_be_asked() -> None:
+    client, leaving = Client(), Leaving()
+    scope = {"extensions": {EXTENSION: {"leaving": leaving}}}
+
+    async def work(seconds: float) -> int:
+        async with cancelled_on_disconnect(client.receive, scope):
+            await asyncio.sleep(seconds)
+        return len(asyncio.all_tasks())
+
+    assert await work(0) == 1  # nobody watches
+    assert leaving.tell is None
+    task = asyncio.create_task(work(60))
+    await asyncio.sleep(0.01)
+    leaving.left()
+    with pytest.raises(ClientDisconnected):
+        await task
+    client.leave()
+    with pytest.raises(ClientDisconnected):  # it had left before
+        await work(60)
 
 
 async def test_somebody_elses_cancellation_stays_one() -> None:

@@ -143,7 +143,7 @@ class _Api:
         context = _context(scope)
         with self._model.guarding(context) as guard:
             item = _read(Item, await self._body(scope, receive))
-            async with cancelled_on_disconnect(receive):
+            async with cancelled_on_disconnect(receive, scope):
                 return (await self._one(item, context, guard)).model_dump()
 
     async def batch(self, scope: Scope, receive: Receive) -> Any:
@@ -159,7 +159,7 @@ class _Api:
 
         with self._model.guarding(context) as guard:
             items = (await asyncio.to_thread(_read, Batch, await self._body(scope, receive))).items
-            async with cancelled_on_disconnect(receive):
+            async with cancelled_on_disconnect(receive, scope):
                 return {"results": list(await asyncio.gather(*map(one, items)))}
 
     async def document(self, scope: Scope, receive: Receive) -> Any:

@@ -81,7 +81,7 @@ class Proxy:
                     await visit.arrive()
                     body = await read_body(receive, self._max_body_bytes)
                     screening.complete()
-                    async with cancelled_on_disconnect(receive):
+                    async with cancelled_on_disconnect(receive, scope):
                         await exchange.serve(body, screening, visit)
         except ClientDisconnected:
             log_of(scope).client_left = True
