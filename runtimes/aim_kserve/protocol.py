@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import orjson
@@ -168,7 +168,7 @@ class PatientHttp(CorkedHttp):
 
 def _leave(cycle: RequestResponseCycle) -> None:
     cycle.disconnected = True
-    cycle.scope["extensions"][EXTENSION]["leaving"].left()
+    cast(Leaving, cycle.scope["extensions"][EXTENSION]["leaving"]).left()
 
 
 def _write(cycle: RequestResponseCycle, body: bytes) -> bool:

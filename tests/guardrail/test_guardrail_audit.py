@@ -14,7 +14,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -483,7 +482,7 @@ def test_where_a_whole_text_was_judged_only_its_labels_are_told() -> None:
     )
     assert excerpts.of(course) == "<INSULT>"
     answered = [Answered("toxicity", "toxicity", "prompt", "flagged", 1.0, 0.0123)]
-    fields = entry(replace(course, answered=answered), None, None)
+    fields = entry(course._replace(answered=answered), None, None)
     assert fields["detectors"] == [{"rule": "toxicity", "family": "toxicity", "result": "flagged", "ms": 12.3}]
     assert "terrible" not in str(fields)
 

@@ -18,9 +18,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope
 
 from aim_guardrail.detectors.base import Passage
+from aim_guardrail.in_force import Generation
 from aim_guardrail.json_endpoint import JsonEndpoint
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.pipeline import Guard
 from aim_guardrail.pipeline.blocked import Blocked
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.screening import Screening
@@ -141,10 +141,10 @@ class _Api:
 
     async def one(self, scope: Scope, receive: Receive) -> Any:
         context = _context(scope)
-        with self._model.guarding(context) as guard:
+        with self._model.generation() as generation:
             item = _read(Item, await self._body(scope, receive))
             async with cancelled_on_disconnect(receive, scope):
-                return (await self._one(item, context, guard)).model_dump()
+                return (await self._one(item, context, generation)).model_dump()
 
     async def batch(self, scope: Scope, receive: Receive) -> Any:
         """A result for each text, in their order; one that could not be judged has an ``error`` instead."""
@@ -153,11 +153,11 @@ class _Api:
         async def one(item: Item) -> dict[str, Any]:
             async with turn:
                 try:
-                    return (await self._one(item, context, guard)).model_dump()
+                    return (await self._one(item, context, generation)).model_dump()
                 except ServingError as error:
                     return error.body()
 
-        with self._model.guarding(context) as guard:
+        with self._model.generation() as generation:
             items = (await asyncio.to_thread(_read, Batch, await self._body(scope, receive))).items
             async with cancelled_on_disconnect(receive, scope):
                 return {"results": list(await asyncio.gather(*map(one, items)))}
@@ -170,8 +170,8 @@ class _Api:
         check_media(scope["headers"], body)
         return body
 
-    async def _one(self, item: Item, context: RequestContext, guard: Guard) -> Judged:
-        async with self._model.screened(guard, context) as screening:
+    async def _one(self, item: Item, context: RequestContext, generation: Generation) -> Judged:
+        async with self._model.screening(generation, context) as screening:
             screening.watch.direction = item.direction
             await screening.watch.hear(item.text.encode())
             return await self._judged(item, screening)

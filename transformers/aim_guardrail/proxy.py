@@ -76,13 +76,14 @@ class Proxy:
             return
         exchange = _Exchange(self._model, self._metrics, scope, send)
         try:
-            async with self._model.screening(exchange.context) as screening:
-                with Visit(self._traffic, screening, log_of(scope)) as visit:
-                    await visit.arrive()
-                    body = await read_body(receive, self._max_body_bytes)
-                    screening.complete()
-                    async with cancelled_on_disconnect(receive, scope):
-                        await exchange.serve(body, screening, visit)
+            with self._model.generation() as generation:
+                async with self._model.screening(generation, exchange.context) as screening:
+                    with Visit(self._traffic, screening, log_of(scope)) as visit:
+                        await visit.arrive()
+                        body = await read_body(receive, self._max_body_bytes)
+                        screening.complete()
+                        async with cancelled_on_disconnect(receive, scope):
+                            await exchange.serve(body, screening, visit)
         except ClientDisconnected:
             log_of(scope).client_left = True
         except ServingError as error:  # still loading, over a limit, the body too large, the server ends

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from aim_guardrail.in_force import Policies
+from aim_guardrail.in_force import Generation, Policies
 from aim_guardrail.metrics import Metrics
-from aim_guardrail.pipeline import DetectorFailed, Guard
+from aim_guardrail.pipeline import DetectorFailed
 from aim_guardrail.pipeline.cache import VerdictCache
 from aim_guardrail.pipeline.context import RequestContext
 from aim_guardrail.pipeline.course import Witness
@@ -94,33 +93,26 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
         if self.ext_proc is not None:
             await self.ext_proc.start()
 
-    @contextmanager
-    def guarding(self, context: RequestContext) -> Iterator[Guard]:
-        """``with``: the guard of the caller's policy, which stays the request's own, whatever comes into force
-        meanwhile; to be opened before the body is read.
+    def generation(self) -> Generation:
+        """``with``: the policies of a request, which stay its own, whatever comes into force meanwhile; to be opened
+        before the body is read.
 
         Raises:
             Unavailable: the policies are still loading, or the process is ending.
         """
         if self._draining:
             raise Unavailable("the guardrail is shutting down: ask again, another replica will answer")
-        with self._policies.generation() as generation:
-            yield generation.guard_for(context.tenant)
+        return self._policies.generation()
 
-    @asynccontextmanager
-    async def screening(self, context: RequestContext) -> AsyncIterator[Screening]:
-        """``async with``: a request's checks by that guard. Raises as :meth:`guarding`, :meth:`screened`."""
-        with self.guarding(context) as guard:
-            async with self.screened(guard, context) as screening:
-                yield screening
-
-    def screened(self, guard: Guard, context: RequestContext) -> Screening:
-        """``async with``: the checks of a request, or of a part of it, whoever looks on.
+    def screening(self, generation: Generation, context: RequestContext) -> Screening:
+        """``async with``: the checks of a request, or of a part of it, by the guard of the caller's policy, whoever
+        looks on.
 
         Raises:
             Unavailable: one who must be able to does not.
         """
         witnesses = [found for witness in self._witnesses if (found := witness(context)) is not None]
+        guard = generation.guard_for(context.tenant)
         return Screening(guard, self._metrics, context, self.cache, witnesses)
 
     async def healthy(self) -> bool:
@@ -163,15 +155,19 @@ class GuardrailModel(Model):  # type: ignore[misc]  # KServe ships no types
             raise BadRequest("only V2 inference requests are served here")
         self._check_caller(payload.model_name)
         context = RequestContext.of(f"/v2/models/{payload.model_name}/infer", (), current_log().client)
-        async with self.screening(context) as screening:
-            with Visit(self._traffic, screening, current_log()) as visit:
-                try:
-                    answer = await self._infer(screening, visit, payload, headers or {})
-                except ServingError:
-                    visit.failed()
-                    raise
-                current_log().headers.update(screening.headers())
-                return answer
+        with self.generation() as generation:
+            async with self.screening(generation, context) as screening:
+                return await self._visit(screening, payload, headers or {})
+
+    async def _visit(self, screening: Screening, asked: InferRequest, headers: Mapping[str, str]) -> InferResponse:
+        with Visit(self._traffic, screening, current_log()) as visit:
+            try:
+                answer = await self._infer(screening, visit, asked, headers)
+            except ServingError:
+                visit.failed()
+                raise
+            current_log().headers.update(screening.headers())
+            return answer
 
     async def _infer(
         self, screening: Screening, visit: Visit, asked: InferRequest, headers: Mapping[str, str]

@@ -21,9 +21,8 @@ from aim_guardrail.detectors.linear_patterns import LinearPattern
 from aim_guardrail.text import Text
 
 _LEAST_CHARS = 16  # a dozen bytes: what is shorter decodes to text by chance
-_RUN = LinearPattern(
-    r"(?:[A-Za-z0-9._~-]*%[0-9A-Fa-f]{2}){3,}[A-Za-z0-9._~-]*|[A-Za-z0-9+/_-]{16,}={0,2}"  # percent; Base64, hex
-)
+RUN = r"(?:[A-Za-z0-9._~-]*%[0-9A-Fa-f]{2}){3,}[A-Za-z0-9._~-]*|[A-Za-z0-9+/_-]{16,}={0,2}"  # percent; Base64, hex
+_RUN = LinearPattern(RUN)
 _HEX = re.compile("(?:[0-9A-Fa-f]{2})+")
 _EDGE = re.compile("[/_-]")
 _URL_SAFE = str.maketrans("-_", "+/")

@@ -16,7 +16,7 @@ from aim_guardrail.detectors.addresses import emails, ips
 from aim_guardrail.detectors.base import Finding
 from aim_guardrail.detectors.cards import cards
 from aim_guardrail.detectors.custom_patterns import CustomPatterns
-from aim_guardrail.detectors.decoded import says_text, with_views
+from aim_guardrail.detectors.decoded import RUN, says_text, with_views
 from aim_guardrail.detectors.digit_rows import Hit, in_uri, rows, unquoted
 from aim_guardrail.detectors.identifiers import IDENTIFIERS
 from aim_guardrail.detectors.linear_patterns import LinearPattern
@@ -44,9 +44,9 @@ _BETWEEN = "|||"  # stands for it: an account's groups may be as far apart
 _CUT = re.compile(r"\n|(?<=[a-z])[ \t](?=[a-z])")  # between lines and between words
 
 # An at sign, seven digits, or an address with fewer: long texts are searched by RE2, in a tenth of the time.
-_PERSONAL = LinearPattern(
-    r"[0-9](?:[^0-9]*[0-9]){6}|[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:|[A-Za-z0-9]{26}"
-)
+_VALUE = r"[0-9](?:[^0-9]*[0-9]){6}|[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:|[A-Za-z0-9]{26}"
+_PERSONAL = LinearPattern(_VALUE)
+_PERSONAL_OR_RUN = LinearPattern(f"{_VALUE}|{RUN}")  # of most texts neither is true: one search tells
 _LONG_CHARS = 128
 _DIGITS = re.compile("[0-9]+")
 _SHORT_IP = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:")
@@ -89,15 +89,9 @@ class PiiDetector:
             return True
         if self._identifiers and _IDENTIFIER.search(scan):
             return True
-        return self._is_personal(scan) or says_text(scan)
-
-    def _is_personal(self, scan: str) -> bool:
         if len(scan) >= _LONG_CHARS:
-            return _PERSONAL.search(scan)
-        groups = _DIGITS.findall(scan)
-        if not groups:
-            return False
-        return sum(map(len, groups)) >= 7 or (_SHORT_IP.search(scan) or _LONG_WORD.search(scan)) is not None
+            return _PERSONAL_OR_RUN.search(scan) and (_PERSONAL.search(scan) or says_text(scan))
+        return _is_personal(scan) or says_text(scan)
 
     def scan(self, text: Text, since: int = 0) -> list[Finding]:
         """Personal data that begins at `since` or later (none can begin before and end after it)."""
@@ -150,6 +144,14 @@ class PiiDetector:
             if account and not crosses and _is_account(account[0], recognizer):
                 yield Hit(*account.span(), 1.0)
                 at = account.end()
+
+
+def _is_personal(scan: str) -> bool:
+    """The same of a short text, without an at sign."""
+    groups = _DIGITS.findall(scan)
+    if not groups:
+        return False
+    return sum(map(len, groups)) >= 7 or (_SHORT_IP.search(scan) or _LONG_WORD.search(scan)) is not None
 
 
 def _windows(scan: str, since: int) -> Iterator[tuple[int, int]]:
