@@ -33,7 +33,7 @@ class Proxies:
         """
         address = address_of(peer)
         if address is None or not self._trusts(address):
-            return peer if address is None else str(address)
+            return _spelt(peer)
         said = b",".join(value for name, value in headers if name == _FORWARDED_FOR).rsplit(b",", _MOST_HOPS)
         for hop in reversed(said[-_MOST_HOPS:]):
             before = address_of(hop.decode("latin-1").strip())
@@ -64,6 +64,12 @@ def _read(text: str) -> Address | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
+
+
+@lru_cache(maxsize=1024)
+def _spelt(peer: str) -> str:
+    """An address in its own form, what is none as it is: a connection's every request asks."""
+    return str(address_of(peer) or peer)
 
 
 def grpc_peer(peer: str) -> str:

@@ -244,8 +244,7 @@ def is_shutdown(error: BaseException | None) -> bool:
 
 def _goes_on(error: BaseException | None) -> bool:
     """Whether that is how the server ends a request; the task may then go on to say so."""
-    task = asyncio.current_task()
-    if not is_shutdown(error) or task is None:
+    if not is_shutdown(error) or (task := asyncio.current_task()) is None:
         return False
     task.uncancel()
     return True

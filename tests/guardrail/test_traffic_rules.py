@@ -20,7 +20,7 @@ from aim_guardrail.settings import GuardrailSettings
 from aim_guardrail.traffic.business_hours import opens_in_s
 from aim_guardrail.traffic.estimate import AnswerLength, answers_with_text, asked, text_bytes
 from aim_guardrail.traffic.geo import RECHECK_S, GeoDatabase
-from aim_guardrail.traffic.limits import caller_of, limits_of, traffic_rules
+from aim_guardrail.traffic.limits import caller_of, limits_of
 from aim_guardrail.traffic.meter import Meter, tapped
 from aim_guardrail.traffic.refusals import duration
 from aim_kserve.identity import Caller
@@ -104,7 +104,7 @@ def test_the_annotation_means_what_comes() -> None:
     settings = GuardrailSettings.load(
         ["--predictor_host", "p", "--guardrails", rules], env={}, prog="t", description=""
     )
-    (rule,) = traffic_rules(settings.read_policies().default)
+    (rule,) = settings.read_policies().default.traffic
     assert [(limit.name, limit.amount) for limit in limits_of([rule])] == [("requests_minute", 5)]
 
 
@@ -138,7 +138,7 @@ def test_wrong_settings_are_named(flags: list[str], says: str) -> None:
 
 def test_every_limit_of_a_rule() -> None:
     rule = policy("{requests: {minute: 5, hour: 9}, tokens: [{day: 7}, {minute: 3, per: global}]}")
-    both = traffic_rules(parse_policy(rule, "p"))
+    both = parse_policy(rule, "p").traffic
     found = {(limit.name, limit.per, limit.amount) for limit in limits_of(both)}
     assert found == {
         ("requests_minute", "caller", 5),
@@ -168,7 +168,7 @@ def test_the_policys_version_changes_with_a_limit() -> None:
 
 
 def test_a_key_tells_nobody_who_it_is() -> None:
-    (limit,) = limits_of(traffic_rules(parse_policy(policy("{requests: {minute: 5}}"), "p")))
+    (limit,) = limits_of(parse_policy(policy("{requests: {minute: 5}}"), "p").traffic)
     keys = {limit.charge("m", caller, "m", 1).key for caller in ("tenant acme", "tenant acme2", "address 10.0.0.1")}
     assert len(keys) == 3
     assert all(set(key) <= set("0123456789abcdef") and len(key) == 32 for key in keys)
@@ -178,7 +178,7 @@ def test_a_key_tells_nobody_who_it_is() -> None:
 
 @pytest.mark.parametrize(("per", "counts"), [("caller", 2), ("model", 2), ("caller_model", 4), ("global", 1)])
 def test_whose_requests_are_counted_together(per: str, counts: int) -> None:
-    (limit,) = limits_of(traffic_rules(parse_policy(policy(f"{{requests: {{minute: 5, per: {per}}}}}"), "p")))
+    (limit,) = limits_of(parse_policy(policy(f"{{requests: {{minute: 5, per: {per}}}}}"), "p").traffic)
     keys = {limit.charge("s", caller, model, 1).key for caller in "ab" for model in "xy"}
     assert len(keys) == counts
 

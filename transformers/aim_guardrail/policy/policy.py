@@ -467,6 +467,11 @@ class Policy(_Strict):
         rules = [rule for rule in self.rules("prompt") if rule.restore]
         return frozenset(rule.type if rule.is_inline else rule.name for rule in rules)
 
+    @cached_property
+    def traffic(self) -> tuple[Rule, ...]:
+        """The rules that judge a request, not what it says."""
+        return tuple(rule for rule in self.rules("prompt") if rule.is_traffic)
+
     def rules(self, direction: Direction) -> tuple[Rule, ...]:
         """The rules of one direction, in their order."""
         return self._all[direction]

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from aim_guardrail.detectors.traffic import Per, Rate, Span, TrafficOptions
 from aim_guardrail.pipeline.context import RequestContext
-from aim_guardrail.policy import Policy, Rule
+from aim_guardrail.policy import Rule
 from aim_guardrail.traffic.windows import WINDOWS, Charge
 from aim_kserve.client_address import address_of
 
@@ -67,11 +67,6 @@ def options_of(rule: Rule) -> TrafficOptions:
     """A traffic rule's."""
     assert isinstance(rule.options, TrafficOptions)
     return rule.options
-
-
-def traffic_rules(policy: Policy) -> tuple[Rule, ...]:
-    """A policy's rules of this family."""
-    return tuple(rule for rule in policy.rules("prompt") if rule.is_traffic)
 
 
 def caller_of(context: RequestContext) -> str:

@@ -25,7 +25,7 @@ from aim_guardrail.traffic.business_hours import opens_in_s
 from aim_guardrail.traffic.counters import Booking, CountersAway, Taken
 from aim_guardrail.traffic.estimate import Asked, answers_with_text, asked, tokens_of
 from aim_guardrail.traffic.gate import Traffic
-from aim_guardrail.traffic.limits import Limit, caller_of, limits_of, options_of, traffic_rules
+from aim_guardrail.traffic.limits import Limit, caller_of, limits_of, options_of
 from aim_guardrail.traffic.meter import Meter, tapped
 from aim_guardrail.traffic.refusals import TrafficRefused
 from aim_guardrail.traffic.windows import Charge
@@ -62,7 +62,7 @@ class Visit:
 
     def __init__(self, traffic: Traffic, screening: Screening, log: RequestLog) -> None:
         self._traffic, self._screening, self._log = traffic, screening, log
-        self._rules = traffic_rules(screening.guard.policy)
+        self._rules = screening.guard.policy.traffic
         self._limits = tuple(limits_of(self._rules)) if self._rules else ()
         self.counts_tokens = any(limit.unit == "tokens" for limit in self._limits)
         self._caller = caller_of(screening.context) if self._limits else ""
