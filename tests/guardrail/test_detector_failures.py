@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,10 @@ class Model:
     metrics: Metrics
     predictor: Any
 
-    def screening(self, context: RequestContext) -> Screening:
+    def generation(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def screening(self, _: None, context: RequestContext) -> Screening:
         return Screening(self.guard, self.metrics, context)
 
 
@@ -65,7 +69,7 @@ class Over:
 class Loading:
     predictor = Over(http=None)  # type: ignore[arg-type]
 
-    def screening(self, context: RequestContext) -> None:
+    def generation(self) -> None:
         raise Unavailable("the guardrail is still loading: ask again")
 
 

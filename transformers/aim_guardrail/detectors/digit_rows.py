@@ -40,11 +40,11 @@ class Row(NamedTuple):
 
     def digits(self, first: int, last: int) -> str:
         """The digits of the groups `first` to `last` (both included)."""
-        return "".join(self.scan[start:end] for start, end in self.groups[first : last + 1])
+        return "".join([self.scan[start:end] for start, end in self.groups[first : last + 1]])
 
     def lengths(self, first: int, last: int) -> tuple[int, ...]:
         """How many digits each of these groups has."""
-        return tuple(end - start for start, end in self.groups[first : last + 1])
+        return tuple([end - start for start, end in self.groups[first : last + 1]])
 
 
 def rows(scan: str, since: int) -> Iterator[Row]:

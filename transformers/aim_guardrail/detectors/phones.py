@@ -70,9 +70,11 @@ def phones(rows: Iterable[Row], plans: Numbering, known: Sequence[tuple[int, int
     """The telephone numbers in these rows, outside of what is `known` to be something else (spans in order)."""
     at = 0
     for row in rows:
-        end = row.groups[-1][1]
-        while at < len(known) and known[at][1] <= row.groups[0][0]:
+        start, end = row.groups[0][0], row.groups[-1][1]
+        while at < len(known) and known[at][1] <= start:
             at += 1
+        if at < len(known) and known[at][0] <= start and end <= known[at][1]:
+            continue  # all of it is something else
         upto = at
         while upto < len(known) and known[upto][0] < end:
             upto += 1

@@ -7,6 +7,7 @@ library that knows (Presidio's recognizers, libphonenumber) judges the value alo
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from string import ascii_uppercase
@@ -194,6 +195,7 @@ def _coins(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
             yield Hit(*address.span(), score)
 
 
+@functools.cache
 def _rule_id(label: str) -> str:
     source = "presidio" if label in LABELS else "libphonenumber" if label == "PHONE_NUMBER" else "aim"
     return f"{source}.{label.lower()}"

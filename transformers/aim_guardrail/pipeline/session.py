@@ -8,6 +8,8 @@ import secrets
 
 from aim_guardrail.pipeline.vault import Vault
 
+_SPACING = re.compile(r"[-\s.()]")
+
 
 class Session:
     """What one request remembers: the number of each redacted value. Values are kept as keyed digests only, but for
@@ -30,7 +32,7 @@ class Session:
             value: folded (`aim_guardrail.text`).
             original: as it stood in the prompt, where it is to be restored; then as it is spelt counts, too.
         """
-        canonical = value if label == "SECRET" else re.sub(r"[-\s.()]", "", value).casefold()
+        canonical = value if label == "SECRET" else _SPACING.sub("", value).casefold()
         name = self._name(label, canonical if original is None else f"{canonical}\0{original}")
         if original is not None:
             self.vault.keep(name, original)
