@@ -178,7 +178,7 @@ def test_a_line_for_each_decision_whatever_becomes_of_it(
     assert 0 < line["check_ms"] <= line["since_ms"]
     assert by_id["broken", "answer"]["error"] == "predictor_broken"
     assert by_id["no-json", "prompt"]["error"]
-    for value in (CARD, KEY, MAIL, "4111"):
+    for value in (CARD, KEY, MAIL, CARD.replace(" ", "")):  # no fewer digits: a digest may have them, too
         assert value.encode() not in audit.read_bytes()
     assert metric(server, "guardrail_audit_dropped_total") == 0
     count = before + len(lines)
