@@ -393,13 +393,14 @@ class TestTerminal:
 
     def test_a_terminal_has_a_bar_with_events_above_it(self) -> None:
         stream = io.StringIO()
-        bar = Bar(Console(file=stream, force_terminal=True, width=120))
+        bar = Bar(Console(file=stream, force_terminal=True, width=80))
         for record in [*ALL, Note("failed", "[red]no markup of ours[/red]"), step(40)]:
             bar.tell(record)
         bar.close()
         drawn = stream.getvalue()
         assert "100 %" in drawn
-        assert "step 40/40  loss 2.0000" in drawn
+        assert "step 40/40  loss 2.0000  2,000 tokens/s  0.0 s left" in drawn
+        assert "━━━━" in drawn
         assert "[red]no markup of ours[/red]" in drawn
 
 

@@ -9,6 +9,7 @@ from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from .records import Evaluation, Note, Record, Saved, Step
@@ -66,8 +67,8 @@ class Bar:
         self._console = console
         self._progress = Progress(
             TextColumn("[bold]{task.percentage:>3.0f} %"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.description}"),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the numbers leave
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
             console=console,
             expand=True,
         )
@@ -83,7 +84,7 @@ class Bar:
         if self._task is None:
             self._task = self._progress.add_task("", total=record.steps)
             self._progress.start()
-        said = f"step {record.step}/{record.steps}  {_said(record, self._rate.value)}"
+        said = f"step {record.step}/{record.steps}  {_said(record, self._rate.value, with_rate=False)}"
         self._progress.update(self._task, completed=record.step, description=said)
         if record.step >= record.steps:
             self.close()
@@ -108,9 +109,11 @@ class _Rate:
         return self._tokens / self._seconds if self._seconds > 0 else 0.0
 
 
-def _said(step: Step, tokens_per_second: float) -> str:
+def _said(step: Step, tokens_per_second: float, with_rate: bool = True) -> str:
+    """with_rate: with the learning rate, for which a bar of 80 columns has no room."""
+    learned = f"  lr {step.learning_rate:.2e}" if with_rate else ""
     left = seconds_in_words(step.eta_s)
-    return f"loss {step.loss:.4f}  lr {step.learning_rate:.2e}  {tokens_per_second:,.0f} tokens/s  {left} left"
+    return f"loss {step.loss:.4f}{learned}  {tokens_per_second:,.0f} tokens/s  {left} left"
 
 
 def _percent(step: Step) -> str:
