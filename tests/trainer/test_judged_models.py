@@ -104,7 +104,7 @@ def test_what_is_written_is_what_was_judged(lora: Trained) -> None:
     assert (written["base"], written["tuned"], written["delta"]) == (judgement.base, judgement.tuned, judgement.delta)
     assert [(gate["metric"], gate["passed"]) for gate in written["gates"]] == [("eval_loss", True), ("rouge_l", False)]
     assert [gate.metric for gate in judgement.failed_gates] == ["rouge_l"]
-    with pytest.raises(GateError, match=r"1 of 2 gates failed:\n  rouge_l: [\d.e-]+, min 2"):
+    with pytest.raises(GateError, match=r"1 of 2 gates failed; what was trained is kept:\n  rouge_l: [\d.e-]+, min 2"):
         require(judgement.gates)
     assert [path.name for path in lora.run.root.iterdir() if path.name.startswith("evaluation")] == ["evaluation.json"]
 
@@ -247,7 +247,7 @@ def test_the_verb_judges_once_more_and_a_failed_gate_is_exit_code_4(lora: Traine
     shutil.copytree(lora.rows_in, kept / "digest", dirs_exist_ok=True)
     ended = CliRunner().invoke(app, ["evaluate", str(file), str(lora.run.root), "--output", "json"])
     assert ended.exit_code == 4
-    assert re.search(r"1 of 1 gates failed:\n  eval_loss: [\d.]+, min 100", ended.stderr)
+    assert re.search(r"1 of 1 gates failed; what was trained is kept:\n  eval_loss: [\d.]+, min 100", ended.stderr)
     printed = json.loads(ended.stdout)
     assert printed["n"]["eval_loss"] == 12
     assert "1 of 1 gates failed" in lora.run.report.read_text()

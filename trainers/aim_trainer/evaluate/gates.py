@@ -44,11 +44,8 @@ def require(results: Sequence[GateResult]) -> None:
     failed = [result for result in results if not result.passed]
     if failed:
         lines = "\n".join(f"  {result}" for result in failed)
-        raise GateError(
-            f"{len(failed)} of {len(results)} gates failed:\n{lines}",
-            field="spec.validation.gates",
-            remedy="what was trained is kept; nothing is published",
-        )
+        told = f"{len(failed)} of {len(results)} gates failed; what was trained is kept:\n{lines}"
+        raise GateError(told, field="spec.validation.gates")
 
 
 def _bounds(gate: Gate) -> Iterator[tuple[str, float]]:
