@@ -20,7 +20,7 @@ from vllm_lane import MODEL_DIR, PYTHON, require_vllm_lane
 
 np = pytest.importorskip("numpy")
 TOKENS = 16
-ASKED = [{"role": "user", "content": "How many stones does Ada have in Paris?"}]
+ASKED = [{"role": "user", "content": "Write a long story about an old ship and its crew."}]
 BODY = {"messages": ASKED, "max_tokens": TOKENS, "temperature": 0, "logprobs": True, "top_logprobs": 1}
 
 

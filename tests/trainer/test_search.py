@@ -21,15 +21,18 @@ from aim_trainer.worker import work
 from tiny_models import conversations
 from tiny_runs import tiny_job
 
-RATE = "hyperparameters.learningRate"
+RATE, LENGTH = "hyperparameters.learningRate", "hyperparameters.maxSeqLength"
 
 
 def searching(model: Path, rows: Path, **changed: Any) -> FineTuningJob:
     raw = tiny_job(model, "full", maxSteps=10).model_dump(mode="json", by_alias=True, exclude_unset=True)
     raw["spec"]["dataset"] |= {"source": str(rows), "validation": {"share": 0.3}}
     raw["spec"]["validation"] = {"everySteps": 2}
-    values = {"categorical": [3e-3, 1e-3, 1e-6, 2e-6]}
-    raw["spec"]["search"] = {"numTrials": 4, "parameters": [{"name": RATE, "searchSpace": values}], **changed}
+    parameters = [
+        {"name": RATE, "searchSpace": {"categorical": [3e-3, 1e-6]}},
+        {"name": LENGTH, "searchSpace": {"categorical": [128, 8]}},  # no row has so few tokens as 8
+    ]
+    raw["spec"]["search"] = {"numTrials": 4, "parameters": parameters, **changed}
     return FineTuningJob.model_validate(raw)
 
 
@@ -42,21 +45,20 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(tiny: Callable[[str], Path], rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Path]:
-    """Four trials, one after the other."""
+    """Four trials, one after the other; by this seed a good rate, a bad one, and twice a length that fits no row."""
     root = tmp_path_factory.mktemp("search") / "found"
-    return search(searching(tiny("llama"), rows, algorithm="random", seed=1), RunDirectory(root)), root
+    return search(searching(tiny("llama"), rows, algorithm="random", seed=6), RunDirectory(root)), root
 
 
 @pytest.mark.ray
-def test_four_trials_one_stopped_early(done: tuple[Found, Path]) -> None:
+def test_of_four_trials_one_is_stopped_early_and_failures_stop_no_other(done: tuple[Found, Path]) -> None:
     found, root = done
-    assert len(found.trials) == 4
-    ends = [trial.end for trial in found.trials]
-    assert "stopped" in ends
-    assert "finished" in ends
-    assert all(trial.step < 10 for trial in found.trials if trial.end == "stopped")
-    assert found.best is not None
-    assert found.best.value == min(trial.value or 99 for trial in found.trials)
+    assert [trial.end for trial in found.trials] == ["finished", "stopped", "failed", "failed"]
+    best, stopped, failed, _ = found.trials
+    assert found.best == best
+    assert (best.values[RATE], stopped.values[RATE], failed.values[LENGTH]) == (3e-3, 1e-6, 8)
+    assert (best.step, stopped.step, failed.step) == (10, 2, 0)
+    assert "hyperparameters.maxSeqLength is 8; raise it" in failed.why
     with (root / "results.csv").open() as opened:
         assert [row["trial"] for row in csv.DictReader(opened)] == [trial.name for trial in found.trials]
     assert (root / "search.svg").is_file()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from aim_trainer.errors import JobError
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.read import read_job
+from aim_trainer.run_directory import RunDirectory
 from aim_trainer.search.asked import search_of
 from aim_trainer.search.cost import Curve, gain_per_hour
 from aim_trainer.search.results import Trial, found_of, write_results
@@ -125,6 +126,15 @@ def test_what_cannot_be_searched_is_refused_before_anything_starts(
     (tmp_path / "job.yaml").write_text(text)
     with pytest.raises(JobError, match=why):
         read_job(tmp_path / "job.yaml")
+
+
+def test_a_batch_that_the_device_decides_is_refused(job: FineTuningJob, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="make trainer")
+    from aim_trainer.search.search import search
+
+    with pytest.raises(JobError, match=r"batchSize: auto, .*set globalBatchSize"):
+        search(job, RunDirectory(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_job_without_a_search_says_how_to_write_one(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from aim_trainer.errors import StoreError
+from aim_trainer.errors import JobError, StoreError
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.read import as_yaml
 from aim_trainer.recipe.base import read_tokenizer
@@ -23,6 +23,7 @@ def search(job: FineTuningJob, directory: RunDirectory) -> Found:
     what would stop every trial.
     """
     search_of(job)
+    _check_batch(job)
     root = directory.root
     if (root / "results.json").exists() or (root / "trials").exists():
         raise StoreError(
@@ -38,3 +39,16 @@ def search(job: FineTuningJob, directory: RunDirectory) -> Found:
     found = found_of(job, tried(Given(job, root.absolute(), os.getcwd())))
     write_results(job, root, found)
     return found
+
+
+def _check_batch(job: FineTuningJob) -> None:
+    """Trials are compared: what fits on a device must not decide how many rows a step has."""
+    hyper = job.spec.hyperparameters
+    if hyper.batch_size == "auto" and hyper.global_batch_size is None:
+        field = "spec.hyperparameters.batchSize"
+        raise JobError(
+            f"{field}: auto, and trials must not differ in their batch",
+            field=field,
+            value="auto",
+            remedy="set globalBatchSize, or batchSize to a number",
+        )

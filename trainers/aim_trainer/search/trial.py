@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,14 +73,13 @@ def run_trial(given: Given, trial: str, values: dict[str, Any], report: Callable
     run = given.run(trial)
     job = trial_job(given.job, values)
     rows = prepared(job, given.root)
-    steps = arithmetic(job, len(Tokens(rows.train))).steps
-    job = _measured(job, steps)
+    job = _measured(job, arithmetic(job, len(Tokens(rows.train)), micro_batch=1).steps)
     run.root.mkdir(parents=True, exist_ok=True)
     run.job.write_text(as_yaml(job), encoding="utf-8")
-    every = job.spec.validation.every_steps or steps
-    told = _Told(run, given.job, steps, every, report)
+    told = _Told(run, given.job, job.spec.validation.every_steps or 1, report)
     work(job, run, rows, Workers(device=_device(job)), told.after_a_step)
     told.tell()
+    shutil.rmtree(run.checkpoints, ignore_errors=True)  # as large as the model, and nothing goes on from them
 
 
 def _device(job: FineTuningJob) -> str:
@@ -99,9 +99,9 @@ class _Told:
     """Tells what was measured since it looked last, in the trial's own metrics.jsonl."""
 
     def __init__(
-        self, run: RunDirectory, job: FineTuningJob, steps: int, every: int, report: Callable[[dict[str, Any]], None]
+        self, run: RunDirectory, job: FineTuningJob, every: int, report: Callable[[dict[str, Any]], None]
     ) -> None:
-        self._run, self._metric, self._steps, self._every = run, search_of(job).objective.metric, steps, every
+        self._run, self._metric, self._every = run, search_of(job).objective.metric, every
         self._devices, self._report = max(1, job.spec.resources.gpu), report
         self._taken = self._told = 0
 
@@ -113,16 +113,13 @@ class _Told:
         return False
 
     def tell(self) -> None:
-        seconds = 0.0
+        seconds, steps = 0.0, 1
         for told in read_records(self._run.metrics):
             match told.record:
                 case Step():
-                    seconds += told.record.seconds
+                    seconds, steps = seconds + told.record.seconds, told.record.steps
                 case Evaluation(step=step, metrics=metrics) if step > self._told and self._metric in metrics:
                     self._told = step
-                    self._report(self._result(step, metrics, seconds))
-
-    def _result(self, step: int, metrics: dict[str, float], seconds: float) -> dict[str, Any]:
-        """percent: of the trial's own steps, which trials may have in different number."""
-        hours = seconds * self._devices / 3600
-        return {**metrics, "step": step, "percent": 100 * step // self._steps, "gpu_hours": hours}
+                    # Of the trial's own steps: trials may have different numbers of them.
+                    told_of = {"step": step, "percent": 100 * step // steps}
+                    self._report({**metrics, **told_of, "gpu_hours": seconds * self._devices / 3600})

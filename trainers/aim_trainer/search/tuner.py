@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -31,7 +32,8 @@ def tried(given: Given) -> list[Trial]:
     resources = given.job.spec.resources
     wanted = {"cpu": resources.cpu, "gpu": resources.gpu}
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # we write our own
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # we write our own, and Tune misses its
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     costly = _TooCostly(asked)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trainable, given=given), wanted),
@@ -40,6 +42,7 @@ def tried(given: Given) -> list[Trial]:
             scheduler=_scheduler(asked),
             num_samples=asked.num_trials,
             max_concurrent_trials=asked.parallel_trials,
+            reuse_actors=True,  # the next trial need not import everything anew
             trial_name_creator=lambda trial: str(trial.trial_id),
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
@@ -139,10 +142,12 @@ def _told(result: Any, asked: Search, root: Path) -> Trial:
         value=None if value is None else float(value),
         step=int(metrics.get("step", 0)),
         gpu_hours=float(metrics.get("gpu_hours", 0.0)),
-        why=_last_line(result.error) if result.error else "",
+        why=_why(result.error) if result.error else "",
     )
 
 
-def _last_line(problem: Exception) -> str:
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(problem).__name__
+def _why(problem: Exception) -> str:
+    """What the trial itself raised, its first line; else the last of what Ray tells of it."""
+    cause = getattr(problem, "cause", None)
+    lines = [line.strip() for line in str(cause or problem).splitlines() if line.strip()]
+    return lines[0 if cause else -1][:300] if lines else type(problem).__name__
