@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 from aim_runtime.demo import ask, demo
 from aim_runtime.stack import LOG_DIR, NotStarted, Stack, running
@@ -82,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--system", default=None, help="of ask: put before each question")
     options = vars(parser.parse_args(argv))
     questions, system = options.pop("question"), options.pop("system")
-    command = {"run": run, "demo": demo, "ask": lambda stack: ask(stack, questions, system)}[options.pop("command")]
+    commands = {"run": run, "demo": demo, "ask": partial(ask, questions=questions, system=system)}
+    command = commands[options.pop("command")]
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     try:
         return command(Stack(**options))
