@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from transformers import AutoTokenizer
 
 import tiny_models
 from aim_trainer.data import encode
+from aim_trainer.data import prepare as preparation
 from aim_trainer.data.batches import Batches
 from aim_trainer.data.prepare import Prepared, prepare
 from aim_trainer.data.survey import held_out
@@ -185,24 +183,21 @@ def test_a_damaged_cache_is_made_anew(tiny: Tiny, tmp_path: Path, damage: str) -
     assert (first.train / damage).read_bytes() == good
 
 
-def test_two_at_once_make_the_same(tiny: Tiny, tmp_path: Path) -> None:
-    wanted = job(source=chats(tmp_path / "a.jsonl", 50))
-    file = tmp_path / "job.json"
-    file.write_text(wanted.model_dump_json(by_alias=True))
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom aim_trainer.data.prepare import prepare\n"
-        "from aim_trainer.job.job import FineTuningJob\n"
-        f"job = FineTuningJob.model_validate_json(Path({str(file)!r}).read_text())\n"
-        f"print(prepare(job, Path({str(tiny('llama'))!r}), Path({str(tmp_path / 'd')!r})).train)"
-    )
+def test_one_that_is_overtaken_takes_what_the_other_made(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = job(source=chats(tmp_path / "a.jsonl", 20))
+    put, others = preparation._put, list[Prepared]()
 
-    def once(_: int) -> str:
-        return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    def overtaken(part: Path, place: Path) -> None:
+        if not others:
+            monkeypatch.setattr(preparation, "_put", put)
+            others.append(prepare(wanted, tiny("llama"), tmp_path / "d"))
+        put(part, place)
 
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(once, range(2))
-    assert first == second
-    assert len(rows(Path(first.strip()))) > 40
+    monkeypatch.setattr(preparation, "_put", overtaken)
+    assert prepare(wanted, tiny("llama"), tmp_path / "d") == others[0]
+    assert len(rows(others[0].train)) > 15
     assert not list((tmp_path / "d").rglob("*.part"))
 
 

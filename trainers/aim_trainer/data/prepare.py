@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,7 @@ def _write(spec: Spec, surveyed: Survey, encoder: Encoder, train: Path, validati
     """Both directories, each put in place as a whole: whoever else does the same at this moment writes the same."""
     problems, counts, held, pad = Problems(), Counts(), Counts(), encoder.tokenizer.pad_token_id
     about: dict[str, Any] = {"pad_token_id": encoder.tokenizer.eos_token_id if pad is None else pad}
-    parts = [place.with_name(f"{place.name}.{os.getpid()}.part") for place in (train, validation)]
+    parts = [place.with_name(f"{place.name}.{uuid.uuid4().hex}.part") for place in (train, validation)]
     try:
         shares: list[tuple[int, float]] = []
         write_tokens(parts[0], _rows(spec, surveyed, encoder, problems, counts, shares), about)
