@@ -26,15 +26,15 @@ def let_go(model: Any) -> None:
 
 
 def gathered(weights: Mapping[str, torch.Tensor], *, kept: bool) -> dict[str, torch.Tensor]:
-    """Copies of them on the CPU, whole. Where they are sharded all workers call it, and those that keep nothing never
-    hold more than one.
+    """Each on the CPU, whole; what is there and whole is not copied. Where they are sharded all workers call it, and
+    those that keep nothing never hold more than one.
     """
-    copies: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
     for name, weight in weights.items():
         whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
         if kept:
-            copies[name] = whole.detach().to("cpu", copy=True)
-    return copies
+            found[name] = whole.detach().to("cpu").contiguous()
+    return found
 
 
 def fill(target: torch.Tensor, first_has: torch.Tensor | None) -> None:
