@@ -84,7 +84,7 @@ def _train(run: Run) -> None:
     os._exit(128 + signal.SIGTERM if outcome.stopped else 0)
 
 
-def wait_until(condition: Callable[[], object], process: BaseProcess, patience_s: float = 120) -> None:
+def wait_until(condition: Callable[[], object], process: BaseProcess, patience_s: float = 400) -> None:
     """Looks a hundred times a second. Fails where the process ends, or patience does."""
     until = time.monotonic() + patience_s
     while not condition():

@@ -128,17 +128,12 @@ def wait_until_gone(ancestor: psutil.Process, name: str) -> None:
 
 @pytest.mark.parametrize("kill", range(KILLS))
 def test_whoever_is_killed(
-    kill: int,
-    run_in: Callable[..., Run],
-    ray_cluster: Cluster,
-    plain: Losses,
-    of_two: Losses,
-    tmp_path: Path,
+    kill: int, run_in: Callable[..., Run], ray_cluster: Cluster, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     victim = (a_worker_is_killed, the_driver_is_killed, the_node_is_killed)[kill % 3]
+    whole: Losses = request.getfixturevalue("of_two" if victim is a_worker_is_killed else "plain")
     moment_s = random.Random(time.time_ns()).uniform(0, 0.5)
-    losses = victim(run_in, ray_cluster, tmp_path, moment_s)
-    assert losses == (of_two if victim is a_worker_is_killed else plain)
+    assert victim(run_in, ray_cluster, tmp_path, moment_s) == whole
 
 
 def test_sigterm_pauses_workers_under_ray(

@@ -90,13 +90,14 @@ def _under_ray(job: FineTuningJob, run: RunDirectory, rows: Rows) -> Outcome:
     """Ray's own retries are of preempted nodes; of losses we count, for what a person did wrong is not tried again."""
     check_visibility(os.environ)
     connect(job)
+    from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
     lost = 0
     while True:
         try:
             return _fitted(job, run, rows)
-        except TrainingFailedError as failed:
+        except (TrainingFailedError, RayError) as failed:  # a worker, or what Ray itself watches them by
             problem = _told_by_workers(failed)
             if problem is not None:
                 raise problem from failed
@@ -155,6 +156,12 @@ def connect(job: FineTuningJob) -> None:
     """To the cluster at RAY_ADDRESS, else to one of this machine that ends with this process."""
     import ray
 
+    def quieten() -> None:
+        """Where Ray has no dashboard, one of its processes asks for it every second, and says so. In here, so that
+        Ray's processes need not import this module, and torch with it.
+        """
+        logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
+
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -162,7 +169,7 @@ def connect(job: FineTuningJob) -> None:
     cpus = max(os.cpu_count() or 1, job.spec.distributed.workers * asked.cpu)
     here: dict[str, Any] = {"address": address}
     if not address:
-        here = {"address": "local", "num_cpus": cpus, "runtime_env": {"worker_process_setup_hook": _quieten}}
+        here = {"address": "local", "num_cpus": cpus, "runtime_env": {"worker_process_setup_hook": quieten}}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(**here, include_dashboard=None if address else False, configure_logging=False)
@@ -176,11 +183,6 @@ def connect(job: FineTuningJob) -> None:
     for number, handler in handlers.items():  # Ray puts its own, which end this process before anything is saved
         signal.signal(number, handler)
     _check_gpus(job, ray.cluster_resources().get("GPU", 0), alone=not address)
-
-
-def _quieten() -> None:
-    """In each process of a Ray without a dashboard: one of them asks it every second, and says so."""
-    logging.getLogger("ray.train.v2._internal.execution.controller.placement_group_cleaner").setLevel(logging.ERROR)
 
 
 def _check_gpus(job: FineTuningJob, there: float, *, alone: bool) -> None:
