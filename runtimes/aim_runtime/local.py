@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from aim_runtime.demo import ask, demo
@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--system", default=None, help="of ask: put before each question")
     options = vars(parser.parse_args(argv))
     questions, system = options.pop("question"), options.pop("system")
-    commands = {"run": run, "demo": demo, "ask": partial(ask, questions=questions, system=system)}
+    asked = partial(ask, questions=questions, system=system)
+    commands: dict[str, Callable[[Stack], int]] = {"run": run, "demo": demo, "ask": asked}
     command = commands[options.pop("command")]
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     try:
