@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 import secrets
+from hashlib import blake2b
 
 from aim_guardrail.pipeline.vault import Vault
-
-_SPACING = re.compile(r"[-\s.()]")
 
 
 class Session:
@@ -21,8 +18,8 @@ class Session:
 
     def __init__(self) -> None:
         self.vault = Vault()
-        self._key = b""  # made for the first value: most requests have none
-        self._numbers: dict[str, dict[bytes, int]] = {}
+        self._keyed: blake2b | None = None  # made for the first value: most requests have none
+        self._names: dict[tuple[str, bytes], str] = {}
         self._last: dict[str, int] = {}  # number given, by label
 
     def placeholder(self, label: str, value: str, original: str | None = None) -> str:
@@ -32,23 +29,32 @@ class Session:
             value: folded (`aim_guardrail.text`).
             original: as it stood in the prompt, where it is to be restored; then as it is spelt counts, too.
         """
-        canonical = value if label == "SECRET" else _SPACING.sub("", value).casefold()
+        canonical = value if label == "SECRET" else _unspaced(value).casefold()
         name = self._name(label, canonical if original is None else f"{canonical}\0{original}")
         if original is not None:
             self.vault.keep(name, original)
         return name
 
     def _name(self, label: str, canonical: str) -> str:
-        self._key = self._key or secrets.token_bytes(16)
-        digest = hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), key=self._key, digest_size=16).digest()
-        numbers = self._numbers.setdefault(label, {})
-        number = numbers.get(digest)
-        if number is None:
+        if self._keyed is None:
+            self._keyed = blake2b(key=secrets.token_bytes(16), digest_size=16)
+        keyed = self._keyed.copy()
+        keyed.update(canonical.encode("utf-8", "surrogatepass"))
+        digest = keyed.digest()
+        name = self._names.get((label, digest))
+        if name is None:
             number = self._last.get(label, 0) + 1
-            while self.vault.is_taken(f"<{label}_{number}>"):
+            while self.vault.is_taken(name := f"<{label}_{number}>"):
                 number += 1
-            numbers[digest] = self._last[label] = number
-        return f"<{label}_{number}>"
+            self._names[label, digest] = name
+            self._last[label] = number
+        return name
+
+
+def _unspaced(value: str) -> str:
+    """Without whitespace, hyphens, points and brackets."""
+    plain = "".join(value.split()).replace("-", "").replace(".", "")
+    return plain.replace("(", "").replace(")", "")
 
 
 def placeholder_end(text: str, start: int, label: str) -> int:

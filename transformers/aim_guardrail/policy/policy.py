@@ -277,10 +277,17 @@ class Rule(_Strict):
 
     def applies(self, finding: Finding) -> bool:
         """Whether the rule keeps this finding: its family, its label, a score at or above the threshold."""
-        if finding.family != self.type or finding.label not in self.labels:
+        if finding.family != self.type:
             return False
-        threshold = self.threshold.get(finding.label) if isinstance(self.threshold, dict) else self.threshold
-        return finding.score >= (self.known[finding.label].threshold if threshold is None else threshold)
+        threshold = self._thresholds.get(finding.label)
+        return threshold is not None and finding.score >= threshold
+
+    @cached_property
+    def _thresholds(self) -> Mapping[str, float]:
+        """The score from which it keeps a finding, by label."""
+        own = self.threshold if isinstance(self.threshold, dict) else dict.fromkeys(self.labels, self.threshold)
+        given = {label: own.get(label) for label in self.labels}
+        return {label: self.known[label].threshold if at is None else at for label, at in given.items()}
 
 
 def _known_labels(info: Any) -> Mapping[str, Label]:

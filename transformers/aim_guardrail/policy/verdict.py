@@ -59,7 +59,7 @@ def decide(findings: Iterable[Finding], rules: Sequence[Rule], degraded: tuple[s
     for finding in findings:
         rule = by_name.get(finding.detector) if finding.detector else by_family.get(finding.family)
         if rule is not None and rule.applies(finding):
-            kept.append(finding._replace(action=rule.action_on(finding.label)))
+            kept.append(Finding(*finding[:-1], rule.action_on(finding.label)))  # a third of what _replace costs
     return settle(kept, degraded)
 
 
@@ -68,14 +68,15 @@ def settle(findings: Iterable[Finding], degraded: tuple[str, ...] = ()) -> Verdi
     kept = sorted(findings, key=_span)
     if not kept:
         return Verdict(degraded=degraded)
-    final = _merge([f for f in kept if f.action in ("block", "redact")])
-    for action in ("flag", "log"):
+    hard = [f for f in kept if f.action in ("block", "redact")]
+    final = _merge(hard)
+    for action in ("flag", "log") if len(hard) < len(kept) else ():
         if soft := _merge([f for f in kept if f.action == action]):
             final = sorted([*final, *_apart_from(final, soft)], key=_span)
     told = [f for f in final if f.action != "log"]
     if not told:
         return Verdict(findings=tuple(final), degraded=degraded)
-    strictest: Any = min((f.action for f in told), key=_ACTION_ORDER.__getitem__)
+    strictest: Any = min({f.action for f in told}, key=_ACTION_ORDER.__getitem__)
     return Verdict(strictest, _ordered({f.family for f in told}), tuple(final), degraded)
 
 
