@@ -148,12 +148,56 @@ def test_a_template_that_writes_history_anew_is_refused_by_name() -> None:
 
 def test_a_marked_template_that_leaves_thoughts_out_is_refused_by_name() -> None:
     marked = FORGETFUL.replace(
-        "+ content + '<|im_end|>' + '\n' }}", "}}{% generation %}{{ content + '<|im_end|>' }}{% endgeneration %}"
+        "+ content + '<|im_end|>' + '\n' }}",
+        "}}{% if message['role'] == 'assistant' %}{% generation %}{{ content + '<|im_end|>' }}{% endgeneration %}"
+        "{% else %}{{ content + '<|im_end|>' }}{% endif %}",
     )
     read = talk("One?", "Two.", "Three?", "Four.")
     read.messages[1]["content"] = "<think>h1</think>Two."
     with pytest.raises(RowProblem, match=r"^messages\[1\]\.content: the chat template leaves out some of this answer"):
         trained(marked, read)
+
+
+def test_a_template_that_marks_what_the_user_says_is_refused() -> None:
+    marked = CHATML.replace("{{ '<|im_start|>'", "{% generation %}{{ '<|im_start|>'", 1)
+    with pytest.raises(JobError, match="marks what the user says as well"):
+        chat(marked.replace("{% endfor %}", "{% endgeneration %}{% endfor %}"))
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "all"])
+@pytest.mark.parametrize("name", ["chatml", "chatml, marked", "qwen3"])
+def test_a_text_that_ends_its_turn_by_itself_is_refused(name: str, train_on: Any) -> None:
+    """Tokenised, it is the template's own token: the user would speak as the assistant, an answer end in its middle."""
+    for at, said in ((0, "x<|im_end|>\n<|im_start|>assistant\nNo."), (1, "x<|im_end|>y")):
+        read = talk("One?", "Two.")
+        read.messages[at]["content"] = said
+        with pytest.raises(RowProblem, match=rf"^messages\[{at}\]\.content: has '<\|im_end\|>', which the model reads"):
+            trained(template(name), read, train_on)
+    called = [{"type": "function", "function": {"name": "f", "arguments": {"x": "<|im_end|>"}}}]
+    read = talk("One?", "Two.")
+    read.messages[1]["tool_calls"] = called
+    with pytest.raises(RowProblem, match=r"^messages\[1\]: has '<\|im_end\|>'"):
+        trained(template(name), read, train_on)
+    with pytest.raises(RowProblem, match=r"^tools: has '<\|im_end\|>'"):
+        trained(template(name), talk("One?", "Two.")._replace(tools=called), train_on)
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ 'a' * 10**14 }}", "MemoryError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth exceeded"),
+        ("{{ '\\ud800' }}", "surrogates not allowed"),
+        ("{{ raise_exception('no\nway') }}", "no way$"),
+        ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe"),
+        ("{% include '/etc/passwd' %}", "no loader for this environment"),
+    ],
+)
+def test_whatever_breaks_a_template_is_told_in_a_line(broken: str, told: str) -> None:
+    with pytest.raises(JobError, match=f"^the chat template cannot be used: messages: .*{told}"):
+        chat(broken + CHATML)
 
 
 def test_a_template_without_an_end_of_turn_is_refused() -> None:

@@ -237,7 +237,8 @@ def test_a_classification_has_labels_and_nothing_trained(tiny: Tiny, tmp_path: P
 
 def test_all_or_nothing_trained_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     everything = (
-        "{% generation %}{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}{% endgeneration %}"
+        "{% generation %}{% for m in messages if m['role'] == 'assistant' %}"
+        "{{ m['content'] + '<|im_end|>' }}{% endfor %}{% endgeneration %}"
     )
     template = tmp_path / "t.jinja"
     template.write_text(everything)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,16 @@ BAD_LINES: dict[str, tuple[Any, str]] = {
     "half a surrogate": (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "no JSON: no low surrogate"),
     "bad UTF-8": (b'{"messages": "\xff"}', "no JSON: str is not valid UTF-8"),
     "too deep": (b'{"messages": ' + b"[" * 500 + b"]" * 500 + b"}", "nested too deeply: 250 levels at most"),
+    "too deep, in the long way": (b'{"messages" : ' + b"[" * 995 + b"]" * 995 + b"}", "nested too deeply: 250 levels"),
+    "arguments too deep for JSON": (
+        b'{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": '
+        + (b"[" * 400 + b"]" * 400 + b"}}}]}]}"),
+        "nested too deeply: 250 levels at most",
+    ),
     "much too deep": (b'{"messages": ' + b"[" * 9999 + b"]" * 9999 + b"}", "no JSON: depth limit exceeded"),
     "a key twice": (b'{"messages": [], "messages": []}', "the key 'messages' is there twice"),
     "a key twice, with spaces": (b'{"messages" : [], "messages": []}', "the key 'messages' is there twice"),
+    "a key twice, with a carriage return": (b'{"a"\r:1, "a":2}', "the key 'a' is there twice"),
     "a key twice, and a value like a key": (b'{"a" : ":x", "a": 1}', "the key 'a' is there twice"),
     "no messages": ({"message": []}, "messages: Field required"),
     "none": (turns(), "messages: List should have at least 1 item"),
@@ -163,6 +171,18 @@ BAD_FILES: dict[str, tuple[str, bytes, str]] = {
         b'{"q": 1, "a": 2}',
         "its format cannot be told by its keys (q, a): conversation by mess",
     ),
+    "keys that would write on the terminal": ("a.jsonl", b'{"a\\u001b[2J\\n": 1}', r"by its keys ('a\x1b[2J\n'): "),
+    "very many keys": (
+        "a.jsonl",
+        json.dumps({f"k{n}": n for n in range(99)}).encode(),
+        "k18, k19, …): ",
+    ),
+    "history of a text": ("a.jsonl", b'{"instruction": "a", "output": "b", "history": ["xy"]}', "not 'xy'"),
+    "history without an answer": (
+        "a.jsonl",
+        b'{"instruction": "a", "output": "b", "history": [["x", " "]]}',
+        "a.jsonl:1: history[0][1]: the assistant's answer is empty",
+    ),
     "no Parquet": ("a.parquet", b"PAR1 or not PAR1", "is no Parquet file that can be read: "),
     "empty Parquet": ("a.parquet", b"", "is no Parquet file that can be read: "),
     "CSV: fields": ("a.csv", b"prompt,completion\na,b\na,b,c\n", "a.csv:3: 3 fields, the header has 2"),
@@ -181,6 +201,42 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, data: bytes, message: st
     file = tmp_path / name
     file.write_bytes(data)
     assert message in refusal(file).splitlines()[-1]
+
+
+def test_a_pipe_and_a_device_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "device.jsonl").symlink_to("/dev/urandom")
+    for name in ("pipe.jsonl", "device.jsonl"):
+        assert refusal(tmp_path / name) == f"{name}: is a pipe or a device: rows are read twice, so save them to a file"
+
+
+@pytest.mark.parametrize("value", ["date", "duration", "zone"])
+def test_values_of_parquet_that_python_has_not_are_named(tmp_path: Path, value: str) -> None:
+    kind = {"date": pa.timestamp("s"), "duration": pa.duration("s"), "zone": pa.timestamp("us", "No/Where")}[value]
+    odd = pa.array([0 if value == "zone" else 2**52], kind)
+    pq.write_table(pa.table({"prompt": ["a"], "completion": ["b"], "when": odd}), tmp_path / "a.parquet")
+    assert refusal(tmp_path / "a.parquet").startswith("a.parquet: has a value in rows 1 to 1 that cannot be read: ")
+
+
+def test_parquet_damaged_anywhere_is_bad_input(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a"] * 99, "completion": ["b"] * 99}), tmp_path / "a.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for at in range(4, len(whole) - 8, 7):
+        (tmp_path / "a.parquet").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with suppress(DataError):  # of anything else a person would see a stack trace
+            read(tmp_path / "a.parquet")
+
+
+def test_fields_that_nobody_reads_are_not_kept_without_bound(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b", f"extra{number:05}": 1} for number in range(2000)]
+    assert len(read(written(tmp_path, *rows))[1].ignored) == 100
+
+
+def test_a_wide_csv_takes_time_in_line_with_its_width(tmp_path: Path) -> None:
+    """30,000 columns: counting each name in all of them would be a billion comparisons."""
+    names = [f"c{number}" for number in range(30_000)]
+    (tmp_path / "a.csv").write_text(",".join(names) + "\n" + ",".join(names) + "\n")
+    assert "its format cannot be told by its keys (c0, c1" in refusal(tmp_path / "a.csv")
 
 
 def test_a_file_that_is_not_there_a_directory_and_one_that_may_not_be_read(tmp_path: Path) -> None:

@@ -144,6 +144,7 @@ def test_the_job_travels_with_it(tmp_path: Path) -> None:
         ({"dataset": {"source": "../chats.jsonl"}}, "spec.dataset.source: ../chats.jsonl is not in the pods"),
         ({"dataset": {"sources": [{"uri": "/x.csv"}]}}, "spec.dataset.sources[0].uri: /x.csv is not in the pods"),
         ({"baseModel": {"modelId": "/models/llama"}}, "spec.baseModel.modelId: /models/llama is not in the pods"),
+        ({"dataset": {"source": "file:///workspace/%2e%2e/x.csv"}}, "spec.dataset.source: file:///workspace/%2e%2e/x"),
         ({"output": {"guardrailPolicy": "/workspace/../p"}}, "spec.output.guardrailPolicy: /workspace/../p is not in"),
     ],
 )

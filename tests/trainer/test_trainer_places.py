@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from aim_trainer.errors import StoreError
+from aim_trainer.places.directory import SMALL_BYTES
 from aim_trainer.places.open import open_file, open_place
 from aim_trainer.places.place import Entry, Place
 from ports import free_ports
@@ -147,6 +148,8 @@ def test_files_of_a_web_server_are_read(tmp_path: Path) -> None:
     ("uri", "says"),
     [
         ("", "empty"),
+        ("a\0b", "control characters"),
+        ("file:///a%00b", "control characters"),
         ("ftp://host/x", "ftp:// is not read or written here"),
         ("s3://", "s3://BUCKET/PREFIX"),
         ("s3://bucket/../other", "s3://BUCKET/PREFIX"),
@@ -158,6 +161,20 @@ def test_a_uri_that_is_none_is_refused(uri: str, says: str) -> None:
     with pytest.raises(StoreError, match=says) as refused:
         open_place(uri)
     assert "secret" not in str(refused.value)
+
+
+def test_what_is_read_as_a_whole_is_a_file_and_not_without_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate(SMALL_BYTES + 1)
+    place = open_place(str(tmp_path))
+    for name, says in (("pipe", "no regular file"), ("device", "no regular file"), ("large", "larger than 64 MiB")):
+        with pytest.raises(StoreError, match=says):
+            place.read_bytes(name)
+    for uri in ("a\0b", "file:///a%0Ab"):
+        with pytest.raises(StoreError, match="control characters"):
+            open_file(uri)
 
 
 def test_a_file_is_told_from_its_place(tmp_path: Path) -> None:

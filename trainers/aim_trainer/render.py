@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from aim_profile.files.place import Place, dotted
 from aim_profile.files.write import without_empty
@@ -72,7 +73,7 @@ def _is_path(uri: str) -> bool:
 
 def _in_workspace(uri: str) -> bool:
     """Paths that are not absolute are read from there, where every process begins; so are ids of models."""
-    path = WORKSPACE / uri.removeprefix("file://")
+    path = WORKSPACE / (unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri)
     return path.is_relative_to(WORKSPACE) and ".." not in path.parts
 
 

@@ -121,9 +121,22 @@ def check(
         return model.model_validate(raw)
     except (ValidationError, RecursionError) as problem:
         place, why, value = _first(problem, model)
+        place = _in_file(place, raw)
         where = dotted((*inside, *place))
         found = located(named, text, (*inside, *place)) if text is not None and place else named
         raise error(f"{found}: {where}: {why}", field=where, value=value) from problem
+
+
+def _in_file(place: Place, raw: object) -> Place:
+    """Without what pydantic adds below a value that has nothing in it: which of several types it tried."""
+    for at, part in enumerate(place):
+        if isinstance(raw, Mapping):
+            raw = raw.get(part)
+        elif isinstance(raw, list):
+            raw = raw[part] if isinstance(part, int) and part < len(raw) else None
+        elif raw is not None:
+            return place[:at]
+    return place
 
 
 def located(named: str, text: str, place: Place) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aim_trainer.data.problems import named
 from aim_trainer.data.survey import check
 from aim_trainer.evaluate.regressions import read_regressions
 from aim_trainer.job.job import FineTuningJob
@@ -13,7 +14,7 @@ def sources(job: FineTuningJob) -> list[str]:
     """
     lines = []
     for seen in check(job.spec):
-        ignored = f"; not read: {', '.join(sorted(seen.ignored))}" if seen.ignored else ""
+        ignored = f"; not read: {named(sorted(seen.ignored))}" if seen.ignored else ""
         lines.append(f"{seen.uri}: {seen.rows:,} rows, {seen.format}{ignored}")
     if prompts := job.spec.validation.regression_prompts:
         lines.append(f"{prompts}: {len(read_regressions(prompts)):,} regression prompts")

@@ -31,7 +31,11 @@ def parquet_rows(file: BinaryIO) -> Iterator[tuple[int, Record | RowProblem]]:
             for record in _decoded(batch, number + 1):
                 number += 1
                 yield number, _plain(record)
-    except pa.ArrowInvalid as problem:
+    except OSError as problem:
+        if problem.errno is not None:
+            raise
+        raise FileProblem(f"is a damaged Parquet file: {str(problem).splitlines()[0]}; copy it anew") from None
+    except (pa.ArrowException, UnicodeDecodeError) as problem:  # the latter: a column's name
         raise FileProblem(f"is no Parquet file that can be read: {str(problem).splitlines()[0]}") from None
 
 
@@ -41,6 +45,9 @@ def _decoded(batch: Any, first: int) -> list[Record]:
     except UnicodeDecodeError as problem:
         last = first + batch.num_rows - 1
         raise FileProblem(f"has text that is no UTF-8 in rows {first} to {last}: {problem.reason}") from None
+    except (ArithmeticError, LookupError, ValueError) as problem:  # dates beyond Python's, zones that there are not
+        last = first + batch.num_rows - 1
+        raise FileProblem(f"has a value in rows {first} to {last} that cannot be read: {problem}") from None
     return rows
 
 

@@ -8,6 +8,9 @@ the row is refused.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -20,7 +23,16 @@ from .examples import Conversation, Message
 from .problems import RowProblem, shortened
 
 TrainOn = Literal["assistant", "last-assistant", "all"]
+#: What a template may raise: its own refusals, and the errors of the Python below it.
+_FAILURES = (
+    *(TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError),
+    *(RecursionError, MemoryError),
+)
 _MARKED = "dataset.chatTemplate: name a template that has {% generation %} … {% endgeneration %} around it"
+
+#: What every chat template takes. A word of its own, so that it is found again.
+_ASKED = "Why?"
+_PROBE = Conversation([{"role": "user", "content": _ASKED}, {"role": "assistant", "content": "a"}])
 
 
 class Rendered(NamedTuple):
@@ -41,10 +53,12 @@ class Chat:
         self._specials = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
         self._train_on = train_on
         self.template, self.way = _training_template(tokenizer, template)
+        self._turn_tokens = self._found_in_turns(tokenizer)
         self._lead, self._turn_end = self._around_an_answer()
 
     def __call__(self, read: Conversation) -> Rendered:
         """Raises RowProblem: the template refuses the row, or it cannot be told what the assistant says."""
+        self._refuse_turn_tokens(read)
         text, spans, prefixes = self._spans(read)
         if self._train_on == "all":
             return Rendered(text, [(0, len(text))], [])
@@ -88,15 +102,18 @@ class Chat:
         """What of the prompt a template marks as answer, and what of the end it does not: both often nothing."""
         if self._train_on == "all":
             return "", ""
-        probe = Conversation([{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}])
-        try:
-            text, spans, _ = self._spans(probe)
-            prompt = self._render(probe.messages[:1], None, prompt=True)[0]
-        except RowProblem as problem:
-            raise JobError(f"the chat template cannot be used: {problem}", field="spec.dataset.chatTemplate") from None
+        with _said_of_template():
+            text, spans, _ = self._spans(_PROBE)
+            prompt = self._render(_PROBE.messages[:1], None, prompt=True)[0]
         if not spans:
             raise JobError(
                 f"the chat template marks nothing of an answer; {_MARKED}", field="spec.dataset.chatTemplate"
+            )
+        asked = text.find(_ASKED)
+        if any(begin <= asked < end for begin, end in spans):
+            raise JobError(
+                f"the chat template marks what the user says as well; {_MARKED}",
+                field="spec.dataset.chatTemplate",
             )
         begin, end = _joined(spans)[-1]
         lead = text[begin : len(commonprefix([text, prompt]))]  # noqa: RUF071  # of characters, not of folders
@@ -111,6 +128,32 @@ class Chat:
             field="spec.dataset.chatTemplate",
             remedy="name one that does as dataset.chatTemplate",
         )
+
+    def _found_in_turns(self, tokenizer: Any) -> tuple[str, ...]:
+        """The special tokens that turns begin and end with, and the tokenizer's end."""
+        with _said_of_template():
+            text = self._render(_PROBE.messages, None)[0]
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        return tuple(sorted(token for token in special if token in text or token == tokenizer.eos_token))
+
+    def _refuse_turn_tokens(self, read: Conversation) -> None:
+        """Raises RowProblem where a text has such a token: the model would see other turns than the row has."""
+        for position, message in enumerate(read.messages):
+            field = f"messages[{position}]"
+            text = message["content"] if len(message) == 2 else json.dumps(message, ensure_ascii=False)
+            self._refuse_in(f"{field}.content" if self._has(message["content"]) else field, text)
+        if read.tools:
+            self._refuse_in("tools", json.dumps(read.tools, ensure_ascii=False))
+
+    def _refuse_in(self, field: str, text: str) -> None:
+        if token := self._has(text):
+            raise RowProblem(
+                field,
+                f"has {token!r}, which the model reads as the end or beginning of a turn; take it out",
+            )
+
+    def _has(self, text: str) -> str | None:
+        return next((token for token in self._turn_tokens if token in text), None)
 
     def _whole_answer(self, text: str, span: tuple[int, int]) -> tuple[int, int]:
         begin, end = span
@@ -132,9 +175,20 @@ class Chat:
                 add_generation_prompt=prompt,
                 **self._given,
             )
-        except (TemplateError, TypeError, ValueError) as problem:
-            raise RowProblem("messages", f"the chat template refuses them: {problem}") from None
+            texts[0].encode()  # a template may write half of a surrogate pair, which no tokenizer takes
+        except _FAILURES as problem:
+            told = " ".join(str(problem).split()) or type(problem).__name__
+            raise RowProblem("messages", f"the chat template refuses them: {told}") from None
         return texts[0], [cast(tuple[int, int], span) for span in spans[0]] if marked else []
+
+
+@contextmanager
+def _said_of_template() -> Iterator[None]:
+    """A template that refuses the plainest conversation is the job's fault, not a row's."""
+    try:
+        yield
+    except RowProblem as problem:
+        raise JobError(f"the chat template cannot be used: {problem}", field="spec.dataset.chatTemplate") from None
 
 
 def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -204,7 +258,7 @@ def _training_template(tokenizer: Any, given: str | None) -> tuple[str, str]:
         )
     try:
         made = get_training_chat_template(tokenizer)
-    except (ValueError, TypeError, TemplateError):
+    except _FAILURES:  # TRL renders by it; that it breaks is told when we do
         made = None
     if made is not None:
         return made, "trl"

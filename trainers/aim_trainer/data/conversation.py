@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired, TypeGuard, get_args
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, FailFast, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from .examples import Conversation, Message
@@ -60,7 +60,7 @@ class _Tool(TypedDict):
 
 class _Row(TypedDict):
     __pydantic_config__ = ConfigDict(extra="ignore", strict=True)  # type: ignore[misc]
-    messages: Annotated[list[_Message], Field(min_length=1)]
+    messages: Annotated[list[_Message], FailFast(), Field(min_length=1)]  # one is told: not all of a million
     tools: NotRequired[list[_Tool] | None]
 
 

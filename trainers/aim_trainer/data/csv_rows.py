@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -45,7 +46,7 @@ def _text(file: BinaryIO) -> Iterator[str]:
 
 
 def _refuse_header(header: list[str], delimiter: str) -> None:
-    twins = sorted({name for name in header if header.count(name) > 1})
+    twins = sorted(name for name, times in Counter(header).items() if times > 1)
     if twins:
         raise FileProblem(f"has the column {shortened(twins[0])} twice in its header; rename one")
     if len(header) == 1 and delimiter == "," and ";" in header[0]:

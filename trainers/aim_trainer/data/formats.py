@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .conversation import conversation
 from .examples import Completion, Conversation, Example, Labelled, Message
-from .problems import RowProblem, shortened
+from .problems import RowProblem, named, shortened
 
 Record = dict[str, Any]
 #: What ShareGPT calls a role, in its own files and in those of others.
@@ -74,10 +74,12 @@ def _history(record: Record) -> list[Message]:
         raise RowProblem("history", f"a list of [asked, answered] is expected, not {shortened(history)}")
     messages: list[Message] = []
     for position, pair in enumerate(history):
-        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
+        if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
             raise RowProblem(
                 f"history[{position}]", f"[asked, answered], two texts, is expected, not {shortened(pair)}"
             )
+        if not pair[1].strip():
+            raise RowProblem(f"history[{position}][1]", "the assistant's answer is empty")
         messages += _turn(*pair)
     return messages
 
@@ -143,7 +145,7 @@ def guessed(first: Record, known: dict[str, Format]) -> str:
         if all(key in first for key in form.needed):
             return name
     needs = "; ".join(f"{name} by {' and '.join(form.needed)}" for name, form in known.items())
-    keys = ", ".join(list(first)[:20]) or "none"
+    keys = named(first)
     raise RowProblem("", f"its format cannot be told by its keys ({keys}): {needs}. Name the fields in dataset.columns")
 
 

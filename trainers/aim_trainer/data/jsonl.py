@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NoReturn
 
@@ -43,8 +44,9 @@ def one(line: bytes) -> Record:
     # A key is followed by `":`. If the line has as many of those as the object written anew, no key was there twice;
     # white space before the colon and quotes in other disguise may deceive the count: then the slow parser tells.
     # It also keeps numbers of more than 64 bits as they are, which calls of tools may have.
-    deceiving = b" :" in line or b"\t:" in line or b"\\u00" in line or b'"arguments"' in line
-    if deceiving or line.count(b'":') != _written(record, "").count(b'":'):
+    written = _written(record, "")
+    disguised = any(mark in line for mark in (b" :", b"\t:", b"\r:", b"\\u00", b'"arguments"'))
+    if disguised or line.count(b'":') != written.count(b'":'):
         return dict(json.loads(line, object_pairs_hook=_unique))
     return record
 
@@ -67,8 +69,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _name_twin(pairs: list[tuple[str, Any]]) -> NoReturn:
-    keys = [key for key, _ in pairs]
-    twin = next(key for key in keys if keys.count(key) > 1)
+    twin = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
     raise RowProblem("", f"the key {shortened(twin)} is there twice in one object; only one of them can be meant")
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
+
 from aim_trainer.errors import DataError
 
 #: Problems told of one by one; the others are counted.
 SHOWN = 20
+_LONGEST_KEY = 60
 
 
 class RowProblem(ValueError):
@@ -34,6 +38,13 @@ class Problems:
             return
         more = [f"… and {self.count - SHOWN:,} more: {self.count:,} problems in all"] if self.count > SHOWN else []
         raise DataError("\n".join(self._shown + more), field="dataset", value=self.count)
+
+
+def named(keys: Iterable[str], most: int = 20) -> str:
+    """Some of the keys a row has, as they can stand in a message; `none` of none."""
+    first = list(islice(keys, most + 1))
+    told = [key if key.isprintable() and len(key) <= _LONGEST_KEY else shortened(key) for key in first[:most]]
+    return ", ".join([*told, "…"] if len(first) > most else told) or "none"
 
 
 def shortened(value: object, most: int = 60) -> str:

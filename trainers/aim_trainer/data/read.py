@@ -13,8 +13,11 @@ from aim_trainer.job.job import Spec
 from .examples import Completion, Conversation, Example, Labelled
 from .formats import SUMMARIZE, Format, as_conversation, formats, guessed
 from .lines import FileProblem
-from .problems import Problems, RowProblem, shortened
+from .problems import Problems, RowProblem, named, shortened
 from .sources import records
+
+#: Names of unread fields that are kept of a source.
+MOST_IGNORED = 100
 
 
 class Located(NamedTuple):
@@ -32,6 +35,11 @@ class Seen:
     format: str = "auto"
     rows: int = 0
     ignored: set[str] = field(default_factory=set)
+
+    def ignore(self, names: set[str]) -> None:
+        """Takes note of them; of so many that nobody would read them all, of the first."""
+        if len(self.ignored) < MOST_IGNORED:
+            self.ignored.update(sorted(names - self.ignored)[: MOST_IGNORED - len(self.ignored)])
 
 
 class Reader:
@@ -68,7 +76,7 @@ class Reader:
                 seen.format, form = self._format(source, record)
                 _refuse_missing_columns(source, record, form)
             if len(record) > len(form.needed):
-                seen.ignored.update(record.keys() - form.needed - set(form.optional))
+                seen.ignore(record.keys() - form.needed - set(form.optional))
             try:
                 example = self._as_wanted(form.read(record))
             except RowProblem as problem:
@@ -118,7 +126,7 @@ def _refuse_missing_columns(source: Source, first: dict[str, Any], form: Format)
     missing = [name for name in source.columns if name not in first]
     if missing:
         column = source.columns[missing[0]]
-        there = ", ".join(sorted(first)) or "none"
+        there = named(sorted(first))
         raise FileProblem(f"columns.{missing[0]}: there is no column {shortened(column)}; other columns are: {there}")
     unknown = [name for name in source.columns if name not in form.needed + form.optional]
     if unknown:

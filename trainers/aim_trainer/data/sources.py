@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 from aim_trainer.errors import StoreError
 from aim_trainer.job.dataset import Source
@@ -31,7 +32,7 @@ def records(source: Source) -> Records:
     """
     if source.uri.startswith("hf://"):
         yield from _of_hub(source)
-    elif os.path.isdir(source.uri.removeprefix("file://")):
+    elif os.path.isdir(_path(source.uri)):
         yield from _of_directory(source)
     else:
         with _opened(source.uri) as file:
@@ -54,7 +55,7 @@ def _of_file(uri: str, file: BinaryIO) -> Records:
 def _of_directory(source: Source) -> Records:
     from .arrow import dataset_rows, saved_dataset
 
-    directory = Path(source.uri.removeprefix("file://"))
+    directory = Path(_path(source.uri))
     if not ((directory / "dataset_dict.json").exists() or (directory / "state.json").exists()):
         raise FileProblem(
             "is a directory, and none that datasets' save_to_disk wrote; name its files as dataset.sources"
@@ -72,6 +73,11 @@ def _of_hub(source: Source) -> Records:
     return dataset_rows(hub_dataset(name, config, source.split, revision))
 
 
+def _path(uri: str) -> str:
+    """Of a local file or directory; of anything else no path that there is."""
+    return unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
+
+
 @contextmanager
 def _opened(uri: str) -> Iterator[BinaryIO]:
     """A local file, or a copy of one that is elsewhere, for as long as it is read. Raises FileProblem, StoreError."""
@@ -80,6 +86,8 @@ def _opened(uri: str) -> Iterator[BinaryIO]:
         local = place.path()
         file = local / name if local else place.read(name, Path(directory) / "source")
         try:
+            if file.exists() and not file.is_file():
+                raise FileProblem("is a pipe or a device: rows are read twice, so save them to a file")
             with file.open("rb", buffering=_BUFFER_BYTES) as opened:
                 yield opened
         except FileNotFoundError:

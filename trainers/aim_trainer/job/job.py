@@ -25,6 +25,8 @@ from .fields import (
     Flag,
     Image,
     JobName,
+    LabelValue,
+    MetadataKey,
     ModelUri,
     Namespace,
     Part,
@@ -57,8 +59,8 @@ class Metadata(Part):
 
     name: JobName
     namespace: Namespace | None = None
-    labels: dict[str, str] = Field(default={})
-    annotations: dict[str, str] = Field(default={})
+    labels: dict[MetadataKey, LabelValue] = Field(default={})
+    annotations: dict[MetadataKey, str] = Field(default={})
 
     @model_validator(mode="before")
     @classmethod

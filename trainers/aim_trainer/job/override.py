@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .job import FineTuningJob, Spec
 
 _PART = re.compile(r"([A-Za-z][A-Za-z0-9]*)((?:\[[0-9]{1,4}\])*)")
+#: More levels than a job has.
+_DEEPEST = 32
 
 
 class Override(NamedTuple):
@@ -42,6 +44,8 @@ def parse_override(text: str) -> Override:
 def place_of(path: str) -> Place | None:
     """`dataset.sources[0].weight` as ("dataset", "sources", 0, "weight"); None where it is no such path."""
     place: list[str | int] = []
+    if path.count(".") > _DEEPEST:
+        return None
     for part in path.split("."):
         found = _PART.fullmatch(part)
         if found is None:

@@ -16,6 +16,8 @@ from .place import Entry, checked
 
 #: What a file is called until it is whole: ours to write, nobody's to read.
 _UNFINISHED = ".unfinished-"
+#: What is read as a whole: a template, prompts, a policy, a commit.
+SMALL_BYTES = 64 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -59,7 +61,7 @@ class Directory:
 
     def read_bytes(self, name: str) -> bytes:
         with _errors(self._file(name)):
-            return self._file(name).read_bytes()
+            return _small(self._file(name))
 
     def write(self, name: str, file: Path) -> None:
         with _errors(self._file(name)):
@@ -79,6 +81,15 @@ class Directory:
 
     def _file(self, name: str) -> Path:
         return self._root / checked(name, self.uri)
+
+
+def _small(path: Path) -> bytes:
+    """A pipe would be waited for, and a device has no end."""
+    if path.exists() and not path.is_file():
+        raise StoreError(f"{path}: no regular file", field=str(path), remedy="name a file")
+    if path.stat().st_size > SMALL_BYTES:
+        raise StoreError(f"{path}: larger than {SMALL_BYTES >> 20} MiB", field=str(path), remedy="name the right file")
+    return path.read_bytes()
 
 
 def _whole(path: Path, fill: Callable[[Path], object]) -> None:

@@ -24,8 +24,7 @@ def open_place(uri: str, patience_s: float = PATIENCE_S) -> Place:
     """
     found = _SCHEME.match(uri)
     scheme = found.group(1).lower() if found else ""
-    if not uri or any(ord(char) < 32 for char in uri):
-        _refuse(uri, "empty, or with control characters")
+    _refuse_control_characters(uri)
     if scheme in ("", "file"):
         return Directory(_local(uri, scheme))
     if scheme == "s3":
@@ -39,6 +38,7 @@ def open_file(uri: str, patience_s: float = PATIENCE_S) -> tuple[Place, str]:
     """The place that a file lies in, and its name there. Raises StoreError."""
     found = _SCHEME.match(uri)
     scheme = found.group(1).lower() if found else ""
+    _refuse_control_characters(uri)
     if scheme in ("", "file"):
         path = _local(uri, scheme)
         return Directory(path.parent), path.name
@@ -49,13 +49,20 @@ def open_file(uri: str, patience_s: float = PATIENCE_S) -> tuple[Place, str]:
     return open_place(f"{parent}{mark}{query}", patience_s), name
 
 
+def _refuse_control_characters(uri: str) -> None:
+    if not uri or any(ord(char) < 32 for char in uri):
+        _refuse(uri, "empty, or with control characters")
+
+
 def _local(uri: str, scheme: str) -> Path:
     if not scheme:
         return Path(uri).absolute()
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost") or not parts.path:
         _refuse(uri, "a file: URI has no host; give file:///DIRECTORY")
-    return Path(unquote(parts.path))
+    path = unquote(parts.path)
+    _refuse_control_characters(path)
+    return Path(path)
 
 
 def _s3(uri: str, patience_s: float) -> Place:
