@@ -41,13 +41,14 @@ class Session:
         keyed = self._keyed.copy()
         keyed.update(canonical.encode("utf-8", "surrogatepass"))
         digest = keyed.digest()
-        name = self._names.get((label, digest))
-        if name is None:
-            number = self._last.get(label, 0) + 1
-            while self.vault.is_taken(name := f"<{label}_{number}>"):
-                number += 1
-            self._names[label, digest] = name
-            self._last[label] = number
+        known = self._names.get((label, digest))
+        if known is not None:
+            return known
+        number = self._last.get(label, 0) + 1
+        while self.vault.is_taken(name := f"<{label}_{number}>"):
+            number += 1
+        self._names[label, digest] = name
+        self._last[label] = number
         return name
 
 
