@@ -1,7 +1,9 @@
 """The edge to Presidio: what its recognizers know of a value (checksums, invalid numbers), without its pipeline.
 
 Where a value may stand is searched by ours, in linear time; a recognizer is asked about one value as a whole. Its own
-search costs 30 us a call, most of it for explanations, and reads on beyond what a stream may know.
+search costs 30 us a call, most of it for explanations, and reads on beyond what a stream may know. What Presidio says
+of cards, IBANs and IPv4 addresses takes it 8 to 10 us each: the same is worked out here in one, and tests hold it
+against Presidio's word.
 
 `import presidio_analyzer` imports spaCy and 60 country modules (2.9 CPU seconds measured), of which these
 recognizers use nothing. `recognizers` therefore imports the recognizer modules alone (0.45 s, most of it
@@ -20,8 +22,11 @@ import re
 import sys
 from collections.abc import Iterable
 from contextlib import contextmanager
+from string import ascii_letters
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from aim_guardrail.detectors.checksums import luhn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +65,10 @@ _KINDS = {
 LABELS = frozenset(_KINDS)
 """The labels that Presidio judges."""
 
+_AS_NUMBER = {ord(letter): str(int(letter, 36)) for letter in ascii_letters}  # in an account: ISO 13616
+_PART = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_DOTTED = re.compile(rf"{_PART}(?:\.{_PART}){{3}}(?:/(?:[0-2]?[0-9]|3[0-2]))?")
+
 
 class Recognizer:
     """One of Presidio's recognizers, reduced to what we use of it. Thread-safe."""
@@ -74,6 +83,40 @@ class Recognizer:
         if valid is False or self._recognizer.invalidate_result(value):
             return 0.0
         return 1.0 if valid else float(self._pattern_score)
+
+
+class _Cards(Recognizer):
+    """Luhn is all that Presidio asks of a card's digits."""
+
+    def score(self, value: str) -> float:
+        return 1.0 if luhn(_joined(value)) else 0.0
+
+
+class _Accounts(Recognizer):
+    """Presidio's pattern of each country, and check digits of 02 to 98 that agree modulo 97 (ISO 13616)."""
+
+    def __init__(self, recognizer: Any) -> None:
+        super().__init__(recognizer)
+        per_country = _modules()["iban_recognizer"].regex_per_country
+        self._formats = {country: re.compile(regex) for country, regex in per_country.items()}
+
+    def score(self, value: str) -> float:
+        plain = _joined(value)
+        form = self._formats.get(plain[:2])
+        if form is None or not form.fullmatch(plain) or not "02" <= plain[2:4] <= "98":
+            return 0.0
+        return 1.0 if int((plain[4:] + plain[:4]).translate(_AS_NUMBER)) % 97 == 1 else 0.0
+
+
+class _Addresses(Recognizer):
+    """What has four parts is decided here: `ipaddress` takes parts of up to 255 without leading zeros."""
+
+    def score(self, value: str) -> float:
+        return self._pattern_score if _DOTTED.fullmatch(value) else super().score(value)
+
+
+def _joined(value: str) -> str:
+    return value.replace(" ", "").replace("-", "")
 
 
 def iban_lengths() -> dict[str, int]:
@@ -94,7 +137,10 @@ def recognizers(labels: Iterable[str]) -> dict[str, Recognizer]:
 def _build(label: str) -> Recognizer:
     module, kind_name = _KINDS[label]
     kind = getattr(_modules()[module], kind_name)
-    return Recognizer(_offline(kind)() if label == "EMAIL_ADDRESS" else kind())
+    return _JUDGES.get(label, Recognizer)(_offline(kind)() if label == "EMAIL_ADDRESS" else kind())
+
+
+_JUDGES: dict[str, type[Recognizer]] = {"CREDIT_CARD": _Cards, "IBAN_CODE": _Accounts, "IP_ADDRESS": _Addresses}
 
 
 def _offline(base: Any) -> Any:
