@@ -244,7 +244,7 @@ def test_a_node_that_cannot_be_read_is_named(cpx_node: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "verb", ["gpus", "models", "node", "fit", "list", "select", "show", "export", "validate", "schema"]
+    "verb", ["gpus", "models", "node", "doctor", "fit", "list", "select", "show", "export", "validate", "schema"]
 )
 def test_every_verb_explains_itself_with_an_example(verb: str) -> None:
     text = run(verb, "--help").stdout

@@ -34,7 +34,7 @@ def test_every_command_prints_what_the_page_says(tmp_path: Path, monkeypatch: py
         shutil.copy(file, tmp_path)
     monkeypatch.chdir(tmp_path)
     found = list(sessions())
-    assert len(found) == 10
+    assert len(found) == 11
     for command, expected in found:
         words = shlex.split(command.removesuffix("; echo $?"))
         assert words.pop(0) == "aim-profile"

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import plan_verbs
+from . import doctor, plan_verbs
 from .options import (
     FACTS,
     PROFILES,
@@ -181,6 +181,9 @@ def fit(
             encoder_tokens=encoder_tokens,
         )
     )
+
+
+doctor.add_to(app)
 
 
 @app.command("list", rich_help_panel=PROFILES)

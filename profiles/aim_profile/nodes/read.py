@@ -11,7 +11,7 @@ import platform
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from aim_profile.errors import NodeError
 from aim_profile.gpus.catalog import Deployment, Unknown, by_pci_id
@@ -68,8 +68,30 @@ def _with_cpu(node: Node, root: Path) -> Node:
     return node if card is None else node.model_copy(update={"cards": (card,), "backend": "proc"})
 
 
+class Places(NamedTuple):
+    """Where a tree has KFD's `nodes/` and the driver's `<bdf>/` directories; None: it has none."""
+
+    kfd: Path | None
+    pci: Path | None
+
+
+def places(root: Path) -> Places:
+    """Those of a live or recorded tree."""
+    return Places(_find(root, _KFD, _nodes_folder(root)), _find(root, _PCI, root if holds_cards(root) else None))
+
+
+def kfd_cards(topology: Topology) -> tuple[Card, ...]:
+    """The cards as KFD alone tells of them: their memory mode is not known."""
+    return tuple(card_from_kfd(index, group, None) for index, group in enumerate(_by_card(topology)))
+
+
+def _by_card(topology: Topology) -> list[list[KfdNode]]:
+    ordered = sorted(topology.gpus, key=lambda node: (node.slot[1:], node.slot[0], node.number))
+    return [list(group) for _, group in groupby(ordered, key=lambda node: node.slot)]
+
+
 def _from_tree(root: Path) -> Node:
-    kfd, pci = _find(root, _KFD, _nodes_folder(root)), _find(root, _PCI, root if holds_cards(root) else None)
+    kfd, pci = places(root)
     in_sysfs = read_cards(pci) if pci else cards_elsewhere((root / "sys", root))
     if kfd is None and pci is None and not in_sysfs:
         return _without_gpu(root)
@@ -119,8 +141,7 @@ def _cards(
     by_bdf = {card.bdf: card for card in in_sysfs}
     if not has_kfd:
         return tuple(card_from_sysfs(index, card) for index, card in enumerate(in_sysfs)), ()
-    ordered = sorted(topology.gpus, key=lambda node: (node.slot[1:], node.slot[0], node.number))
-    groups = [list(group) for _, group in groupby(ordered, key=lambda node: node.slot)]
+    groups = _by_card(topology)
     cards = [card_from_kfd(index, group, by_bdf.pop(group[0].bdf, None)) for index, group in enumerate(groups)]
     return tuple(cards), _hidden_notes(topology, groups, by_bdf)
 
