@@ -61,7 +61,7 @@ TOXICITY := bench/training/toxicity_training
 TOXICITY_BIN := .venv-toxicity/bin
 TOXICITY_DATA := .models/toxicity
 
-.PHONY: help run demo train-demo test test-trainer trainer coverage check format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
+.PHONY: help run demo train-demo test test-trainer trainer coverage check manifests format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -103,11 +103,15 @@ coverage: $(BIN)/.dev $(MODEL) ## lines that the tests run, servers in their own
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 
-check: $(BIN)/.dev ## ruff, mypy --strict, import-linter
+check: $(BIN)/.dev ## ruff, mypy --strict, import-linter, and whether manifests/ is as it is made
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m aim_profile.kubernetes manifests --check
+
+manifests: $(BIN)/.dev ## make manifests/ anew from the catalogue
+	$(BIN)/python -m aim_profile.kubernetes manifests
 
 format: $(BIN)/.dev ## let ruff format and fix what it can
 	$(BIN)/ruff check --fix .

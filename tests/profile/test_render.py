@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 
@@ -27,17 +24,10 @@ from aim_profile.serving.files import read
 from aim_profile.serving.profile import Guardrail, Profile
 from aim_runtime.engines.vllm.engine import command_line
 from aim_runtime.settings import RuntimeSettings
+from crd_schemas import CRDS, violations
 
 ROOT = Path(__file__).parent.parent.parent
 LLAMA = by_id("meta-llama/Llama-3.1-8B-Instruct")
-# CustomResourceDefinitions as JSON, from KServe's repository: config/crd/full. They are not ours to ship.
-CRD_FOLDERS = [Path(os.environ["KSERVE_CRDS"])] if "KSERVE_CRDS" in os.environ else sorted(ROOT.parent.glob("*/crds"))
-CRDS = {
-    crd["spec"]["names"]["kind"]: crd
-    for folder in CRD_FOLDERS
-    for file in folder.glob("serving.kserve.io_*.json")
-    for crd in [json.loads(file.read_text(encoding="utf-8"))]
-}
 
 
 def profile(label: str = "CPX/NPS4", gpu: str = "MI300X", model: str = LLAMA.id, **wanted: object) -> Profile:
@@ -56,37 +46,6 @@ def sample_plan() -> Plan:
     fleet = parse_fleet((ROOT / "docs/samples/fleet.yaml").read_text(encoding="utf-8"))
     workloads = parse_workloads((ROOT / "docs/samples/workloads.yaml").read_text(encoding="utf-8"))
     return make_plan(fleet, workloads)
-
-
-def closed(schema: Any) -> Any:
-    """OpenAPI as JSON Schema: objects closed (a server would drop what it does not know), int-or-string allowed."""
-    if isinstance(schema, list):
-        return [closed(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {key: closed(value) for key, value in schema.items() if not key.startswith("x-kubernetes")}
-    if schema.get("x-kubernetes-int-or-string"):
-        return {"type": ["integer", "string"]}
-    if (
-        "properties" in schema
-        and "additionalProperties" not in schema
-        and not schema.get("x-kubernetes-preserve-unknown-fields")
-    ):
-        found["additionalProperties"] = False
-    return found
-
-
-@cache
-def validator(kind: str, version: str) -> jsonschema.Draft202012Validator:
-    versions = CRDS[kind]["spec"]["versions"]
-    (schema,) = [found["schema"]["openAPIV3Schema"] for found in versions if found["name"] == version]
-    schema["properties"]["metadata"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    return jsonschema.Draft202012Validator(closed(schema))
-
-
-def violations(document: dict[str, Any]) -> list[str]:
-    found = validator(document["kind"], document["apiVersion"].rpartition("/")[2])
-    return [error.message for error in found.iter_errors(document)]
 
 
 # Where there are no schemas there is nothing to collect: an empty parameter set would count as a skip.

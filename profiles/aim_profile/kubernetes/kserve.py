@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from aim_profile.errors import AimProfileError
@@ -21,6 +20,8 @@ from aim_profile.plans.dcm import PARTITION_LABEL, Strategy
 from aim_profile.serving.engine_args import environment
 from aim_profile.serving.profile import Profile
 
+from .serving_runtime import ModelFormat, environment_variables, serving_runtime
+
 Document = tuple[str, dict[str, Any]]
 
 PREFIX = "aim.amd.com/"
@@ -28,14 +29,12 @@ _HOSTNAME = "kubernetes.io/hostname"
 # The node labeller's, of a node whose cards have one PCI id (`74a1`): k8s-device-plugin ed76468; AIM's controller
 # selects by it too (aim-engine@9223504). Product names differ between driver releases, ids do not.
 _DEVICE_ID_LABEL = "amd.com/gpu.device-id"
-_PODINFO = "/etc/podinfo"
 # The runtime's own settings; the others of vLLM's arguments travel as --engine_args.
 _OWN_SETTINGS = ("max-model-len", "max-num-seqs", "tensor-parallel-size")
 # AIM's controller gives a GPU 4 CPUs and 32 GiB (aim-engine@9223504); a part of one its part, but never less than
 # an engine needs to start.
 _CPUS_PER_CARD, _MEMORY_GIB_PER_CARD = 4, 32
 _LEAST_MEMORY_GIB = 8
-_SHM = "8Gi"
 # An RFC 1123 label; and of an image's name what no shell or YAML could have meant otherwise.
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _IMAGE = re.compile(r"[a-zA-Z0-9][\w.:/@+-]*", re.ASCII)
@@ -50,13 +49,15 @@ class Target(NamedTuple):
     """Where objects go and what they are made of.
 
     strategy: the device plugin's resource naming strategy; image: of the runtime, None: our own by version;
-    operator_namespace: where the GPU operator and its Device Config Manager run.
+    operator_namespace: where the GPU operator and its Device Config Manager run; runtime: a ClusterServingRuntime
+    that is there already (`manifests/`), None: one for each gfx target is rendered.
     """
 
     namespace: str | None = None
     strategy: Strategy = "mixed"
     image: str | None = None
     operator_namespace: str = "kube-amd-gpu"
+    runtime: str | None = None
 
 
 def target_of(namespace: str | None, strategy: Strategy, image: str | None, operator_namespace: str) -> Target:
@@ -91,9 +92,10 @@ class Service(NamedTuple):
 
 
 def render_services(services: Sequence[Service], target: Target | None = None) -> list[Document]:
-    """A ClusterServingRuntime for each gfx target, then an InferenceService for each service."""
+    """A ClusterServingRuntime for each gfx target, unless the target has one; an InferenceService for each service."""
     target = target or Target()
-    runtimes = {_runtime_name(_device(service.profile)[0]): _device(service.profile)[0] for service in services}
+    devices = [_device(service.profile)[0] for service in services if target.runtime is None]
+    runtimes = {_runtime_name(accelerator): accelerator for accelerator in devices}
     documents = [(_RUNTIME_COMMENT, runtime(accelerator, target)) for accelerator in runtimes.values()]
     return documents + [(_comment(service, target), inference_service(service, target)) for service in services]
 
@@ -101,47 +103,15 @@ def render_services(services: Sequence[Service], target: Target | None = None) -
 def runtime(accelerator: Accelerator, target: Target) -> dict[str, Any]:
     """The ClusterServingRuntime for every partition of GPUs of one gfx target."""
     # What depends on the partition or on tensor parallelism is the service's own.
-    mode = accelerator.mode("SPX")
-    container = {
-        "name": "kserve-container",
-        "image": target.image or f"aim-kserve/runtime:{_version()}",
-        "command": ["python", "-m", "aim_runtime"],
-        "args": ["--model_name={{.Name}}", "--model_dir=/mnt/models", "--engine=vllm"],
-        "env": _env(environment(accelerator, mode, 1)),
-        "ports": [
-            {"name": "http1", "containerPort": 8080, "protocol": "TCP"},
-            {"name": "grpc", "containerPort": 8081, "protocol": "TCP"},
-        ],
-        "readinessProbe": _probe("/v2/models/{{.Name}}/ready", period_s=10, failures=3),
-        "livenessProbe": _probe("/v2/health/live", period_s=30, failures=3),
-        "securityContext": {
-            "runAsNonRoot": True,
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "volumeMounts": [
-            {"name": "podinfo", "mountPath": _PODINFO, "readOnly": True},
-            {"name": "shm", "mountPath": "/dev/shm"},
-        ],
-    }
-    return {
-        "apiVersion": "serving.kserve.io/v1alpha1",
-        "kind": "ClusterServingRuntime",
-        "metadata": {"name": _runtime_name(accelerator)},
-        "spec": {
-            "supportedModelFormats": [{"name": "huggingface", "version": "1"}],
-            "protocolVersions": ["v1", "v2", "grpc-v2"],
-            "containers": [container],
-            "volumes": [
-                {"name": "podinfo", "downwardAPI": {"items": [_ANNOTATIONS_FILE]}},
-                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _SHM}},
-            ],
-        },
-    }
+    return serving_runtime(
+        _runtime_name(accelerator),
+        "vllm",
+        (ModelFormat("huggingface"),),
+        target.image,
+        environment(accelerator, accelerator.mode("SPX"), 1),
+    )
 
 
-_ANNOTATIONS_FILE = {"path": "annotations", "fieldRef": {"fieldPath": "metadata.annotations"}}
 _RUNTIME_COMMENT = (
     "Serves any model on any partition of these GPUs; what differs stands in the InferenceService.\n"
     "A node whose /dev/kfd is not open to everyone needs its render group in the service's\n"
@@ -154,21 +124,25 @@ def inference_service(service: Service, target: Target) -> dict[str, Any]:
     _check(service)
     accelerator, mode = _device(service.profile)
     devices = max(1, service.profile.metadata.gpu_count)
-    own = environment(accelerator, accelerator.mode("SPX"), 1)
+    own = {} if target.runtime else environment(accelerator, accelerator.mode("SPX"), 1)
     predictor = {
         "minReplicas": service.replicas,
         "maxReplicas": service.replicas,
         # A rolling update's extra pod would wait for a device that the old one holds.
         "deploymentStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
         "terminationGracePeriodSeconds": 60,
+        # Nothing in the pod speaks to the API server.
+        "automountServiceAccountToken": False,
         **_where(service, mode, accelerator, target),
         "model": {
             "modelFormat": {"name": "huggingface", "version": "1"},
-            "runtime": _runtime_name(accelerator),
+            "runtime": target.runtime or _runtime_name(accelerator),
             "storageUri": service.storage_uri or f"hf://{service.profile.model_id}",
             "args": _flags(service.profile),
-            "env": _env({key: value for key, value in service.profile.env_vars.items() if own.get(key) != value}),
-            "resources": _resources(_resource(mode, accelerator, target.strategy), devices, mode),
+            "env": environment_variables(
+                {key: value for key, value in service.profile.env_vars.items() if own.get(key) != value}
+            ),
+            "resources": resources_of(_resource(mode, accelerator, target.strategy), devices, mode),
         },
     }
     metadata = {
@@ -264,7 +238,8 @@ def _resource(mode: PartitionMode, accelerator: Accelerator, strategy: Strategy)
     return f"amd.com/{mode.resource_label}"
 
 
-def _resources(resource: str, devices: int, mode: PartitionMode) -> dict[str, Any]:
+def resources_of(resource: str, devices: int, mode: PartitionMode) -> dict[str, Any]:
+    """What the container asks for that gets `devices` of `resource`, each a device of `mode`."""
     cpus = max(1, _CPUS_PER_CARD // mode.partitions) * devices
     memory_gib = max(_LEAST_MEMORY_GIB, _MEMORY_GIB_PER_CARD // mode.partitions) * devices
     return {
@@ -281,7 +256,7 @@ def _where(service: Service, mode: PartitionMode, accelerator: Accelerator, targ
     if len(service.nodes) == 1:
         selector[_HOSTNAME] = service.nodes[0]
     # Every product in one mode is advertised under one name: what the profile was sized for, its PCI ids say.
-    product = _one_of(_DEVICE_ID_LABEL, [f"{known.id:04x}" for known in accelerator.pci_ids])
+    product = product_of(accelerator)
     expressions = [_one_of(_HOSTNAME, service.nodes), product] if len(service.nodes) > 1 else [product]
     terms = {"nodeSelectorTerms": [{"matchExpressions": expressions}]}
     found: dict[str, Any] = {
@@ -300,6 +275,11 @@ def _where(service: Service, mode: PartitionMode, accelerator: Accelerator, targ
     return found
 
 
+def product_of(accelerator: Accelerator) -> dict[str, Any]:
+    """The match expression for nodes with GPUs of that product."""
+    return _one_of(_DEVICE_ID_LABEL, [f"{known.id:04x}" for known in accelerator.pci_ids])
+
+
 def _one_of(label: str, values: Sequence[str]) -> dict[str, Any]:
     return {"key": label, "operator": "In", "values": list(values)}
 
@@ -312,14 +292,6 @@ def _flags(profile: Profile) -> list[str]:
     # AIM writes a flag without a value as null, the runtime as true.
     rest = {key: True if value is None else value for key, value in rest.items() if key not in _OWN_SETTINGS}
     return [*flags, f"--engine_args={json.dumps(rest)}"] if rest else flags
-
-
-def _env(variables: Mapping[str, str]) -> list[dict[str, str]]:
-    return [{"name": name, "value": value} for name, value in variables.items()]
-
-
-def _probe(path: str, period_s: int, failures: int) -> dict[str, Any]:
-    return {"httpGet": {"path": path, "port": 8080}, "periodSeconds": period_s, "failureThreshold": failures}
 
 
 def _comment(service: Service, target: Target) -> str:
@@ -344,10 +316,3 @@ def _comment(service: Service, target: Target) -> str:
 
 def _runtime_name(accelerator: Accelerator) -> str:
     return f"aim-vllm-{accelerator.gfx}"
-
-
-def _version() -> str:
-    try:
-        return version("aim-kserve")
-    except PackageNotFoundError:
-        return "dev"
