@@ -40,8 +40,8 @@ _DECIMAL = re.compile(r"(?:[0-9]|(?<![A-Za-z0-9.]))\.\Z")
 def cards(rows: Iterable[Row], luhn: Recognizer) -> Iterator[Hit]:
     """The card numbers in these rows."""
     for row in rows:
-        first = 0 if row.groups[-1][1] - row.groups[0][0] >= _MIN_DIGITS else len(row.groups)
-        while first < len(row.groups):
+        first = 0
+        while row.end - row.start >= _MIN_DIGITS and first < len(row.groups):
             last = _card_from(row, first, luhn)
             if last is not None:
                 yield Hit(row.groups[first][0], row.groups[last][1], 1.0)
@@ -66,8 +66,9 @@ def _ends(row: Row, first: int) -> list[int]:
         last += 1
         if last == len(row.groups):
             break
-        gap = gap or row.gap(last)
-        if gap not in _GAPS or row.gap(last) != gap:
+        before = row.gap(last)
+        gap = gap or before
+        if before != gap or gap not in _GAPS:
             break
         count += row.groups[last][1] - row.groups[last][0]
     return ends

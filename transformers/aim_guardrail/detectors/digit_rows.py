@@ -27,11 +27,21 @@ class Hit(NamedTuple):
     score: float
 
 
-class Row(NamedTuple):
-    """A row within `scan`: the spans of its groups, in order."""
+class Row:
+    """A row `[start, end)` within `scan`."""
 
-    scan: str
-    groups: Sequence[tuple[int, int]]
+    __slots__ = ("_groups", "end", "scan", "start")
+
+    def __init__(self, scan: str, start: int, end: int, groups: Sequence[tuple[int, int]] = ()) -> None:
+        self.scan, self.start, self.end = scan, start, end
+        self._groups = groups
+
+    @property
+    def groups(self) -> Sequence[tuple[int, int]]:
+        """The spans of its groups, in order. Most rows are too short, or known to be something else, to be asked."""
+        if not self._groups:
+            self._groups = [group.span(1) for group in _GROUP.finditer(self.scan, self.start, self.end)]
+        return self._groups
 
     def gap(self, index: int) -> str:
         """What stands before the group of that index, percent-encoding undone; `""` before the first."""
@@ -52,19 +62,19 @@ def rows(scan: str, since: int) -> Iterator[Row]:
     for row in _ROW.finditer(scan, since):
         start, end = row.span()
         if end - start >= _LEAST_CHARS:
-            groups = [group.span(1) for group in _GROUP.finditer(scan, start, end)]
-            yield from _outside_uris(scan, groups) if scan.find(")", start, end) >= 0 else [Row(scan, groups)]
+            whole = Row(scan, start, end)
+            yield from _outside_uris(whole) if scan.find(")", start, end) >= 0 else (whole,)
 
 
-def _outside_uris(scan: str, groups: list[tuple[int, int]]) -> Iterator[Row]:
+def _outside_uris(row: Row) -> Iterator[Row]:
     """A URI takes brackets with it and ends at a space, and its unit with it: `http://h/(212) 555`."""
-    first = 0
+    scan, groups, first = row.scan, row.groups, 0
     for index in range(1, len(groups)):
         end, start = groups[index - 1][1], groups[index][0]
         if scan.find(" ", end + 1, start) >= 0 and in_uri(scan, end):
-            yield Row(scan, groups[first:index])
+            yield Row(scan, groups[first][0], end, groups[first:index])
             first = index
-    yield Row(scan, groups[first:])
+    yield Row(scan, groups[first][0], groups[-1][1], groups[first:])
 
 
 def in_uri(scan: str, index: int) -> bool:

@@ -70,7 +70,7 @@ def phones(rows: Iterable[Row], plans: Numbering, known: Sequence[tuple[int, int
     """The telephone numbers in these rows, outside of what is `known` to be something else (spans in order)."""
     at = 0
     for row in rows:
-        start, end = row.groups[0][0], row.groups[-1][1]
+        start, end = row.start, row.end
         while at < len(known) and known[at][1] <= start:
             at += 1
         if at < len(known) and known[at][0] <= start and end <= known[at][1]:

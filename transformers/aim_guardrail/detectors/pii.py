@@ -108,16 +108,18 @@ class PiiDetector:
 
     def _hits(self, scan: str, since: int) -> list[tuple[str, Hit]]:
         found: list[tuple[str, Hit]] = []
+        digit = _DIGITS.search(scan, since)
+        near = max(digit.start() - 2, since) if digit else len(scan)  # the third character is one, or an earlier
         for label, search in _SEARCH.items():
             if label in self.labels:
-                found += [(label, hit) for hit in search(scan, since, self._recognizers[label])]
+                found += [(label, hit) for hit in search(scan, since, near, self._recognizers[label])]
         if "IBAN_CODE" in self.labels:
-            found += [("IBAN_CODE", hit) for hit in self._accounts(scan, since)]
+            found += [("IBAN_CODE", hit) for hit in self._accounts(scan, near)]
         if self._identifiers and (_IDENTIFIER.search(scan[since:]) or _PERSONAL.search(scan[since:])):
             found += [(kind.label, hit) for kind in self._identifiers for hit in kind.hits(scan, since)]
         if self._custom is not None:
             found += self._custom.hits(scan, since)
-        return found + self._in_rows(scan, since, found)
+        return found + self._in_rows(scan, near, found)
 
     def _in_rows(self, scan: str, since: int, found: list[tuple[str, Hit]]) -> list[tuple[str, Hit]]:
         """Cards, then phones: what counts as something else by its own threshold is no phone."""
@@ -162,7 +164,8 @@ def _windows(scan: str, since: int) -> Iterator[tuple[int, int]]:
         since = end
 
 
-Search = Callable[[str, int, Recognizer], Iterator[Hit]]
+Search = Callable[[str, int, int, Recognizer], Iterator[Hit]]
+"""Searches the text from an index on; what has a digit among its first three characters begins at the second one."""
 
 
 def _iban_patterns() -> dict[str, re.Pattern[str]]:
@@ -177,16 +180,16 @@ def _is_account(account: str, recognizer: Recognizer) -> bool:
     return recognizer.score(unquoted(account).replace(_BETWEEN, "")) > 0
 
 
-def _ssns(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
-    for number in _SSN.finditer(scan, since):
+def _ssns(scan: str, _: int, near: int, recognizer: Recognizer) -> Iterator[Hit]:
+    for number in _SSN.finditer(scan, near):
         start, end = number.span()
         goes_on = scan[start - 1 : start] == number[1] and scan[start - 2 : start - 1].isdigit()
         if not goes_on and (score := recognizer.score(unquoted(number[0]))):
             yield Hit(start, end, score)
 
 
-def _coins(scan: str, since: int, recognizer: Recognizer) -> Iterator[Hit]:
-    for address in _CRYPTO.finditer(scan, since):
+def _coins(scan: str, _: int, near: int, recognizer: Recognizer) -> Iterator[Hit]:
+    for address in _CRYPTO.finditer(scan, near):
         if score := recognizer.score(address[0]):
             yield Hit(*address.span(), score)
 
