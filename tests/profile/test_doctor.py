@@ -359,6 +359,26 @@ def test_saved_amd_smi_output_speaks_for_its_node_not_for_this_machine(tmp_path:
     assert {one.check for one in only(findings, "unknown")} >= {"driver", "versions", "device files", "variables"}
 
 
+# Real trees, where they lie beside the checkout; a clone without them has no such tests.
+RECORDED = Path(__file__).parents[3] / "shared" / "fixtures"
+if RECORDED.is_dir():
+
+    @pytest.mark.parametrize(
+        ("recorded", "errors"),
+        [
+            ("sysfs/mi300x_spx_nps1", []),
+            ("sysfs/mi300x_cpx_nps4", []),
+            ("sysfs/mi210_unpartitionable", []),
+            ("kfd/mi210", []),
+            # Nine of its sixteen nodes were recorded.
+            ("kfd/mi300x_cpx", ["card 1: MI300X, CPX/NPS?, 1 devices: CPX makes 8"]),
+        ],
+    )
+    def test_recorded_trees(recorded: str, errors: list[str]):
+        findings = examined("--root", RECORDED / recorded, code=int(bool(errors)))
+        assert [one.seen for one in only(findings, "error", "warning")] == errors
+
+
 def test_a_plan_that_does_not_hold_is_an_error(tmp_path: Path):
     (tmp_path / "work.yaml").write_text(
         "version: 1\nworkloads:\n- {name: chat, model: Qwen/Qwen3-8B, precision: bf16, replicas: 1}\n"

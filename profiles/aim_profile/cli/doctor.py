@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import FACTS, AmdSmiOption, NodeOption, OutputOption, RootOption, guarded, refuse_beside
-from .output import DOES_NOT_FIT, FITS, Output, show
+from .output import DOES_NOT_FIT, FITS, Output, print_note, show
 
 if TYPE_CHECKING:
     from aim_profile.doctor.examine import Asked, Examination
@@ -32,6 +32,9 @@ def doctor(
     resource_slices: Annotated[
         Path | None, typer.Option(help="With --kube-node, for the DRA driver: `kubectl get resourceslices -o json`.")
     ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Write a redacted .tar.gz for a bug report: findings, kernel files, versions.")
+    ] = None,
     output: OutputOption = "table",
 ) -> None:
     """What is wrong with this node, where it was seen, and what to do about it. Changes nothing. Exit 1 at an error.
@@ -46,6 +49,8 @@ def doctor(
 
         asked = _asked(root, amd_smi, node, (plan, name), (kube_node, resource_slices))
         found = examine(asked)
+        if bundle is not None:
+            _write(bundle, asked, found)
         _show(output, found)
         return DOES_NOT_FIT if found.counts["error"] else FITS
 
@@ -80,6 +85,17 @@ def _asked(
         plan=None if plan_file is None else (load_plan(plan_file), str(plan_file), name),
         kube=None if kube is None else (kube, str(node_file)),
         slices=None if kube is None or slices_file is None else load_slices(slices_file, kube.metadata.name),
+    )
+
+
+def _write(file: Path, asked: Asked, found: Examination) -> None:
+    from aim_profile.doctor.bundle import write_bundle
+
+    written = write_bundle(file, asked, found)
+    left_out = f", {len(written.left_out)} left out" if written.left_out else ""
+    print_note(
+        f"{file}: {written.size_bytes} bytes, {written.kernel_files} kernel files{left_out}; redacted, but look at it "
+        "before you send it"
     )
 
 

@@ -25,6 +25,8 @@ _KERNEL = "proc/sys/kernel/osrelease"
 _AMD = "0x1002"
 _LEAST = {"amdgpu": (6, 12, 12), "ROCm": (6, 4)}
 _MISCOUNTS_CPX = (7, 0, 1)
+#: The first device plugin that counts CPX right under that ROCm.
+FIXED_PLUGIN = "1.31.0.9"
 Version = tuple[int, ...]
 
 
@@ -118,9 +120,9 @@ def compatibility(system: System, cards: tuple[Card, ...]) -> Iterator[Finding]:
     if cpx and found["ROCm"] and _parts(found["ROCm"])[:3] == _MISCOUNTS_CPX:
         yield warning(
             "versions",
-            "ROCm 7.0.1 with cards in CPX was reported to make device plugins before 1.31.0.9 miscount",
+            f"ROCm 7.0.1 with cards in CPX was reported to make device plugins before {FIXED_PLUGIN} miscount",
             f"/{_ROCM}",
-            "use device plugin 1.31.0.9 or newer, and compare allocatable (--kube-node)",
+            f"use device plugin {FIXED_PLUGIN} or newer, and compare allocatable (--kube-node)",
         )
 
 

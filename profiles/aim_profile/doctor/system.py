@@ -10,7 +10,8 @@ from pathlib import Path
 
 from aim_profile.nodes.bounded import read_bounded
 
-_MAX_FILE_BYTES = 65_536
+# /proc/cpuinfo and /proc/mounts of a large node are hundreds of kilobytes.
+_MAX_FILE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
