@@ -202,6 +202,10 @@ def test_their_defaults_hold_where_nothing_is_said(tmp_path: Path) -> None:
         (LLAMA_FACTORY, {"max_samples": 1000}, "max_samples: has no counterpart in a job"),
         (LLAMA_FACTORY, {"pissa_init": True}, "pissa_init: has no counterpart in a job"),
         (LLAMA_FACTORY, {"dataset": "other"}, "dataset: other is not in "),
+        (LLAMA_FACTORY, {"dataset": 1.5}, "dataset: 1.5: names of datasets are needed"),
+        (LLAMA_FACTORY, {"eval_dataset": True}, "eval_dataset: True: names of datasets are needed"),
+        (LLAMA_FACTORY, {"quantization_bit": [4]}, "quantization_bit: [4] has no counterpart (4 and 8 have)"),
+        (LLAMA_FACTORY, {"dataset_dir": "a" * 5000}, "dataset_dir: aaa"),
         (LLAMA_FACTORY, {"dataset": "pairs"}, "dataset: pairs holds preferences (ranking)"),
         (LLAMA_FACTORY, {"additional_target": "lm_head"}, "additional_target: 'lm_head': vLLM loads no adapter"),
     ],
@@ -211,6 +215,37 @@ def test_what_cannot_be_carried_over_is_named(tmp_path: Path, base: str, extra: 
     with pytest.raises(JobError) as refused:
         read_foreign(put(tmp_path, text))
     assert f"\n  {told}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("about", "told"),
+    [
+        ('{"chats": {"file_name": "x.json", "columns": 5}}', "dataset: chats: columns is no mapping"),
+        (
+            '{"chats": {"file_name": "x.json", "formatting": "sharegpt", "tags": 7}}',
+            "dataset: chats: tags is no mapping",
+        ),
+        ("[" * 100_000, "dataset_dir: "),
+    ],
+)
+def test_what_dataset_info_says_wrong_is_named(tmp_path: Path, about: str, told: str) -> None:
+    (tmp_path / "dataset_info.json").write_text(about)
+    text = json.dumps({**yaml.safe_load(LLAMA_FACTORY), "dataset": "chats", "dataset_dir": str(tmp_path)})
+    with pytest.raises(JobError) as refused:
+        read_foreign(put(tmp_path, text))
+    assert f"\n  {told}" in str(refused.value)
+
+
+def test_turns_whose_names_are_no_mapping_and_keys_that_are_no_texts_are_named(tmp_path: Path) -> None:
+    source = {"path": "x.jsonl", "type": "chat_template", "message_property_mappings": ["role"], 1: 2, None: 3}
+    with pytest.raises(JobError) as refused:
+        read_foreign(put(tmp_path, yaml.safe_dump({**yaml.safe_load(AXOLOTL), "datasets": [source]})))
+    for told in (
+        "datasets[0].message_property_mappings: a mapping is needed",
+        "datasets[0].1: has",
+        "datasets[0].None:",
+    ):
+        assert f"\n  {told}" in str(refused.value)
 
 
 def test_everything_that_cannot_be_is_told_at_once_and_can_be_left_out(tmp_path: Path) -> None:

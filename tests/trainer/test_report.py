@@ -207,6 +207,29 @@ def test_a_run_that_hardly_began_has_a_page(tmp_path: Path, torn: bytes) -> None
     assert "job.yaml:" in seen.text
 
 
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        '{"base": {"eval_loss": "x"}, "tuned": 5, "n": [], "gates": [7], "samples": {}, "unmeasured": []}',
+        '{"base": {"eval_loss": ' + "9" * 4000 + '}, "tuned": {"eval_loss": 1}}',
+        "[" * 100_000,
+    ],
+)
+@pytest.mark.parametrize("about", ['{"fi', "[]", "{}"])
+def test_what_others_wrote_into_the_directory_costs_its_part_of_the_page(
+    tmp_path: Path, evaluation: str, about: str
+) -> None:
+    run = RunDirectory(tmp_path)
+    JsonLines(run.metrics).tell(step(1, 10))
+    run.evaluation.write_text(evaluation)
+    rows = run.data / "train/abc"
+    rows.mkdir(parents=True)
+    (rows / "about.json").write_text(about)
+    (rows / "ends.bin").write_bytes(b"odd")
+    seen = Seen(write_report(run).read_text())
+    assert f"{rows}: damaged" in seen.text
+
+
 def test_a_directory_without_a_run_has_a_page(tmp_path: Path) -> None:
     assert "No step was made." in Seen(write_report(RunDirectory(tmp_path)).read_text()).text
 

@@ -14,7 +14,7 @@ import time
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from rich.console import Console
@@ -117,6 +117,38 @@ class TestJsonLines:
         JsonLines(file).tell(step(1))
         file.write_bytes(line + b"\n" + file.read_bytes() + line + b"\n")
         assert records(file) == [step(1)]
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            *({"step": 2, "steps": steps} for steps in (0, -1, "x", 2**60)),
+            *({"step": at} for at in ("x", None, -1, 1.5, 1e30, [2])),
+            *({"step": 2, name: "x"} for name in ("loss", "seconds", "tokens", "epoch", "gpu_memory_bytes")),
+        ],
+    )
+    def test_a_step_that_cannot_be_is_passed_over(self, tmp_path: Path, odd: dict[str, Any]) -> None:
+        """A page, a status and a resumed run count with it."""
+        file = tmp_path / "metrics.jsonl"
+        JsonLines(file).tell(step(1))
+        line = json.loads(file.read_bytes()) | odd
+        with file.open("a") as more:
+            more.write(json.dumps(line) + "\n")
+        assert records(file) == [step(1)]
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            {"record": "evaluation", "step": [1], "metrics": {}},
+            {"record": "evaluation", "step": 1, "metrics": {"eval_loss": "x"}},
+            {"record": "saved", "step": "x", "uri": "u", "bytes": 1, "seconds": 1},
+            {"record": "note", "kind": "resumed", "message": "m", "fields": ["step"]},
+            {"record": "note", "kind": 1, "message": "m"},
+        ],
+    )
+    def test_a_record_of_another_shape_is_passed_over(self, tmp_path: Path, line: dict[str, Any]) -> None:
+        file = tmp_path / "metrics.jsonl"
+        file.write_text(json.dumps(line | {"time": 1.0}) + "\n")
+        assert records(file) == []
 
     def test_a_message_that_is_no_text_is_told_as_well_as_it_can_be(self, tmp_path: Path) -> None:
         file = tmp_path / "metrics.jsonl"

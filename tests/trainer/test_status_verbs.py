@@ -69,7 +69,7 @@ def test_a_run_that_has_only_begun_has_a_status(tmp_path: Path) -> None:
     assert (found["state"], found["trainerStatus"]) == ("no step yet", {})
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"trainerStatus": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"trainerStatus": 1}', "[" * 100_000])
 def test_progress_that_cannot_be_read_is_left_out(tmp_path: Path, text: str) -> None:
     made(tmp_path / "run").progress.write_text(text)
     assert asked("status", str(tmp_path / "run"))["trainerStatus"] == {}

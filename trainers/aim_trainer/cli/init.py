@@ -20,7 +20,7 @@ def foreign(file: Path, drop: list[str]) -> str:
     from aim_trainer.job.read import as_yaml
 
     job, notes = read_foreign(file, drop)
-    head = [f"# Made from {file.name}.", *(f"# - {' '.join(note.split())}" for note in notes)]
+    head = [f"# Made from {' '.join(file.name.split())}.", *(f"# - {' '.join(note.split())}" for note in notes)]
     return "\n".join(head) + "\n" + as_yaml(job)
 
 

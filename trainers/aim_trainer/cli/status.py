@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from aim_profile.cli.output import Facts, Output, Table, show
 from aim_trainer.errors import StoreError
@@ -52,7 +53,7 @@ def status(directory: Path, output: Output) -> None:
 def trainer_status(file: Path) -> dict[str, Any]:
     """What progress.json says, empty where there is none or it cannot be read."""
     try:
-        found = json.loads(file.read_bytes())["trainerStatus"]
+        found = orjson.loads(file.read_bytes())["trainerStatus"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}

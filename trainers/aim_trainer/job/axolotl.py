@@ -184,7 +184,7 @@ _PASSED_KEYS = {"conversation", "chat_template", "train_on_eos", "train_on_eot",
 
 def _source(draft: Draft, at: int, source: Mapping[str, Any]) -> dict[str, Any]:
     where = f"datasets[{at}]"
-    for key in sorted(k for k in source if source[k] is not None and k not in _SOURCE_KEYS | _PASSED_KEYS):
+    for key in sorted(str(k) for k in source if source[k] is not None and k not in _SOURCE_KEYS | _PASSED_KEYS):
         draft.refuse(f"{where}.{key}", "has no counterpart in a job")
     if source.get("roles_to_train") not in (None, ["assistant"], ["gpt"]):
         draft.refuse(f"{where}.roles_to_train", f"{source['roles_to_train']}: what the assistant said is trained")
@@ -212,6 +212,9 @@ def _uri(source: Mapping[str, Any]) -> str:
 def _conversation(draft: Draft, where: str, source: Mapping[str, Any]) -> dict[str, Any]:
     """Turns under any two names: OpenAI's, or ShareGPT's."""
     named = source.get("message_property_mappings") or {}
+    if not isinstance(named, Mapping):
+        draft.refuse(f"{where}.message_property_mappings", f"a mapping is needed, not {str(named)[:60]!r}")
+        return {}
     role = source.get("message_field_role") or named.get("role", "role")
     content = source.get("message_field_content") or named.get("content", "content")
     messages = source.get("field_messages", "messages")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from .conversion import Draft, Rule, batch, elsewhere, noted, only, passed, sharding, to, uri_of, words
 
@@ -143,7 +144,7 @@ def _method(draft: Draft) -> None:
         draft.set("method", "full")
         return
     draft.set("method", "qlora" if bits else "lora")
-    draft.set("quantization", {4: "nf4", 8: "int8"}.get(bits))
+    draft.set("quantization", "nf4" if bits == 4 else "int8" if bits == 8 else None)
     rank = draft.given("lora_rank", 8)
     draft.set("hyperparameters.loraRank", rank)
     alpha = draft.given("lora_alpha", rank * 2 if isinstance(rank, int) else None)
@@ -153,8 +154,8 @@ def _method(draft: Draft) -> None:
 
 def _dataset(draft: Draft) -> None:
     folder, known = _dataset_info(draft)
-    draft.set("dataset.sources", [_source(draft, name, folder, known) for name in _names(draft.given("dataset", ""))])
-    held = _names(draft.given("eval_dataset", ""))
+    draft.set("dataset.sources", [_source(draft, name, folder, known) for name in _names(draft, "dataset")])
+    held = _names(draft, "eval_dataset")
     if len(held) > 1:
         draft.refuse("eval_dataset", "one source is held out")
     for name in held:
@@ -166,8 +167,12 @@ def _dataset(draft: Draft) -> None:
         draft.set("dataset.validation", named)
 
 
-def _names(value: Any) -> list[str]:
+def _names(draft: Draft, key: str) -> list[str]:
+    value = draft.given(key, "")
     names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list):
+        draft.refuse(key, f"{value!r}: names of datasets are needed")
+        return []
     return [str(name).strip() for name in names if str(name).strip()]
 
 
@@ -176,13 +181,13 @@ def _dataset_info(draft: Draft) -> tuple[Path, Mapping[str, Any]]:
     wanted = Path(str(draft.given("dataset_dir", "data")))
     for folder in (wanted, draft.folder / wanted, draft.folder.parent / wanted):
         file = folder / "dataset_info.json"
-        if file.is_file():
-            try:
-                found = json.loads(file.read_text(encoding="utf-8"))
-            except (ValueError, OSError) as problem:
-                draft.refuse("dataset_dir", f"{file}: {problem}")
-                return folder, {}
-            return folder, found if isinstance(found, dict) else {}
+        try:
+            if file.is_file():
+                found = orjson.loads(file.read_bytes())
+                return folder, found if isinstance(found, dict) else {}
+        except (ValueError, OSError) as problem:
+            draft.refuse("dataset_dir", f"{str(file)[:200]}: {problem!s:.200}")
+            return folder, {}
     return wanted, {}
 
 
@@ -200,6 +205,10 @@ def _source(draft: Draft, name: str, folder: Path, known: Mapping[str, Any]) -> 
     made: dict[str, Any] = {"uri": uri + (f"/{about['subset']}" if hub and about.get("subset") else "")}
     if about.get("split"):
         made["split"] = about["split"]
+    for key in ("columns", "tags"):
+        if not isinstance(about.get(key) or {}, Mapping):
+            draft.refuse("dataset", f"{name}: {key} is no mapping")
+            return made
     columns = {str(k): str(v) for k, v in (about.get("columns") or {}).items()}
     return made | (_turns(about, columns) if about.get("formatting") == "sharegpt" else _alpaca(draft, name, columns))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+from pydantic import TypeAdapter
 
 from .records import Evaluation, Note, Record, Saved, Step
 
@@ -27,6 +28,8 @@ _KINDS: dict[str, type[Step | Evaluation | Saved | Note]] = {
     "note": Note,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
+_READ = {name: TypeAdapter(kind).validate_python for name, kind in _KINDS.items()}
+_MOST_STEPS = 2**53  # more are no whole numbers everywhere
 #: A line that is longer was not written by us.
 LONGEST_LINE_BYTES = 1_048_576
 
@@ -91,10 +94,19 @@ def _line(content: dict[str, Any]) -> bytes:
 def _record(line: bytes) -> Told | None:
     try:
         found = orjson.loads(line)
-        kind, told_at = _KINDS[found.pop("record")], float(found.pop("time"))
-        return Told(told_at, kind(**{name: _number(name, value) for name, value in found.items()}))
+        read, told_at = _READ[found.pop("record")], float(found.pop("time"))
+        record: Record = read({name: _number(name, value) for name, value in found.items()})
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+    return Told(told_at, record) if _counts(record) else None
+
+
+def _counts(record: Record) -> bool:
+    """Whether its steps are such as there can be."""
+    if isinstance(record, Note):
+        return True
+    steps = record.steps if isinstance(record, Step) else max(record.step, 1)
+    return 0 <= record.step < _MOST_STEPS and 1 <= steps < _MOST_STEPS
 
 
 def _number(name: str, value: Any) -> Any:

@@ -21,6 +21,8 @@ from aim_trainer.run_directory import RunDirectory
 
 from .series import Series
 
+#: Of a judgement.
+_MAPPINGS, _LISTS = ("base", "tuned", "delta", "n", "unmeasured"), ("gates", "samples", "regressions")
 _MOST_NOTES, _MOST_SAVED = 200, 10_000
 _TOOLS = ("aim-kserve", "torch", "transformers", "peft", "bitsandbytes", "ray", "deepspeed", "tokenizers", "datasets")
 
@@ -109,8 +111,8 @@ def read_run(run: RunDirectory) -> Left:
         _job(run.job, warnings),
         curves,
         _evaluation(run.evaluation, warnings),
-        _rows(run.data / "train"),
-        _rows(run.data / "validation"),
+        _rows(run.data / "train", warnings),
+        _rows(run.data / "validation", warnings),
         _versions(),
         warnings,
     )
@@ -126,24 +128,41 @@ def _job(file: Path, warnings: list[str]) -> FineTuningJob | None:
 
 def _evaluation(file: Path, warnings: list[str]) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(file.read_bytes(), parse_int=_whole)
         if isinstance(found, dict):
-            return found
+            return _in_shape(found)
         warnings.append("evaluation.json: not the result of an evaluation")
     except FileNotFoundError:
         pass
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         warnings.append(f"evaluation.json: not JSON: {problem}")
     return {}
 
 
-def _rows(folder: Path) -> Rows | None:
+def _whole(digits: str) -> int | float:
+    """More than 64 bits would be too large to draw; infinite at worst, and told as unknown."""
+    return int(digits) if len(digits) < len(str(2**63)) else float(digits)
+
+
+def _in_shape(found: dict[str, Any]) -> dict[str, Any]:
+    """Mappings and lists of mappings where a judgement has them; what is none of these there is left out."""
+    mappings = {key: value for key in _MAPPINGS if isinstance(value := found.get(key), dict)}
+    lists = {key: found[key] for key in _LISTS if isinstance(found.get(key), list)}
+    return mappings | {key: [each for each in value if isinstance(each, dict)] for key, value in lists.items()}
+
+
+def _rows(folder: Path, warnings: list[str]) -> Rows | None:
     """Of the newest whole directory: an earlier one is of a job that was changed."""
     whole = sorted(folder.glob("*/about.json"), key=lambda about: about.stat().st_mtime)
     if not whole:
         return None
-    tokens = Tokens(whole[-1].parent)
-    return Rows(whole[-1].parent.name, np.sort(tokens.lengths()), tokens.about)
+    try:
+        tokens = Tokens(whole[-1].parent)
+        about = dict(tokens.about)
+    except (OSError, ValueError, TypeError) as problem:
+        warnings.append(f"{whole[-1].parent}: damaged, and made anew by the next run: {problem}")
+        return None
+    return Rows(whole[-1].parent.name, np.sort(tokens.lengths()), about)
 
 
 def _versions() -> dict[str, str]:
