@@ -355,7 +355,7 @@ def test_saved_amd_smi_output_speaks_for_its_node_not_for_this_machine(tmp_path:
     bus = {"bdf": "0000:05:00.0"}
     saved.write_text(json.dumps({"gpu_data": [{"gpu": 0, "asic": asic, "bus": bus, "partition": partition}]}))
     findings = examined("--amd-smi", saved)
-    assert {one.seen for one in only(findings, "ok")} == {"card 0: MI300X, SPX/NPS1, 1 devices"}
+    assert {one.seen for one in only(findings, "ok")} == {"card 0: MI300X, SPX/NPS1, 1 device"}
     assert {one.check for one in only(findings, "unknown")} >= {"driver", "versions", "device files", "variables"}
 
 
@@ -371,7 +371,7 @@ if RECORDED.is_dir():
             ("sysfs/mi210_unpartitionable", []),
             ("kfd/mi210", []),
             # Nine of its sixteen nodes were recorded.
-            ("kfd/mi300x_cpx", ["card 1: MI300X, CPX/NPS?, 1 devices: CPX makes 8"]),
+            ("kfd/mi300x_cpx", ["card 1: MI300X, CPX/NPS?, 1 device: CPX makes 8"]),
         ],
     )
     def test_recorded_trees(recorded: str, errors: list[str]):

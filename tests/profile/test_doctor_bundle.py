@@ -8,12 +8,13 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from aim_profile.cli.app import app
 from aim_profile.doctor import bundle
+from aim_profile.doctor.examine import Asked, examine
 from aim_profile.doctor.redaction import Redactor
 from aim_profile.nodes.read import load_emulated
 from sysfs_tree import write_mi300x_cpx, write_sysfs_card
@@ -119,6 +120,9 @@ def test_no_planted_secret_is_in_the_bundle(tree: Path, tmp_path: Path):
     findings = json.loads(found["aim-profile-doctor/findings.json"])["findings"]
     here = json.loads(result.stdout)["findings"]
     assert [(one["check"], one["severity"]) for one in findings] == [(one["check"], one["severity"]) for one in here]
+    assert {"<--kube-node>", "<--root>/sys/class/kfd/kfd/topology/nodes and <--root>/sys/bus/pci/drivers/amdgpu"} <= {
+        one["where"] for one in findings
+    }
     versions = json.loads(found["aim-profile-doctor/versions.json"])
     assert (versions["kernel"], versions["amdgpu"], versions["ROCm"]) == ("6.8.0", "6.10.5", "6.4.1")
 
@@ -150,6 +154,27 @@ def test_the_tree_in_it_reads_as_the_node_it_is_of(tree: Path, tmp_path: Path):
     assert [card.mode_label for card in node.cards] == ["CPX/NPS4"] * 2
     assert {(card.unique_id, card.hive_id) for card in node.cards} == {(None, None)}
     assert node.name is None
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_damage_to_the_tree_is_a_stack_trace_or_a_leak(tree: Path, tmp_path: Path, data: st.DataObject):
+    """Any file empty, cut, of other bytes, or a directory: findings, and a bundle without what is planted."""
+    files = sorted(file for file in tree.rglob("*") if file.is_file())
+    file = data.draw(st.sampled_from(files), label="file")
+    damage = data.draw(
+        st.sampled_from([b"", b"\xff\0", TOKEN.encode(), f"{HOST} {UNIQUE}".encode(), None]), label="damage"
+    )
+    before = file.read_bytes()
+    file.unlink()
+    try:
+        file.mkdir() if damage is None else file.write_bytes(damage)
+        found = examine(Asked(root=tree))
+        bundle.write_bundle(tmp_path / "report.tar.gz", Asked(root=tree), found)
+        nothing_planted(tmp_path / "report.tar.gz")
+    finally:
+        file.rmdir() if damage is None else file.unlink()
+        file.write_bytes(before)
 
 
 def test_a_plan_s_names_are_left_out(tmp_path: Path):
@@ -196,12 +221,12 @@ def test_what_is_called_a_secret_is_replaced(text: str):
     ],
 )
 def test_facts_stay(text: str):
-    assert Redactor(["n7", "node"]).text(text) == text
+    assert Redactor([("n7", "node"), ("node", "node")]).text(text) == text
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_a_private_name_is_nowhere_between_other_words(before: str, after: str):
-    assert HOST not in Redactor([HOST]).text(f"{before} {HOST} {after}")
+    assert HOST not in Redactor([(HOST, "node")]).text(f"{before} {HOST} {after}")
 
 
 def test_it_has_a_bound(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -67,7 +67,7 @@ class Written(NamedTuple):
 
 def write_bundle(file: Path, asked: Asked, found: Examination) -> Written:
     """The report as tar.gz, whole or not at all. Raises AimProfileError naming the file where it cannot be written."""
-    redactor = Redactor(_private(asked, found.node))
+    redactor = Redactor([*_names(asked, found.node), *_paths(asked)])
     kernel, left_out = _bounded(_kernel_files(found.system))
     kept = redactor.value([finding.model_dump() for finding in found.findings])
     ours = {
@@ -81,19 +81,26 @@ def write_bundle(file: Path, asked: Asked, found: Examination) -> Written:
     return Written(len(kernel), tuple(left_out), len(packed))
 
 
-def _private(asked: Asked, node: Node) -> Iterator[str]:
-    """Every name and path that was given, or that the node has."""
-    names = [node.name or "", *(([os.uname().nodename]) if asked.root is None else [])]
+def _names(asked: Asked, node: Node) -> Iterator[tuple[str, str]]:
+    """Every name that the node, the cluster or the plan has, whole and without its domain."""
+    nodes = [node.name or "", *([os.uname().nodename] if asked.root is None else [])]
     if asked.kube is not None:
-        names += [asked.kube[0].metadata.name, asked.kube[1]]
+        nodes.append(asked.kube[0].metadata.name)
     if asked.plan is not None:
-        plan, file, name = asked.plan
-        names += [file, name or "", *(card.node for card in plan.cards)]
-        names += [word for placement in plan.placements for word in (placement.id, placement.workload)]
-    for name in names:
-        yield from (name, name.partition(".")[0])
-    yield from (str(path) for path in (asked.root, asked.emulated, *asked.amd_smi) if path is not None)
-    yield str(Path.home())
+        plan, _, name = asked.plan
+        nodes += [name or "", *(card.node for card in plan.cards)]
+        yield from ((word, "workload") for one in plan.placements for word in (one.id, one.workload))
+    yield from ((word, "node") for name in nodes for word in (name, name.partition(".")[0]))
+
+
+def _paths(asked: Asked) -> Iterator[tuple[str, str]]:
+    """Every path that was given, and the option by which."""
+    yield from ((str(file), "--amd-smi") for file in asked.amd_smi)
+    files = (
+        *((str(asked.root or ""), "--root"), (str(asked.emulated or ""), "--node")),
+        *((asked.kube[1] if asked.kube else "", "--kube-node"), (asked.plan[1] if asked.plan else "", "--plan")),
+    )
+    yield from (*files, (str(Path.home()), "home"))
 
 
 def _nameless(node: Node, redactor: Redactor) -> Node:

@@ -73,15 +73,19 @@ def _contradictions(one: tuple[str, Card], two: tuple[str, Card]) -> Iterator[st
             words = what.replace("_", " ")
             yield f"card {card.index}: the {words} is {here} by {name}, {there} by {other_name}"
     if card.partitions and other.partitions and len(card.partitions) != len(other.partitions):
-        counts = f"{len(card.partitions)} devices by {name}, {len(other.partitions)} by {other_name}"
+        counts = f"{_devices(card)} by {name}, {len(other.partitions)} by {other_name}"
         yield f"card {card.index}: {counts}"
+
+
+def _devices(card: Card) -> str:
+    return f"{len(card.partitions)} device{'s' * (len(card.partitions) != 1)}"
 
 
 def modes(node: Node, where: str) -> Iterator[Finding]:
     """Each card's mode, alone and beside those of its neighbours."""
     cards = [card for card in node.cards if not card.is_cpu]
     if not cards:
-        remedy = "see what the driver's finding says; without a GPU there is nothing more to look at"
+        remedy = "see `driver` and `witnesses`; without a GPU there is nothing more to look at"
         yield unknown("cards", "no AMD GPU is shown", where, remedy)
     for card in cards:
         yield _catalogued(card, where)
@@ -90,7 +94,7 @@ def modes(node: Node, where: str) -> Iterator[Finding]:
 
 
 def _catalogued(card: Card, where: str) -> Finding:
-    seen = f"card {card.index}: {card.product}, {card.mode_text}, {len(card.partitions)} devices"
+    seen = f"card {card.index}: {card.product}, {card.mode_text}, {_devices(card)}"
     if card.accelerator is None:
         return unknown("cards", seen, where, card.report or "add the output of `amd-smi static --json` by --amd-smi")
     count = partition_count(card.accelerator.xcds, card.compute_partition) if card.compute_partition else None

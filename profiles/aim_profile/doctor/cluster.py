@@ -130,8 +130,7 @@ def cluster(kube: KubeNode, node: Node, driver: str | None, where: str, slices: 
     if node.name and node.name != kube.metadata.name:
         remedy = "give the file of the node that is looked at; else ignore this"
         yield warning("node", f"the file is of {kube.metadata.name}, the node's name is {node.name}", where, remedy)
-    devices = node.devices if cards else 0
-    yield _advertised(kube.resources, cards, devices, where) if not slices else _offered(slices, kube, devices, where)
+    yield _offered(slices, kube, cards, where) if slices else _advertised(kube.resources, cards, where)
     yield from _labels(kube.metadata.labels, cards, driver, where)
 
 
@@ -150,8 +149,9 @@ def _schedulable(kube: KubeNode, where: str) -> Iterator[Finding]:
         yield warning("node", f"tainted {_SWITCHING}: a switch of modes is under way, or was left", where, remedy)
 
 
-def _advertised(found: dict[str, int], cards: Sequence[Card], devices: int, where: str) -> Finding:
+def _advertised(found: dict[str, int], cards: Sequence[Card], where: str) -> Finding:
     """The device plugin's resources beside the kernel's devices, under either of its naming strategies."""
+    devices = sum(len(card.partitions) for card in cards)
     if not found:
         remedy = "start the device plugin; where the DRA driver serves the node, give --resource-slices"
         return error(_ALLOCATABLE, "nothing of amd.com is allocatable", where, remedy)
@@ -188,10 +188,14 @@ def _by_mode(cards: Sequence[Card]) -> dict[str, int] | None:
     return found
 
 
-def _offered(slices: int, kube: KubeNode, devices: int, where: str) -> Finding:
+def _offered(slices: int, kube: KubeNode, cards: Sequence[Card], where: str) -> Finding:
+    devices = sum(len(card.partitions) for card in cards)
     if any(kube.resources.values()):
         seen = f"{slices} devices by the DRA driver, and resources of the device plugin as well"
         return error(_ALLOCATABLE, seen, where, "run one of them: they give the same device away twice")
+    if not cards:
+        seen = f"{slices} devices by the DRA driver; the node's own devices are not known"
+        return unknown(_ALLOCATABLE, seen, where, "see `cards`")
     if slices != devices:
         remedy = "restart the DRA driver's pod of this node; it must be 1.0.1 or newer for partitions"
         return error(_ALLOCATABLE, f"{slices} devices by the DRA driver, but the kernel shows {devices}", where, remedy)

@@ -47,7 +47,7 @@ def driver(system: System) -> Iterator[Finding]:
     if loaded:
         state = system.text(f"{_MODULE}/initstate")
         yield (
-            ok("driver", "amdgpu is loaded", f"/{_MODULE}")
+            ok("driver", "amdgpu is loaded", f"/{_MODULE if system.has(_MODULE) else _DRIVER}")
             if state in (None, "live")
             else error("driver", "amdgpu is loaded but not live", f"/{_MODULE}/initstate", "read `dmesg | grep amdgpu`")
         )
@@ -64,11 +64,12 @@ def driver(system: System) -> Iterator[Finding]:
 
 def _unbound(system: System) -> list[tuple[str, str, str | None]] | None:
     """AMD's known GPUs on the PCI bus that are not amdgpu's: address, id, driver; None where the bus is not there."""
-    bus = system.path(_PCI_DEVICES)
-    if bus is None:
+    try:
+        devices = sorted((system.path(_PCI_DEVICES) or Path("absent")).iterdir())
+    except OSError:
         return None
     found = []
-    for device in sorted(bus.iterdir()):
+    for device in devices:
         name = f"{_PCI_DEVICES}/{device.name}"
         pci_id = system.text(f"{name}/device") or ""
         if system.text(f"{name}/vendor") != _AMD or not _known(pci_id) or system.has(f"{_DRIVER}/{device.name}"):

@@ -37,16 +37,18 @@ _COMMON = {"", ".", "/", "node", "localhost"}
 
 
 class Redactor:
-    """private: names and paths, as they were given; the longest is replaced first, whatever its case."""
+    """private: names and paths as they were given, each with what it is; the longest goes first, whatever its case."""
 
-    def __init__(self, private: Iterable[str]) -> None:
-        words = sorted({word for word in private if word.lower() not in _COMMON}, key=len, reverse=True)
+    def __init__(self, private: Iterable[tuple[str, str]]) -> None:
+        self._stands_for = {word.lower(): what for word, what in private if word.lower() not in _COMMON}
+        words = sorted(self._stands_for, key=len, reverse=True)
         inner = "|".join(map(re.escape, words))
         self._private = re.compile(rf"(?<![\w-])(?:{inner})(?![\w-])", re.IGNORECASE) if words else None
 
     def text(self, text: str) -> str:
         """The sentence without them, and no longer than a sentence is."""
-        text = text if self._private is None else self._private.sub("<private>", text)
+        if self._private is not None:
+            text = self._private.sub(lambda found: f"<{self._stands_for.get(found[0].lower(), 'name')}>", text)
         text = _ID.sub("<id>", _SECRET.sub("<secret>", text))
         return _ADDRESS.sub(_address, text)[:_MOST_CHARS]
 
