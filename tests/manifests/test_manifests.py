@@ -55,7 +55,7 @@ def runtime_of(service: Object) -> Object:
 
 def test_what_is_there_is_what_is_made() -> None:
     assert drift(MANIFESTS) == []
-    assert len(FILES) == 33
+    assert len(FILES) == 34
     assert Counter(document["kind"] for document in objects()) == {
         "ClusterServingRuntime": 14,
         "InferenceService": 3,
@@ -351,7 +351,7 @@ FOLDERS = sorted(path.parent for path in FILES if path.name == "kustomization.ya
 
 
 def test_every_file_is_reached_from_its_folder() -> None:
-    assert len(FOLDERS) == 16
+    assert len(FOLDERS) == 17
     for folder in FOLDERS:
         listed = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
         own = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
@@ -374,6 +374,11 @@ def chosen(runtimes: list[Object], model_format: str) -> str:
             {"aim-llamacpp", "aim-sglang", "aim-vllm", "aim-vllm-cpx-nps1", "aim-vllm-cpx-nps4"},
             "aim-vllm",
         ),
+        (
+            "mi355x-cpx",
+            {"aim-llamacpp", "aim-sglang", "aim-vllm", *(f"aim-vllm-cpx-nps{count}" for count in (1, 2, 4))},
+            "aim-vllm",
+        ),
     ],
 )
 def test_an_overlay_leaves_what_its_nodes_can_run(overlay: str, names: set[str], for_safetensors: str) -> None:
@@ -385,13 +390,15 @@ def test_an_overlay_leaves_what_its_nodes_can_run(overlay: str, names: set[str],
         assert [line for runtime in runtimes for line in violations(runtime)] == []
 
 
-def test_an_overlay_binds_gpu_runtimes_to_its_product() -> None:
-    runtimes = {name_of(runtime): runtime["spec"] for runtime in built(MANIFESTS / "overlays/mi300x-cpx")}
-    ids = [f"{known.id:04x}" for known in by_name("MI300X").pci_ids]
+@pytest.mark.parametrize("product", ["MI300X", "MI355X"])
+def test_an_overlay_binds_gpu_runtimes_to_its_product(product: str) -> None:
+    overlay = MANIFESTS / f"overlays/{product.lower()}-cpx"
+    runtimes = {name_of(runtime): runtime["spec"] for runtime in built(overlay)}
+    ids = [f"{known.id:04x}" for known in by_name(product).pci_ids]
     for name, spec in runtimes.items():
         variables = {each["name"]: each["value"] for each in spec["containers"][0].get("env", [])}
         assert ("affinity" in spec) == (name != "aim-llamacpp")
-        assert ("GPU_ARCHS" in variables) == name.startswith("aim-vllm")
+        assert variables.get("GPU_ARCHS") == (by_name(product).gfx if name.startswith("aim-vllm") else None)
         if "affinity" in spec:
             (term,) = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
                 "nodeSelectorTerms"

@@ -232,10 +232,20 @@ def test_a_plan_is_parsed_once(
         (("-n", ""), "namespace: '' is no name of a namespace"),
         (("--operator-namespace", "x y"), "operator-namespace: 'x y'"),
         (("--image", "a b"), "image: 'a b' is no image"),
+        (("--runtime", "A_b"), "runtime: 'A_b' is no name of a ClusterServingRuntime"),
+        (("--runtime", "aim-vllm", "--image", "a:1"), "image: aim-vllm is there already, with an image of its own"),
     ],
 )
 def test_render_ignores_nothing_it_is_told(planned: Path, options: tuple[str, ...], says: str) -> None:
     assert says in refusal("render", planned, *options)
+
+
+def test_a_runtime_that_is_there_is_named_and_not_rendered(planned: Path) -> None:
+    text = run("render", planned, "--runtime", "aim-vllm").stdout
+    assert "kind: ClusterServingRuntime" not in text
+    assert text.count("runtime: aim-vllm\n") == text.count("kind: InferenceService") == 4
+    # What a rendered runtime would have set is the service's.
+    assert text.count("name: GPU_ARCHS") == 4
 
 
 def test_an_address_alone_is_the_only_service_s(tmp_path: Path) -> None:

@@ -87,6 +87,18 @@ def test_a_pod_asks_the_device_plugin_for_its_devices(
     assert predictor.get("nodeSelector", {}).get("amd.com/gpu.compute-memory-partition") == selector
 
 
+@pytest.mark.parametrize(
+    ("runtime", "strategy", "asks"),
+    [("aim-vllm-cpx-nps1", "mixed", "amd.com/cpx_nps4"), ("aim-vllm-cpx-nps4", "single", "amd.com/gpu")],
+)
+def test_a_runtime_of_another_resource_is_refused(runtime: str, strategy: Any, asks: str) -> None:
+    with pytest.raises(RenderError, match=rf"{runtime} asks for .* m is for {asks}; name aim-vllm"):
+        render_services([Service("m", profile())], Target(strategy=strategy, runtime=runtime))
+    for other in ("aim-vllm", "mine", "aim-vllm-cpx-nps4"):
+        (served,) = render_services([Service("m", profile())], Target(runtime=other))
+        assert served[1]["spec"]["predictor"]["model"]["runtime"] == other
+
+
 def node_expressions(served: dict[str, Any]) -> dict[str, list[str]]:
     affinity = served["spec"]["predictor"]["affinity"]["nodeAffinity"]
     (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]

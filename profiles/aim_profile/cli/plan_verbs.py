@@ -130,6 +130,9 @@ def render(
     namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Of the InferenceServices.")] = None,
     strategy: StrategyOption = "mixed",
     image: Annotated[str | None, typer.Option(help="The runtime's image.")] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="A ClusterServingRuntime that is there already; rendered when left out.")
+    ] = None,
     operator_namespace: Annotated[
         str, typer.Option(help="With a plan: where the GPU operator runs, for its ConfigMap.")
     ] = "kube-amd-gpu",
@@ -155,7 +158,7 @@ def render(
     guarded(
         lambda: plans.render(
             source,
-            target_of(namespace, strategy, image, operator_namespace),
+            target_of(namespace, strategy, image, operator_namespace, runtime),
             workloads=workloads,
             storage_uris=plans.storage_uris(storage_uri or ()),
             name=name,

@@ -35,8 +35,12 @@ _OWN_SETTINGS = ("max-model-len", "max-num-seqs", "tensor-parallel-size")
 # an engine needs to start.
 _CPUS_PER_CARD, _MEMORY_GIB_PER_CARD = 4, 32
 _LEAST_MEMORY_GIB = 8
-# An RFC 1123 label; and of an image's name what no shell or YAML could have meant otherwise.
+# What manifests/ calls the runtimes that ask for one partition of a kind.
+_VARIANT = re.compile(r"aim-vllm-([cdqst]px)-(nps[124])")
+# An RFC 1123 label; labels with dots between, an object's name; of an image's name what no shell or YAML could have
+# meant otherwise.
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_OBJECT = re.compile(rf"(?=.{{1,253}}$){_NAMESPACE.pattern}(\.{_NAMESPACE.pattern})*")
 _IMAGE = re.compile(r"[a-zA-Z0-9][\w.:/@+-]*", re.ASCII)
 _ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.gguf)")
 
@@ -60,7 +64,9 @@ class Target(NamedTuple):
     runtime: str | None = None
 
 
-def target_of(namespace: str | None, strategy: Strategy, image: str | None, operator_namespace: str) -> Target:
+def target_of(
+    namespace: str | None, strategy: Strategy, image: str | None, operator_namespace: str, runtime: str | None = None
+) -> Target:
     """A Target whose names Kubernetes takes. Raises RenderError."""
     for field, name in (("namespace", namespace), ("operator-namespace", operator_namespace)):
         if name is not None and not _NAMESPACE.fullmatch(name):
@@ -74,7 +80,26 @@ def target_of(namespace: str | None, strategy: Strategy, image: str | None, oper
         raise RenderError(
             f"image: {image!r} is no image", field="image", value=image, remedy="write [REGISTRY/]NAME[:TAG][@DIGEST]"
         )
-    return Target(namespace, strategy, image, operator_namespace)
+    if runtime is not None:
+        _check_runtime(runtime, image)
+    return Target(namespace, strategy, image, operator_namespace, runtime)
+
+
+def _check_runtime(runtime: str, image: str | None) -> None:
+    if not _OBJECT.fullmatch(runtime):
+        raise RenderError(
+            f"runtime: {runtime!r} is no name of a ClusterServingRuntime",
+            field="runtime",
+            value=runtime,
+            remedy="lower case, digits, - and . only, as `kubectl get clusterservingruntimes` shows it",
+        )
+    if image is not None:
+        raise RenderError(
+            f"image: {runtime} is there already, with an image of its own",
+            field="image",
+            value=image,
+            remedy="leave out --image, or --runtime to have one rendered",
+        )
 
 
 class Service(NamedTuple):
@@ -123,6 +148,7 @@ def inference_service(service: Service, target: Target) -> dict[str, Any]:
     """The InferenceService of one profile. Raises RenderError for a name Kubernetes refuses, or a foreign engine."""
     _check(service)
     accelerator, mode = _device(service.profile)
+    _check_partition(service, _resource(mode, accelerator, target.strategy), target.runtime)
     devices = max(1, service.profile.metadata.gpu_count)
     own = {} if target.runtime else environment(accelerator, accelerator.mode("SPX"), 1)
     predictor = {
@@ -215,6 +241,18 @@ def _check(service: Service) -> None:
             field="storage-uri",
             value=model_id,
             remedy=f"say where the cluster finds it: --storage-uri {service.name}=pvc://claim/path (or s3://, hf://)",
+        )
+
+
+def _check_partition(service: Service, resource: str, runtime: str | None) -> None:
+    """KServe merges both: a pod of another partition's runtime would ask for a device of each kind."""
+    variant = _VARIANT.fullmatch(runtime or "")
+    if variant and resource != f"amd.com/{variant[1]}_{variant[2]}":
+        raise RenderError(
+            f"runtime: {runtime} asks for amd.com/{variant[1]}_{variant[2]}, and {service.name} is for {resource}",
+            field="runtime",
+            value=runtime,
+            remedy="name aim-vllm, which asks for nothing of its own",
         )
 
 

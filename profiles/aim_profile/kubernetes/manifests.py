@@ -98,6 +98,7 @@ def manifests() -> dict[str, str]:
             ["../../base"], [_CPU_IMAGE], [_dropped("aim-vllm"), _dropped("aim-sglang")]
         ),
         "overlays/mi300x-cpx/kustomization.yaml": _on_product(by_name("MI300X"), "CPX"),
+        "overlays/mi355x-cpx/kustomization.yaml": _on_product(by_name("MI355X"), "CPX"),
         **_folder("samples/one-model-cpu", {"one-model-cpu": [(_ONE_CPU, _cpu_service())]}),
         **_folder("samples/one-model", {"one-model": [(_ONE, _service())]}),
         **_folder("samples/guarded-model", {"guarded-model": _guarded()}, [_GUARDRAIL_IMAGE]),
