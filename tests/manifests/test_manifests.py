@@ -291,6 +291,8 @@ def test_the_guardrail_knows_what_its_sample_and_kserve_tell_it(tmp_path: Path) 
     arguments = flags(container, "", *kserves, "--http_port", "8080", annotations_file(service, tmp_path))
     settings = loaded(GuardrailSettings, container, arguments)
     assert settings.policy == Path("chat")
+    # KServe's defaulter would put a limit of 1 CPU where none is.
+    assert container["resources"]["limits"].keys() == {"cpu", "memory"}
     assert container["readinessProbe"]["httpGet"]["path"] == "/v2/models/qwen3-8b-guarded/ready"
 
 

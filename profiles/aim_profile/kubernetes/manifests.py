@@ -322,7 +322,8 @@ def _guardrail(model_name: str) -> dict[str, Any]:
         "command": ["python", "-m", "aim_guardrail"],
         "ports": [dict(port) for port in PORTS],
         **probes(model_name),
-        "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "2Gi"}},
+        # Without a limit of its own KServe gives a transformer one: 1 CPU.
+        "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "2Gi"}},
         "securityContext": dict(RESTRICTED),
         "volumeMounts": [dict(PODINFO_MOUNT)],
     }
