@@ -21,6 +21,7 @@ import re
 import unicodedata
 from array import array
 from bisect import bisect_right
+from collections.abc import Sequence
 from functools import lru_cache
 
 CONTEXT_CHARS = 512
@@ -81,13 +82,19 @@ _OPEN_KEY_HEADER = re.compile(r"-----BEGIN[ A-Z0-9_-]{0,130}\Z", re.IGNORECASE)
 
 
 class Text:
-    """A text and its folded form `scan` (ASCII). ASCII without escapes is its own folded form, at no cost."""
+    """A text and its folded form `scan` (ASCII). ASCII without escapes is its own folded form, at no cost.
 
-    __slots__ = ("_starts", "original", "scan")
+    Attributes:
+        decoded: from which index on its encoded runs were looked for, and each: where it is and what it says; None:
+            nobody looked yet. Detectors share it.
+    """
+
+    __slots__ = ("_starts", "decoded", "original", "scan")
 
     def __init__(self, original: str) -> None:
         self.original = original
         self._starts: array[int] | None = None
+        self.decoded: tuple[int, Sequence[tuple[int, int, str]]] | None = None
         self.scan = original
         if not original.isascii() or "\0" in original:
             pieces = (original[at : at + WINDOW_CHARS] for at in range(0, len(original), WINDOW_CHARS))

@@ -60,7 +60,9 @@ def with_views(text: Text, since: int, search: Callable[[Text, int], list[Findin
     in the run as it stands.
     """
     plain = sorted(search(text, since), key=_start)
-    return [*plain, *(f for view in views_of(text.scan, since) for f in _of_run(text, view, search, plain))]
+    if text.decoded is None or text.decoded[0] != since:
+        text.decoded = since, list(views_of(text.scan, since))
+    return [*plain, *(f for view in text.decoded[1] for f in _of_run(text, View(*view), search, plain))]
 
 
 def _of_run(

@@ -28,20 +28,25 @@ class Hit(NamedTuple):
 
 
 class Row:
-    """A row `[start, end)` within `scan`."""
+    """A row `[start, end)` within `scan`.
 
-    __slots__ = ("_groups", "end", "scan", "start")
+    Attributes:
+        groups: the spans of its groups, in order; found when they are first asked for, which of a row that is too
+            short, or known to be something else, they never are.
+    """
 
-    def __init__(self, scan: str, start: int, end: int, groups: Sequence[tuple[int, int]] = ()) -> None:
+    __slots__ = ("end", "groups", "scan", "start")
+    groups: Sequence[tuple[int, int]]
+
+    def __init__(self, scan: str, start: int, end: int) -> None:
         self.scan, self.start, self.end = scan, start, end
-        self._groups = groups
 
-    @property
-    def groups(self) -> Sequence[tuple[int, int]]:
-        """The spans of its groups, in order. Most rows are too short, or known to be something else, to be asked."""
-        if not self._groups:
-            self._groups = [group.span(1) for group in _GROUP.finditer(self.scan, self.start, self.end)]
-        return self._groups
+    def __getattr__(self, name: str) -> Sequence[tuple[int, int]]:
+        """Asked only for what has not been set."""
+        if name != "groups":
+            raise AttributeError(name)
+        self.groups = [group.span(1) for group in _GROUP.finditer(self.scan, self.start, self.end)]
+        return self.groups
 
     def gap(self, index: int) -> str:
         """What stands before the group of that index, percent-encoding undone; `""` before the first."""
@@ -72,9 +77,9 @@ def _outside_uris(row: Row) -> Iterator[Row]:
     for index in range(1, len(groups)):
         end, start = groups[index - 1][1], groups[index][0]
         if scan.find(" ", end + 1, start) >= 0 and in_uri(scan, end):
-            yield Row(scan, groups[first][0], end, groups[first:index])
+            yield Row(scan, groups[first][0], end)
             first = index
-    yield Row(scan, groups[first][0], groups[-1][1], groups[first:])
+    yield Row(scan, groups[first][0], row.end)
 
 
 def in_uri(scan: str, index: int) -> bool:

@@ -157,8 +157,13 @@ def international_lengths(digits: str) -> tuple[int, frozenset[int]]:
     for size in (1, 2, 3):
         code = int(digits[:size] or 0)
         if digits[:1] != "0" and code in phonenumbers.COUNTRY_CODE_TO_REGION_CODE:
-            return size, frozenset(size + length for length in _plan(code).lengths)
+            return size, _whole_lengths(code, size)
     return 0, frozenset()
+
+
+@functools.cache
+def _whole_lengths(code: int, size: int) -> frozenset[int]:
+    return frozenset(size + length for length in _plan(code).lengths)
 
 
 def is_international(code: int, national: str) -> bool:

@@ -32,6 +32,7 @@ _AFTER_AREA = frozenset({"/", " / ", " - "})
 _WIDE = _AFTER_AREA | {" "}
 _PLUS = re.compile(r"(?:\(\+|\+\(?|%2[Bb])\Z")
 _OPENING = re.compile(r"[(\[]\Z")
+_LEADS = frozenset("+([Bb")  # with one of which both of them end
 _EMPHASIS = "_*~"
 # In a word, a version, a range of two dots, behind the point of a decimal; `Tel.030` is a label.
 _PART_BEFORE = re.compile(r"(?:[A-Za-z0-9][-.]?|(?<!\.)\.\.|(?:\A|[^A-Za-z0-9.])\.)\Z")
@@ -118,6 +119,8 @@ def _lead(row: Row, index: int) -> str:
     """The +, the opening bracket or both that stand right before a group and belong to the number."""
     start = row.groups[index][0]
     before = row.scan[max(start - 3, 0) : start]
+    if before[-1:] not in _LEADS:
+        return ""
     mark = _PLUS.search(before) or _OPENING.search(before)
     return mark[0] if mark else ""
 

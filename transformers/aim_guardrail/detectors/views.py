@@ -11,6 +11,7 @@ text. What a view shows of a character depends on its unit, a few characters bef
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from aim_guardrail.text import BREAKS
 
@@ -43,7 +44,9 @@ _COLON = re.compile(rf"[:+](?:(?<=\+){_KEY}|(?<=:)(?<=[A-Za-z0-9_.-]{{12}}.){_NO
 def views(scan: str) -> list[str]:
     """The folded text itself, and the views of it that differ. Linear in its length."""
     punctuated = _PUNCTUATION.sub(";", scan)
-    unmarked = [_ESCAPES.sub("   ", text) for text in _without_marks(punctuated)]
+    unmarked: Sequence[str] = _without_marks(punctuated) if _MARKUP.search(punctuated) else (punctuated,)
+    if "%" in punctuated:
+        unmarked = [_ESCAPES.sub("   ", text) for text in unmarked]
     return list(dict.fromkeys([scan, punctuated, *unmarked, _SLASH.sub(";", punctuated), _COLON.sub(";", punctuated)]))
 
 
