@@ -359,6 +359,57 @@ def test_saved_amd_smi_output_speaks_for_its_node_not_for_this_machine(tmp_path:
     assert {one.check for one in only(findings, "unknown")} >= {"driver", "versions", "device files", "variables"}
 
 
+def saved_amd_smi(file: Path, compute: str, devices: int, cards: int = 2) -> Path:
+    rows = [
+        {
+            "gpu": card * devices + number,
+            "bus": {"bdf": f"0000:{bus}:00.{number}"},
+            "asic": {"device_id": "0x74a1"},
+            "partition": {"compute_partition": compute, "memory_partition": "NPS4", "partition_id": number},
+        }
+        for card, bus in enumerate(("05", "16", "27")[:cards])
+        for number in range(devices)
+    ]
+    file.write_text(json.dumps({"gpu_data": rows}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("compute", "devices", "cards", "severity", "seen"),
+    [
+        ("CPX", 8, 2, "ok", "KFD and amd-smi agree on 2 cards"),
+        ("CPX", 1, 2, "ok", "KFD and amd-smi agree on 2 cards"),
+        ("CPX", 7, 2, "error", "card 1: 8 devices by KFD, 7 by amd-smi"),
+        ("DPX", 2, 2, "error", "card 0: the compute partition is CPX by KFD, DPX by amd-smi"),
+        ("CPX", 8, 1, "error", "KFD lists 2 cards, amd-smi 1"),
+        ("CPX", 8, 3, "error", "KFD lists 2 cards, amd-smi 3"),
+    ],
+)
+def test_saved_amd_smi_output_is_a_third_witness(
+    tree: Path, tmp_path: Path, compute: str, devices: int, cards: int, severity: str, seen: str
+):
+    saved = saved_amd_smi(tmp_path / "static.json", compute, devices, cards)
+    findings = examined("--root", tree, "--amd-smi", saved, code=int(severity == "error"))
+    assert (severity, seen) in [(one.severity, one.seen) for one in findings]
+    assert "card 1: MI300X, CPX/NPS4, 8 devices" in [one.seen for one in only(findings, "ok")]
+
+
+def test_what_amd_smi_does_not_say_contradicts_nobody(tree: Path, tmp_path: Path):
+    """`amd-smi list --json` and `static --partition --json` have no device id."""
+    saved = saved_amd_smi(tmp_path / "static.json", "CPX", 8)
+    rows = json.loads(saved.read_text())["gpu_data"]
+    saved.write_text(json.dumps([{key: row[key] for key in ("gpu", "bus", "partition")} for row in rows]))
+    assert only(examined("--root", tree, "--amd-smi", saved), "error", "warning") == []
+
+
+def test_saved_output_that_is_none_leaves_the_tree_to_speak(tree: Path, tmp_path: Path):
+    saved = tmp_path / "static.json"
+    saved.write_text("[{")
+    findings = examined("--root", tree, "--amd-smi", saved, code=1)
+    assert [(one.check, one.where) for one in only(findings, "error")] == [("witnesses", str(saved))]
+    assert "card 1: MI300X, CPX/NPS4, 8 devices" in [one.seen for one in only(findings, "ok")]
+
+
 # Real trees, where they lie beside the checkout; a clone without them has no such tests.
 RECORDED = Path(__file__).parents[3] / "shared" / "fixtures"
 if RECORDED.is_dir():

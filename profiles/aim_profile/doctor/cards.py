@@ -40,7 +40,9 @@ def _compared(first: Testimony, other: Testimony) -> Iterator[Finding]:
     where = f"{first.where} and {other.where}"
     pairs = _pairs(first.cards or (), other.cards or ())
     if pairs is None:
-        seen = f"{first.witness} lists {len(first.cards or ())} cards, {other.witness} {len(other.cards or ())}"
+        seen = (
+            f"{first.witness} lists {_many(len(first.cards or ()), 'card')}, {other.witness} {len(other.cards or ())}"
+        )
         yield error(
             _CHECK, seen, where, "read `dmesg | grep -e amdgpu -e kfd`; reload the driver with all GPU work stopped"
         )
@@ -50,7 +52,7 @@ def _compared(first: Testimony, other: Testimony) -> Iterator[Finding]:
         remedy = "after a switch: restart what holds /dev/kfd, reload the driver, read again"
         yield error(_CHECK, text, where, remedy)
     if not wrong:
-        yield ok(_CHECK, f"{first.witness} and {other.witness} agree on {len(pairs)} cards", where)
+        yield ok(_CHECK, f"{first.witness} and {other.witness} agree on {_many(len(pairs), 'card')}", where)
 
 
 def _pairs(ones: Sequence[Card], others: Sequence[Card]) -> list[tuple[Card, Card]] | None:
@@ -69,16 +71,22 @@ def _contradictions(one: tuple[str, Card], two: tuple[str, Card]) -> Iterator[st
     (name, card), (other_name, other) = one, two
     for what in ("product", "compute_partition", "memory_partition"):
         here, there = getattr(card, what), getattr(other, what)
-        if here and there and here != there:
+        if here and there and here != there and "unknown" not in (here, there):
             words = what.replace("_", " ")
             yield f"card {card.index}: the {words} is {here} by {name}, {there} by {other_name}"
-    if card.partitions and other.partitions and len(card.partitions) != len(other.partitions):
+    # amd-smi may list the first device of a card only.
+    all_shown = len(other.partitions) > (other_name == "amd-smi")
+    if card.partitions and all_shown and len(card.partitions) != len(other.partitions):
         counts = f"{_devices(card)} by {name}, {len(other.partitions)} by {other_name}"
         yield f"card {card.index}: {counts}"
 
 
 def _devices(card: Card) -> str:
-    return f"{len(card.partitions)} device{'s' * (len(card.partitions) != 1)}"
+    return _many(len(card.partitions), "device")
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def modes(node: Node, where: str) -> Iterator[Finding]:

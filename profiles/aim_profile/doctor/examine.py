@@ -76,12 +76,16 @@ def _system(asked: Asked) -> System:
 def _node(asked: Asked) -> tuple[Node, NodeError | None]:
     if asked.emulated is not None:
         return load_emulated(asked.emulated), None
-    try:
-        return read_node(asked.root, asked.amd_smi), None
-    except NodeError as problem:
-        if problem.field == "root":
-            raise
-        return Node(backend="none"), problem
+    first: NodeError | None = None
+    # The tree stands for itself where saved output is not of it.
+    for files in [asked.amd_smi, *([()] if asked.root is not None and asked.amd_smi else [])]:
+        try:
+            return read_node(asked.root, files), first
+        except NodeError as problem:
+            if problem.field == "root":
+                raise
+            first = first or problem
+    return Node(backend="none"), first
 
 
 def _findings(asked: Asked, system: System, node: Node, problem: NodeError | None) -> Iterator[Finding]:
