@@ -124,6 +124,10 @@ def spoil_identity(place: Place) -> None:
     changed(place, identity={"run": "support-bot", "spec_digest": "spec1", "data_digest": "other"})
 
 
+def spoil_files(place: Place) -> None:
+    changed(place, files={})
+
+
 def spoil_step(place: Place) -> None:
     changed(place, step=100)
 
@@ -141,6 +145,7 @@ SPOILT = [
     (spoil_commit, "corrupt: COMMIT.json cannot be read"),
     (spoil_version, "COMMIT.json is of version 2, this release knows 1"),
     (spoil_identity, "of another job: other data_digest"),
+    (spoil_files, "corrupt: COMMIT.json: files"),
     (spoil_step, "corrupt: COMMIT.json is of step 100"),
     (spoil_way_out, "corrupt: COMMIT.json: the name '../../../../x' is refused"),
 ]

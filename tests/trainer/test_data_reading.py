@@ -28,6 +28,7 @@ from aim_trainer.data.read import Reader, Seen
 from aim_trainer.errors import DataError
 from aim_trainer.job.dataset import Source
 from aim_trainer.job.job import Spec
+from rclone_servers import http_server
 
 ASK = {"role": "user", "content": "Where is Ada?"}
 SAY = {"role": "assistant", "content": "In Paris."}
@@ -351,6 +352,17 @@ def told(record: dict[str, Any]) -> Conversation | str:
 @given(MESSAGES)
 def test_the_short_way_for_plain_conversations_tells_what_the_long_one_does(messages: list[Any]) -> None:
     assert told({"messages": messages}) == told({"messages": messages, "tools": []})
+
+
+def test_the_signature_of_a_web_address_is_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"no row\n")
+    with http_server(tmp_path) as port:
+        address = f"http://127.0.0.1:{port}/a.jsonl"
+        with pytest.raises(DataError) as caught:
+            read(f"{address}?X-Amz-Signature=secret")
+    assert str(caught.value).startswith(f"{address}?…:1: no JSON")
+    assert Source(uri="http://h/a.csv?sig=secret").shown == "http://h/a.csv?…"
+    assert Source(uri="/a?b.csv").shown == "/a?b.csv"
 
 
 def test_fields_that_nobody_reads_are_told(tmp_path: Path) -> None:

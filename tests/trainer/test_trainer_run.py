@@ -10,13 +10,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
+from aim_trainer import run as driver
 from aim_trainer.cli.app import app
+from aim_trainer.job.read import read_job
 from aim_trainer.metrics.json_lines import read_records
 from aim_trainer.metrics.records import Note, Step
+from aim_trainer.run_directory import RunDirectory
 from tiny_models import conversations
 
 STEPS = 24
@@ -158,3 +162,30 @@ def test_a_directory_is_one_runs(tiny: Callable[[str], Path], tmp_path: Path) ->
     other = asked("run", job, "--directory", run)
     assert other.exit_code == 3
     assert "holds a run of a job with other data, model or hyperparameters; name another" in other.output
+
+
+def test_what_the_disk_says_is_told_in_a_line(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    (directory / "job.yaml").mkdir(parents=True)
+    done = asked("run", job_file(tmp_path, tiny("llama")), "--directory", directory)
+    assert (done.exit_code, done.output) == (3, f"{directory}/job.yaml: Is a directory; check the disk or volume\n")
+
+
+def test_a_run_that_died_while_it_kept_the_tokenizer_goes_on(
+    tiny: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, run = read_job(job_file(tmp_path, tiny("llama"))), RunDirectory(tmp_path / "run")
+    run.root.mkdir()
+
+    class Dies:
+        def save_pretrained(self, into: Path) -> None:
+            into.mkdir()
+            (into / "tokenizer_config.json").write_text("{")
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "read_tokenizer", lambda _: Dies())
+        with pytest.raises(KeyboardInterrupt):
+            driver._rows(job, run)
+    assert driver._rows(job, run).train.is_dir()
+    assert [path.name for path in run.root.glob("tokenizer*")] == ["tokenizer"]

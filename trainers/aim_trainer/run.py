@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.read import as_yaml, read_job
 from aim_trainer.metrics import sinks
 from aim_trainer.metrics.records import Note
+from aim_trainer.places.directory import local_errors
 from aim_trainer.publish.publish import publish
 from aim_trainer.recipe.base import read_tokenizer
 from aim_trainer.report.write import write_report
@@ -33,7 +35,7 @@ def run(job: FineTuningJob, directory: RunDirectory, *, ray: bool) -> int:
     """
     _refuse_suspended(job)
     prompts_of(job)  # what is wrong in them is told before hours of training
-    with alone(directory), stopping(directory.stop):
+    with local_errors(directory.root), alone(directory), stopping(directory.stop):
         _begin(job, directory)
         rows = _rows(job, directory)
         outcome = runner.train(job, directory, rows, ray=ray)
@@ -74,8 +76,11 @@ def _begin(job: FineTuningJob, run: RunDirectory) -> None:
 
 def _rows(job: FineTuningJob, run: RunDirectory) -> Rows:
     """Tokenised once, by this process: workers map it."""
-    if not (run.tokenizer / "tokenizer_config.json").is_file():
-        read_tokenizer(job.spec.base_model).save_pretrained(run.tokenizer)
+    if not run.tokenizer.is_dir():
+        partial = run.tokenizer.with_name("tokenizer.part")  # a killed run leaves no half of one
+        shutil.rmtree(partial, ignore_errors=True)
+        read_tokenizer(job.spec.base_model).save_pretrained(partial)
+        partial.rename(run.tokenizer)
     prepared = prepare(job, run.tokenizer, run.data)
     return Rows(prepared.train, prepared.validation, prepared.digest)
 

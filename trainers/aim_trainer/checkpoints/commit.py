@@ -43,7 +43,7 @@ class Commit(BaseModel):
     identity: dict[str, str]
     metrics: dict[str, float]
     folder: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-    files: dict[str, Content]
+    files: Annotated[dict[str, Content], Field(min_length=1)]
 
     def belongs_to(self, identity: Identity) -> None:
         """Raises Unusable: another run's, or other data or mathematics of this one; says which."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aim_profile.cli.output import Output, Table, show
+from aim_trainer.job.fields import without_signature
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.metrics.words import seconds_in_words
 from aim_trainer.report.read import Curves, Left
@@ -90,4 +91,6 @@ def _text(name: str, value: Any) -> str:
         return f"{value:.6g}" if math.isfinite(value) else "no number"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if value is None:
+        return ""
+    return without_signature(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -122,7 +122,7 @@ def _statistics(
         duplicates_removed=spec.dataset.duplicates == "drop",
         held_out=surveyed.held_out,
         sources=[
-            SourceRead(one.source.uri, one.seen.format, one.seen.rows, one.source.weight, sorted(one.seen.ignored))
+            SourceRead(one.source.shown, one.seen.format, one.seen.rows, one.source.weight, sorted(one.seen.ignored))
             for one in sources
         ],
     )
@@ -193,7 +193,7 @@ def _is_whole(directory: Path) -> bool:
         files = json.loads((directory / "about.json").read_bytes())["files"]
         if all(_sha256(directory / name) == digest for name, digest in files.items()):
             return True
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     shutil.rmtree(directory, ignore_errors=True)
     return False

@@ -60,15 +60,15 @@ class Reader:
         try:
             yield from self._read(source, problems, seen)
         except FileProblem as problem:
-            problems.add(source.uri, str(problem))
+            problems.add(source.shown, str(problem))
         if not seen.rows and problems.count == before:
-            problems.add(source.uri, "has no rows")
+            problems.add(source.shown, "has no rows")
 
     def _read(self, source: Source, problems: Problems, seen: Seen) -> Iterator[Located]:
         form: Format | None = None
         for line, record in records(source):
             if isinstance(record, RowProblem):
-                problems.add(f"{source.uri}:{line}", str(record))
+                problems.add(f"{source.shown}:{line}", str(record))
                 continue
             if source.columns:
                 record = _renamed(record, source.columns)
@@ -80,10 +80,10 @@ class Reader:
             try:
                 example = self._as_wanted(form.read(record))
             except RowProblem as problem:
-                problems.add(f"{source.uri}:{line}", str(problem))
+                problems.add(f"{source.shown}:{line}", str(problem))
                 continue
             seen.rows += 1
-            yield Located(f"{source.uri}:{line}", example)
+            yield Located(f"{source.shown}:{line}", example)
 
     def _format(self, source: Source, first: dict[str, Any]) -> tuple[str, Format]:
         if source.format != "auto":

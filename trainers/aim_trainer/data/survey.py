@@ -54,7 +54,7 @@ def check(spec: Spec) -> list[Seen]:
         return [one.seen for one in found.training + ([found.validation] if found.validation else [])]
     reader, problems, seen = Reader(spec), Problems(), []
     for source in [*spec.dataset.all_sources(), *_validation_source(spec.dataset)]:
-        seen.append(Seen(source.uri))
+        seen.append(Seen(source.shown))
         for _ in reader.examples(source, problems, seen[-1]):
             pass
     problems.refuse()
@@ -81,7 +81,7 @@ def survey(spec: Spec) -> Survey:
 
 def chosen(reader: Reader, surveyed: Surveyed, flags: Flags) -> Iterator[Located]:
     """The rows that are flagged, read again. Raises DataError if the source says something else by now."""
-    problems, seen = Problems(), Seen(surveyed.source.uri)
+    problems, seen = Problems(), Seen(surveyed.source.shown)
     rows = 0
     for located in reader.examples(surveyed.source, problems, seen):
         if rows < len(flags) and content_hash(located.example) == surveyed.hashes[rows]:
@@ -92,7 +92,7 @@ def chosen(reader: Reader, surveyed: Surveyed, flags: Flags) -> Iterator[Located
         problems.add(located.where, "the source has changed while it was read; run again")
         break
     if rows < len(flags) and not problems.count:
-        problems.add(surveyed.source.uri, "the source has changed while it was read; run again")
+        problems.add(surveyed.source.shown, "the source has changed while it was read; run again")
     problems.refuse()
 
 
@@ -104,7 +104,7 @@ def _validation_source(dataset: Dataset) -> list[Source]:
 
 
 def _read(reader: Reader, source: Source, problems: Problems) -> Surveyed:
-    seen, hashes = Seen(source.uri), array("Q")
+    seen, hashes = Seen(source.shown), array("Q")
     for located in reader.examples(source, problems, seen):
         hashes.append(content_hash(located.example))
     return Surveyed(source, seen, np.frombuffer(hashes, np.uint64) if hashes else np.empty(0, np.uint64))
@@ -159,7 +159,7 @@ def _refuse_duplicates(reader: Reader, surveyed: list[Surveyed], problems: Probl
     """Names each duplicate and the row it repeats, in a reading of its own."""
     places: dict[int, str] = {}
     for one in surveyed:
-        for located in reader.examples(one.source, problems, Seen(one.source.uri)):
+        for located in reader.examples(one.source, problems, Seen(one.source.shown)):
             said = content_hash(located.example)
             if said in places:
                 problems.add(located.where, f"says what {places[said]} says; set dataset.duplicates to keep or drop")

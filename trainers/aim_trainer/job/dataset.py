@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from aim_profile.files.place import MisplacedError
 
-from .fields import DataUri, Flag, Number, Part, Text, Whole
+from .fields import DataUri, Flag, Number, Part, Text, Whole, without_signature
 
 Format = Literal["auto", "conversation", "prompt-completion", "alpaca", "sharegpt", "classification"]
 
@@ -21,6 +21,11 @@ class Source(Part):
     columns: dict[Text, Text] = Field(default={}, description="what the format calls a field → this source's column")
     weight: Number = Field(default=1.0, gt=0, le=1000, description="how often a row is seen in an epoch, on average")
     split: Text = Field(default="train", description="of a Hugging Face dataset")
+
+    @property
+    def shown(self) -> str:
+        """The URI as logs, figures and pages have it."""
+        return without_signature(self.uri)
 
 
 class Held(Part):

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
+_QUERY = re.compile(r"(https?://[^\s?]*)\?\S*", re.IGNORECASE)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -17,6 +18,11 @@ class Part(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", alias_generator=to_camel, protected_namespaces=(), allow_inf_nan=False
     )
+
+
+def without_signature(text: str) -> str:
+    """Web addresses in it without what stands behind `?`: of a signed one that is a key to the data."""
+    return _QUERY.sub(r"\1?…", text)
 
 
 def _no_flag(value: object) -> object:

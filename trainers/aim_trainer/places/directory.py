@@ -35,7 +35,7 @@ class Directory:
         return self._root
 
     def files(self) -> tuple[Entry, ...]:
-        with _errors(self.uri):
+        with local_errors(self.uri):
             return tuple(sorted(self._found()))
 
     def _found(self) -> Iterator[Entry]:
@@ -46,7 +46,7 @@ class Directory:
                     yield Entry(path.relative_to(self._root).as_posix(), path.stat().st_size)
 
     def folders(self) -> tuple[str, ...]:
-        with _errors(self.uri):
+        with local_errors(self.uri):
             if not self._root.is_dir():
                 return ()
             return tuple(sorted(path.name for path in self._root.iterdir() if path.is_dir()))
@@ -55,25 +55,25 @@ class Directory:
         return self._file(name).is_file()
 
     def read(self, name: str, into: Path) -> Path:
-        with _errors(self._file(name)):
+        with local_errors(self._file(name)):
             _whole(into, lambda part: shutil.copyfile(self._file(name), part))
         return into
 
     def read_bytes(self, name: str) -> bytes:
-        with _errors(self._file(name)):
+        with local_errors(self._file(name)):
             return _small(self._file(name))
 
     def write(self, name: str, file: Path) -> None:
-        with _errors(self._file(name)):
+        with local_errors(self._file(name)):
             _whole(self._file(name), lambda part: shutil.copyfile(file, part))
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        with _errors(self._file(name)):
+        with local_errors(self._file(name)):
             _whole(self._file(name), lambda part: part.write_bytes(data))
 
     def remove(self, name: str = "") -> None:
         path = self._file(name) if name else self._root
-        with _errors(path):
+        with local_errors(path):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -114,11 +114,14 @@ def _to_disk(path: Path) -> None:
 
 
 @contextmanager
-def _errors(path: object) -> Iterator[None]:
+def local_errors(path: object) -> Iterator[None]:
+    """What the operating system says of files as ours. Raises StoreError that names `path`, or the file in it."""
     try:
         yield
     except OSError as error:
-        raise local_error(path, error) from error
+        named = str(error.filename2 or error.filename)
+        inside = named.startswith(f"{path}/") and _UNFINISHED not in named
+        raise local_error(named if inside else path, error) from error
 
 
 def local_error(path: object, error: OSError) -> StoreError:

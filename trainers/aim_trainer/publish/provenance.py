@@ -20,7 +20,7 @@ from .versions import sha256_of
 
 _TOOLS = ("aim-kserve", "torch", "transformers", "peft", "bitsandbytes")
 #: Of a directory, the files that decide what a model computes.
-_DECIDE = ("*.safetensors", "config.json", "tokenizer.json", "*.gguf")
+_DECIDE = ("*.safetensors", "pytorch_model*.bin", "config.json", "tokenizer.json", "*.gguf")
 
 
 @dataclass(frozen=True, slots=True)

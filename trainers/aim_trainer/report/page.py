@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from aim_trainer.job.fields import without_signature
 from aim_trainer.metrics.words import bytes_in_words, seconds_in_words
 
 from .chart import Chart, draw, number
@@ -195,7 +196,9 @@ def _said(value: Any) -> str:
         return ", ".join(f"{key}: {_said(inner)}" for key, inner in value.items() if inner not in (None, [], {}))
     if isinstance(value, list):
         return "; ".join(map(_said, value))
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else without_signature(str(value))
 
 
 def _short(count: int) -> str:
