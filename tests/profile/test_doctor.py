@@ -234,6 +234,10 @@ def set_in(*keys: str, value: object) -> Callable[[dict[str, Any]], None]:
             set_in("metadata", "labels", "dcm.amd.com/gpu-config-profile-state", value="failure"),
             *("labels", "error", "last switch: failure", "/dev/kfd"),
         ),
+        (
+            set_in("metadata", "labels", "amd.com/gpu.driver-version", value="6.12.12-2202139.22.04"),
+            *("labels", "ok", "as the node is", ""),
+        ),
         (set_in("spec", "unschedulable", value=True), "node", "warning", "cordoned", "uncordon"),
         (set_in("spec", "taints", value=[{"key": "amd-dcm", "effect": "NoExecute"}]), "node", "warning", "amd-dcm", ""),
         (set_in("status", "conditions", value=[]), "node", "unknown", "no Ready", ""),
