@@ -66,9 +66,10 @@ class Reader:
 
     def _read(self, source: Source, problems: Problems, seen: Seen) -> Iterator[Located]:
         form: Format | None = None
+        shown = source.shown
         for line, record in records(source):
             if isinstance(record, RowProblem):
-                problems.add(f"{source.shown}:{line}", str(record))
+                problems.add(f"{shown}:{line}", str(record))
                 continue
             if source.columns:
                 record = _renamed(record, source.columns)
@@ -80,10 +81,10 @@ class Reader:
             try:
                 example = self._as_wanted(form.read(record))
             except RowProblem as problem:
-                problems.add(f"{source.shown}:{line}", str(problem))
+                problems.add(f"{shown}:{line}", str(problem))
                 continue
             seen.rows += 1
-            yield Located(f"{source.shown}:{line}", example)
+            yield Located(f"{shown}:{line}", example)
 
     def _format(self, source: Source, first: dict[str, Any]) -> tuple[str, Format]:
         if source.format != "auto":
