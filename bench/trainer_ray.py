@@ -24,7 +24,7 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 JOB = ROOT / "docs/samples/finetuning/job.yaml"
-STEPS, ROUNDS, MOST_RATIO = 10, 5, 1.05
+STEPS, ROWS, ROUNDS, MOST_RATIO = 10, 10, 5, 1.05
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,9 @@ def work(how: str, directory: str) -> int:
     from aim_trainer.run_directory import RunDirectory
     from aim_trainer.worker import Rows
 
-    job = read_job(JOB, [f"spec.hyperparameters.maxSteps={STEPS}", f"spec.checkpoints.everySteps={STEPS}"])
+    asked = {"hyperparameters.maxSteps": STEPS, "checkpoints.everySteps": STEPS}
+    asked |= dict.fromkeys(("hyperparameters.batchSize", "hyperparameters.globalBatchSize"), ROWS)
+    job = read_job(JOB, [f"spec.{name}={value}" for name, value in asked.items()])
     run = RunDirectory(Path(directory))
     read_tokenizer(job.spec.base_model).save_pretrained(run.tokenizer)
     prepared = prepare(job, run.tokenizer, run.data)

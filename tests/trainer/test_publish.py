@@ -309,7 +309,26 @@ def test_the_verb_keeps_back_what_failed_a_gate(done: tuple[FineTuningJob, RunDi
     run.evaluation.write_text(json.dumps({"base": {}, "tuned": {}, "gates": [{"metric": "f1", "passed": False}]}))
     told = verb(str(run.root))
     assert told.exit_code == 4
-    assert "the gates of f1 failed" in told.stderr
+    assert "the gates of f1 failed; train better, or judge it again: aim-trainer evaluate" in told.stderr
+    run.evaluation.write_bytes(b'{"base"')
+    told = verb(str(run.root))
+    assert told.exit_code == 3
+    assert "not what judging leaves; judge it again" in told.stderr
+    assert not (run.root / "registry").exists()
+
+
+def test_the_verb_keeps_back_what_has_gates_and_was_never_judged(
+    done: tuple[FineTuningJob, RunDirectory], tmp_path: Path
+) -> None:
+    job, run = copied(done, tmp_path / "run")
+    raw = job.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    raw["spec"]["validation"] = {"gates": [{"metric": "eval_loss", "max": 9}]}
+    raw["spec"]["dataset"]["validation"] = {"share": 0.1}
+    run.job.write_text(as_yaml(FineTuningJob.model_validate(raw)))
+    run.evaluation.unlink(missing_ok=True)
+    told = verb(str(run.root))
+    assert told.exit_code == 4, told.output
+    assert "was not judged yet, and its job has gates" in told.stderr
     assert not (run.root / "registry").exists()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -116,6 +118,57 @@ def test_a_gate_that_fails_publishes_nothing(tiny: Callable[[str], Path], tmp_pa
     assert "eval_loss" in failed.output
     assert (tmp_path / "run/report.html").is_file()
     assert not (tmp_path / "run/published").exists()
+
+
+def test_a_signal_ends_what_is_made_again_at_once(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """While a model is judged: no answer is waited for, nothing is published, and the run goes on later."""
+    job = job_file(
+        tmp_path, tiny("llama"), dataset={"source": str(tmp_path / "chat.jsonl"), "validation": {"share": 0.5}}
+    )
+    long = ("--set", "spec.validation.samples=40", "--set", "spec.validation.maxNewTokens=400")
+    run = tmp_path / "run"
+
+    def once_it_is_judged() -> None:
+        while "judging" not in notes(run):
+            time.sleep(0.01)
+        time.sleep(0.5)  # that it is told everywhere; answers take longer
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=once_it_is_judged, daemon=True)
+    asking.start()
+    stopped = asked("run", job, "--directory", run, "--set", "spec.hyperparameters.maxSteps=2", *long)
+    assert stopped.exit_code == 143, stopped.output
+    asking.join()
+    assert notes(run)[-2:] == ["judging", "paused"]
+    assert not (run / "evaluation.json").exists()
+    assert not (run / "published").exists()
+    assert not (run / "stop").exists()
+    assert asked("resume", run, "--set", "spec.validation.samples=1").exit_code == 0
+    assert notes(run)[-1] == "done"
+
+
+def test_what_a_killed_driver_left_is_cleared_away(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    job, run = job_file(tmp_path, tiny("llama")), tmp_path / "run"
+    left = [run / "data/train/5eed.0.part", run / ".publishing-x1"]
+    for directory in left:
+        directory.mkdir(parents=True)
+        (directory / "rows.bin").write_bytes(b"half")
+    done = asked("run", job, "--directory", run, "--set", "spec.hyperparameters.maxSteps=2")
+    assert done.exit_code == 0, done.output
+    assert not any(directory.exists() for directory in left)
+
+
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_begun(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    job = job_file(tmp_path, tiny("llama"))
+    for how in ("--no-ray", "--ray"):
+        refused = asked("run", job, "--directory", tmp_path / "run", "--set", "spec.resources.gpu=1", how)
+        assert refused.exit_code == 3, refused.output
+        assert "set it to 0" in refused.output or "this machine has 0; lower it" in refused.output
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_regression_prompts_stop_a_run_before_it_begins(tiny: Callable[[str], Path], tmp_path: Path) -> None:

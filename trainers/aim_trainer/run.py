@@ -21,7 +21,7 @@ from aim_trainer.publish.publish import publish
 from aim_trainer.recipe.base import read_tokenizer
 from aim_trainer.report.write import write_report
 from aim_trainer.run_directory import RunDirectory
-from aim_trainer.stopping import alone, stopping
+from aim_trainer.stopping import Stopped, Stopping, alone, stopping
 from aim_trainer.worker import Rows
 
 #: What a process ends with that a signal asked to stop.
@@ -34,24 +34,35 @@ def run(job: FineTuningJob, directory: RunDirectory, *, ray: bool) -> int:
     Raises TrainerError: GateError when all is trained and judged and a gate failed; nothing is published then.
     """
     _refuse_suspended(job)
+    runner.check(job, ray=ray)
     prompts_of(job)  # what is wrong in them is told before hours of training
-    with local_errors(directory.root), alone(directory), stopping(directory.stop):
+    with local_errors(directory.root), alone(directory), stopping(directory.stop) as stop:
         _begin(job, directory)
-        rows = _rows(job, directory)
-        outcome = runner.train(job, directory, rows, ray=ray)
-        if outcome.stopped:
-            _tell(
-                directory, Note("paused", f"paused after step {outcome.step}; resume goes on", {"step": outcome.step})
-            )
+        try:
+            _through(job, directory, stop, ray=ray)
+        except Stopped as stopped:
+            fields: dict[str, object] = {} if stopped.step is None else {"step": stopped.step}
+            _tell(directory, Note("paused", f"paused {stopped}; resume goes on", fields))
             _report(directory)
             return PAUSED
-        judgement = runner.call(job, _judge, job, directory, rows.validation, ray=ray)
-        _report(directory)
-        require(judgement.gates)
-        published = publish(job, directory)
-        _tell(directory, Note("done", f"published {published.uri}", {"uri": published.uri, "digest": published.digest}))
         _report(directory)
         return 0
+
+
+def _through(job: FineTuningJob, run: RunDirectory, stop: Stopping, *, ray: bool) -> None:
+    """Raises Stopped."""
+    with stop.at_once("before its first step"):
+        rows = _rows(job, run)
+    outcome = runner.train(job, run, rows, ray=ray)
+    if outcome.stopped:
+        raise Stopped(f"after step {outcome.step}", outcome.step)
+    with stop.at_once("before it was judged"):
+        judgement = runner.call(job, _judge, job, run, rows.validation, ray=ray)
+    _report(run)
+    require(judgement.gates)
+    with stop.at_once("before it was published"):
+        published = publish(job, run)
+    _tell(run, Note("done", f"published {published.uri}", {"uri": published.uri, "digest": published.digest}))
 
 
 def _refuse_suspended(job: FineTuningJob) -> None:
@@ -81,6 +92,8 @@ def _rows(job: FineTuningJob, run: RunDirectory) -> Rows:
         shutil.rmtree(partial, ignore_errors=True)
         read_tokenizer(job.spec.base_model).save_pretrained(partial)
         partial.rename(run.tokenizer)
+    for left in run.data.glob("*/*.part"):  # by a driver that was killed; we are alone at this run
+        shutil.rmtree(left, ignore_errors=True)
     prepared = prepare(job, run.tokenizer, run.data)
     return Rows(prepared.train, prepared.validation, prepared.digest)
 

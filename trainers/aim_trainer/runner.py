@@ -27,16 +27,30 @@ def train(job: FineTuningJob, run: RunDirectory, rows: Rows, *, ray: bool) -> Ou
 
     ray: as workers of Ray's, of the cluster at RAY_ADDRESS or one of this machine alone. Raises TrainerError.
     """
+    check(job, ray=ray)
     if ray:
         return _under_ray(job, run, rows)
-    if job.spec.distributed.workers > 1:
+    return work(job, run, rows, Workers(device=device_of(job)), run.stop.exists)
+
+
+def check(job: FineTuningJob, *, ray: bool) -> None:
+    """What can be known to be lacking before rows are read and Ray is started. Raises JobError, ResourceError."""
+    asked = job.spec.distributed
+    if ray:
+        check_visibility(os.environ)
+        if job.spec.resources.gpu and "RAY_ADDRESS" not in os.environ:
+            import torch
+
+            _check_gpus(job, torch.cuda.device_count(), alone=True)
+        return
+    if asked.workers > 1:
         raise JobError(
-            f"spec.distributed.workers: {job.spec.distributed.workers} workers are Ray's business",
+            f"spec.distributed.workers: {asked.workers} workers are Ray's business",
             field="spec.distributed.workers",
-            value=job.spec.distributed.workers,
+            value=asked.workers,
             remedy="leave --no-ray out, or set it to 1 with hyperparameters.globalBatchSize as it is",
         )
-    return work(job, run, rows, Workers(device=device_of(job)), run.stop.exists)
+    device_of(job)
 
 
 def device_of(job: FineTuningJob) -> str:
@@ -88,7 +102,6 @@ def check_visibility(environment: Mapping[str, str]) -> None:
 
 def _under_ray(job: FineTuningJob, run: RunDirectory, rows: Rows) -> Outcome:
     """Ray's own retries are of preempted nodes; of losses we count, for what a person did wrong is not tried again."""
-    check_visibility(os.environ)
     connect(job)
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError

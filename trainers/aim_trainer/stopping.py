@@ -34,22 +34,58 @@ def alone(run: RunDirectory) -> Iterator[None]:
         os.close(lock)
 
 
+class Stopped(BaseException):
+    """The run was asked to stop, and has. Like KeyboardInterrupt no error, so that nothing on its way takes it for one.
+
+    `str()`: where it was; step: the last that was taken, None before and after training.
+    """
+
+    def __init__(self, where: str, step: int | None = None) -> None:
+        super().__init__(where)
+        self.step = step
+
+
+class Stopping:
+    """See `stopping`."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._leaves: str | None = None
+
+    @contextmanager
+    def at_once(self, where: str) -> Iterator[None]:
+        """For work that is made again from its beginning: a signal does not wait for the end of it.
+
+        Raises Stopped: at the signal, or before the work is begun where that was asked already.
+        """
+        self._leaves = where
+        try:
+            if self._file.exists():
+                raise Stopped(where)
+            yield
+        finally:
+            self._leaves = None
+
+    def asked(self, number: int, _frame: FrameType | None) -> None:
+        """What a signal does."""
+        if self._file.exists():
+            os._exit(128 + number)
+        self._file.touch()
+        if self._leaves is not None:
+            raise Stopped(self._leaves)
+
+
 @contextmanager
-def stopping(file: Path) -> Iterator[None]:
+def stopping(file: Path) -> Iterator[Stopping]:
     """SIGTERM and Ctrl-C make `file`, which every worker looks for; once more ends this process where it is.
 
     A file, for workers may be on other machines. What an earlier run left of it is removed.
     """
     file.unlink(missing_ok=True)
-
-    def asked(number: int, _frame: FrameType | None) -> None:
-        if file.exists():
-            os._exit(128 + number)
-        file.touch()
-
-    before = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
+    stop = Stopping(file)
+    before = {number: signal.signal(number, stop.asked) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

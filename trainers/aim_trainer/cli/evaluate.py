@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 
 from aim_profile.cli.output import Output, Table, show
@@ -16,6 +17,7 @@ from aim_trainer.report.judged import comparison
 from aim_trainer.report.judged import gates as gates_in_words
 from aim_trainer.report.write import write_report
 from aim_trainer.run_directory import RunDirectory
+from aim_trainer.stopping import alone
 
 
 def evaluate(job: FineTuningJob, directory: Path, output: Output) -> None:
@@ -27,11 +29,9 @@ def evaluate(job: FineTuningJob, directory: Path, output: Output) -> None:
     if not directory.is_dir():
         raise StoreError(f"{directory}: no run is there", field="run", remedy="name the directory of a run")
     sink = sinks.beside(run)
-    try:
+    with alone(run), closing(sink):
         judgement = judge(job, run, _held_out(run), _device(job), sink)
-    finally:
-        sink.close()
-    write_report(run)
+        write_report(run)
     show(output, dataclasses.asdict(judgement), *_tables(judgement))
     require(judgement.gates)
 

@@ -12,6 +12,9 @@ from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.read import read_job
 from aim_trainer.publish.publish import publish
 from aim_trainer.run_directory import RunDirectory
+from aim_trainer.stopping import alone
+
+_JUDGE = "judge it again: aim-trainer evaluate JOB RUN_DIR"
 
 
 def publish_run(directory: Path, to: str | None, output: Output) -> None:
@@ -22,8 +25,9 @@ def publish_run(directory: Path, to: str | None, output: Output) -> None:
     job = read_job(run.job)
     if to is not None:
         job = _published_to(job, to)
-    _check_gates(run.evaluation)
-    made = publish(job, run)
+    with alone(run):
+        _check_gates(job, run.evaluation)
+        made = publish(job, run)
     profile = str(made.profile) if made.profile else None
     data: dict[str, Any] = {"version": made.version, "uri": made.uri, "digest": made.digest, "new": made.is_new}
     facts = [
@@ -39,15 +43,22 @@ def _published_to(job: FineTuningJob, to: str) -> FineTuningJob:
     return job.model_copy(update={"spec": job.spec.model_copy(update={"output": output})})
 
 
-def _check_gates(evaluation: Path) -> None:
-    """Raises GateError: what was judged and failed is not published by another door."""
+def _check_gates(job: FineTuningJob, evaluation: Path) -> None:
+    """Raises GateError: what failed a gate, or was never judged by those it has, is not published by another door."""
     if not evaluation.is_file():
+        if job.spec.validation.gates:
+            raise _gate_error(f"{evaluation.parent}: was not judged yet, and its job has gates")
         return
-    gates = json.loads(evaluation.read_bytes()).get("gates") or []
-    failed = [str(gate.get("metric")) for gate in gates if not gate.get("passed", True)]
+    try:
+        gates = json.loads(evaluation.read_bytes()).get("gates") or []
+        failed = [str(gate.get("metric")) for gate in gates if not gate.get("passed", True)]
+    except (ValueError, AttributeError):
+        raise StoreError(
+            f"{evaluation}: not what judging leaves", field=str(evaluation), remedy=f"{_JUDGE}, which writes it anew"
+        ) from None
     if failed:
-        raise GateError(
-            f"{evaluation}: the gates of {', '.join(failed)} failed",
-            field="spec.validation.gates",
-            remedy="train better, or change the gates in the run's job and evaluate again",
-        )
+        raise _gate_error(f"{evaluation}: the gates of {', '.join(failed)} failed")
+
+
+def _gate_error(why: str) -> GateError:
+    return GateError(why, field="spec.validation.gates", remedy=f"train better, or {_JUDGE} with other gates")

@@ -68,7 +68,7 @@ def with_adapter_of(model: Any, directory: Path, tokenizer: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of missing keys, which are refused below
         tuned = PeftModel.from_pretrained(model, directory)
-    held, applied = set(_names(directory)), set(get_peft_model_state_dict(tuned))
+    held, applied = set(_names(directory)), set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
     if left := sorted(held - applied):
         why = f"{len(left)} of the adapter's {len(held)} tensors name no module of the base model ({left[0]} …)"
         raise _refused(why, "publish it for the base model it was trained on")

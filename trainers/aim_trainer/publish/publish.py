@@ -25,6 +25,7 @@ from .tokenizer import TEMPLATE, read_template, write_generation, write_tokenize
 from .versions import Version, publish_files
 
 PROVENANCE = "provenance.json"
+_SCRATCH = ".publishing-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +44,16 @@ class Published:
 def publish(job: FineTuningJob, run: RunDirectory) -> Published:
     """The result of `run` as a new version in the job's registry, or the version that holds the same already.
 
-    Raises JobError: what was trained cannot be served as the job wants it; StoreError: no result, or a place that
-    cannot be used. The destination then has no new version.
+    Whoever calls it holds `stopping.alone`. Raises JobError: what was trained cannot be served as the job wants it;
+    StoreError: no result, or a place that cannot be used. The destination then has no new version.
     """
     if not run.result.is_dir():
         why = f"{run.result}: nothing was trained to its end there"
         raise StoreError(why, field=str(run.result), remedy="run or resume the job first")
     destination = open_destination(job.spec.output.registry, run.published)
-    with tempfile.TemporaryDirectory(prefix=".publishing-", dir=run.root) as scratch:
+    for left in run.root.glob(f"{_SCRATCH}*"):  # by a publisher that was killed; one at a time is at a run
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=run.root) as scratch:
         staged = Path(scratch, "version")
         staged.mkdir()
         _Stage(job, run, staged, Path(scratch)).fill()
