@@ -78,7 +78,7 @@ demo: $(BIN)/.serving $(MODEL) ## the same, asks seven questions and exits: harm
 	@exec $(LOCAL) demo
 
 train-demo: $(TRAINER_BIN)/.installed $(BIN)/.serving $(MODEL) ## tune the embedded model on 100 conversations, judge and publish it, ask it through the guardrail
-	@echo "==> 1 of 2: LoRA on 100 conversations, one CPU thread, 2 to 5 minutes; all of it is kept in $(DEMO_RUN)"
+	@echo "==> 1 of 2: LoRA on 100 conversations, one CPU thread, about 5 minutes; all of it is kept in $(DEMO_RUN)"
 	@started=$$SECONDS; $(TRAINER_BIN)/python -m aim_trainer run docs/samples/finetuning/job.yaml --no-ray --directory $(DEMO_RUN); \
 	 echo "==> trained, judged and published in $$((SECONDS - started)) s; its page: $(DEMO_RUN)/report.html"
 	@echo "==> 2 of 2: the tuned model, as GGUF on the embedded engine, behind the guardrail"
