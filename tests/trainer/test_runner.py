@@ -46,6 +46,24 @@ def test_a_gpu_that_is_not_there_is_said(tmp_path: Path) -> None:
         runner.train(job.model_copy(update={"spec": spec}), RunDirectory(tmp_path), Rows(tmp_path, None, ""), ray=False)
 
 
+def test_a_cluster_that_has_too_little_is_waited_for_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    job = tiny_job(tmp_path, workers=3)
+    runner.check_resources(job, {"CPU": 2.0}, alone=False)
+    assert caplog.messages == ["the cluster has 2 CPUs, 3 are asked for: waiting for the rest"]
+    caplog.clear()
+    runner.check_resources(job, {"CPU": 3.0}, alone=False)
+    assert caplog.messages == []
+
+
+def test_a_machine_that_has_too_few_devices_is_refused(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, workers=2)
+    spec = job.spec.model_copy(update={"resources": job.spec.resources.model_copy(update={"gpu": 2})})
+    job = job.model_copy(update={"spec": spec})
+    with pytest.raises(ResourceError, match=r"^spec.resources.gpu: 4 GPUs are asked for, this machine has 1; lower it"):
+        runner.check_resources(job, {"GPU": 1}, alone=True)
+    runner.check_resources(job, {"GPU": 4}, alone=True)
+
+
 def test_rows_that_a_worker_cannot_see_are_said(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"rows: the tokenised rows are not there for this worker; put the run's"):
         runner.train(tiny_job(tiny("llama")), RunDirectory(tmp_path), Rows(tmp_path / "rows", None, ""), ray=False)

@@ -41,7 +41,7 @@ def check(job: FineTuningJob, *, ray: bool) -> None:
         if job.spec.resources.gpu and "RAY_ADDRESS" not in os.environ:
             import torch
 
-            _check_gpus(job, torch.cuda.device_count(), alone=True)
+            check_resources(job, {"GPU": torch.cuda.device_count()}, alone=True)
         return
     if asked.workers > 1:
         raise JobError(
@@ -195,22 +195,27 @@ def connect(job: FineTuningJob) -> None:
         ) from error
     for number, handler in handlers.items():  # Ray puts its own, which end this process before anything is saved
         signal.signal(number, handler)
-    _check_gpus(job, ray.cluster_resources().get("GPU", 0), alone=not address)
+    check_resources(job, {"GPU": 0, **ray.cluster_resources()}, alone=not address)
 
 
-def _check_gpus(job: FineTuningJob, there: float, *, alone: bool) -> None:
-    wanted = job.spec.distributed.workers * job.spec.resources.gpu
-    if wanted <= there:
-        return
-    if not alone:  # more nodes may be on their way
-        _log.warning("the cluster has %d GPUs, %d are asked for: waiting for the rest", there, wanted)
-        return
-    raise ResourceError(
-        f"spec.resources.gpu: {wanted} GPUs are asked for, this machine has {there:.0f}",
-        field="spec.resources.gpu",
-        value=wanted,
-        remedy="lower it or distributed.workers, or set RAY_ADDRESS to a cluster that has them",
-    )
+def check_resources(job: FineTuningJob, there: Mapping[str, float], *, alone: bool) -> None:
+    """there: of Ray's names, GPU and CPU, how many; one that is missing is not looked at when alone, else 0. In a
+    cluster more nodes may be on their way: then it is only said, once. Raises ResourceError.
+    """
+    for kind, each in (("GPU", job.spec.resources.gpu), ("CPU", job.spec.resources.cpu)):
+        wanted = job.spec.distributed.workers * each
+        if wanted <= there.get(kind, wanted if alone else 0):
+            continue
+        if not alone:
+            said = "the cluster has %.0f %ss, %d are asked for: waiting for the rest"
+            _log.warning(said, there.get(kind, 0), kind, wanted)
+            continue
+        raise ResourceError(
+            f"spec.resources.{kind.lower()}: {wanted} {kind}s are asked for, this machine has {there[kind]:.0f}",
+            field=f"spec.resources.{kind.lower()}",
+            value=wanted,
+            remedy="lower it or distributed.workers, or set RAY_ADDRESS to a cluster that has them",
+        )
 
 
 def _told_by_workers(failed: Exception) -> TrainerError | None:
