@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,15 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(tiny: Callable[[str], Path], rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Path]:
+def done(
+    tiny: Callable[[str], Path], rows: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Found, Path]]:
     """Four trials, one after the other; by this seed a good rate, a bad one, and twice a length that fits no row."""
+    import ray
+
     root = tmp_path_factory.mktemp("search") / "found"
-    return search(searching(tiny("llama"), rows, algorithm="random", seed=6), RunDirectory(root)), root
+    yield search(searching(tiny("llama"), rows, algorithm="random", seed=6), RunDirectory(root)), root
+    ray.shutdown()
 
 
 @pytest.mark.ray
