@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from aim_runtime.admission.create import ServiceLevels
 from aim_runtime.admission.engine import InTurn
 from aim_runtime.admission.estimate import Estimate, choices, max_tokens, text_bytes
 from aim_runtime.admission.levels import Levels
+from aim_runtime.admission.queue import Queue
 from aim_runtime.engines.base import Engine, Json, Operation, RequestContext, Stream, TakesAdapters
 from aim_runtime.qos.policy import QosPolicy
 from aim_runtime.replicas.engine import Replica, Replicas
@@ -444,3 +446,19 @@ async def test_they_go_to_another_engine_where_there_is_one() -> None:
     with pytest.raises(Unavailable):  # which is what sends it there
         await waiting
     assert engine.calls == ["a"]
+
+
+async def test_a_timer_need_not_say_when_it_rings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop's that are due at once cannot."""
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_at", lambda _, callback: loop.call_soon(callback))
+    waits = iter([5.0, 9.0, 1.0])
+    queue = Queue(SimpleNamespace(next_wake_s=lambda: next(waits)), loop.time)  # type: ignore[arg-type]
+    queue._waiting.add(object())  # type: ignore[arg-type]
+    queue._arm()
+    first = queue._timer
+    queue._arm()
+    assert queue._timer is first
+    queue._arm()
+    assert queue._timer is not first
+    queue._waiting.clear()

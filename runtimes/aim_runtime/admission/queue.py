@@ -88,7 +88,8 @@ class Queue:
         self._replay = replay
         self._places: dict[Ticket, Place] = {}
         self._waiting: set[Place] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._rings_s = 0.0  # when; a timer of uvloop's that is due at once cannot say it
         self._looked_s = float("-inf")
 
     @property
@@ -230,10 +231,10 @@ class Queue:
         loop = asyncio.get_running_loop()
         due_s = loop.time() + max(0.001, after_s)
         if self._timer is not None:
-            if self._timer.when() <= due_s:
+            if self._rings_s <= due_s:
                 return
             self._timer.cancel()
-        self._timer = loop.call_at(due_s, self._ring)
+        self._timer, self._rings_s = loop.call_at(due_s, self._ring), due_s
 
     def _ring(self) -> None:
         self._timer = None
