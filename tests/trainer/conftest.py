@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ray_session import ray_cluster as ray_cluster  # a fixture
+from rclone_servers import s3_server
 
 ROOT = Path(__file__).parent.parent.parent
 SMOLLM2_HF = ROOT / ".models/smollm2-hf"
@@ -32,6 +33,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return made[architecture]
 
     return directory
+
+
+@pytest.fixture(scope="module")
+def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Of a server of S3 that has a bucket `bucket`."""
+    root = tmp_path_factory.mktemp("s3")
+    (root / "bucket").mkdir()
+    with s3_server(root, written_to=True) as port:
+        yield port
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,14 +30,6 @@ def files(directory: Path, content: bytes = b"weights") -> Path:
     (directory / "adapter.safetensors").write_bytes(content * 1000)
     (directory / "sub/rng-0.pt").write_bytes(os.urandom(100))
     return directory
-
-
-@pytest.fixture(scope="module")
-def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    root = tmp_path_factory.mktemp("s3")
-    (root / "bucket").mkdir()
-    with s3_server(root, written_to=True) as port:
-        yield port
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,7 @@ from aim_trainer.places.directory import SMALL_BYTES
 from aim_trainer.places.open import open_file, open_place
 from aim_trainer.places.place import Entry, Place
 from ports import free_ports
-from rclone_servers import S3_ENVIRONMENT, http_server, s3_server
-
-
-@pytest.fixture(scope="module")
-def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    root = tmp_path_factory.mktemp("s3")
-    (root / "bucket").mkdir()
-    with s3_server(root, written_to=True) as port:
-        yield port
+from rclone_servers import S3_ENVIRONMENT, http_server
 
 
 @pytest.fixture(params=["directory", "s3"])

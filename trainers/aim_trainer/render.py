@@ -8,13 +8,13 @@ Ray 2.60.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
 from aim_profile.files.place import Place, dotted
 from aim_profile.files.write import without_empty
+from aim_profile.kubernetes.serving_runtime import RESTRICTED, release
 from aim_trainer.errors import JobError
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.read import as_yaml
@@ -26,12 +26,6 @@ WORKSPACE = PurePosixPath("/workspace")
 _JOB_FOLDER = "/etc/aim-trainer"
 #: From SIGTERM to SIGKILL: the step that is under way, and its checkpoint.
 _GRACE_S = 600
-_SECURITY = {
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "runAsNonRoot": True,
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
 
 Object = dict[str, Any]
 
@@ -158,10 +152,10 @@ def _pod(job: FineTuningJob, container: str, amounts: Mapping[str, str | int]) -
             "containers": [
                 {
                     "name": container,
-                    "image": asked.image or f"aim-kserve/trainer:{_version()}",
+                    "image": asked.image or f"aim-kserve/trainer:{release()}",
                     "workingDir": str(WORKSPACE),
                     "resources": {"requests": dict(amounts), "limits": dict(amounts)},
-                    "securityContext": _SECURITY,
+                    "securityContext": dict(RESTRICTED),
                     **({"envFrom": [{"secretRef": {"name": asked.secret}}]} if asked.secret else {}),
                     "lifecycle": {"preStop": {"exec": {"command": _before_stop(job, container)}}},
                     "volumeMounts": [
@@ -194,10 +188,3 @@ def _metadata(job: FineTuningJob, own: Object, labels: Mapping[str, str | None] 
     named = {**job.metadata.labels, "app.kubernetes.io/name": "aim-trainer", **(labels or {})}
     made: Object = without_empty({**own, "namespace": job.metadata.namespace, "labels": named})
     return made
-
-
-def _version() -> str:
-    try:
-        return version("aim-kserve")
-    except PackageNotFoundError:  # a bare checkout
-        return "dev"

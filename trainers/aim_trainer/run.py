@@ -11,6 +11,7 @@ from aim_trainer.data.prepare import prepare
 from aim_trainer.errors import JobError, StoreError
 from aim_trainer.evaluate.gates import require
 from aim_trainer.evaluate.judge import Judgement, judge, prompts_of
+from aim_trainer.files import write_whole
 from aim_trainer.job.digest import spec_digest
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.read import as_yaml, read_job
@@ -80,9 +81,7 @@ def _begin(job: FineTuningJob, run: RunDirectory) -> None:
             value=str(run.root),
             remedy="name another directory; aim-trainer compare says what differs",
         )
-    partial = run.job.with_name("job.yaml.part")
-    partial.write_text(as_yaml(job), encoding="utf-8")
-    partial.replace(run.job)
+    write_whole(run.job, as_yaml(job).encode())
 
 
 def _rows(job: FineTuningJob, run: RunDirectory) -> Rows:

@@ -105,7 +105,7 @@ class Upstream:
         connection = await self._connections.take()
         try:
             await connection.ask(method, target, self.host, headers, body)
-        except BaseException:
+        except BaseException:  # a cancelled task, too: half an answer is on it, so nobody else may have it
             connection.close()
             raise
         return connection

@@ -5,6 +5,8 @@ Exit codes: 0 done; 2 bad input, said in one line; 3 something is lacking (memor
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,10 +36,14 @@ OutputOption = Annotated[
 ]
 
 
-def fail(problem: AimProfileError) -> typer.Exit:
-    """Says it on stderr; to be raised."""
-    typer.echo(str(problem), err=True)
-    return typer.Exit(problem.exit_code if isinstance(problem, TrainerError) else 2)
+@contextmanager
+def refusals_told() -> Iterator[None]:
+    """What is refused inside is said on stderr; the process ends with the code of its kind."""
+    try:
+        yield
+    except AimProfileError as problem:
+        typer.echo(str(problem), err=True)
+        raise typer.Exit(problem.exit_code if isinstance(problem, TrainerError) else 2) from None
 
 
 def _say_version(asked: bool) -> None:
@@ -74,10 +80,8 @@ def init(
     """
     from . import init as verb
 
-    try:
+    with refusals_told():
         verb.write(verb.foreign(source, drop or []) if source else verb.template(template), out)
-    except TrainerError as problem:
-        raise fail(problem) from None
 
 
 @app.command()
@@ -89,13 +93,11 @@ def validate(
     """Say whether a job can be run, and name each row that cannot be trained on: neither torch nor Ray is needed."""
     from aim_trainer.job.read import read_job
 
-    try:
+    with refusals_told():
         read = read_job(job, overrides or ())
         from . import validate as verb
 
         sources = verb.sources(read) if data else []
-    except TrainerError as problem:
-        raise fail(problem) from None
     typer.echo("\n".join([f"{job}: {read.metadata.name} is valid", *sources]))
 
 
@@ -112,13 +114,11 @@ def preview(
     """
     from aim_trainer.job.read import read_job
 
-    try:
+    with refusals_told():
         read = read_job(job, overrides or ())
         from . import preview as verb
 
         verb.preview(read, samples, output)
-    except TrainerError as problem:
-        raise fail(problem) from None
 
 
 @app.command()
@@ -143,7 +143,7 @@ def plan(
 
     from . import plan as verb
 
-    try:
+    with refusals_told():
         read = read_job(job, overrides or ())
         if workload:
             typer.echo(verb.workload(read), nl=False)
@@ -153,8 +153,6 @@ def plan(
             verb.tell(made, output)
             if not made.fits:
                 raise typer.Exit(ResourceError.exit_code)
-    except AimProfileError as problem:
-        raise fail(problem) from None
 
 
 RayOption = Annotated[
@@ -180,10 +178,8 @@ def run(
     """
     from . import run as verb
 
-    try:
+    with refusals_told():
         code = verb.run(job, overrides or (), directory, ray)
-    except AimProfileError as problem:
-        raise fail(problem) from None
     raise typer.Exit(code)
 
 
@@ -195,10 +191,8 @@ def resume(run: RunArgument, overrides: SetOption = None, ray: RayOption = None)
     """
     from . import run as verb
 
-    try:
+    with refusals_told():
         code = verb.resume(run, overrides or (), ray)
-    except AimProfileError as problem:
-        raise fail(problem) from None
     raise typer.Exit(code)
 
 
@@ -210,10 +204,8 @@ def pause(
     """End the step a run is at, save it, and wait for that; from any machine that sees its directory."""
     from . import run as verb
 
-    try:
+    with refusals_told():
         typer.echo(verb.pause(run, patience_s))
-    except AimProfileError as problem:
-        raise fail(problem) from None
 
 
 @app.command()
@@ -226,10 +218,8 @@ def render(job: JobArgument, overrides: SetOption = None) -> None:
     from aim_trainer import render as objects
     from aim_trainer.job.read import read_job
 
-    try:
+    with refusals_told():
         made = objects.render(read_job(job, overrides or ()))
-    except TrainerError as problem:
-        raise fail(problem) from None
     typer.echo(dump_all(("", each) for each in made), nl=False)
 
 
@@ -247,10 +237,8 @@ def status(run: RunArgument, output: OutputOption = "table") -> None:
     """Say how far a run is: step, loss, what is left, what was measured and saved."""
     from . import status as verb
 
-    try:
+    with refusals_told():
         verb.status(run, output)
-    except AimProfileError as problem:
-        raise fail(problem) from None
 
 
 @app.command()
@@ -261,10 +249,8 @@ def compare(
     """Print runs side by side: what they were told differently, and what they came to."""
     from . import compare as verb
 
-    try:
+    with refusals_told():
         verb.compare(runs, output)
-    except AimProfileError as problem:
-        raise fail(problem) from None
 
 
 @app.command()
@@ -275,13 +261,11 @@ def evaluate(job: JobArgument, run: RunArgument, overrides: SetOption = None, ou
     """
     from aim_trainer.job.read import read_job
 
-    try:
+    with refusals_told():
         read = read_job(job, overrides or ())
         from . import evaluate as verb
 
         verb.evaluate(read, run, output)
-    except AimProfileError as problem:
-        raise fail(problem) from None
 
 
 @app.command()
@@ -298,10 +282,8 @@ def publish(
     """
     from . import publish as verb
 
-    try:
+    with refusals_told():
         verb.publish_run(run, to, output)
-    except AimProfileError as problem:
-        raise fail(problem) from None
 
 
 @app.command()
@@ -317,10 +299,8 @@ def search(
     """
     from aim_trainer.job.read import read_job
 
-    try:
+    with refusals_told():
         read = read_job(job, overrides or ())
         from . import search as verb
 
         verb.search_job(read, directory, output)
-    except AimProfileError as problem:
-        raise fail(problem) from None

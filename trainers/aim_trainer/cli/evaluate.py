@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from aim_profile.cli.output import Output, Table, show
-from aim_trainer.data.tokens import Tokens
+from aim_trainer.data.tokens import Tokens, newest
 from aim_trainer.errors import StoreError
 from aim_trainer.evaluate.gates import require
 from aim_trainer.evaluate.judge import Judgement, judge
@@ -49,8 +49,8 @@ def _tables(judgement: Judgement) -> list[Table]:
 
 def _held_out(run: RunDirectory) -> Path | None:
     """The held-out rows as the run tokenised them last."""
-    whole = sorted((run.data / "validation").glob("*/about.json"), key=lambda about: about.stat().st_mtime)
-    return whole[-1].parent if whole and len(Tokens(whole[-1].parent)) else None
+    rows = newest(run.data / "validation")
+    return rows if rows is not None and len(Tokens(rows)) else None
 
 
 def _device(job: FineTuningJob) -> str:

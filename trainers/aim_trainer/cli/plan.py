@@ -79,10 +79,10 @@ def plan(job: FineTuningJob, gpu: str | None, rows: int | None, measured: Path |
 
 def tell(made: Plan, output: Output) -> None:
     """For people, or as JSON or YAML."""
-    need = needed(made.job, made.facts)._asdict()
+    taken = needed(made.job, made.facts)
+    need, total = taken._asdict(), taken.total
     rows = made.job.spec.hyperparameters.batch_size
     memory = {f"{part}_gib": gib(need[part]) for part in _PARTS}
-    total = needed(made.job, made.facts).total
     steps = made.steps._asdict() if isinstance(made.steps, Arithmetic) else made.steps
     data = {
         "job": made.job.metadata.name,

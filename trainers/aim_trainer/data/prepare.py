@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aim_trainer.errors import DataError, JobError
+from aim_trainer.files import sha256_of
 from aim_trainer.job.job import FineTuningJob, Spec
 
 from .encode import Counts, Encoder
@@ -19,7 +20,7 @@ from .problems import Problems
 from .read import Reader
 from .statistics import SourceRead, Statistics, lengths
 from .survey import Survey, Surveyed, chosen, survey
-from .tokens import Row, Tokens, write_tokens
+from .tokens import Row, Tokens, write_about, write_tokens
 
 #: Counts up when the same input would give other tokens or masks than before.
 _VERSION = 1
@@ -179,10 +180,8 @@ def tokenizer_digest(directory: Path) -> str:
 
 def _seal(directory: Path, about: dict[str, Any]) -> None:
     """Writes `about.json` anew, with the digests of the other files."""
-    files = {file.name: _sha256(file) for file in sorted(directory.glob("*.bin"))}
-    partial = directory / "about.json.part"
-    partial.write_text(json.dumps(about | {"files": files}, indent=2, sort_keys=True))
-    partial.rename(directory / "about.json")
+    files = {file.name: sha256_of(file) for file in sorted(directory.glob("*.bin"))}
+    write_about(directory, about | {"files": files})
 
 
 def _is_whole(directory: Path) -> bool:
@@ -191,7 +190,7 @@ def _is_whole(directory: Path) -> bool:
         return False
     try:
         files = json.loads((directory / "about.json").read_bytes())["files"]
-        if all(_sha256(directory / name) == digest for name, digest in files.items()):
+        if all(sha256_of(directory / name) == digest for name, digest in files.items()):
             return True
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
@@ -206,8 +205,3 @@ def _put(part: Path, place: Path) -> None:
         # Somebody else was first, with the same rows.
         if not _is_whole(place):
             part.rename(place)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

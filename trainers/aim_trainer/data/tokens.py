@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from aim_trainer.files import write_whole
+
 Ints = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.uint8]
 
@@ -73,9 +75,18 @@ def write_tokens(directory: Path, rows: Iterable[Row], about: dict[str, Any]) ->
     np.asarray(ends, np.int64).tofile(directory / "ends.bin")
     if labels:
         np.asarray(labels, np.int32).tofile(directory / "labels.bin")
-    partial = directory / "about.json.part"
-    partial.write_text(json.dumps(about, indent=2, sort_keys=True))
-    partial.rename(directory / "about.json")
+    write_about(directory, about)
+
+
+def write_about(directory: Path, about: dict[str, Any]) -> None:
+    """What makes the directory whole, or what more is known of it since."""
+    write_whole(directory / "about.json", json.dumps(about, indent=2, sort_keys=True).encode())
+
+
+def newest(folder: Path) -> Path | None:
+    """The whole directory below `folder` that was written last; None: there is none."""
+    whole = sorted(folder.glob("*/about.json"), key=lambda about: about.stat().st_mtime)
+    return whole[-1].parent if whole else None
 
 
 def _mapped(file: Path, kind: Any) -> npt.NDArray[Any]:

@@ -12,6 +12,7 @@ import orjson
 
 from aim_trainer.data.tokens import Tokens
 from aim_trainer.errors import StoreError
+from aim_trainer.files import write_whole
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.metrics.records import Note, Sink
 from aim_trainer.metrics.words import numbers_in_words
@@ -214,7 +215,4 @@ def _texts(question: Question, base: str, tuned: str) -> dict[str, Any]:
 
 def _write(judgement: Judgement, file: Path) -> None:
     """Numbers that are none stand as null."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".part")
-    partial.write_bytes(orjson.dumps(dataclasses.asdict(judgement), option=orjson.OPT_INDENT_2))
-    partial.replace(file)
+    write_whole(file, orjson.dumps(dataclasses.asdict(judgement), option=orjson.OPT_INDENT_2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .conversion import Draft, Rule, batch, elsewhere, noted, only, passed, sharding, to, uri_of, words
+from .conversion import Draft, Rule, batch, elsewhere, held_out, noted, only, passed, sharding, to, uri_of, words
 
 _ADAMW = "the optimizer here is AdamW with moments in fp32"
 
@@ -26,13 +26,6 @@ def _length(draft: Draft, key: str, value: Any) -> None:
 
 def _fsdp(draft: Draft, key: str, value: Any) -> None:
     draft.shards = bool(value)
-
-
-def _held_out(draft: Draft, key: str, value: Any) -> None:
-    if isinstance(value, int | float) and 0 <= value < 1:
-        draft.set("dataset.validation.share", value)
-    else:
-        draft.refuse(key, f"{value!r} is a number of rows; here a share below 1 is held out, or a source of its own")
 
 
 def _targets(draft: Draft, key: str, value: Any) -> None:
@@ -56,7 +49,7 @@ TABLE: dict[str, Rule] = {
     **dict.fromkeys(("datasets", "micro_batch_size", "gradient_accumulation_steps"), elsewhere),
     **dict.fromkeys(("use_ray", "ray_num_workers", "lora_target_linear", "output_dir", "hub_model_id"), elsewhere),
     "chat_template": noted("the tokenizer's own template is used; dataset.chatTemplate takes a Jinja file"),
-    "val_set_size": _held_out,
+    "val_set_size": held_out,
     "sequence_len": to("hyperparameters.maxSeqLength"),
     "excess_length_strategy": _length,
     "sample_packing": to("dataset.packing"),

@@ -94,6 +94,14 @@ def elsewhere(_draft: Draft, _key: str, _value: Any) -> None:
     """Read together with other keys, once all are known."""
 
 
+def held_out(draft: Draft, key: str, value: Any) -> None:
+    """A share of the rows; their number has no counterpart."""
+    if isinstance(value, int | float) and 0 <= value < 1:
+        draft.set("dataset.validation.share", value)
+    else:
+        draft.refuse(key, f"{value!r} is a number of rows; here a share below 1 is held out, or a source of its own")
+
+
 def sharding(draft: Draft, key: str, value: Any) -> None:
     """A DeepSpeed configuration by its name: `deepspeed_configs/zero2.json`, `ds_z3_config.json`."""
     stage = re.search(r"z(?:ero_?)?([0-3])(?![0-9])", Path(str(value)).name.lower())

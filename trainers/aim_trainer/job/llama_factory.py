@@ -8,16 +8,9 @@ from typing import Any
 
 import orjson
 
-from .conversion import Draft, Rule, batch, elsewhere, noted, only, passed, sharding, to, uri_of, words
+from .conversion import Draft, Rule, batch, elsewhere, held_out, noted, only, passed, sharding, to, uri_of, words
 
 _KERNEL = ("flash_attn", "enable_liger_kernel", "use_unsloth", "use_unsloth_gc", "disable_gradient_checkpointing")
-
-
-def _rows(draft: Draft, key: str, value: Any) -> None:
-    if isinstance(value, float | int) and 0 <= value < 1:
-        draft.set("dataset.validation.share", value)
-    else:
-        draft.refuse(key, f"{value!r} is a number of rows; here a share below 1 is held out, or a source of its own")
 
 
 def _target(draft: Draft, key: str, value: Any) -> None:
@@ -58,7 +51,7 @@ TABLE: dict[str, Rule] = {
     "packing": to("dataset.packing"),
     "neat_packing": to("dataset.packing"),
     "default_system": to("dataset.systemPrompt"),
-    "val_size": _rows,
+    "val_size": held_out,
     "output_dir": to("output.registry"),
     "save_steps": _steps("checkpoints.everySteps"),
     "eval_steps": _steps("validation.everySteps"),

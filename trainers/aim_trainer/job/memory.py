@@ -15,7 +15,7 @@ from .steps import largest_micro_batch
 
 def facts_of(job: FineTuningJob) -> ModelFacts:
     """What is known of its base model. Raises AimProfileError: not in the catalogue, and no directory or file."""
-    return load_model(job.spec.base_model.model_id.removeprefix("hf://").removeprefix("file://"))
+    return load_model(_named(job))
 
 
 def training_of(job: FineTuningJob, batch: int | None = None) -> Training:
@@ -30,7 +30,7 @@ def training_of(job: FineTuningJob, batch: int | None = None) -> Training:
             "lora_dropout": hyper.lora_dropout,
         }
     return Training(
-        model=spec.base_model.model_id.removeprefix("hf://").removeprefix("file://"),
+        model=_named(job),
         method=spec.method,
         quantization=spec.quantization,
         batch=micro,
@@ -43,6 +43,11 @@ def training_of(job: FineTuningJob, batch: int | None = None) -> Training:
         classes=len(spec.dataset.labels) or None,
         **own,
     )
+
+
+def _named(job: FineTuningJob) -> str:
+    """The base model as aim_profile knows it: an id or a path."""
+    return job.spec.base_model.model_id.removeprefix("hf://").removeprefix("file://")
 
 
 def on_cpu(job: FineTuningJob) -> bool:

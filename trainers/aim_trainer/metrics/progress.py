@@ -6,6 +6,8 @@ import math
 import time
 from pathlib import Path
 
+from aim_trainer.files import write_whole
+
 from .records import Record
 from .trainer_status import TrainerStatus
 
@@ -33,10 +35,7 @@ class Progress:
             self._write()
 
     def _write(self) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._file.with_name(self._file.name + ".part")
-        partial.write_bytes(self._status.body())
-        partial.replace(self._file)
+        write_whole(self._file, self._status.body())
         self._written_at = time.monotonic()
 
 

@@ -6,17 +6,17 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from aim_trainer.data.tokens import Tokens
+from aim_trainer.data.statistics import lengths
+from aim_trainer.data.tokens import Tokens, newest
 from aim_trainer.errors import StoreError
+from aim_trainer.files import sha256_of
+from aim_trainer.installed import versions_of
 from aim_trainer.job.digest import spec_digest
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.run_directory import RunDirectory
-
-from .versions import sha256_of
 
 _TOOLS = ("aim-kserve", "torch", "transformers", "peft", "bitsandbytes")
 #: Of a directory, the files that decide what a model computes.
@@ -43,8 +43,9 @@ class Provenance:
 
 def provenance_of(job: FineTuningJob, run: RunDirectory, base: Path) -> Provenance:
     """base: the directory or file of the base model. Raises StoreError: evaluation.json cannot be read."""
-    data = _data(run)
+    data = newest(run.data / "train")
     tokens = Tokens(data) if data else None
+    told = lengths(tokens) if tokens else None
     return Provenance(
         base=job.spec.base_model.model_id,
         revision=job.spec.base_model.revision,
@@ -53,8 +54,8 @@ def provenance_of(job: FineTuningJob, run: RunDirectory, base: Path) -> Provenan
         job_digest=_prefixed(spec_digest(job)),
         data_digest=_prefixed(data.name) if data else None,
         rows=len(tokens) if tokens else None,
-        row_tokens=_lengths(tokens) if tokens else None,
-        tools=_versions(),
+        row_tokens=(told.p99_9, told.max) if told else None,
+        tools=versions_of(_TOOLS),
         metrics=metrics_of(run.evaluation),
     )
 
@@ -85,25 +86,5 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _data(run: RunDirectory) -> Path | None:
-    whole = sorted((run.data / "train").glob("*/about.json"), key=lambda about: about.stat().st_mtime)
-    return whole[-1].parent if whole else None
-
-
-def _lengths(tokens: Tokens) -> tuple[int, int]:
-    lengths = sorted(tokens.lengths().tolist())
-    return lengths[min(len(lengths) - 1, int(len(lengths) * 0.999))], lengths[-1]
-
-
 def _prefixed(digest: str) -> str:
     return digest if digest.startswith("sha256:") else f"sha256:{digest}"
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for tool in _TOOLS:
-        try:
-            found[tool] = version(tool)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from aim_trainer.errors import StoreError
+from aim_trainer.files import sha256_of
 
 COMMIT = "COMMIT.json"
 #: Numbers that others took under our hands before we give up.
@@ -81,12 +82,6 @@ def commit_of(files: Path) -> Commit:
     listed = {name: (sha256_of(path), path.stat().st_size) for name, path in held.items()}
     whole = hashlib.sha256("".join(f"{name}\0{sha256}\n" for name, (sha256, _) in listed.items()).encode())
     return Commit(f"sha256:{whole.hexdigest()}", listed)
-
-
-def sha256_of(file: Path) -> str:
-    """Hexadecimal; reads the file in pieces."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def publish_files(files: Path, destination: Destination) -> Version:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from aim_trainer.data.tokens import Tokens
+from aim_trainer.data.tokens import Tokens, newest
 from aim_trainer.errors import JobError
+from aim_trainer.installed import versions_of
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.read import read_job
 from aim_trainer.metrics.json_lines import read_records
@@ -113,7 +113,7 @@ def read_run(run: RunDirectory) -> Left:
         _evaluation(run.evaluation, warnings),
         _rows(run.data / "train", warnings),
         _rows(run.data / "validation", warnings),
-        _versions(),
+        versions_of(_TOOLS),
         warnings,
     )
 
@@ -153,23 +153,13 @@ def _in_shape(found: dict[str, Any]) -> dict[str, Any]:
 
 def _rows(folder: Path, warnings: list[str]) -> Rows | None:
     """Of the newest whole directory: an earlier one is of a job that was changed."""
-    whole = sorted(folder.glob("*/about.json"), key=lambda about: about.stat().st_mtime)
-    if not whole:
+    directory = newest(folder)
+    if directory is None:
         return None
     try:
-        tokens = Tokens(whole[-1].parent)
+        tokens = Tokens(directory)
         about = dict(tokens.about)
     except (OSError, ValueError, TypeError) as problem:
-        warnings.append(f"{whole[-1].parent}: damaged, and made anew by the next run: {problem}")
+        warnings.append(f"{directory}: damaged, and made anew by the next run: {problem}")
         return None
-    return Rows(whole[-1].parent.name, np.sort(tokens.lengths()), about)
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for tool in _TOOLS:
-        try:
-            found[tool] = version(tool)
-        except PackageNotFoundError:
-            continue
-    return found
+    return Rows(directory.name, np.sort(tokens.lengths()), about)

@@ -19,6 +19,7 @@ from aim_trainer.metrics.json_lines import read_records
 from aim_trainer.metrics.records import Evaluation, Step
 from aim_trainer.recipe.workers import Workers
 from aim_trainer.run_directory import RunDirectory
+from aim_trainer.runner import device_of
 from aim_trainer.worker import Rows, work
 
 from .asked import search_of
@@ -77,13 +78,9 @@ def run_trial(given: Given, trial: str, values: dict[str, Any], report: Callable
     run.root.mkdir(parents=True, exist_ok=True)
     run.job.write_text(as_yaml(job), encoding="utf-8")
     told = _Told(run, given.job, job.spec.validation.every_steps or 1, report)
-    work(job, run, rows, Workers(device=_device(job)), told.after_a_step)
+    work(job, run, rows, Workers(device=device_of(job)), told.after_a_step)
     told.tell()
     shutil.rmtree(run.checkpoints, ignore_errors=True)  # as large as the model, and nothing goes on from them
-
-
-def _device(job: FineTuningJob) -> str:
-    return "cuda:0" if job.spec.resources.gpu else "cpu"
 
 
 def _measured(job: FineTuningJob, steps: int) -> FineTuningJob:

@@ -62,8 +62,8 @@ class Oci:
         return f"oci://{self._location}:{name_of(number)}"
 
     def published(self) -> dict[int, str | None]:
-        begun = {number for tag in self._tags() if (number := number_of(tag.partition(_CLAIM)[0])) is not None}
         whole = set(self._tags())
+        begun = {number for tag in whole if (number := number_of(tag.partition(_CLAIM)[0])) is not None}
         return {number: self._digest(name_of(number)) if name_of(number) in whole else None for number in begun}
 
     def add(self, number: int, files: Path, commit: Commit) -> bool:
