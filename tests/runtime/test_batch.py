@@ -253,8 +253,12 @@ async def test_a_server_that_is_away_for_a_while_is_waited_for(tmp_path: Path):
     while not out.exists():  # noqa: ASYNC110  another process makes it
         await asyncio.sleep(0.01)
     answering = says(http({"object": "x"}))
-    async with RawServer(behave=answering, port=port) as first:
-        while len(first.asked) < 20:  # noqa: ASYNC110  it tells nobody
+
+    async def answers_twenty(writer: asyncio.StreamWriter) -> None:
+        await (answering(writer) if len(first.asked) <= 20 else asyncio.Event().wait())
+
+    async with RawServer(behave=answers_twenty, port=port) as first:
+        while len(first.asked) <= 20:  # noqa: ASYNC110  it tells nobody
             await asyncio.sleep(0.001)
     async with RawServer(behave=answering, port=port) as second:
         code, err = await running
