@@ -1,20 +1,13 @@
 """The job as a CustomResourceDefinition, made from the models that check it.
 
-An API server takes *structural* schemas only: every node typed, nothing shared by reference, no unions. Defaults are
-told in descriptions and filled in by the trainer alone: some depend on other fields.
+Defaults are told in descriptions and filled in by the trainer alone: some depend on other fields.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from aim_profile.kubernetes.structural import Schema, structural, validations
 
 from .job import API_VERSION, FineTuningJob
-
-Schema = dict[str, Any]
-
-#: What is kept as it is.
-_SAME = ("type", "enum", "pattern", "minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum")
 
 #: Contradictions a cluster can refuse by itself, by the mapping they stand in. CEL's core language alone.
 _RULES: dict[str, list[tuple[str, str]]] = {
@@ -85,7 +78,7 @@ _RULES: dict[str, list[tuple[str, str]]] = {
 def structural_schema() -> Schema:
     """`spec.versions[].schema.openAPIV3Schema` of the CRD: apiVersion, kind, metadata, spec and status."""
     raw = FineTuningJob.model_json_schema(by_alias=True)
-    spec = _structural(raw["properties"]["spec"], raw["$defs"])
+    spec = structural(raw["properties"]["spec"], raw["$defs"], _RULES)
     return {
         "type": "object",
         "description": "A model is tuned on rows, judged, and published with its serving profile.",
@@ -98,13 +91,15 @@ def structural_schema() -> Schema:
             "status": _STATUS,
         },
         # KubeRay appends to the name.
-        "x-kubernetes-validations": [
-            {"rule": "size(self.metadata.name) <= 47", "message": "metadata.name: at most 47 characters"},
-            {
-                "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-                "message": "metadata.name: a letter first, then letters, digits and dashes",
-            },
-        ],
+        "x-kubernetes-validations": validations(
+            [
+                ("size(self.metadata.name) <= 47", "metadata.name: at most 47 characters"),
+                (
+                    "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+                    "metadata.name: a letter first, then letters, digits and dashes",
+                ),
+            ]
+        ),
     }
 
 
@@ -137,70 +132,6 @@ def custom_resource_definition() -> Schema:
             ],
         },
     }
-
-
-def _structural(node: Mapping[str, Any], defs: Mapping[str, Any]) -> Schema:
-    """One node, with all that it refers to written out in it."""
-    rules: list[tuple[str, str]] = []
-    if "$ref" in node:
-        named = node["$ref"].rpartition("/")[2]
-        rules = _RULES.get(named, [])
-        node = {**defs[named], **{key: value for key, value in node.items() if key != "$ref"}}
-    if "anyOf" in node:
-        return _union(node, defs)
-    made: Schema = {key: node[key] for key in _SAME if key in node}
-    if text := _description(node):
-        made["description"] = text
-    if "const" in node:
-        made["enum"] = [node["const"]]
-    made |= _open_bounds(node) | _inside(node, defs)
-    if rules:
-        made["x-kubernetes-validations"] = [{"rule": rule, "message": message} for rule, message in rules]
-    return made
-
-
-def _inside(node: Mapping[str, Any], defs: Mapping[str, Any]) -> Schema:
-    made: Schema = {}
-    if "items" in node:
-        made["items"] = _structural(node["items"], defs)
-    if "properties" in node:
-        made["properties"] = {key: _structural(child, defs) for key, child in node["properties"].items()}
-        made |= {"required": node["required"]} if node.get("required") else {}
-    elif isinstance(node.get("additionalProperties"), Mapping):
-        made["additionalProperties"] = _structural(node["additionalProperties"], defs)
-    return made
-
-
-def _union(node: Mapping[str, Any], defs: Mapping[str, Any]) -> Schema:
-    """`X | None` is nullable; a number or a word is Kubernetes' int-or-string; other scalars are left open."""
-    kinds = [kind for kind in node["anyOf"] if kind.get("type") != "null"]
-    nullable = {"nullable": True} if len(kinds) < len(node["anyOf"]) else {}
-    rest = {key: value for key, value in node.items() if key != "anyOf"}
-    if len(kinds) == 1:
-        return _structural({**kinds[0], **rest}, defs) | nullable
-    described = {"description": text} if (text := _description(rest)) else {}
-    types = {kind.get("type") for kind in kinds}
-    if types == {"integer", "string"}:
-        return {"x-kubernetes-int-or-string": True} | described | nullable
-    return {"x-kubernetes-preserve-unknown-fields": True} | described | nullable
-
-
-def _open_bounds(node: Mapping[str, Any]) -> Schema:
-    """OpenAPI 3.0 says of a bound that it is exclusive; JSON Schema has bounds of their own for that."""
-    made: Schema = {}
-    for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
-        if exclusive in node:
-            made |= {bound: node[exclusive], exclusive: True}
-    return made
-
-
-def _description(node: Mapping[str, Any]) -> str:
-    told = " ".join(str(node.get("description", "")).split())
-    default = node.get("default")
-    if default is None or isinstance(default, dict) or default == []:
-        return told
-    word = f"Default: {str(default).lower() if isinstance(default, bool) else default}."
-    return f"{told}{'.' if told and not told.endswith('.') else ''} {word}".strip()
 
 
 #: Of Kubeflow Trainer's TrainJob: conditions, and trainerStatus as its runtimes report it.
