@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import doctor, plan_verbs
+from . import doctor, exporter, plan_verbs
 from .options import (
     FACTS,
     PROFILES,
@@ -184,6 +184,7 @@ def fit(
 
 
 doctor.add_to(app)
+exporter.add_to(app)
 
 
 @app.command("list", rich_help_panel=PROFILES)
