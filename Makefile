@@ -61,7 +61,7 @@ TOXICITY := bench/training/toxicity_training
 TOXICITY_BIN := .venv-toxicity/bin
 TOXICITY_DATA := .models/toxicity
 
-.PHONY: help run demo train-demo test test-trainer trainer coverage check manifests format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
+.PHONY: help run demo train-demo test test-trainer trainer coverage check manifests manifests-check format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -112,6 +112,9 @@ check: $(BIN)/.dev ## ruff, mypy --strict, import-linter, and whether manifests/
 
 manifests: $(BIN)/.dev ## make manifests/ anew from the catalogue
 	$(BIN)/python -m aim_profile.kubernetes manifests
+
+manifests-check: $(BIN)/.dev ## every object of manifests/ against the real schemas (KSERVE_CRDS=FOLDER of CRDs as JSON) and KServe's webhooks
+	$(BIN)/python -m pytest -q -rs tests/manifests $(PYTEST_ARGS)
 
 format: $(BIN)/.dev ## let ruff format and fix what it can
 	$(BIN)/ruff check --fix .

