@@ -1,0 +1,11 @@
+"""The controllers, each with its handlers in kopf's registry. Those of a kind that the cluster lacks wait for it."""
+
+from __future__ import annotations
+
+import kopf
+
+from .operator import Operator
+
+
+def register(registry: kopf.OperatorRegistry, operator: Operator) -> None:
+    """All of them. One line each: what a controller does is its own file's to say."""
