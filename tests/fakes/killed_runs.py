@@ -1,12 +1,8 @@
-"""Training runs in processes of their own, to be killed at any moment, and what they leave behind.
-
-The processes are forked from one that has imported everything once: a kill costs a second, not ten.
-"""
+"""Training runs in processes of their own, to be killed at any moment, and what they leave behind."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import time
@@ -20,9 +16,7 @@ from aim_trainer.metrics.json_lines import read_records
 from aim_trainer.metrics.records import Note, Step
 from aim_trainer.run_directory import RunDirectory
 from aim_trainer.worker import Rows
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["aim_trainer.runner", "aim_trainer.stopping"])
+from forked import forked
 
 
 @dataclass
@@ -42,7 +36,7 @@ class Run:
     @contextlib.contextmanager
     def begun(self) -> Iterator[BaseProcess]:
         """A process that trains, to the end if nobody kills it."""
-        process = _processes.Process(target=_train, args=(self,))
+        process = forked(_train, self)
         process.start()
         try:
             yield process

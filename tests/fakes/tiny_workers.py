@@ -1,13 +1,9 @@
-"""Two workers of one run, as processes of their own that speak gloo: several runs in turn, what each told as JSON.
-
-python -m tiny_workers RANK WORLD_SIZE RENDEZVOUS_FILE RUNS.json OUT.json
-"""
+"""Two workers of one run, as processes of their own that speak gloo: several runs in turn, what each told as JSON."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ from aim_trainer.job.job import FineTuningJob
 from aim_trainer.recipe.model import save
 from aim_trainer.recipe.weights import trained_weights
 from aim_trainer.recipe.workers import Workers
+from forked import forked
 from tiny_runs import run_tiny
 
 
@@ -28,33 +25,32 @@ def run_together(runs: dict[str, dict[str, Any]], directory: Path, world_size: i
     """What each rank told of each run. A run: `job` (its fields), `tokens`, `validation` (directories or None), `stop`
     ([rank, step] of a worker that is asked to stop), `result` (where it is saved), `store`.
     """
-    (directory / "runs.json").write_text(json.dumps(runs))
     outs = [directory / f"out-{rank}.json" for rank in range(world_size)]
     started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tiny_workers", str(rank), str(world_size)]
-            + [str(directory / name) for name in ("rendezvous", "runs.json", outs[rank].name)]
-        )
+        forked(_work, rank, world_size, f"file://{directory / 'rendezvous'}", runs, outs[rank])
         for rank in range(world_size)
     ]
     try:
-        codes = [process.wait(timeout=300) for process in started]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join(300)
+        assert [process.exitcode for process in started] == [0] * world_size
     finally:
         for process in started:
             process.kill()
-    assert codes == [0] * world_size
     told = [json.loads(out.read_bytes()) for out in outs]
     return {name: [each[name] for each in told] for name in runs}
 
 
-def main() -> None:
-    rank, world_size, rendezvous, runs, out = sys.argv[1:]
+def _work(rank: int, world_size: int, meeting: str, runs: dict[str, dict[str, Any]], out: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=int(world_size))
-    workers = Workers(int(rank), int(world_size), int(rank))
-    told = {name: _told(run, workers) for name, run in json.loads(Path(runs).read_bytes()).items()}
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
+    workers = Workers(rank, world_size, rank)
+    told = {name: _told(run, workers) for name, run in runs.items()}
     dist.destroy_process_group()
-    Path(out).write_text(json.dumps(told))
+    out.write_text(json.dumps(told))
+    os._exit(0)  # what torch has at its end takes a second
 
 
 def _told(run: dict[str, Any], workers: Workers) -> dict[str, Any]:
@@ -84,7 +80,3 @@ def _told(run: dict[str, Any], workers: Workers) -> dict[str, Any]:
         "local_elements": sum(weight.numel() for weight in local),
         "elements": sum(weight.numel() for weight in weights),
     }
-
-
-if __name__ == "__main__":
-    main()

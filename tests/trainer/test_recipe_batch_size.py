@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +14,8 @@ from aim_trainer.errors import ResourceError
 from aim_trainer.recipe import batch_size
 from aim_trainer.recipe.model import load
 from aim_trainer.recipe.workers import Workers
+from forked import forked
+from short_memory import try_batches
 from tiny_runs import chat_tokens, tiny_job
 
 Tiny = Callable[[str], Path]
@@ -102,27 +102,10 @@ def test_to_try_leaves_weights_gradients_and_generators_as_they_were(tiny: Tiny,
         assert torch.equal(weight, before[name])
 
 
-_LIMITED = """
-import resource, sys
-from pathlib import Path
-from aim_trainer.recipe import batch_size
-from aim_trainer.recipe.model import load
-from tiny_runs import tiny_job
-
-job = tiny_job(Path(sys.argv[1]), batchSize="auto")
-loaded = load(job)
-small = batch_size._full(job, 2, 60)
-assert batch_size.fits(loaded, small)
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20, resource.RLIM_INFINITY))
-assert not batch_size.fits(loaded, batch_size._full(job, 2000, 60))
-assert batch_size.fits(loaded, small)
-print("backed off")
-"""
-
-
 def test_memory_that_runs_out_is_a_no_and_not_the_end(tiny: Tiny) -> None:
     """In a process whose memory is limited for real."""
-    command = [sys.executable, "-c", _LIMITED, str(tiny("llama"))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "backed off\n"), done.stderr[-2000:]
+    process = forked(try_batches, tiny("llama"))
+    process.start()
+    process.join(120)
+    process.kill()
+    assert process.exitcode == 0

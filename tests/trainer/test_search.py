@@ -18,6 +18,7 @@ from aim_trainer.search.results import Found
 from aim_trainer.search.search import search
 from aim_trainer.search.trial import prepared, trial_job
 from aim_trainer.worker import work
+from ray_session import Cluster
 from tiny_models import conversations
 from tiny_runs import tiny_job
 
@@ -45,24 +46,28 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(
-    tiny: Callable[[str], Path], rows: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny: Callable[[str], Path], rows: Path, ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Found, Path]]:
-    """Four trials, one after the other; by this seed a good rate, a bad one, and twice a length that fits no row."""
+    """Four trials, one after the other; by this seed a good rate twice, a bad one, and a length that fits no row."""
     import ray
 
     root = tmp_path_factory.mktemp("search") / "found"
-    yield search(searching(tiny("llama"), rows, algorithm="random", seed=6), RunDirectory(root)), root
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_ADDRESS", ray_cluster.address)
+        environment.setenv("RAY_AUTH_MODE", "disabled")  # a Ray of this process's own has left another
+        yield search(searching(tiny("llama"), rows, algorithm="random", seed=4), RunDirectory(root)), root
+        ray.shutdown()
 
 
 @pytest.mark.ray
 def test_of_four_trials_one_is_stopped_early_and_failures_stop_no_other(done: tuple[Found, Path]) -> None:
     found, root = done
-    assert [trial.end for trial in found.trials] == ["finished", "stopped", "failed", "failed"]
-    best, stopped, failed, _ = found.trials
+    assert [trial.end for trial in found.trials] == ["finished", "finished", "stopped", "failed"]
+    best, as_good, stopped, failed = found.trials
     assert found.best == best
     assert (best.values[RATE], stopped.values[RATE], failed.values[LENGTH]) == (3e-3, 1e-6, 8)
     assert (best.step, stopped.step, failed.step) == (10, 2, 0)
+    assert (as_good.values, as_good.value) == (best.values, best.value)
     assert "hyperparameters.maxSeqLength is 8; raise it" in failed.why
     with (root / "results.csv").open() as opened:
         assert [row["trial"] for row in csv.DictReader(opened)] == [trial.name for trial in found.trials]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -104,7 +105,9 @@ def the_driver_is_killed(run_in: Callable[..., Run], cluster: Cluster, root: Pat
 
 
 def the_node_is_killed(run_in: Callable[..., Run], _: Cluster, root: Path, moment_s: float) -> Losses:
-    """Of a Ray of its own: the run ends with what was saved, or its worker was done before it knew."""
+    """Of a Ray of its own: the run ends with what was saved, or its worker was done before it knew. What goes on from
+    there needs no Ray, and has the same losses.
+    """
     run = run_in(root, ray=True)
     with run.begun() as process:
         wait_until(training(run), process)
@@ -117,7 +120,7 @@ def the_node_is_killed(run_in: Callable[..., Run], _: Cluster, root: Path, momen
     if process.exitcode == 0:
         return run.losses()
     before = run.committed()[-1]
-    losses = run.to_the_end()
+    losses = dataclasses.replace(run, ray=False).to_the_end()
     assert run.resumed_from() == [before]
     return losses
 

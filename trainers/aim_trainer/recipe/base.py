@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -61,9 +63,11 @@ def locate(model: BaseModel_) -> Base:
 
 
 def read_config(model: BaseModel_) -> Any:
-    """The model's configuration. Raises JobError where it cannot be had, or is of a family that is not known here."""
+    """The model's configuration, to be changed at will. Raises JobError where it cannot be had, or is of a family that
+    is not known here.
+    """
     with said_of(model):
-        config = AutoConfig.from_pretrained(**locate(model).arguments())
+        config = _read(AutoConfig.from_pretrained, locate(model))
     if config.model_type not in FAMILIES:
         raise _refused(model, f"architecture {config.model_type!r} is not known; known are {', '.join(FAMILIES)}")
     return config
@@ -74,13 +78,28 @@ def read_tokenizer(model: BaseModel_) -> Any:
     (nothing learns of padding). The vocabulary never grows: resized embeddings would be part of every adapter.
     """
     with said_of(model):
-        tokenizer = AutoTokenizer.from_pretrained(**locate(model).arguments())
+        tokenizer = _read(AutoTokenizer.from_pretrained, locate(model))
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise _refused(model, "its tokenizer has neither a pad nor an eos token")
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _read(from_pretrained: Callable[..., Any], base: Base) -> Any:
+    if base.gguf_file is None:
+        return from_pretrained(**base.arguments())
+    changed_ns = Path(base.name, base.gguf_file).stat().st_mtime_ns
+    return copy.deepcopy(_read_once(from_pretrained, base, changed_ns))
+
+
+@lru_cache(maxsize=4)
+def _read_once(from_pretrained: Callable[..., Any], base: Base, changed_ns: int) -> Any:
+    """transformers reads all of a GGUF file's metadata whatever it is asked for: seconds, for each word and merge of a
+    vocabulary.
+    """
+    return from_pretrained(**base.arguments())
 
 
 @contextmanager

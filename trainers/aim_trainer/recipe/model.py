@@ -89,11 +89,11 @@ def save(loaded: Loaded, into: Path, workers: Workers | None = None) -> None:
 
 
 def _base_model(job: FineTuningJob, compute: torch.dtype, device: str) -> Any:
-    read_config(job.spec.base_model)  # refuses a family that is not known
+    config = read_config(job.spec.base_model)  # refuses a family that is not known
     base = locate(job.spec.base_model)
-    arguments: dict[str, Any] = {"dtype": torch.float32 if job.spec.method == "full" else compute}
+    arguments: dict[str, Any] = {"dtype": torch.float32 if job.spec.method == "full" else compute, "config": config}
     if job.spec.template == "classification":
-        arguments |= _labels(job)
+        config.update(_labels(job))
     if device != "cpu":
         arguments["device_map"] = {"": device}
     with said_of(job.spec.base_model):
