@@ -34,7 +34,7 @@ def runtime_of(service: Object) -> Object:
 
 def test_what_is_there_is_what_is_made() -> None:
     assert drift(MANIFESTS) == []
-    assert len(FILES) == 34
+    assert len(FILES) == 68
 
 
 def test_a_file_changed_by_hand_one_too_many_and_one_too_few_are_named(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def containers() -> list[Object]:
 
 
 def test_every_container_is_restricted_probed_and_told_its_annotations() -> None:
-    assert len(containers()) == 15
+    assert len(containers()) == 25
     for container in containers():
         context = container["securityContext"]
         assert context["runAsNonRoot"] is True
@@ -120,15 +120,32 @@ def test_every_container_is_restricted_probed_and_told_its_annotations() -> None
 def test_each_partition_the_device_plugin_can_name_has_its_runtime() -> None:
     cards = [by_name(name) for name in catalog() if by_name(name).partitionable]
     labels = {mode.resource_label for card in cards for mode in card.modes()}
-    asked = set()
+    counted, claimed = set(), set()
     for runtime in of_kind("ClusterServingRuntime", "partitions"):
         resources = runtime["spec"]["containers"][0]["resources"]
-        (resource,) = [name for name in resources["limits"] if name.startswith("amd.com/")]
-        assert resources["limits"][resource] == resources["requests"][resource] == "1"
-        assert name_of(runtime) == f"aim-vllm-{resource.removeprefix('amd.com/').replace('_', '-')}"
-        asked.add(resource.removeprefix("amd.com/"))
-    assert asked == labels
+        asked = [name.removeprefix("amd.com/") for name in resources["limits"] if name.startswith("amd.com/")]
+        name = name_of(runtime).removeprefix("aim-vllm-").removesuffix("-dra").replace("-", "_")
+        if name_of(runtime).endswith("-dra"):
+            assert (asked, resources["claims"]) == ([], [{"name": "gpus"}])
+            claimed.add(name)
+        else:
+            assert asked == [name]
+            assert resources["limits"][f"amd.com/{name}"] == resources["requests"][f"amd.com/{name}"] == "1"
+            counted.add(name)
+    assert counted == claimed == labels
     assert len(labels) == 10
+
+
+@pytest.mark.parametrize("gpu", [name for name in catalog() if by_name(name).partitionable])
+def test_each_products_claims_are_those_that_its_runtimes_name(gpu: str) -> None:
+    templates = {name_of(template): template for template in of_kind("ResourceClaimTemplate", f"claims/{gpu.lower()}")}
+    for mode in by_name(gpu).modes():
+        runtime = RUNTIMES[f"aim-vllm-{mode.resource_label.replace('_', '-')}-dra"]
+        (claim,) = runtime["spec"]["resourceClaims"]
+        asked = templates[claim["resourceClaimTemplateName"]]["spec"]["spec"]["devices"]
+        assert (claim["name"], asked["requests"][0]["exactly"]["count"]) == ("gpus", 1)
+        expression = asked["requests"][0]["exactly"]["selectors"][0]["cel"]["expression"]
+        assert f'"{mode.resource_label}"' in expression
 
 
 def test_a_service_on_a_device_never_waits_for_a_second_one_while_it_is_updated() -> None:
@@ -251,7 +268,7 @@ def test_the_containers_commands_serve_a_guarded_model(embedded_model: Path, tmp
 
 
 def test_every_file_is_reached_from_its_folder() -> None:
-    assert len(FOLDERS) == 17
+    assert len(FOLDERS) == 34
     for folder in FOLDERS:
         listed = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
         own = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}

@@ -28,7 +28,7 @@ KSERVES: Object = {
 
 
 #: The parts that others are made of; what is applied is built by Kustomize.
-PARTS = ("base", "partitions")
+PARTS = ("base", "partitions", "claims")
 APPLIED = [folder for folder in FOLDERS if folder.relative_to(MANIFESTS).parts[0] not in PARTS]
 
 
@@ -40,9 +40,10 @@ def everything() -> list[Object]:
 
 def test_a_cluster_gets_as_many_objects_as_this() -> None:
     assert Counter(document["kind"] for document in everything()) == {
-        "ClusterServingRuntime": 27,
+        "ClusterServingRuntime": 37,
         "InferenceService": 3,
         "NetworkPolicy": 1,
+        "ResourceClaimTemplate": 121,
     }
 
 

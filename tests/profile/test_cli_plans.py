@@ -15,6 +15,7 @@ from aim_profile.cli.app import app
 from aim_profile.errors import AimProfileError
 from aim_profile.files import read as files
 from aim_profile.gpus import catalog
+from aim_profile.kubernetes import target
 from aim_profile.plans import dcm
 from aim_profile.plans.plan import load_plan
 from sysfs_tree import write_mi300x_cpx
@@ -52,6 +53,7 @@ def node_file(folder: Path, name: str, mode: str, cards: int = 2) -> Path:
 def test_choices_are_those_of_their_sources() -> None:
     assert cli.Tier == catalog.Tier
     assert cli.Strategy == dcm.Strategy
+    assert cli.Allocation == target.Allocation
 
 
 def test_a_plan_is_printed_written_and_drawn(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import yaml
 from aim_kserve.settings import ANNOTATION_PREFIX, KNOWN_ANNOTATIONS
 from aim_profile.files.write import dump_all
 from aim_profile.gpus.catalog import by_name, catalog
-from aim_profile.kubernetes.kserve import RenderError, Service, Target, render_services, service_name
+from aim_profile.kubernetes.kserve import Service, render_services, service_name
 from aim_profile.kubernetes.plan_objects import services_of
+from aim_profile.kubernetes.target import RenderError, Target
 from aim_profile.models.known import by_id
 from aim_profile.plans.fleet import parse_fleet
 from aim_profile.plans.make import make_plan

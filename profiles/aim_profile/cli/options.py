@@ -25,6 +25,7 @@ Form = Literal["ours", "aim", "unified"]
 SchemaKind = Literal["profile", "unified", "fleet", "workloads", "plan", "evidence"]
 Tier = Literal["validated", "driver-legal", "unsupported"]
 Strategy = Literal["mixed", "single"]
+Allocation = Literal["plugin", "dra"]
 
 # Headings of the verbs in --help.
 FACTS, PROFILES, PLANS = "Facts", "Profiles", "Plans"
@@ -52,6 +53,12 @@ EvidenceOption = Annotated[
     typer.Option(help="What `aim-runtime measure` wrote: a file, or a directory to look in."),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write to this file instead of stdout.")]
+AllocationOption = Annotated[
+    Allocation, typer.Option(help="Devices counted by AMD's device plugin, or claimed of its DRA driver.")
+]
+AutoPartitionOption = Annotated[
+    bool, typer.Option("--auto-partition", help="With --allocation dra: claims that a coming driver partitions for.")
+]
 StrategyOption = Annotated[Strategy, typer.Option(help="The device plugin's resource naming strategy.")]
 ReferenceArgument = Annotated[
     str, typer.Argument(help="ORG/MODEL/PROFILE-ID, a profile's file, or a model together with --gpu.")

@@ -9,7 +9,9 @@ import typer
 
 from .options import (
     PLANS,
+    AllocationOption,
     AmdSmiOption,
+    AutoPartitionOption,
     DeploymentOption,
     EvidenceOption,
     GpuOption,
@@ -145,20 +147,34 @@ def render(
     gpu: GpuOption = None,
     partition: PartitionOption = None,
     deployment: DeploymentOption = "bare-metal",
+    allocation: AllocationOption = "plugin",
+    auto_partition: AutoPartitionOption = False,
+    cluster_queue: Annotated[
+        str | None, typer.Option(help="With a plan: Kueue's ClusterQueue of that name, for what services leave.")
+    ] = None,
     out: OutOption = None,
 ) -> None:
     """Write a plan or a profile as KServe objects: ClusterServingRuntime, InferenceService, and a plan's ConfigMap.
 
     Example: `aim-profile render plan.yaml -n llm | kubectl apply -f -`
     """
-    from aim_profile.kubernetes.kserve import target_of
+    from aim_profile.kubernetes.target import target_of
 
     from . import plans
 
     guarded(
         lambda: plans.render(
             source,
-            target_of(namespace, strategy, image, operator_namespace, runtime),
+            target_of(
+                namespace,
+                strategy,
+                image,
+                operator_namespace,
+                runtime,
+                allocation=allocation,
+                auto_partition=auto_partition,
+                cluster_queue=cluster_queue,
+            ),
             workloads=workloads,
             storage_uris=plans.storage_uris(storage_uri or ()),
             name=name,

@@ -13,8 +13,10 @@ from aim_profile.files.kinds import looks_like
 from aim_profile.files.read import read_parsed
 from aim_profile.files.write import dump_all
 from aim_profile.gpus.catalog import Deployment
-from aim_profile.kubernetes.kserve import Document, Service, Target, render_services, service_name
+from aim_profile.kubernetes.kserve import Document, Service, render_services, service_name
+from aim_profile.kubernetes.kueue import cluster_queue_of
 from aim_profile.kubernetes.plan_objects import config_map_of, services_of
+from aim_profile.kubernetes.target import Target
 from aim_profile.nodes.read import read_node
 from aim_profile.plans.fleet import Fleet, fleet_of, load_fleet
 from aim_profile.plans.make import make_plan
@@ -202,7 +204,7 @@ def render(
         refuse_beside("a plan", {"name": name, "replicas": replicas, "gpu": gpu, "partition": partition})
         documents = _render_plan(plan_of(file), target, workloads, storage_uris)
     else:
-        refuse_beside("a profile", {"workloads": workloads})
+        refuse_beside("a profile", {"workloads": workloads, "cluster-queue": target.cluster_queue})
         if file is not None:
             refuse_beside(source, {"gpu": gpu, "partition": partition})
         profile = profile_of(file) if file is not None else find_profile(source, Wanted(), partition, gpu, deployment)
@@ -219,7 +221,10 @@ def _render_plan(made: Plan, target: Target, workloads: Path | None, storage_uri
     found = services_of(made, load_workloads(workloads) if workloads else None, uris)
     for line in found.skipped:
         print_note(f"not rendered: {line}")
-    return [*config_map_of(made, target), *render_services(found.services, target)]
+    # Where the driver partitions, nothing else may.
+    modes = [] if target.auto_partition else config_map_of(made, target)
+    queue = cluster_queue_of(made, target.cluster_queue, target) if target.cluster_queue else []
+    return [*modes, *queue, *render_services(found.services, target)]
 
 
 def _addresses(given: Mapping[str, str], services: Sequence[str]) -> Mapping[str, str]:

@@ -2,7 +2,8 @@
 
 A pod asks for its devices as a resource of the AMD device plugin (`amd.com/cpx_nps4` under the plugin's mixed naming
 strategy, `amd.com/gpu` with a node selector under single), on nodes of the product it was sized for, and gets exactly
-those: no host paths, no privileges, no `*_VISIBLE_DEVICES`. What the runtime must know stands in `aim.amd.com/`
+those: no host paths, no privileges, no `*_VISIBLE_DEVICES`. Where AMD's DRA driver is in the plugin's place it claims
+them (claims.py). What the runtime must know stands in `aim.amd.com/`
 annotations, which it reads through the Downward API, and in its flags.
 """
 
@@ -13,93 +14,26 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from aim_profile.errors import AimProfileError
 from aim_profile.files.write import dump, without_empty
 from aim_profile.gpus.catalog import Accelerator, PartitionMode, by_name, catalog
-from aim_profile.plans.dcm import PARTITION_LABEL, Strategy
+from aim_profile.plans.dcm import PARTITION_LABEL
 from aim_profile.serving.engine_args import environment
 from aim_profile.serving.profile import Profile
 
+from .claims import AUTO_PARTITION, claim_template, pod_claims
+from .devices import one_of, product_of, resource_name, resources_of
 from .serving_runtime import ModelFormat, environment_variables, serving_runtime
+from .target import RenderError, Target
 
 Document = tuple[str, dict[str, Any]]
 
 PREFIX = "aim.amd.com/"
 _HOSTNAME = "kubernetes.io/hostname"
-# The node labeller's, of a node whose cards have one PCI id (`74a1`): k8s-device-plugin ed76468; AIM's controller
-# selects by it too (aim-engine@9223504). Product names differ between driver releases, ids do not.
-_DEVICE_ID_LABEL = "amd.com/gpu.device-id"
 # The runtime's own settings; the others of vLLM's arguments travel as --engine_args.
 _OWN_SETTINGS = ("max-model-len", "max-num-seqs", "tensor-parallel-size")
-# AIM's controller gives a GPU 4 CPUs and 32 GiB (aim-engine@9223504); a part of one its part, but never less than
-# an engine needs to start.
-_CPUS_PER_CARD, _MEMORY_GIB_PER_CARD = 4, 32
-_LEAST_MEMORY_GIB = 8
 # What manifests/ calls the runtimes that ask for one partition of a kind.
-_VARIANT = re.compile(r"aim-vllm-([cdqst]px)-(nps[124])")
-# An RFC 1123 label; labels with dots between, an object's name; of an image's name what no shell or YAML could have
-# meant otherwise.
-_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_OBJECT = re.compile(rf"(?=.{{1,253}}$){_NAMESPACE.pattern}(\.{_NAMESPACE.pattern})*")
-_IMAGE = re.compile(r"[a-zA-Z0-9][\w.:/@+-]*", re.ASCII)
+_VARIANT = re.compile(r"aim-vllm-([cdqst]px)-(nps[124])(-dra)?")
 _ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.gguf)")
-
-
-class RenderError(AimProfileError):
-    """Something that Kubernetes objects cannot say, or an object's name that is no name."""
-
-
-class Target(NamedTuple):
-    """Where objects go and what they are made of.
-
-    strategy: the device plugin's resource naming strategy; image: of the runtime, None: our own by version;
-    operator_namespace: where the GPU operator and its Device Config Manager run; runtime: a ClusterServingRuntime
-    that is there already (`manifests/`), None: one for each gfx target is rendered.
-    """
-
-    namespace: str | None = None
-    strategy: Strategy = "mixed"
-    image: str | None = None
-    operator_namespace: str = "kube-amd-gpu"
-    runtime: str | None = None
-
-
-def target_of(
-    namespace: str | None, strategy: Strategy, image: str | None, operator_namespace: str, runtime: str | None = None
-) -> Target:
-    """A Target whose names Kubernetes takes. Raises RenderError."""
-    for field, name in (("namespace", namespace), ("operator-namespace", operator_namespace)):
-        if name is not None and not _NAMESPACE.fullmatch(name):
-            raise RenderError(
-                f"{field}: {name!r} is no name of a namespace",
-                field=field,
-                value=name,
-                remedy="lower case, digits and - only, at most 63 characters",
-            )
-    if image is not None and not _IMAGE.fullmatch(image):
-        raise RenderError(
-            f"image: {image!r} is no image", field="image", value=image, remedy="write [REGISTRY/]NAME[:TAG][@DIGEST]"
-        )
-    if runtime is not None:
-        _check_runtime(runtime, image)
-    return Target(namespace, strategy, image, operator_namespace, runtime)
-
-
-def _check_runtime(runtime: str, image: str | None) -> None:
-    if not _OBJECT.fullmatch(runtime):
-        raise RenderError(
-            f"runtime: {runtime!r} is no name of a ClusterServingRuntime",
-            field="runtime",
-            value=runtime,
-            remedy="lower case, digits, - and . only, as `kubectl get clusterservingruntimes` shows it",
-        )
-    if image is not None:
-        raise RenderError(
-            f"image: {runtime} is there already, with an image of its own",
-            field="image",
-            value=image,
-            remedy="leave out --image, or --runtime to have one rendered",
-        )
 
 
 class Service(NamedTuple):
@@ -117,12 +51,17 @@ class Service(NamedTuple):
 
 
 def render_services(services: Sequence[Service], target: Target | None = None) -> list[Document]:
-    """A ClusterServingRuntime for each gfx target, unless the target has one; an InferenceService for each service."""
+    """A ClusterServingRuntime for each gfx target, unless the target has one; an InferenceService for each service, and
+    where its devices are claimed the ResourceClaimTemplate."""
     target = target or Target()
     devices = [_device(service.profile)[0] for service in services if target.runtime is None]
     runtimes = {_runtime_name(accelerator): accelerator for accelerator in devices}
     documents = [(_RUNTIME_COMMENT, runtime(accelerator, target)) for accelerator in runtimes.values()]
-    return documents + [(_comment(service, target), inference_service(service, target)) for service in services]
+    for service in services:
+        if target.allocation == "dra":
+            documents.append(_claim(service, target))
+        documents.append((_comment(service, target), inference_service(service, target)))
+    return documents
 
 
 def runtime(accelerator: Accelerator, target: Target) -> dict[str, Any]:
@@ -148,7 +87,7 @@ def inference_service(service: Service, target: Target) -> dict[str, Any]:
     """The InferenceService of one profile. Raises RenderError for a name Kubernetes refuses, or a foreign engine."""
     _check(service)
     accelerator, mode = _device(service.profile)
-    _check_partition(service, _resource(mode, accelerator, target.strategy), target.runtime)
+    _check_partition(service, mode, accelerator, target)
     devices = max(1, service.profile.metadata.gpu_count)
     own = {} if target.runtime else environment(accelerator, accelerator.mode("SPX"), 1)
     predictor = {
@@ -168,9 +107,11 @@ def inference_service(service: Service, target: Target) -> dict[str, Any]:
             "env": environment_variables(
                 {key: value for key, value in service.profile.env_vars.items() if own.get(key) != value}
             ),
-            "resources": resources_of(_resource(mode, accelerator, target.strategy), devices, mode),
+            "resources": resources_of(_resource(mode, accelerator, target), devices, mode),
         },
     }
+    if target.allocation == "dra":
+        predictor["resourceClaims"] = pod_claims(_template_name(service))
     metadata = {
         "name": service.name,
         "namespace": target.namespace,
@@ -244,16 +185,40 @@ def _check(service: Service) -> None:
         )
 
 
-def _check_partition(service: Service, resource: str, runtime: str | None) -> None:
+def _check_partition(service: Service, mode: PartitionMode, accelerator: Accelerator, target: Target) -> None:
     """KServe merges both: a pod of another partition's runtime would ask for a device of each kind."""
-    variant = _VARIANT.fullmatch(runtime or "")
-    if variant and resource != f"amd.com/{variant[1]}_{variant[2]}":
+    variant = _VARIANT.fullmatch(target.runtime or "")
+    if not variant:
+        return
+    runs, asked = f"amd.com/{variant[1]}_{variant[2]}", resource_name(mode, accelerator, target.strategy)
+    if (runs, bool(variant[3])) != (asked, target.allocation == "dra"):
+        ways = {True: f"claims {runs}", False: f"asks for {runs}"}
         raise RenderError(
-            f"runtime: {runtime} asks for amd.com/{variant[1]}_{variant[2]}, and {service.name} is for {resource}",
+            f"runtime: {target.runtime} {ways[bool(variant[3])]}, and {service.name} is for {asked}"
+            + (" by claim" if target.allocation == "dra" else ""),
             field="runtime",
-            value=runtime,
+            value=target.runtime,
             remedy="name aim-vllm, which asks for nothing of its own",
         )
+
+
+def _claim(service: Service, target: Target) -> Document:
+    accelerator, mode = _device(service.profile)
+    devices = max(1, service.profile.metadata.gpu_count)
+    template = claim_template(
+        _template_name(service),
+        mode,
+        accelerator,
+        devices,
+        namespace=target.namespace,
+        auto_partition=target.auto_partition,
+    )
+    says = f"Each pod of {service.name} gets {devices} x {accelerator.name} {mode.label} of its own."
+    return (f"{says}\n{AUTO_PARTITION}" if target.auto_partition else says), template
+
+
+def _template_name(service: Service) -> str:
+    return f"{service.name}-gpus"
 
 
 def _device(profile: Profile) -> tuple[Accelerator, PartitionMode]:
@@ -269,22 +234,8 @@ def _device(profile: Profile) -> tuple[Accelerator, PartitionMode]:
     return accelerator, accelerator.mode(use.label if use else "SPX", use.deployment if use else "bare-metal")
 
 
-def _resource(mode: PartitionMode, accelerator: Accelerator, strategy: Strategy) -> str:
-    # The device plugin names GPUs without partition files amd.com/gpu under either strategy.
-    if strategy == "single" or not accelerator.partitionable:
-        return "amd.com/gpu"
-    return f"amd.com/{mode.resource_label}"
-
-
-def resources_of(resource: str, devices: int, mode: PartitionMode) -> dict[str, Any]:
-    """What the container asks for that gets `devices` of `resource`, each a device of `mode`."""
-    cpus = max(1, _CPUS_PER_CARD // mode.partitions) * devices
-    memory_gib = max(_LEAST_MEMORY_GIB, _MEMORY_GIB_PER_CARD // mode.partitions) * devices
-    return {
-        "requests": {"cpu": str(cpus), "memory": f"{memory_gib}Gi", resource: str(devices)},
-        # Half as much again, as AIM's controller allows; and what /dev/shm may take.
-        "limits": {"memory": f"{memory_gib * 3 // 2 + 8}Gi", resource: str(devices)},
-    }
+def _resource(mode: PartitionMode, accelerator: Accelerator, target: Target) -> str | None:
+    return None if target.allocation == "dra" else resource_name(mode, accelerator, target.strategy)
 
 
 def _where(service: Service, mode: PartitionMode, accelerator: Accelerator, target: Target) -> dict[str, Any]:
@@ -293,14 +244,15 @@ def _where(service: Service, mode: PartitionMode, accelerator: Accelerator, targ
         selector[PARTITION_LABEL] = mode.resource_label
     if len(service.nodes) == 1:
         selector[_HOSTNAME] = service.nodes[0]
-    # Every product in one mode is advertised under one name: what the profile was sized for, its PCI ids say.
-    product = product_of(accelerator)
-    expressions = [_one_of(_HOSTNAME, service.nodes), product] if len(service.nodes) > 1 else [product]
-    terms = {"nodeSelectorTerms": [{"matchExpressions": expressions}]}
-    found: dict[str, Any] = {
-        "nodeSelector": selector,
-        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}},
-    }
+    expressions = [one_of(_HOSTNAME, service.nodes)] if len(service.nodes) > 1 else []
+    if target.allocation == "plugin":
+        # Every product in one mode is advertised under one name: what the profile was sized for, its PCI ids say. A
+        # claim says it itself.
+        expressions.append(product_of(accelerator))
+    found: dict[str, Any] = {"nodeSelector": selector}
+    if expressions:
+        terms = {"nodeSelectorTerms": [{"matchExpressions": expressions}]}
+        found["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
     if service.spread:
         found["topologySpreadConstraints"] = [
             {
@@ -311,15 +263,6 @@ def _where(service: Service, mode: PartitionMode, accelerator: Accelerator, targ
             }
         ]
     return found
-
-
-def product_of(accelerator: Accelerator) -> dict[str, Any]:
-    """The match expression for nodes with GPUs of that product."""
-    return _one_of(_DEVICE_ID_LABEL, [f"{known.id:04x}" for known in accelerator.pci_ids])
-
-
-def _one_of(label: str, values: Sequence[str]) -> dict[str, Any]:
-    return {"key": label, "operator": "In", "values": list(values)}
 
 
 def _flags(profile: Profile) -> list[str]:
@@ -340,7 +283,7 @@ def _comment(service: Service, target: Target) -> str:
         f"{mode.deployment}), {profile.metadata.type}, {'measured' if profile.evidence.measured else 'not measured'}"
     ]
     if devices > 1 and mode.partitions > 1:
-        lines.append("The device plugin prefers siblings of one card; it does not promise them.")
+        lines.append(_siblings(devices, mode, target))
     if profile.unproven:
         lines.append(
             "Tensor parallelism over partitions is unproven (vllm#20125), whatever the mode's tier: read its answers."
@@ -350,6 +293,14 @@ def _comment(service: Service, target: Target) -> str:
             f"Point storageUri at a checkpoint that holds {profile.metadata.precision}: the published one does not."
         )
     return "\n".join(lines)
+
+
+def _siblings(devices: int, mode: PartitionMode, target: Target) -> str:
+    if target.allocation == "plugin":
+        return "The device plugin prefers siblings of one card; it does not promise them."
+    if devices > mode.partitions:
+        return "They are of several cards of one node."
+    return "The claim makes them siblings of one card."
 
 
 def _runtime_name(accelerator: Accelerator) -> str:

@@ -15,7 +15,9 @@ from aim_profile.models.known import by_id
 from aim_profile.serving.derive import Refusal, Wanted, derive
 from aim_profile.serving.engine_args import environment
 
-from .kserve import Document, RenderError, Service, Target, inference_service, product_of, resources_of, service_name
+from .claims import claim_template, pod_claims
+from .devices import product_of, resources_of
+from .kserve import Document, Service, inference_service, service_name
 from .serving_runtime import (
     PODINFO_MOUNT,
     PODINFO_VOLUME,
@@ -28,6 +30,7 @@ from .serving_runtime import (
     release,
     serving_runtime,
 )
+from .target import RenderError, Target
 
 # Folders of manifests/ that others make.
 _ELSEWHERE = {"crds", "operator", "monitoring"}
@@ -96,6 +99,7 @@ def manifests() -> dict[str, str]:
     return {
         **_folder("base", {each.name: [(each.says, _base(each))] for each in _RUNTIMES}),
         **_partitions(),
+        **_claims(),
         "overlays/dev-cpu/kustomization.yaml": _kustomization(
             ["../../base"], [_CPU_IMAGE], [_dropped("aim-vllm"), _dropped("aim-sglang")]
         ),
@@ -202,17 +206,48 @@ def _partitions() -> dict[str, str]:
             modes.setdefault(mode.resource_label, []).append((accelerator, mode))
     found: dict[str, str] = {}
     for label, kinds in sorted(modes.items()):
-        name = _variant(label)
-        found |= _folder(f"partitions/{_dashed(label)}", {name: [(_partition_says(kinds), _partition(name, kinds))]})
+        folder, name, says = f"partitions/{_dashed(label)}", _variant(label), _partition_says(kinds)
+        found |= _folder(folder, {name: [(says, _partition(name, kinds))]})
+        claimed = f"{says}\n{_CLAIMED}"
+        found |= _folder(f"{folder}-dra", {f"{name}-dra": [(claimed, _partition(f"{name}-dra", kinds, claimed=True))]})
     return found
 
 
-def _partition(name: str, kinds: Sequence[tuple[Accelerator, PartitionMode]]) -> dict[str, Any]:
+def _partition(
+    name: str, kinds: Sequence[tuple[Accelerator, PartitionMode]], *, claimed: bool = False
+) -> dict[str, Any]:
     """vLLM on one device of that kind, by name only: which partition a model needs is nothing to guess."""
     # Of the cards that have it the one that is divided into most: its part of the CPUs is there on all of them.
     smallest = max((mode for _, mode in kinds), key=lambda mode: mode.partitions)
-    resources = resources_of(f"amd.com/{smallest.resource_label}", 1, smallest)
-    return serving_runtime(name, "vllm", (_HUGGINGFACE, ModelFormat("safetensors")), None, _ANY_GPU, resources)
+    resources = resources_of(None if claimed else f"amd.com/{smallest.resource_label}", 1, smallest)
+    made = serving_runtime(name, "vllm", (_HUGGINGFACE, ModelFormat("safetensors")), None, _ANY_GPU, resources)
+    if claimed:
+        made["spec"]["resourceClaims"] = pod_claims(_claim_name(smallest, 1))
+    return made
+
+
+def _claims() -> dict[str, str]:
+    """A folder for each product: the templates that its runtimes' claims name, and those of siblings."""
+    found: dict[str, str] = {}
+    for accelerator in map(by_name, catalog()):
+        documents: list[Document] = []
+        for mode in accelerator.modes() if accelerator.partitionable else ():
+            for devices in [count for count in (1, 2, 4, 8) if count <= mode.partitions]:
+                says = f"{devices} x {accelerator.name} {mode.label} ({mode.tier})" + ", of one card" * (devices > 1)
+                documents.append((says, claim_template(_claim_name(mode, devices), mode, accelerator, devices)))
+        if documents:
+            found |= _folder(f"claims/{accelerator.name.lower()}", {"claims": documents})
+    return found
+
+
+def _claim_name(mode: PartitionMode, devices: int) -> str:
+    return f"aim-{_dashed(mode.resource_label)}" + (f"-x{devices}" if devices > 1 else "")
+
+
+_CLAIMED = (
+    "Its device is claimed of AMD's DRA driver: claims/PRODUCT has the ResourceClaimTemplate, for the service's\n"
+    "namespace. A service that wants siblings of one card names another template in its own resourceClaims."
+)
 
 
 def _partition_says(kinds: Sequence[tuple[Accelerator, PartitionMode]]) -> str:

@@ -22,7 +22,8 @@ from aim_profile.serving.profile import FineTuning, Profile
 from aim_profile.sizing.kv_cache import KvDtype
 from aim_profile.units import GIB
 
-from .kserve import Document, RenderError, Service, Target
+from .kserve import Document, Service
+from .target import RenderError, Target
 
 # The name that a DeviceConfig's spec.configManager.config.name points at by default.
 _DCM_CONFIG_MAP = "default-dcm-config"
