@@ -91,6 +91,7 @@ BAD_LINES: dict[str, tuple[Any, str]] = {
     "a key twice": (b'{"messages": [], "messages": []}', "the key 'messages' is there twice"),
     "a key twice, with spaces": (b'{"messages" : [], "messages": []}', "the key 'messages' is there twice"),
     "a key twice, with a carriage return": (b'{"a"\r:1, "a":2}', "the key 'a' is there twice"),
+    "a key twice, and a colon in disguise": (b'{"x": "\\u003A", "a": 1, "a": 2}', "the key 'a' is there twice"),
     "a key twice, and a value like a key": (b'{"a" : ":x", "a": 1}', "the key 'a' is there twice"),
     "no messages": ({"message": []}, "messages: Field required"),
     "none": (turns(), "messages: List should have at least 1 item"),

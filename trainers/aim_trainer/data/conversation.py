@@ -100,19 +100,18 @@ def _mended(messages: list[Message]) -> tuple[int, ...]:
 
 def _is_plain(messages: Any) -> TypeGuard[list[Message]]:
     """Most conversations are: roles and texts that say something. These are told in a tenth of the time."""
-    if type(messages) is not list:
-        return False
     answered = False
-    for message in messages:
-        if type(message) is not dict or len(message) != 2:
-            return False
-        role, content = message.get("role"), message.get("content")
-        if type(role) is not str or role not in _ROLES or type(content) is not str:
-            return False
-        if role == "assistant":
-            if not content or content.isspace():
+    try:
+        for message in messages:
+            role, content = message["role"], message["content"]
+            if len(message) != 2 or role not in _ROLES or type(content) is not str:
                 return False
-            answered = True
+            if role == "assistant":
+                if not content or content.isspace():
+                    return False
+                answered = True
+    except (KeyError, TypeError):  # no list of objects with these two keys, or a role that is a list
+        return False
     return answered
 
 

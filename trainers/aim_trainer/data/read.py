@@ -21,10 +21,16 @@ MOST_IGNORED = 100
 
 
 class Located(NamedTuple):
-    """where: file:line."""
+    """line: its number in the source, from 1, or the row's."""
 
-    where: str
+    shown: str
+    line: int
     example: Example
+
+    @property
+    def where(self) -> str:
+        """file:line."""
+        return f"{self.shown}:{self.line}"
 
 
 @dataclass
@@ -84,7 +90,7 @@ class Reader:
                 problems.add(f"{shown}:{line}", str(problem))
                 continue
             seen.rows += 1
-            yield Located(f"{shown}:{line}", example)
+            yield Located(shown, line, example)
 
     def _format(self, source: Source, first: dict[str, Any]) -> tuple[str, Format]:
         if source.format != "auto":
