@@ -22,6 +22,9 @@ EVAL_ARGS ?=
 REPORT_DIR ?= .run/hardware
 HARDWARE_ARGS ?=
 CPU ?=
+IMAGES ?=
+IMAGE_ARGS ?=
+IMAGE_CA ?=
 SOAK_REQUESTS ?= 10000
 SOAK_KILLS ?= 50
 SOAK_TRAINER_KILLS ?= 20
@@ -61,7 +64,7 @@ TOXICITY := bench/training/toxicity_training
 TOXICITY_BIN := .venv-toxicity/bin
 TOXICITY_DATA := .models/toxicity
 
-.PHONY: help run demo train-demo test test-trainer trainer coverage check manifests manifests-check format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
+.PHONY: help run demo train-demo test test-trainer trainer coverage check manifests manifests-check images images-check images-deps format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -115,6 +118,17 @@ manifests: $(BIN)/.dev ## make manifests/ anew from the catalogue
 
 manifests-check: $(BIN)/.dev ## every object of manifests/ against the real schemas (KSERVE_CRDS=FOLDER of CRDs as JSON) and KServe's webhooks
 	$(BIN)/python -m pytest -q -rs tests/manifests $(PYTEST_ARGS)
+
+images: ## build the container images with docker, podman or buildah (IMAGES="aim-guardrail …", IMAGE_CA=FILE, IMAGE_ARGS="--registry …")
+	$(PYTHON) images/image_build.py $(if $(IMAGE_CA),--ca $(IMAGE_CA)) $(IMAGE_ARGS) $(IMAGES)
+
+images-check: $(BIN)/.dev $(MODEL) ## build them on a small local base with buildah, start each and call it; the Dockerfiles linted (minutes, root)
+	$(BIN)/python $(INSTALL) -e '.[images]'
+	PYTHONPATH=images $(BIN)/python images/image_check.py $(IMAGES)
+
+images-deps: ## what images-check needs of the system (Debian, root; 40 s)
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends buildah crun debootstrap
 
 format: $(BIN)/.dev ## let ruff format and fix what it can
 	$(BIN)/ruff check --fix .

@@ -7,6 +7,7 @@ import os
 import re
 import tomllib
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,11 @@ def test_every_pod_is_restricted_and_sees_what_the_device_plugin_gives_it(asked:
         assert pod["terminationGracePeriodSeconds"] >= 300
         assert container["resources"]["requests"] == container["resources"]["limits"]
     assert "VISIBLE_DEVICES" not in json.dumps(ray_job)
+
+
+def test_the_image_is_this_release_s_unless_the_job_names_one() -> None:
+    images = [{pod["containers"][0]["image"] for pod in pods(render(asked)[1])} for asked in (JOBS[0], JOBS[2])]
+    assert images == [{f"aim-trainer:{version('aim-kserve')}"}, {"registry/trainer:1"}]
 
 
 def test_workers_ask_for_devices_and_the_head_for_none() -> None:

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from aim_profile.files.place import Place, dotted
 from aim_profile.files.write import without_empty
-from aim_profile.kubernetes.serving_runtime import RESTRICTED, release
+from aim_profile.kubernetes.serving_runtime import RESTRICTED, image_of
 from aim_trainer.errors import JobError
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.read import as_yaml
@@ -152,7 +152,7 @@ def _pod(job: FineTuningJob, container: str, amounts: Mapping[str, str | int]) -
             "containers": [
                 {
                     "name": container,
-                    "image": asked.image or f"aim-kserve/trainer:{release()}",
+                    "image": asked.image or image_of("aim-trainer"),
                     "workingDir": str(WORKSPACE),
                     "resources": {"requests": dict(amounts), "limits": dict(amounts)},
                     "securityContext": dict(RESTRICTED),
