@@ -91,7 +91,7 @@ def violations(document: Object) -> list[str]:
         return _builtin(document)
     errors = _validator(api_version, kind).iter_errors(document)
     found = [f"{error.json_path}: {error.message}" for error in errors]
-    return found or list(_broken_rules(schema, with_defaults(schema, document), "$"))
+    return found or list(broken_rules(schema, with_defaults(schema, document), "$"))
 
 
 def _builtin(document: Object) -> list[str]:
@@ -128,13 +128,14 @@ def _program(rule: str) -> Any:
     return cel.compile(rule)
 
 
-def _broken_rules(schema: Object, value: Any, path: str) -> Iterator[str]:
+def broken_rules(schema: Object, value: Any, path: str) -> Iterator[str]:
+    """Messages of CEL rules that do not hold, each with where."""
     for each in schema.get("x-kubernetes-validations", []) if value is not None else []:
         if "oldSelf" not in each["rule"] and _program(each["rule"]).execute({"self": value}) is not True:
             yield f"{path}: {each.get('message') or each['rule']}"
     if isinstance(value, list):
         for at, item in enumerate(value):
-            yield from _broken_rules(schema.get("items", {}), item, f"{path}[{at}]")
+            yield from broken_rules(schema.get("items", {}), item, f"{path}[{at}]")
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _broken_rules(_below(schema, key), item, f"{path}.{key}")
+            yield from broken_rules(_below(schema, key), item, f"{path}.{key}")

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 
 from aim_trainer.checkpoints.checkpoint import Checkpoint
-from aim_trainer.data.batches import Batches
 from aim_trainer.data.tokens import Row, Tokens, write_tokens
 from aim_trainer.errors import StoreError
 from aim_trainer.job.job import FineTuningJob
-from aim_trainer.job.steps import batches as arithmetic
 from aim_trainer.metrics.records import Evaluation, Record, Saved, Step
 from aim_trainer.recipe.model import Loaded, load
 from aim_trainer.recipe.train import Outcome, train
 from aim_trainer.recipe.workers import Workers
+from aim_trainer.worker import dealt
 from tiny_models import conversations, tokenizer
 
 
@@ -82,23 +81,6 @@ def class_tokens(directory: Path, count: int, seed: int = 0) -> Tokens:
         rows.append(Row(ids, np.zeros(len(ids), np.uint8), number % 2))
     write_tokens(directory, rows, {})
     return Tokens(directory)
-
-
-def tiny_batches(job: FineTuningJob, tokens: Tokens, workers: Workers | None = None, pad_id: int = 0) -> Batches:
-    """As the job says, for this worker."""
-    workers = workers or Workers()
-    counted = arithmetic(job, len(tokens))
-    return Batches(
-        tokens,
-        seed=job.spec.hyperparameters.seed,
-        global_batch=counted.global_batch,
-        micro_batch=counted.micro_batch,
-        max_seq_length=job.spec.hyperparameters.max_seq_length,
-        packing=job.spec.dataset.packing,
-        world_size=workers.world_size,
-        rank=workers.rank,
-        pad_id=pad_id,
-    )
 
 
 @dataclass
@@ -177,7 +159,7 @@ def run_tiny(
     """Loads and trains, all in this process."""
     workers = workers or Workers()
     loaded, told = load(job, workers.device), Told()
-    batches = tiny_batches(job, tokens, workers, loaded.tokenizer.pad_token_id)
+    batches = dealt(job, tokens, workers=workers, pad_id=loaded.tokenizer.pad_token_id)
     store.mkdir(parents=True, exist_ok=True)
     outcome = train(job, loaded, batches, validation, workers, CopiedCheckpoints(store), told, stop)
     return Ran(outcome, told, loaded)

@@ -276,3 +276,10 @@ def test_what_is_written_is_read_as_the_same_job(
     assert read_job(file) == job
     file.write_text(dump(raw))
     assert read_job(file) == job
+
+
+def test_an_adapter_over_a_gguf_file_has_no_base_to_be_served_on(tmp_path: Path) -> None:
+    over_gguf = JOB.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "models/smollm2.gguf")
+    read_job(written(tmp_path, over_gguf + "  output: {format: merged}\n"))
+    told = refused(tmp_path, over_gguf + "  output: {format: adapter}\n")
+    assert "spec.output.format: vLLM, which serves adapters, takes no GGUF file as their base: write merged" in told

@@ -24,7 +24,7 @@ from aim_trainer.job.read import as_yaml
 from aim_trainer.publish.publish import Published, publish
 from aim_trainer.publish.turns import end_of_turn, without_markers
 from aim_trainer.run_directory import RunDirectory
-from published_runs import job_of, trained
+from published_runs import job_of, tiny_gguf, trained
 from tiny_models import CHAT_TEMPLATE, END_ID, conversations
 from tiny_runs import chat_tokens
 
@@ -269,6 +269,43 @@ def test_a_merged_model_answers_as_the_adapter_does(
     (entry,) = yaml.safe_load((version / "models-embedded.yaml").read_text())["models"]
     assert (version / entry["path"]).is_file()
     assert not (version / "adapter_config.json").exists()
+
+
+def answer(model: Any, directory: Path, question: str) -> str:
+    """As an engine asks: by the version's own template, until the end of the turn that its settings name."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    turn = [{"role": "user", "content": question}]
+    ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    with torch.inference_mode():
+        said = model.eval().generate(ids, max_new_tokens=24, do_sample=False, use_cache=True)[0, ids.shape[1] :]
+    return str(tokenizer.decode(said))
+
+
+@pytest.mark.parametrize(
+    ("method", "form", "base"),
+    [("qlora", "adapter", "llama"), ("qlora", "merged", "llama"), ("full", None, "llama"), ("lora", None, "gguf")],
+)
+def test_a_version_of_each_method_is_loaded_and_asked(
+    method: str, form: str | None, base: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    """It knows the one answer it was taught. Its profile names a device, over a GGUF base too: that is merged."""
+    model = tiny("llama") if base == "llama" else tiny_gguf(tiny("llama"), tmp_path)
+    rows = chat_tokens(tmp_path / "data/train/0123abcd", 1)
+    output = {"registry": str(tmp_path / "registry")} | ({"format": form} if form else {})
+    job = job_of(model, output, method, maxSteps=40, learningRate=1e-2)
+    run = trained(job, tmp_path, rows)
+    version = Path(publish(job, run).uri)
+    question, told = (turn["content"] for turn in conversations(1)[0][:2])
+    if form == "adapter":
+        made = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), version)
+    else:
+        made = AutoModelForCausalLM.from_pretrained(version)
+    assert answer(made, version, question) == told + "<|im_end|>"
+    profile = read_file(version / "serving-profile.yaml")
+    assert (profile.metadata.gpu, profile.metadata.precision, profile.metadata.gpu_count) == ("MI300X", "bf16", 1)
+    assert [finding for finding in check(profile) if finding.level == "error"] == []
+    assert profile.engine_arg("enable-lora") is (True if form == "adapter" else None)
+    assert (version / "adapter_config.json").exists() == (form == "adapter")
 
 
 @pytest.mark.parametrize("architecture", ["phi3", "mixtral", "qwen3", "gemma3", "mistral"])

@@ -15,8 +15,9 @@ from aim_trainer.data.tokens import Tokens
 from aim_trainer.recipe.evaluation import held_out, judged
 from aim_trainer.recipe.loss import summed_loss
 from aim_trainer.recipe.model import load, save
+from aim_trainer.worker import dealt
 from tiny_models import ARCHITECTURES
-from tiny_runs import chat_tokens, class_tokens, run_tiny, tiny_batches, tiny_job
+from tiny_runs import chat_tokens, class_tokens, run_tiny, tiny_job
 
 Tiny = Callable[[str], Path]
 
@@ -56,7 +57,7 @@ def test_the_first_loss_is_transformers_own(tiny: Tiny, rows: Tokens, tmp_path: 
 def test_the_head_computes_what_is_trained_alone(tiny: Tiny, rows: Tokens, architecture: str) -> None:
     job = tiny_job(tiny(architecture), "full")
     loaded = load(job)
-    (batch, *_) = tiny_batches(job, rows).of(0)
+    (batch, *_) = dealt(job, rows).of(0)
     loss, logits = summed_loss(loaded.model, loaded, batch)
     assert logits.shape == (batch.trained_tokens, 1024)
     loss.backward()

@@ -13,13 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_constant_schedule_with_warmup, get_scheduler
 
 from aim_trainer.errors import JobError
-from aim_trainer.publish.gguf.write import write_gguf
 from aim_trainer.recipe.fetched import fetched
 from aim_trainer.recipe.model import load, save
 from aim_trainer.recipe.optimizer import learning_rate, make_optimizer
 from aim_trainer.recipe.weights import trained_weights
+from published_runs import tiny_gguf
 from rclone_servers import S3_ENVIRONMENT, s3_server
-from tiny_models import END_ID
 from tiny_runs import tiny_job
 
 Tiny = Callable[[str], Path]
@@ -128,12 +127,7 @@ def test_the_schedule_is_transformers_own(tiny: Tiny, schedule: str, warmup: flo
 
 @pytest.fixture(scope="module")
 def as_gguf(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny Llama as a file in f16, which holds its weights within a thousandth."""
-    folder = tmp_path_factory.mktemp("gguf")
-    shutil.copytree(tiny("llama"), folder / "model")
-    (folder / "model/generation_config.json").write_text(json.dumps({"eos_token_id": END_ID}))
-    write_gguf(folder / "model", folder / "tiny.gguf", name="tiny")
-    return folder / "tiny.gguf"
+    return tiny_gguf(tiny("llama"), tmp_path_factory.mktemp("gguf"))
 
 
 def test_a_gguf_file_is_a_base(as_gguf: Path, tiny: Tiny, tmp_path: Path) -> None:

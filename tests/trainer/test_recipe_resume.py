@@ -22,7 +22,8 @@ from aim_trainer.recipe import rng
 from aim_trainer.recipe.model import load
 from aim_trainer.recipe.train import train
 from aim_trainer.recipe.workers import Workers
-from tiny_runs import CopiedCheckpoints, Ran, Told, chat_tokens, run_tiny, tiny_batches, tiny_job
+from aim_trainer.worker import dealt
+from tiny_runs import CopiedCheckpoints, Ran, Told, chat_tokens, run_tiny, tiny_job
 
 Tiny = Callable[[str], Path]
 STEPS = 7
@@ -112,7 +113,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(
 
     store, told = CopiedCheckpoints(tmp_path), Told()
     with pytest.raises(TrainerError, match=r"^step 3: loss nan; .*lower learningRate") as problem:
-        train(job, loaded, tiny_batches(job, rows), None, Workers(), store, told, breaks_in_the_second_step)
+        train(job, loaded, dealt(job, rows), None, Workers(), store, told, breaks_in_the_second_step)
     assert problem.value.field == "spec.hyperparameters.learningRate"
     assert [step.step for step in told.steps] == [1, 2]
     files = sorted(tmp_path.rglob("weights.safetensors"))

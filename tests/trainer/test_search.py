@@ -16,10 +16,10 @@ from aim_trainer.recipe.workers import Workers
 from aim_trainer.run_directory import RunDirectory
 from aim_trainer.search.results import Found
 from aim_trainer.search.search import search
-from aim_trainer.search.trial import prepared, trial_job
+from aim_trainer.search.trial import Given, prepared, run_trial, trial_job
 from aim_trainer.worker import work
 from ray_session import Cluster
-from tiny_models import conversations
+from tiny_models import conversations, tokenizer
 from tiny_runs import tiny_job
 
 RATE, LENGTH = "hyperparameters.learningRate", "hyperparameters.maxSeqLength"
@@ -89,3 +89,27 @@ def test_the_best_job_run_again_gives_the_same_metric(done: tuple[Found, Path], 
     run = RunDirectory(tmp_path / "again")
     again = work(best, run, prepared(trial_job(best, {}), root), Workers(), lambda: False)
     assert again.metrics["eval_loss"] == found.best.value
+
+
+@pytest.mark.parametrize(
+    ("packing", "weight", "epochs"), [(True, 1.0, 20), (False, 0.5, 5)], ids=["packed", "weighted"]
+)
+def test_a_trial_is_measured_ten_times_however_its_rows_make_steps(
+    tiny: Callable[[str], Path], rows: Path, tmp_path: Path, packing: bool, weight: float, epochs: int
+) -> None:
+    """Not as many steps as its rows would make, each seen once in an epoch in a sequence of its own. Without Ray."""
+    raw = searching(tiny("llama"), rows).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    raw["spec"]["dataset"] |= {"source": None, "sources": [{"uri": str(rows), "weight": weight}], "packing": packing}
+    raw["spec"]["hyperparameters"] |= {"maxSteps": None, "epochs": epochs, "maxSeqLength": 512}
+    raw["spec"]["search"]["parameters"].pop()
+    raw["spec"] |= {"validation": {}}
+    job, told = FineTuningJob.model_validate(raw), list[dict[str, Any]]()
+    tokenizer().save_pretrained(RunDirectory(tmp_path).tokenizer)
+    run_trial(Given(job, tmp_path, str(tmp_path)), "one", {}, told.append)
+    steps = told[-1]["step"]
+    every = -(-steps // 10)
+    assert [each["step"] for each in told] == [*range(every, steps, every), steps]
+    assert len(told) > 5
+    assert told[-1]["percent"] == 100
+    hours = [each["gpu_hours"] for each in told]
+    assert hours == sorted(set(hours))

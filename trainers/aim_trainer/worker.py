@@ -17,6 +17,7 @@ from aim_trainer.job.digest import spec_digest
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.steps import batches as arithmetic
 from aim_trainer.metrics import sinks
+from aim_trainer.metrics.records import Sink
 from aim_trainer.recipe import batch_size
 from aim_trainer.recipe.model import load, save
 from aim_trainer.recipe.train import Outcome, train
@@ -33,31 +34,27 @@ class Rows:
     digest: str
 
 
-def work(job: FineTuningJob, run: RunDirectory, rows: Rows, workers: Workers, stop: Callable[[], bool]) -> Outcome:
+def work(
+    job: FineTuningJob,
+    run: RunDirectory,
+    rows: Rows,
+    workers: Workers,
+    stop: Callable[[], bool],
+    sink: Sink | None = None,
+) -> Outcome:
     """Trains from the newest valid checkpoint to the end, or until `stop`; at the end the weights are in `run.result`.
 
-    Raises TrainerError.
+    sink: told, and closed, in place of the run's own. Raises TrainerError.
     """
     torch.set_num_threads(job.spec.resources.cpu)  # a second thread on a busy core makes a step thirty times longer
     tokens, validation = _tokens(rows.train), _tokens(rows.validation) if rows.validation else None
     loaded = load(job, workers.device)
-    hyperparameters = job.spec.hyperparameters
-    counted = arithmetic(job, len(tokens), batch_size.find(job, loaded, workers, tokens, run.batch_size))
-    batches = Batches(
-        tokens,
-        seed=hyperparameters.seed,
-        global_batch=counted.global_batch,
-        micro_batch=counted.micro_batch,
-        max_seq_length=hyperparameters.max_seq_length,
-        packing=job.spec.dataset.packing,
-        world_size=workers.world_size,
-        rank=workers.rank,
-        pad_id=loaded.tokenizer.pad_token_id,
-    )
+    micro_batch = batch_size.find(job, loaded, workers, tokens, run.batch_size)
+    batches = dealt(job, tokens, micro_batch, workers, loaded.tokenizer.pad_token_id)
     checkpoints = job.spec.checkpoints
     identity = Identity(job.metadata.name, spec_digest(job), rows.digest)
     store = open_store(checkpoints.uri or str(run.checkpoints), identity, checkpoints)
-    sink = sinks.of(job, run, workers.rank)
+    sink = sink or sinks.of(job, run, workers.rank)
     try:
         outcome = train(job, loaded, batches, validation, workers, store, sink, stop)
     finally:
@@ -65,6 +62,25 @@ def work(job: FineTuningJob, run: RunDirectory, rows: Rows, workers: Workers, st
     if not outcome.stopped:
         save(loaded, run.result, workers)
     return outcome
+
+
+def dealt(
+    job: FineTuningJob, tokens: Tokens, micro_batch: int = 1, workers: Workers | None = None, pad_id: int = 0
+) -> Batches:
+    """The job's rows as steps. micro_batch: what was found where batchSize is auto. Raises JobError."""
+    workers = workers or Workers()
+    counted = arithmetic(job, len(tokens), micro_batch)
+    return Batches(
+        tokens,
+        seed=job.spec.hyperparameters.seed,
+        global_batch=counted.global_batch,
+        micro_batch=counted.micro_batch,
+        max_seq_length=job.spec.hyperparameters.max_seq_length,
+        packing=job.spec.dataset.packing,
+        world_size=workers.world_size,
+        rank=workers.rank,
+        pad_id=pad_id,
+    )
 
 
 def _tokens(directory: Path) -> Tokens:

@@ -130,6 +130,9 @@ def _output(spec: Spec) -> Told:
     asked = spec.output
     if asked.format == "adapter" and spec.method == "full":
         yield ("output", "format"), "full tuning makes no adapter: write merged, or leave it out"
+    if asked.format == "adapter" and spec.base_model.is_gguf:
+        why = "vLLM, which serves adapters, takes no GGUF file as their base: write merged, or leave it out"
+        yield ("output", "format"), why
     if spec.template == "classification":
         if asked.format == "adapter":
             yield ("output", "format"), "a classification is published whole, as ONNX: write merged, or leave it out"

@@ -76,6 +76,11 @@ class BaseModel_(Part):
     profile: Text | None = Field(default=None, description="the serving profile the result is meant for")
     trust_remote_code: Literal[False] = Field(default=False, description="never: a model brings no code of its own")
 
+    @property
+    def is_gguf(self) -> bool:
+        """Then its weights are dequantised, and no engine has them: adapters over them have no base to be served on."""
+        return self.model_id.endswith(".gguf")
+
 
 class Distributed(Part):
     """workers: processes, one on each device. fsdp2 spreads weights, gradients and optimizer over them."""
@@ -111,7 +116,9 @@ class Output(Part):
     """registry: a directory, s3://, hf:// or oci://; None: the run's directory."""
 
     registry: ResultUri | None = None
-    format: Literal["adapter", "merged"] | None = Field(default=None, description="None: adapter, of full merged")
+    format: Literal["adapter", "merged"] | None = Field(
+        default=None, description="None: adapter; of full, and over a GGUF base, merged"
+    )
     gguf: Flag = Field(default=False, description="also as GGUF, for the embedded engine (Llama family)")
     profile: Literal["auto-generate", "none"] = "auto-generate"
     guardrail_policy: DataUri | None = Field(default=None, description="a policy file published beside the profile")

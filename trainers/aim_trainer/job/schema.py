@@ -32,6 +32,11 @@ _RULES: dict[str, list[tuple[str, str]]] = {
             "full tuning makes no adapter",
         ),
         (
+            "!self.baseModel.modelId.endsWith('.gguf') || !has(self.output) || !has(self.output.format) || "
+            "self.output.format != 'adapter'",
+            "vLLM takes no GGUF file as the base of an adapter: write merged",
+        ),
+        (
             "(has(self.template) && self.template == 'classification') == "
             "(has(self.dataset.labels) && size(self.dataset.labels) > 1)",
             "dataset.labels, two or more, are of template classification, which needs them",

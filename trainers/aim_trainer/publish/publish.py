@@ -94,7 +94,8 @@ class _Stage:
         spec = self._job.spec
         if spec.template == "classification":
             return "classifier"
-        return spec.output.format or ("merged" if spec.method == "full" else "adapter")
+        whole = spec.method == "full" or spec.base_model.is_gguf
+        return spec.output.format or ("merged" if whole else "adapter")
 
     def _weights(self, model: Any, tokenizer: Any, base: Path) -> str:
         form = self._form

@@ -14,13 +14,13 @@ from aim_trainer.data.tokens import Tokens
 from aim_trainer.job.job import Distributed, FineTuningJob
 from aim_trainer.job.override import with_parameters
 from aim_trainer.job.read import as_yaml
-from aim_trainer.job.steps import batches as arithmetic
-from aim_trainer.metrics.json_lines import read_records
-from aim_trainer.metrics.records import Evaluation, Step
+from aim_trainer.metrics import sinks
+from aim_trainer.metrics.records import Evaluation, Record, Sink, Step
+from aim_trainer.recipe.train import total_steps
 from aim_trainer.recipe.workers import Workers
 from aim_trainer.run_directory import RunDirectory
 from aim_trainer.runner import device_of
-from aim_trainer.worker import Rows, work
+from aim_trainer.worker import Rows, dealt, work
 
 from .asked import search_of
 
@@ -74,13 +74,17 @@ def run_trial(given: Given, trial: str, values: dict[str, Any], report: Callable
     run = given.run(trial)
     job = trial_job(given.job, values)
     rows = prepared(job, given.root)
-    job = _measured(job, arithmetic(job, len(Tokens(rows.train)), micro_batch=1).steps)
+    job = _measured(job, _steps(job, rows))
     run.root.mkdir(parents=True, exist_ok=True)
     run.job.write_text(as_yaml(job), encoding="utf-8")
-    told = _Told(run, given.job, job.spec.validation.every_steps or 1, report)
-    work(job, run, rows, Workers(device=device_of(job)), told.after_a_step)
-    told.tell()
+    told = _Told(sinks.of(job, run, rank=0), given.job, report)
+    work(job, run, rows, Workers(device=device_of(job)), lambda: False, told)
     shutil.rmtree(run.checkpoints, ignore_errors=True)  # as large as the model, and nothing goes on from them
+
+
+def _steps(job: FineTuningJob, rows: Rows) -> int:
+    """As many as the trial will take: an epoch has packed sequences, and rows by their weights."""
+    return total_steps(job.spec.hyperparameters, dealt(job, Tokens(rows.train)).steps_per_epoch)
 
 
 def _measured(job: FineTuningJob, steps: int) -> FineTuningJob:
@@ -93,30 +97,24 @@ def _measured(job: FineTuningJob, steps: int) -> FineTuningJob:
 
 
 class _Told:
-    """Tells what was measured since it looked last, in the trial's own metrics.jsonl."""
+    """The trial's own sinks, and `report`: each measure after a step as soon as it is taken. Where nobody wants to hear
+    more, `report` does not come back.
+    """
 
-    def __init__(
-        self, run: RunDirectory, job: FineTuningJob, every: int, report: Callable[[dict[str, Any]], None]
-    ) -> None:
-        self._run, self._metric, self._every = run, search_of(job).objective.metric, every
-        self._devices, self._report = max(1, job.spec.resources.gpu), report
-        self._taken = self._told = 0
+    def __init__(self, sink: Sink, job: FineTuningJob, report: Callable[[dict[str, Any]], None]) -> None:
+        self._sink, self._metric, self._report = sink, search_of(job).objective.metric, report
+        self._devices = max(1, job.spec.resources.gpu)
+        self._seconds, self._steps = 0.0, 1
 
-    def after_a_step(self) -> bool:
-        """Never asks to stop: where nobody wants to hear more, `report` does not come back."""
-        self._taken += 1
-        if self._taken % self._every == 1 or self._every == 1:  # the measure before this step
-            self.tell()
-        return False
+    def tell(self, record: Record) -> None:
+        self._sink.tell(record)
+        match record:
+            case Step():
+                self._seconds, self._steps = self._seconds + record.seconds, record.steps
+            case Evaluation(step=step, metrics=metrics) if step and self._metric in metrics:
+                # Of the trial's own steps: trials may have different numbers of them.
+                told_of = {"step": step, "percent": 100 * step // self._steps}
+                self._report({**metrics, **told_of, "gpu_hours": self._seconds * self._devices / 3600})
 
-    def tell(self) -> None:
-        seconds, steps = 0.0, 1
-        for told in read_records(self._run.metrics):
-            match told.record:
-                case Step():
-                    seconds, steps = seconds + told.record.seconds, told.record.steps
-                case Evaluation(step=step, metrics=metrics) if step > self._told and self._metric in metrics:
-                    self._told = step
-                    # Of the trial's own steps: trials may have different numbers of them.
-                    told_of = {"step": step, "percent": 100 * step // steps}
-                    self._report({**metrics, **told_of, "gpu_hours": seconds * self._devices / 3600})
+    def close(self) -> None:
+        self._sink.close()
