@@ -112,9 +112,11 @@ check: $(BIN)/.dev ## ruff, mypy --strict, import-linter, and whether manifests/
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m aim_profile.kubernetes manifests --check
+	$(BIN)/python -m aim_profile.kubernetes manifests/monitoring --monitoring --check
 
 manifests: $(BIN)/.dev ## make manifests/ anew from the catalogue
 	$(BIN)/python -m aim_profile.kubernetes manifests
+	$(BIN)/python -m aim_profile.kubernetes manifests/monitoring --monitoring
 
 manifests-check: $(BIN)/.dev ## every object of manifests/ against the real schemas (KSERVE_CRDS=FOLDER of CRDs as JSON) and KServe's webhooks
 	$(BIN)/python -m pytest -q -rs tests/manifests $(PYTEST_ARGS)

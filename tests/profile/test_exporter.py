@@ -18,6 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from aim_profile.cli.app import app
+from aim_profile.exporter.followed import Followed
+from aim_profile.exporter.prices import load_prices
 from sysfs_tree import write_mi300x_cpx, write_sysfs_card
 
 NODES = "sys/class/kfd/kfd/topology/nodes"
@@ -236,12 +238,31 @@ def test_a_price_table_that_is_none(tree: Path, tmp_path: Path, change: dict[str
         (["--node", "/nowhere.yaml"], "nowhere.yaml"),
         (["--plan", "/nowhere.yaml"], "nowhere.yaml"),
         (["--node", "a.yaml", "--root", "/"], "leave one of them out"),
+        (["--config", "/nowhere"], "no such folder"),
+        (["--config", "/", "--plan", "plan.yaml"], "leave one of them out"),
     ],
 )
 def test_what_is_not_there_is_refused_at_the_start(arguments: list[str], said: str) -> None:
     done = CliRunner().invoke(app, ["exporter", "--once", *arguments])
     assert (done.exit_code, done.stdout) == (2, "")
     assert said in done.stderr
+
+
+def test_a_folder_where_files_may_come_and_go(tree: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "config"
+    folder.mkdir()
+    sources = {labels(node="node-1", source="kernel"): 1.0}
+    assert scrape("--root", tree, "--config", folder)["aim_node_source_ok"] == sources
+    (folder / "prices.yaml").write_text(yaml.safe_dump(PRICES))
+    (folder / "plan.yaml").write_text("{")
+    found = scrape("--root", tree, "--config", folder)
+    told = {labels(node="node-1", source="prices"): 1.0, labels(node="node-1", source="plan"): 0.0}
+    assert found["aim_node_source_ok"] == sources | told
+    assert len(found["aim_price_per_gpu_hour"]) == 2
+    followed = Followed(folder / "prices.yaml", load_prices, may_lack=True)
+    assert followed.now() is not None
+    (folder / "prices.yaml").unlink()
+    assert (followed.now(), followed.problem) == (None, None)
 
 
 @pytest.fixture

@@ -31,6 +31,9 @@ def exporter(
     name: Annotated[str | None, typer.Option(help="The node's name in series and plan; its own when left out.")] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan to hold the node against; followed.")] = None,
     prices: Annotated[Path | None, typer.Option(help="A price table; followed.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A folder where plan.yaml and prices.yaml may come and go: a mounted ConfigMap.")
+    ] = None,
     strategy: StrategyOption = "mixed",
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "0.0.0.0",
     port: Annotated[int, typer.Option(help="Its port; 0: a free one.", min=0, max=65535)] = 9402,
@@ -44,7 +47,7 @@ def exporter(
     """
 
     def verb() -> int:
-        observer = _observer(root, tuple(amd_smi or ()), node, name, (plan, prices), strategy)
+        observer = _observer(root, tuple(amd_smi or ()), node, name, (plan, prices, config), strategy)
         from aim_profile.exporter.serve import exposition, serve
 
         if once:
@@ -61,7 +64,7 @@ def _observer(
     amd_smi: tuple[Path, ...],
     node: Path | None,
     name: str | None,
-    files: tuple[Path | None, Path | None],
+    files: tuple[Path | None, Path | None, Path | None],
     strategy: StrategyOption,
 ) -> Observer:
     """The options as one observer, their files read. Raises AimProfileError where one cannot be used."""
@@ -72,14 +75,25 @@ def _observer(
 
     if node is not None:
         refuse_beside(f"--node {node}", {"root": root, "amd-smi": amd_smi or None})
-    plan, prices = files
+    plan, prices, config = files
+    if config is not None:
+        refuse_beside(f"--config {config}", {"plan": plan, "prices": prices})
+        plan, prices = config / "plan.yaml", config / "prices.yaml"
+        if not config.is_dir():
+            raise AimProfileError(
+                f"--config {config}: no such folder",
+                field="config",
+                value=str(config),
+                remedy="make it; it may be empty",
+            )
+    may_lack = config is not None
     emulated = node is not None or (root is None and bool(amd_smi))
     observer = Observer(
         lambda: find_node(root, amd_smi, node),
         None if emulated else root or _LIVE,
         name,
-        plan=None if plan is None else Followed(plan, load_plan),
-        prices=None if prices is None else Followed(prices, load_prices),
+        plan=None if plan is None else Followed(plan, load_plan, may_lack=may_lack),
+        prices=None if prices is None else Followed(prices, load_prices, may_lack=may_lack),
         strategy=strategy,
         complain=lambda text: print_note(f"aim-profile exporter: {' '.join(text.split())}"),
     )

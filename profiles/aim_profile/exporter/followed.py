@@ -13,18 +13,28 @@ _Stamp = tuple[int, int, int]
 
 
 class Followed(Generic[_Read]):
-    """`load(file)`, again whenever the file is another one. Raises what `load` raises, at the start only."""
+    """`load(file)`, again whenever the file is another one.
 
-    def __init__(self, file: Path, load: Callable[[Path], _Read]) -> None:
-        self._file, self._load = file, load
-        self._seen = self._stamp()
-        self._value = load(file)
+    Raises what `load` raises, at the start only, and never where the file `may_lack`: then it may be wrong or not there
+    at the start, come and go.
+    """
+
+    def __init__(self, file: Path, load: Callable[[Path], _Read], *, may_lack: bool = False) -> None:
+        self._file, self._load, self._may_lack = file, load, may_lack
+        self._seen: _Stamp | None = None
+        self._value: _Read | None = None
         self.problem: AimProfileError | None = None
+        if may_lack:
+            self.now()
+        else:
+            self._seen, self._value = self._stamp(), load(file)
 
-    def now(self) -> _Read:
-        """The newest that could be read; `problem` says why it is not the newest there is."""
+    def now(self) -> _Read | None:
+        """The newest that could be read, `problem` says why it is not the newest there is; None: there is none."""
         stamp = self._stamp()
-        if stamp != self._seen:
+        if stamp is None and self._may_lack:
+            self._seen = self._value = self.problem = None
+        elif stamp != self._seen:
             self._seen = stamp
             try:
                 self._value, self.problem = self._load(self._file), None

@@ -78,7 +78,7 @@ class Observer:
             name = self._name or (node.name if node else None) or ""
             differences = self._compared(node, problems)
             prices = self._prices.now() if self._prices else None
-            if self._prices:
+            if self._prices and (prices or self._prices.problem):
                 problems["prices"] = self._prices.problem
             vram = self._vram(node, problems)
             self._tell(problems)
@@ -101,8 +101,9 @@ class Observer:
         if self._plan is None:
             return None
         plan = self._plan.now()
-        problems["plan"] = self._plan.problem
-        if node is None:
+        if plan or self._plan.problem:
+            problems["plan"] = self._plan.problem
+        if node is None or plan is None:
             return None
         try:
             return plan_assert(node, plan, self._name)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
+#: Which of our programs a pod runs: what monitors select by.
+NAME_LABEL = "app.kubernetes.io/name"
 PODINFO = "/etc/podinfo"
 _SHM = "8Gi"
 #: Kubernetes' restricted pod security standard, of one container.
@@ -65,6 +67,7 @@ def serving_runtime(
         "spec": {
             "supportedModelFormats": [_format(each) for each in formats],
             "protocolVersions": ["v1", "v2", "grpc-v2"],
+            "labels": {NAME_LABEL: "aim-runtime"},
             "containers": [container],
             "volumes": [
                 dict(PODINFO_VOLUME),

@@ -1,0 +1,1 @@
+"""What watches a cluster: rules, monitors, dashboards, the exporter's DaemonSet; as files of manifests/monitoring."""
