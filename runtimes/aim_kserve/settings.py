@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Self, TypeVar
@@ -201,6 +201,18 @@ class ServerSettings(IdentitySettings):
         except ValidationError as error:
             raise SettingsError(_explain(error, flags, environment, cls)) from error
 
+    @classmethod
+    def of_annotations(cls, annotations: Mapping[str, str]) -> Self:
+        """What a pod with these annotations is told by them, all else by default: asked before there is a pod.
+
+        Raises:
+            SettingsError: as at the pod's start: an unknown annotation of ours, or a wrong value.
+        """
+        try:
+            return cls.model_validate(_ours(cls, annotations.items()))
+        except ValidationError as error:
+            raise SettingsError(_explain(error, {}, {}, cls)) from error
+
 
 def served_name(name: str) -> str:
     """The name, if it can stand in paths, headers and logs. Raises ValueError."""
@@ -327,9 +339,14 @@ def _read_annotations(cls: type[S], file: Path, *, required: bool) -> dict[str, 
         raise SettingsError(f"annotations_file {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"annotations_file {file}: not UTF-8 at byte {error.start}: give a UTF-8 file") from error
+    return _ours(cls, parse_downward_api(text, file))
+
+
+def _ours(cls: type[S], annotations: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Settings by name, of the annotations of this process. Raises SettingsError for one that is nobody's."""
     by_annotation = {annotation_of(field): name for name, field in cls.model_fields.items()}
     ours = {}
-    for key, value in parse_downward_api(text, file):
+    for key, value in annotations:
         if not key.startswith(ANNOTATION_PREFIX):
             continue
         short = key.removeprefix(ANNOTATION_PREFIX)

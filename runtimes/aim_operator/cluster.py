@@ -74,9 +74,14 @@ class Cluster:
     async def list(
         self, resource: Resource, namespace: str | None = None, labels: Mapping[str, str] | None = None
     ) -> Sequence[Object]:
-        """Of a namespace, or (None) of all."""
+        """Of a namespace, or (None) of all. None are there of a kind that the cluster does not know."""
         where = {"namespace": namespace or "*"} if resource.namespaced else {}
-        return [dict(each) async for each in self._client.list(_class(resource), labels=labels, **where)]
+        try:
+            return [dict(each) async for each in self._client.list(_class(resource), labels=labels, **where)]
+        except ApiError as error:
+            if error.status.code == 404:
+                return []
+            raise
 
     async def apply(self, resource: Resource, body: Object) -> Object:
         """Server-side apply; fields that others hold are taken from them."""

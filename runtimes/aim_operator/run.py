@@ -28,7 +28,8 @@ logger = logging.getLogger("aim.operator")
 def run(settings: Settings) -> None:
     """Until SIGTERM or SIGINT. Raises SettingsError, or what a part could not go on for."""
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
+    for chatty in ("httpx2", "aiohttp.access"):  # a line for each request
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     metrics = CollectorRegistry()
     asyncio.run(_Run(Shared(settings, Audit(settings.audit_log, metrics), metrics)).until_stopped())
 

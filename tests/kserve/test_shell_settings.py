@@ -168,3 +168,11 @@ def test_annotations_survive_the_kubelets_quoting(annotations: dict[str, str]) -
 
     text = "\n".join(f"{key}={json.dumps(value)}" for key, value in annotations.items())
     assert dict(parse_downward_api(text, Path("x"))) == annotations
+
+
+def test_annotations_alone_are_read_as_at_the_start_of_a_pod() -> None:
+    assert Settings.of_annotations({"aim.amd.com/max-model-len": "512", "other": "x"}).length == 512
+    with pytest.raises(SettingsError, match=r"annotation aim.amd.com/max-model-len: .*integer.* \(got 'lots'\)"):
+        Settings.of_annotations({"aim.amd.com/max-model-len": "lots"})
+    with pytest.raises(SettingsError, match=r"annotation aim.amd.com/nonsense: unknown"):
+        Settings.of_annotations({"aim.amd.com/nonsense": "1"})

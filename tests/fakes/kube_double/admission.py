@@ -80,7 +80,7 @@ def _review(asked: Asked) -> dict[str, Any]:
         "uid": str(uuid.uuid4()),
         "kind": {"group": kind.group, "version": kind.version, "kind": kind.name},
         "resource": {"group": kind.group, "version": kind.version, "resource": kind.plural},
-        "subResource": asked.subresource,
+        **({"subResource": asked.subresource} if asked.subresource else {}),
         "name": metadata.get("name", ""),
         "namespace": metadata.get("namespace", ""),
         "operation": asked.operation,

@@ -103,11 +103,23 @@ def _shape_mapping(schema: Schema, value: dict[str, Any]) -> None:
 
 def violations(schema: Schema, new: dict[str, Any], old: dict[str, Any] | None) -> list[str]:
     """What of a document the schema or its CEL rules refuse. old: what is stored, for rules with oldSelf."""
-    errors = jsonschema.Draft202012Validator(_as_json_schema(schema)).iter_errors(new)
-    found = [
-        f"{'.'.join(map(str, error.absolute_path)) or '<root>'}: Invalid value: {error.message}" for error in errors
-    ]
+    errors = _validator(schema).iter_errors(new)
+    found = [f"{_dotted(error)}: Invalid value: {error.message}" for error in errors]
     return found or list(_broken_rules(schema, new, old, ""))
+
+
+#: By the schema's identity; KServe's take a second to build. The schema beside it, so that nobody else gets its id.
+_VALIDATORS: dict[int, tuple[Schema, jsonschema.Draft202012Validator]] = {}
+
+
+def _validator(schema: Schema) -> jsonschema.Draft202012Validator:
+    if id(schema) not in _VALIDATORS:
+        _VALIDATORS[id(schema)] = schema, jsonschema.Draft202012Validator(_as_json_schema(schema))
+    return _VALIDATORS[id(schema)][1]
+
+
+def _dotted(error: jsonschema.ValidationError) -> str:
+    return ".".join(map(str, error.absolute_path)) or "<root>"
 
 
 def _as_json_schema(schema: Schema) -> Schema:
