@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from trl import chat_template_utils
 
 import tiny_models
+from aim_trainer.data import chat as templates
 from aim_trainer.data.chat import Chat
 from aim_trainer.data.encode import mask
 from aim_trainer.data.examples import Conversation
@@ -198,6 +199,22 @@ def test_a_text_that_ends_its_turn_by_itself_is_refused(name: str, train_on: Any
 def test_whatever_breaks_a_template_is_told_in_a_line(broken: str, told: str) -> None:
     with pytest.raises(JobError, match=f"^the chat template cannot be used: messages: .*{told}"):
         chat(broken + CHATML)
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    ],
+)
+def test_a_template_that_does_not_end_is_given_up(endless: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "_MOST_CPU_S", 0.2)
+    with pytest.raises(JobError, match=r"more than 0\.2 s to write a conversation of 2 turns; name one"):
+        chat(endless + CHATML)
+    _, of_some = chat("{% if messages | length > 2 %}" + endless + "{% endif %}" + CHATML)
+    with pytest.raises(JobError, match="a conversation of 4 turns"):  # at once, not as one bad row of many
+        of_some(talk("a", "b", "c", "d"))
 
 
 def test_a_template_without_an_end_of_turn_is_refused() -> None:

@@ -150,6 +150,22 @@ CLASSES = "template: classification\ndataset: {source: rows.csv, labels: [good, 
         ),
         (CHATS + "validation: {gates: [{metric: eval_loss}]}", ":7: spec.validation.gates[0]: a gate needs min, max"),
         (
+            CHATS + "validation: {gates: [{metric: eval_loss, max: 1}, {metric: eval_loss, min: 2}]}",
+            ":7: spec.validation.gates[1].min: 2 is above gates[0].max, 1: no eval_loss passes both",
+        ),
+        (
+            CHATS + "validation: {gates: [{metric: eval_loss, minDelta: 0}, {metric: eval_loss, maxDelta: -0.5}]}",
+            ":7: spec.validation.gates[0].minDelta: 0 is above gates[1].maxDelta, -0.5: no eval_loss passes both",
+        ),
+        (
+            CHATS + "validation: {metrics: [exact_match], gates: [{metric: exact_match, min: 80}]}",
+            ":7: spec.validation.gates[0].min: exact_match is a share, 1 at most (got 80): no value passes",
+        ),
+        (
+            CHATS + "validation: {gates: [{metric: eval_loss, max: -1}]}",
+            ":7: spec.validation.gates[0].max: eval_loss is 0 at least (got -1): no value passes",
+        ),
+        (
             CHATS + "validation: {gates: [{metric: eval_loss, min: 2, max: 1}]}",
             ":7: spec.validation.gates[0].min: 2 is",
         ),

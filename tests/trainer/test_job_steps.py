@@ -63,6 +63,19 @@ def test_warmup_is_a_share_or_a_number_of_steps() -> None:
     assert warmup_steps(job(hyperparameters={"warmup": 0}), 100) == 0
 
 
+def test_a_step_is_left_after_the_warmup_whatever_share_it_is() -> None:
+    """The first step of a warm-up has a rate of 0: a run of one step would train nothing."""
+    assert warmup_steps(job(), 1) == 0
+    assert warmup_steps(job(hyperparameters={"warmup": 0.99}), 2) == 1
+
+
+def test_a_warmup_as_long_as_the_run_is_refused() -> None:
+    asked = job(hyperparameters={"warmup": 25, "batchSize": 4})
+    with pytest.raises(JobError, match=r"spec.hyperparameters.warmup: 25 steps, and the run has 25: none is left; wr"):
+        batches(asked, 100)
+    assert batches(asked, 101).steps == 26
+
+
 SAME = [
     {"output": {"registry": "s3://a/b"}},
     {"resources": {"gpu": 8}},

@@ -99,12 +99,14 @@ def test_an_adapter_is_judged_beside_the_model_it_is_of(lora: Trained) -> None:
 
 
 def test_what_is_written_is_what_was_judged(lora: Trained) -> None:
-    judgement, _ = lora.judge(gates=[{"metric": "eval_loss", "max": 100}, {"metric": "rouge_l", "min": 2}])
+    judgement, _ = lora.judge(gates=[{"metric": "eval_loss", "max": 100}, {"metric": "rouge_l", "minDelta": 1}])
     written = json.loads(lora.run.evaluation.read_bytes())
     assert (written["base"], written["tuned"], written["delta"]) == (judgement.base, judgement.tuned, judgement.delta)
     assert [(gate["metric"], gate["passed"]) for gate in written["gates"]] == [("eval_loss", True), ("rouge_l", False)]
     assert [gate.metric for gate in judgement.failed_gates] == ["rouge_l"]
-    with pytest.raises(GateError, match=r"1 of 2 gates failed; what was trained is kept:\n  rouge_l: [\d.e-]+, min 2"):
+    with pytest.raises(
+        GateError, match=r"1 of 2 gates failed; what was trained is kept:\n  rouge_l: [\d.e-]+, minDelta 1"
+    ):
         require(judgement.gates)
     assert [path.name for path in lora.run.root.iterdir() if path.name.startswith("evaluation")] == ["evaluation.json"]
 
@@ -260,6 +262,18 @@ def test_the_verb_refuses_what_is_no_run(lora: Trained, tmp_path: Path) -> None:
     ended = CliRunner().invoke(app, ["evaluate", str(file), str(tmp_path / "none")])
     assert (ended.exit_code, ended.stdout) == (3, "")
     assert "none: no run is there; name the directory of a run" in ended.stderr
+
+
+def test_the_verb_judges_on_no_other_device_than_was_asked_for(lora: Trained, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps(lora.job.model_dump(mode="json", by_alias=True, exclude_unset=True)))
+    ended = CliRunner().invoke(app, ["evaluate", str(file), str(lora.run.root), "--set", "spec.resources.gpu=1"])
+    assert (ended.exit_code, ended.stdout) == (3, "")
+    assert "spec.resources.gpu: no GPU that torch can use is here; set it to 0" in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from aim_trainer import runner
 from aim_trainer.errors import DataError, JobError, ResourceError, StoreError
 from aim_trainer.run_directory import RunDirectory
 from aim_trainer.worker import Rows
+from ports import free_ports
 from tiny_runs import chat_tokens, tiny_job
 
 
@@ -44,6 +45,28 @@ def test_a_gpu_that_is_not_there_is_said(tmp_path: Path) -> None:
     spec = job.spec.model_copy(update={"resources": job.spec.resources.model_copy(update={"gpu": 1})})
     with pytest.raises(ResourceError, match=r"spec.resources.gpu: no GPU .*; set it to 0 to train on the CPU"):
         runner.train(job.model_copy(update={"spec": spec}), RunDirectory(tmp_path), Rows(tmp_path, None, ""), ray=False)
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:PORT", r"nobody answers \(.*refused"),
+        ("ray://127.0.0.1:PORT", r"nobody answers \(.*refused"),
+        ("no-such-host.invalid:6379", r"nobody answers \("),
+        ("127.0.0.1:99999", r"nobody answers \("),
+        ("nonsense", "Invalid address format: nonsense"),
+    ],
+)
+def test_a_cluster_that_does_not_answer_is_told_at_once(
+    address: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (port,) = free_ports(1)
+    address = address.replace("PORT", str(port))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(
+        ResourceError, match=rf"^RAY_ADDRESS: {address}: {told}.*; check that the cluster runs, or unset"
+    ):
+        runner.check(tiny_job(tmp_path), ray=True)
 
 
 def test_a_cluster_that_has_too_little_is_waited_for_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

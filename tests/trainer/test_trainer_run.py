@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from aim_trainer import run as driver
+from aim_trainer.cli import run as cli_run
 from aim_trainer.cli.app import app
 from aim_trainer.job.read import read_job
 from aim_trainer.metrics.json_lines import read_records
@@ -61,10 +60,6 @@ def asked(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def verb(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "aim_trainer", *map(str, arguments)]
-
-
 def steps(run: Path) -> dict[int, str]:
     told = [told.record for told in read_records(run / "metrics.jsonl")]
     return {record.step: record.loss.hex() for record in told if isinstance(record, Step)}
@@ -92,7 +87,7 @@ def test_the_whole_way_paused_and_resumed(tiny: Callable[[str], Path], tmp_path:
     def pause_after_some_steps() -> None:
         while len(steps(paused)) < 8:
             time.sleep(0.01)
-        said.append(subprocess.run(verb("pause", paused), capture_output=True, text=True, check=True).stdout)
+        said.append(cli_run.pause(paused, 300))  # in this process: another begins after the run has ended
 
     assert "no process is at this run" in asked("pause", paused).output
     asking = threading.Thread(target=pause_after_some_steps, daemon=True)
@@ -100,7 +95,7 @@ def test_the_whole_way_paused_and_resumed(tiny: Callable[[str], Path], tmp_path:
     stopped = asked("run", job, "--directory", paused)
     assert stopped.exit_code == 143, stopped.output
     asking.join()
-    assert said == [f"{paused}: paused; aim-trainer resume {paused} goes on\n"]
+    assert said == [f"{paused}: paused; aim-trainer resume {paused} goes on"]
     assert notes(paused)[-1] == "paused"
     assert 8 <= len(steps(paused)) < STEPS
     assert not (paused / "published").exists()
@@ -116,6 +111,8 @@ def test_a_gate_that_fails_publishes_nothing(tiny: Callable[[str], Path], tmp_pa
     failed = asked("run", job, "--directory", tmp_path / "run", "--set", "spec.hyperparameters.maxSteps=2")
     assert failed.exit_code == 4, failed.output
     assert "eval_loss" in failed.output
+    assert notes(tmp_path / "run")[-2:] == ["judged", "failed"]
+    assert json.loads(asked("status", tmp_path / "run", "-o", "json").stdout)["state"] == "failed"
     assert (tmp_path / "run/report.html").is_file()
     assert not (tmp_path / "run/published").exists()
 
@@ -198,7 +195,12 @@ def test_what_is_not_begun(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "assistent", "content": "Hi"}]}\n')
     bad = asked("run", job, "--directory", tmp_path / "run")
     assert bad.exit_code == 2
-    assert "chat.jsonl:1: messages[0].role" in bad.output
+    assert bad.output.count("chat.jsonl:1: messages[0].role") == 1
+    (told,) = read_records(tmp_path / "run/metrics.jsonl")
+    assert isinstance(told.record, Note)
+    assert told.record.kind == "failed"
+    assert told.record.message in bad.output
+    assert "chat.jsonl:1: messages[0].role" in (tmp_path / "run/report.html").read_text()
 
 
 def test_a_directory_is_one_runs(tiny: Callable[[str], Path], tmp_path: Path) -> None:

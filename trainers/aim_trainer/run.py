@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from aim_trainer import runner
 from aim_trainer.data.prepare import prepare
-from aim_trainer.errors import JobError, StoreError
+from aim_trainer.errors import JobError, StoreError, TrainerError
 from aim_trainer.evaluate.gates import require
 from aim_trainer.evaluate.judge import Judgement, judge, prompts_of
 from aim_trainer.files import write_whole
@@ -46,6 +47,11 @@ def run(job: FineTuningJob, directory: RunDirectory, *, ray: bool) -> int:
             _tell(directory, Note("paused", f"paused {stopped}; resume goes on", fields))
             _report(directory)
             return PAUSED
+        except TrainerError as failed:
+            sinks.kept(directory).tell(Note("failed", str(failed)))
+            with suppress(StoreError):  # of a full disk: what failed is what is told
+                _report(directory)
+            raise
         _report(directory)
         return 0
 

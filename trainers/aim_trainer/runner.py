@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 
 from aim_trainer.errors import JobError, ResourceError, TrainerError
 from aim_trainer.job.job import FineTuningJob
+from aim_trainer.metrics import sinks
+from aim_trainer.metrics.records import Note
 from aim_trainer.recipe.train import Outcome
 from aim_trainer.recipe.workers import Workers
 from aim_trainer.run_directory import RunDirectory
@@ -20,6 +23,10 @@ from aim_trainer.worker import Rows, work
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+_ANSWERS_WITHIN_S = 5
+#: Nodes that are on their way are waited for. Ray would count each minute as a failure of its controller, and try
+#: again for ever, as it does where workers die while they begin: of those we count.
+_WAITS_FOR_NODES_S = str(365 * 86_400)
 
 
 def train(job: FineTuningJob, run: RunDirectory, rows: Rows, *, ray: bool) -> Outcome:
@@ -38,6 +45,9 @@ def check(job: FineTuningJob, *, ray: bool) -> None:
     asked = job.spec.distributed
     if ray:
         check_visibility(os.environ)
+        if address := os.environ.get("RAY_ADDRESS"):
+            _check_answers(address)
+            connect(job)
         if job.spec.resources.gpu and "RAY_ADDRESS" not in os.environ:
             import torch
 
@@ -51,6 +61,26 @@ def check(job: FineTuningJob, *, ray: bool) -> None:
             remedy="leave --no-ray out, or set it to 1 with hyperparameters.globalBatchSize as it is",
         )
     device_of(job)
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself waits minutes for one that is away. Raises ResourceError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():  # auto, local, or nothing that Ray knows: it tells at once
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_WITHIN_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, f"nobody answers ({error})") from error
+
+
+def _no_cluster(address: str, why: str) -> ResourceError:
+    return ResourceError(
+        f"RAY_ADDRESS: {address}: {why}",
+        field="RAY_ADDRESS",
+        value=address,
+        remedy="check that the cluster runs, or unset RAY_ADDRESS to train on this machine alone",
+    )
 
 
 def device_of(job: FineTuningJob) -> str:
@@ -117,8 +147,9 @@ def _under_ray(job: FineTuningJob, run: RunDirectory, rows: Rows) -> Outcome:
             lost += 1
             if lost > job.spec.distributed.max_failures:
                 raise _given_up(job, lost, failed) from failed
-            _log.warning("workers were lost (%s), %d of %d times that are survived: resumed from the newest checkpoint",
-                         _last_line(failed), lost, job.spec.distributed.max_failures)  # fmt: skip
+            most = job.spec.distributed.max_failures
+            told = f"workers were lost ({_last_line(failed)}), {lost} of {most} times that are survived"
+            sinks.beside(run).tell(Note("retried", f"{told}: from the newest checkpoint"))
 
 
 def _fitted(job: FineTuningJob, run: RunDirectory, rows: Rows) -> Outcome:
@@ -138,7 +169,7 @@ def _fitted(job: FineTuningJob, run: RunDirectory, rows: Rows) -> Outcome:
         run_config=RunConfig(
             name=f"{job.metadata.name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(run.ray.absolute()),
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
         torch_config=TorchConfig(backend="nccl" if asked.gpu else "gloo"),
@@ -178,6 +209,7 @@ def connect(job: FineTuningJob) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _WAITS_FOR_NODES_S)
     address, asked = os.environ.get("RAY_ADDRESS"), job.spec.resources
     cpus = max(os.cpu_count() or 1, job.spec.distributed.workers * asked.cpu)
     here: dict[str, Any] = {"address": address}
@@ -186,13 +218,8 @@ def connect(job: FineTuningJob) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(**here, include_dashboard=None if address else False, configure_logging=False)
-    except (ConnectionError, RuntimeError) as error:
-        raise ResourceError(
-            f"Ray at {address or 'this machine'}: {_last_line(error)}",
-            field="RAY_ADDRESS",
-            value=address,
-            remedy="check that the cluster runs, or unset RAY_ADDRESS to train on this machine alone",
-        ) from error
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _no_cluster(address or "this machine", _last_line(error)) from error
     for number, handler in handlers.items():  # Ray puts its own, which end this process before anything is saved
         signal.signal(number, handler)
     check_resources(job, {"GPU": 0, **ray.cluster_resources()}, alone=not address)
@@ -229,10 +256,12 @@ def _told_by_workers(failed: Exception) -> TrainerError | None:
 
 def _given_up(job: FineTuningJob, lost: int, failed: Exception) -> ResourceError:
     return ResourceError(
-        f"workers were lost {lost} times: {_last_line(failed)}",
+        f"spec.distributed.maxFailures: workers were lost {lost} times, of which "
+        f"{job.spec.distributed.max_failures} are survived; the last: {_last_line(failed)}",
         field="spec.distributed.maxFailures",
         value=job.spec.distributed.max_failures,
-        remedy="look for the reason in Ray's log, then resume the run: its checkpoints are as they were",
+        remedy="look for the reason above and in Ray's log (/tmp/ray/session_latest/logs), raise maxFailures where it "
+        "was the machines', then resume the run: its checkpoints are as they were",
     )
 
 

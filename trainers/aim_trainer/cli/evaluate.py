@@ -17,20 +17,22 @@ from aim_trainer.report.judged import comparison
 from aim_trainer.report.judged import gates as gates_in_words
 from aim_trainer.report.write import write_report
 from aim_trainer.run_directory import RunDirectory
+from aim_trainer.runner import device_of
 from aim_trainer.stopping import alone
 
 
 def evaluate(job: FineTuningJob, directory: Path, output: Output) -> None:
     """Judges the run's result, writes its evaluation.json and its page anew and prints both models' measures.
 
-    Raises GateError (after all is written), StoreError, DataError, JobError.
+    Raises GateError (after all is written), ResourceError, StoreError, DataError, JobError.
     """
     run = RunDirectory(directory)
     if not directory.is_dir():
         raise StoreError(f"{directory}: no run is there", field="run", remedy="name the directory of a run")
+    device = device_of(job)
     sink = sinks.beside(run)
     with alone(run), closing(sink):
-        judgement = judge(job, run, _held_out(run), _device(job), sink)
+        judgement = judge(job, run, _held_out(run), device, sink)
         write_report(run)
     show(output, dataclasses.asdict(judgement), *_tables(judgement))
     require(judgement.gates)
@@ -51,9 +53,3 @@ def _held_out(run: RunDirectory) -> Path | None:
     """The held-out rows as the run tokenised them last."""
     rows = newest(run.data / "validation")
     return rows if rows is not None and len(Tokens(rows)) else None
-
-
-def _device(job: FineTuningJob) -> str:
-    import torch
-
-    return "cuda:0" if job.spec.resources.gpu and torch.cuda.is_available() else "cpu"

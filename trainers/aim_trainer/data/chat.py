@@ -9,10 +9,13 @@ the row is refused.
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os.path import commonprefix
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, NamedTuple, cast
 
 from jinja2 import TemplateError
@@ -28,11 +31,17 @@ _FAILURES = (
     *(TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError),
     *(RecursionError, MemoryError),
 )
+#: For one rendering. The longest row allowed, of 16 MiB, takes a fraction of it.
+_MOST_CPU_S = 10.0
 _MARKED = "dataset.chatTemplate: name a template that has {% generation %} … {% endgeneration %} around it"
 
 #: What every chat template takes. A word of its own, so that it is found again.
 _ASKED = "Why?"
 _PROBE = Conversation([{"role": "user", "content": _ASKED}, {"role": "assistant", "content": "a"}])
+
+
+class _Endless(TemplateError):
+    """A template that does not come to an end, or not for a long time."""
 
 
 class Rendered(NamedTuple):
@@ -167,19 +176,47 @@ class Chat:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, spans = render_jinja_template(
-                [messages],
-                tools,
-                chat_template=self.template,
-                return_assistant_tokens_mask=marked,
-                add_generation_prompt=prompt,
-                **self._given,
-            )
+            with _in_time():
+                texts, spans = render_jinja_template(
+                    [messages],
+                    tools,
+                    chat_template=self.template,
+                    return_assistant_tokens_mask=marked,
+                    add_generation_prompt=prompt,
+                    **self._given,
+                )
             texts[0].encode()  # a template may write half of a surrogate pair, which no tokenizer takes
+        except _Endless:
+            raise JobError(
+                f"the chat template needs more than {_MOST_CPU_S:g} s to write a conversation of {len(messages)} turns",
+                field="spec.dataset.chatTemplate",
+                remedy="name one that comes to an end as dataset.chatTemplate",
+            ) from None
         except _FAILURES as problem:
             told = " ".join(str(problem).split()) or type(problem).__name__
             raise RowProblem("messages", f"the chat template refuses them: {told}") from None
         return texts[0], [cast(tuple[int, int], span) for span in spans[0]] if marked else []
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """Raises _Endless after so much CPU time. In a main thread alone, where signals are: others render by templates
+    that one has rendered by.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, _too_long)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_CPU_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def _too_long(_number: int, _frame: FrameType | None) -> None:
+    raise _Endless
 
 
 @contextmanager
@@ -257,7 +294,8 @@ def _training_template(tokenizer: Any, given: str | None) -> tuple[str, str]:
             remedy="name a Jinja file as dataset.chatTemplate, or take an instruction-tuned base model",
         )
     try:
-        made = get_training_chat_template(tokenizer)
+        with _in_time():
+            made = get_training_chat_template(tokenizer)
     except _FAILURES:  # TRL renders by it; that it breaks is told when we do
         made = None
     if made is not None:

@@ -21,7 +21,19 @@ _OF_TEXT = ("perplexity", "exact_match", "rouge_l", "regressions", "guardrail_bl
 
 def contradictions(spec: Spec) -> Told:
     """Places (from spec on) and reasons, the plainest first."""
-    for find in (_method, _sharding, _batches, _template, _measures, _held_rows, _best, _output, _kueue, _search):
+    for find in (
+        _method,
+        _sharding,
+        _batches,
+        _template,
+        _measures,
+        _gates,
+        _held_rows,
+        _best,
+        _output,
+        _kueue,
+        _search,
+    ):
         yield from find(spec)
 
 
@@ -95,6 +107,20 @@ def _measures(spec: Spec) -> Told:
         if gate.metric not in asked.metrics:
             why = f"{gate.metric} is not measured: add it to validation.metrics"
             yield ("validation", "gates", at, "metric"), why
+
+
+def _gates(spec: Spec) -> Told:
+    """Two gates of one metric that no value passes both; what is wrong in one alone is told by `judged.Gate`."""
+    gates = spec.validation.gates
+    for at, gate in enumerate(gates):
+        for other_at, other in enumerate(gates):
+            if other.metric != gate.metric or other_at == at:
+                continue
+            bounds = (("min", gate.min, "max", other.max), ("minDelta", gate.min_delta, "maxDelta", other.max_delta))
+            for key, least, other_key, most in bounds:
+                if least is not None and most is not None and least > most:
+                    told = f"{least:g} is above gates[{other_at}].{other_key}, {most:g}: no {gate.metric} passes both"
+                    yield ("validation", "gates", at, key), told
 
 
 def _held_rows(spec: Spec) -> Told:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -16,6 +17,10 @@ Metric = Literal[
 #: What can be measured while training goes on.
 Watched = Literal["eval_loss", "perplexity", "accuracy", "f1"]
 LOWER_IS_BETTER = ("eval_loss", "perplexity", "guardrail_blocked")
+
+
+#: Shares, from 0 to 1.
+SHARES = ("exact_match", "rouge_l", "regressions", "guardrail_blocked", "accuracy", "f1")
 
 
 class Gate(Part):
@@ -34,7 +39,17 @@ class Gate(Part):
         for least, most, key in ((self.min, self.max, "min"), (self.min_delta, self.max_delta, "minDelta")):
             if least is not None and most is not None and least > most:
                 raise MisplacedError((key,), f"{least:g} is above the most allowed, {most:g}: no value passes")
+        self._refuse_impossible()
         return self
+
+    def _refuse_impossible(self) -> None:
+        """A share is not a percentage: `min: 80` would fail every model, after all of its training."""
+        most = 1.0 if self.metric in SHARES else math.inf
+        for key, least in (("min", self.min), ("minDelta", self.min_delta)):
+            if least is not None and least > most:
+                raise MisplacedError((key,), f"{self.metric} is a share, 1 at most (got {least:g}): no value passes")
+        if self.max is not None and self.max < 0:
+            raise MisplacedError(("max",), f"{self.metric} is 0 at least (got {self.max:g}): no value passes")
 
 
 class GuardrailCheck(Part):

@@ -44,9 +44,19 @@ def batches(job: FineTuningJob, rows: int, micro_batch: int | None = None) -> Ar
             remedy=f"write {max(whole // at_once, 1) * at_once}, or another batchSize or number of workers",
         )
     per_epoch = math.ceil(rows / whole)
-    return Arithmetic(
-        micro, whole // at_once, whole, per_epoch, hyper.max_steps or max(math.ceil(hyper.epochs * per_epoch), 1)
-    )
+    steps = hyper.max_steps or max(math.ceil(hyper.epochs * per_epoch), 1)
+    _refuse_long_warmup(hyper.warmup, steps)
+    return Arithmetic(micro, whole // at_once, whole, per_epoch, steps)
+
+
+def _refuse_long_warmup(warmup: float, steps: int) -> None:
+    if warmup >= max(steps, 1) and warmup >= 1:
+        raise JobError(
+            f"spec.hyperparameters.warmup: {warmup:g} steps, and the run has {steps}: none is left",
+            field="spec.hyperparameters.warmup",
+            value=warmup,
+            remedy="write fewer, or a share below 1",
+        )
 
 
 def largest_micro_batch(job: FineTuningJob, at_most: int) -> int:
@@ -59,6 +69,10 @@ def largest_micro_batch(job: FineTuningJob, at_most: int) -> int:
 
 
 def warmup_steps(job: FineTuningJob, steps: int) -> int:
-    """Steps in which the learning rate rises: as many as `warmup` says, or that share of all of them, rounded up."""
+    """Steps in which the learning rate rises: as many as `warmup` says, or that share of all of them, rounded up.
+
+    Never all of them: the first has a rate of 0, as transformers' and torchtune's, so that a run of one step would
+    train nothing.
+    """
     warmup = job.spec.hyperparameters.warmup
-    return int(warmup) if warmup >= 1 else math.ceil(warmup * steps)
+    return min(int(warmup) if warmup >= 1 else math.ceil(warmup * steps), max(steps - 1, 0))

@@ -40,7 +40,12 @@ def of(job: FineTuningJob, run: RunDirectory, rank: int) -> Sink:
 
 def beside(run: RunDirectory) -> Sink:
     """Those of whoever begins, judges and ends a run, before and after its workers: notes are all they tell."""
-    return AllSinks([JsonLines(run.metrics), Progress(run.progress), terminal()])
+    return AllSinks([kept(run), terminal()])
+
+
+def kept(run: RunDirectory) -> Sink:
+    """The files alone: for what the process says by itself."""
+    return AllSinks([JsonLines(run.metrics), Progress(run.progress)])
 
 
 def _opened(name: str, make: Callable[[], Sink | None]) -> Sink | None:

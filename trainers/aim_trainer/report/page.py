@@ -120,7 +120,7 @@ def _warnings(left: Left) -> Iterator[str]:
     if broken:
         yield f"the loss of {broken:,} steps is no number"
     for _, note in left.curves.notes:
-        if note.kind in ("failed", "retried", "warning"):
+        if note.kind in ("failed", "retried"):
             yield f"{note.kind}: {note.message}"
 
 
