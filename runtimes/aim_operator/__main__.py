@@ -43,6 +43,9 @@ def operator(
         float, _option("renew-deadline", "seconds a leader tries to renew")
     ] = _GIVEN.renew_deadline_s,
     retry_period: Annotated[float, _option("retry-period", "seconds between tries")] = _GIVEN.retry_period_s,
+    policy_poll: Annotated[
+        float, _option("policy-poll", "seconds between looks at which policies run")
+    ] = _GIVEN.policy_poll_s,
     audit_log: Annotated[
         Path | None, _option("audit-log", "file for lines that say who changed what; default: stdout")
     ] = None,
@@ -62,6 +65,7 @@ def operator(
         lease_duration_s=lease_duration,
         renew_deadline_s=renew_deadline,
         retry_period_s=retry_period,
+        policy_poll_s=policy_poll,
         audit_log=audit_log,
         log_level=log_level,
     )

@@ -23,7 +23,8 @@ class Settings(NamedTuple):
     namespace: where the operator runs, and its lease is; watched: namespaces whose objects it keeps, empty: all;
     identity: this process among its replicas; certificates: a folder with tls.crt, tls.key and ca.crt, None: no
     webhooks are served; webhook_host: under which the API server reaches this very process, for a webhook
-    configuration that it writes itself (None: manifests/operator has one); audit_log: None: stdout.
+    configuration that it writes itself (None: manifests/operator has one); policy_poll_s: how
+    often pods are asked which policies they run; audit_log: None: stdout.
     """
 
     namespace: str = "aim-system"
@@ -38,6 +39,7 @@ class Settings(NamedTuple):
     lease_duration_s: float = 15
     renew_deadline_s: float = 10
     retry_period_s: float = 2
+    policy_poll_s: float = 15
     audit_log: Path | None = None
     log_level: str = "INFO"
 

@@ -16,7 +16,8 @@ from typing import Any
 from aim_profile.errors import AimProfileError, UnknownModelError
 from aim_profile.gpus.catalog import PartitionMode, by_name
 from aim_profile.kubernetes.kserve import Service as Rendered
-from aim_profile.kubernetes.kserve import Target, inference_service, service_name
+from aim_profile.kubernetes.kserve import inference_service, service_name
+from aim_profile.kubernetes.target import Target
 from aim_profile.models.known import by_id
 from aim_profile.serving.derive import Refusal, derive, derive_from_id
 from aim_profile.serving.profile import Profile, ProfileId, parse_id, parse_reference

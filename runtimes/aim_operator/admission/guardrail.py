@@ -14,6 +14,7 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from aim_operator.policies.text import config_map_of
 from aim_profile.kubernetes.serving_runtime import PODINFO_MOUNT, PODINFO_VOLUME, RESTRICTED, image_of, probes
 
 from .annotated import POLICY, RULES
@@ -28,11 +29,6 @@ _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 _POLICY_VOLUME, _POLICY_PATH = "aim-guardrail-policy", "/etc/aim/guardrail-policy"
 # Without a limit of its own KServe gives a transformer one: 1 CPU.
 _RESOURCES = {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "2Gi"}}
-
-
-def config_map_of(policy: str) -> str:
-    """The ConfigMap that a GuardrailPolicy is kept in."""
-    return f"{policy}-guardrail-policy"
 
 
 def place(body: Object, policies: Collection[str]) -> Object:

@@ -42,7 +42,7 @@ from .server import Server
 
 Object = dict[str, Any]
 #: How long a test waits for what must come about, seconds: far longer than it ever takes.
-_PATIENCE_S = 60
+_PATIENCE_S = 120
 
 
 class KubectlFailed(Exception):

@@ -1,0 +1,1 @@
+"""GuardrailPolicies: a guardrail's policy as an object of the cluster."""
