@@ -49,6 +49,11 @@ def operator(
     audit_log: Annotated[
         Path | None, _option("audit-log", "file for lines that say who changed what; default: stdout")
     ] = None,
+    image: Annotated[str, _option("image", "of pods that read a node back: the operator's own")] = _GIVEN.image,
+    gpu_namespace: Annotated[str, _option("gpu-namespace", "where the GPU operator runs")] = _GIVEN.gpu_namespace,
+    dcm_config_map: Annotated[
+        str, _option("dcm-config-map", "the Device Config Manager's profiles (DeviceConfig: configManager.config)")
+    ] = _GIVEN.dcm_config_map,
     log_level: Annotated[str, _option("log-level", "DEBUG, INFO, WARNING or ERROR")] = _GIVEN.log_level,
 ) -> None:
     """Webhooks for InferenceServices that use our runtimes, and the controllers of our own resources."""
@@ -67,6 +72,9 @@ def operator(
         retry_period_s=retry_period,
         policy_poll_s=policy_poll,
         audit_log=audit_log,
+        image=image,
+        gpu_namespace=gpu_namespace,
+        dcm_config_map=dcm_config_map,
         log_level=log_level,
     )
     try:

@@ -9,8 +9,11 @@ from functools import cache
 from typing import Any, NamedTuple, Self
 
 import httpx2
-from lightkube import ApiError, AsyncClient
+from lightkube import ApiError as ApiError
+from lightkube import AsyncClient
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
+from lightkube.models.meta_v1 import ObjectMeta
+from lightkube.resources.core_v1 import Pod
 from lightkube.types import CascadeType, PatchType
 
 Object = dict[str, Any]
@@ -34,12 +37,16 @@ NODES = Resource("v1", "Node", "nodes", namespaced=False)
 PODS = Resource("v1", "Pod", "pods")
 CONFIG_MAPS = Resource("v1", "ConfigMap", "configmaps")
 NAMESPACES = Resource("v1", "Namespace", "namespaces", namespaced=False)
+EVENTS = Resource("v1", "Event", "events")
+RESOURCE_CLAIMS = Resource("resource.k8s.io/v1", "ResourceClaim", "resourceclaims")
+RESOURCE_SLICES = Resource("resource.k8s.io/v1", "ResourceSlice", "resourceslices", namespaced=False)
 LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
 INFERENCE_SERVICES = Resource("serving.kserve.io/v1beta1", "InferenceService", "inferenceservices")
 SERVING_RUNTIMES = Resource("serving.kserve.io/v1alpha1", "ServingRuntime", "servingruntimes")
 CLUSTER_SERVING_RUNTIMES = Resource(
     "serving.kserve.io/v1alpha1", "ClusterServingRuntime", "clusterservingruntimes", namespaced=False
 )
+PARTITION_PLANS = Resource("aim.amd.com/v1alpha1", "PartitionPlan", "partitionplans", namespaced=False)
 GUARDRAIL_POLICIES = Resource("aim.amd.com/v1alpha1", "GuardrailPolicy", "guardrailpolicies")
 
 
@@ -72,12 +79,17 @@ class Cluster:
         return await _or_none(self._client.get(_class(resource), name, **_in(namespace)))
 
     async def list(
-        self, resource: Resource, namespace: str | None = None, labels: Mapping[str, str] | None = None
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        fields: Mapping[str, str] | None = None,
     ) -> Sequence[Object]:
-        """Of a namespace, or (None) of all. None are there of a kind that the cluster does not know."""
+        """Of a namespace, or (None) of all; none where the server does not know the kind."""
         where = {"namespace": namespace or "*"} if resource.namespaced else {}
         try:
-            return [dict(each) async for each in self._client.list(_class(resource), labels=labels, **where)]
+            found = self._client.list(_class(resource), labels=labels, fields=fields, **where)
+            return [dict(each) async for each in found]
         except ApiError as error:
             if error.status.code == 404:
                 return []
@@ -131,6 +143,18 @@ class Cluster:
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.5))
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
         raise Contended(f"{resource.kind} {name}: written by others {_TRIES} times while it was to be changed")
+
+    async def evict(self, name: str, namespace: str) -> bool:
+        """A pod is asked to go, as far as disruption budgets let it. Whether it does, or is gone already."""
+        eviction = Pod.Eviction(metadata=ObjectMeta(name=name, namespace=namespace))
+        try:
+            await self._client.create(eviction, name=name, namespace=namespace)
+        except ApiError as error:
+            if error.status.code == 429:
+                return False
+            if error.status.code != 404:
+                raise
+        return True
 
     async def delete(self, resource: Resource, name: str, namespace: str | None = None) -> None:
         """It goes, and what it owns behind it; that it is gone already is well."""

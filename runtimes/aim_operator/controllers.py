@@ -5,9 +5,11 @@ from __future__ import annotations
 import kopf
 
 from .operator import Operator
+from .partitions import controller as partitions
 from .policies import controller as policies
 
 
 def register(registry: kopf.OperatorRegistry, operator: Operator) -> None:
     """All of them. One line each: what a controller does is its own file's to say."""
     policies.register(registry, operator)
+    partitions.register(registry, operator)

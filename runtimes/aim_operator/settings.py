@@ -24,7 +24,8 @@ class Settings(NamedTuple):
     identity: this process among its replicas; certificates: a folder with tls.crt, tls.key and ca.crt, None: no
     webhooks are served; webhook_host: under which the API server reaches this very process, for a webhook
     configuration that it writes itself (None: manifests/operator has one); policy_poll_s: how
-    often pods are asked which policies they run; audit_log: None: stdout.
+    often pods are asked which policies they run; audit_log: None: stdout; image: our own, which reads a node back;
+    gpu_namespace, dcm_config_map: of the GPU operator's Device Config Manager.
     """
 
     namespace: str = "aim-system"
@@ -41,6 +42,9 @@ class Settings(NamedTuple):
     retry_period_s: float = 2
     policy_poll_s: float = 15
     audit_log: Path | None = None
+    image: str = "aim-kserve/operator"
+    gpu_namespace: str = "kube-amd-gpu"
+    dcm_config_map: str = "default-dcm-config"
     log_level: str = "INFO"
 
     def checked(self) -> Settings:

@@ -7,7 +7,7 @@ share a device have no such object.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, get_args
 
 from aim_profile.gpus.catalog import PartitionMode, by_name
@@ -68,7 +68,7 @@ def services_of(
             skipped[placement.workload] = f"{placement.workload}: on the CPU sets of {placement.node}, not on a GPU"
             continue
         groups.setdefault(_Group(placement.workload, gpu, placement.mode, placement.tp), []).append(placement)
-    kinds = Counter(group.workload for group in groups)
+    named = _names(groups)
     services = []
     derived: dict[tuple[str | None, PartitionMode, Wanted], Profile] = {}
     for group, placements in groups.items():
@@ -76,8 +76,32 @@ def services_of(
         asked = (first.model, _mode(first, _card(cards, first)), _wanted(first, described.get(group.workload)))
         profile = derived.get(asked) or derived.setdefault(asked, _profile(first, *asked[1:]))
         uri = (storage_uris or {}).get(group.workload)
-        services.append(_service(group, placements, profile, uri, alone=kinds[group.workload] == 1))
+        services.append(_service(named[group], placements, profile, uri))
     return Rendered(tuple(services), tuple(skipped.values()))
+
+
+def service_names(plan: Plan) -> Mapping[str, str]:
+    """The InferenceService of each replica that `services_of` makes one of, by the replica's name (`chat/0`)."""
+    cards = {(card.node, card.card): card for card in plan.cards}
+    groups = {
+        placement.id: _Group(placement.workload, gpu, placement.mode, placement.tp)
+        for placement in plan.placements
+        if _is_service(placement) and (gpu := _card(cards, placement).gpu) != CPU
+    }
+    named = _names(groups.values())
+    return {replica: named[group] for replica, group in groups.items()}
+
+
+def _names(groups: Iterable[_Group]) -> Mapping[_Group, str]:
+    """Of their workload, with the mode where it has several."""
+    each = dict.fromkeys(groups)
+    kinds = Counter(group.workload for group in each)
+    return {
+        group: group.workload
+        if kinds[group.workload] == 1
+        else f"{group.workload}-{group.mode.lower().replace('/', '-')}-tp{group.tp}"
+        for group in each
+    }
 
 
 def _card(cards: Mapping[tuple[str, int], CardPlan], placement: Placement) -> CardPlan:
@@ -194,9 +218,8 @@ def _precision(placement: Placement) -> Precision | None:
     return found
 
 
-def _service(group: _Group, placements: list[Placement], profile: Profile, uri: str | None, alone: bool) -> Service:
+def _service(name: str, placements: list[Placement], profile: Profile, uri: str | None) -> Service:
     nodes = Counter(placement.node for placement in placements)
-    name = group.workload if alone else f"{group.workload}-{group.mode.lower().replace('/', '-')}-tp{group.tp}"
     return Service(
         name=name,
         profile=profile,

@@ -1,0 +1,176 @@
+"""The PartitionPlan as a CustomResourceDefinition: `spec.plan` is the file that `aim-profile plan` writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aim_profile.kubernetes.structural import Rules, Schema, structural, validations
+from aim_profile.plans.plan import Plan
+
+from .status import NodeStatus, PlaceStatus
+
+GROUP, VERSION = "aim.amd.com", "v1alpha1"
+KIND, PLURAL = "PartitionPlan", "partitionplans"
+
+_RULES: Rules = {
+    "Placement": [
+        (
+            "self.mode == 'CPU' || !has(self.memory_limit_gib) || self.memory_limit_gib == null",
+            "replicas that share a device cannot be served: the device plugin gives a device to one pod; "
+            "leave memory_limit out of the workloads and plan again",
+        )
+    ],
+}
+#: Bounds on lists, which a server needs to know what a rule may cost.
+_MOST = {"cards": 4096, "placements": 8192, "unplaced": 8192, "notes": 1024}
+
+
+def custom_resource_definition() -> Schema:
+    """The whole object, for `kubectl apply --server-side`."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": KIND.lower(),
+                "shortNames": ["pplan"],
+            },
+            "scope": "Cluster",
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": _COLUMNS,
+                    "schema": {"openAPIV3Schema": _schema()},
+                }
+            ],
+        },
+    }
+
+
+def _schema() -> Schema:
+    return {
+        "type": "object",
+        "description": "Which partition mode each card of each node gets, and which replica stands on which device.",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": _spec(),
+            "status": _status(),
+        },
+        "x-kubernetes-validations": validations(
+            [("size(self.metadata.name) <= 63", "metadata.name: at most 63 characters")]
+        ),
+    }
+
+
+def _spec() -> Schema:
+    raw = Plan.model_json_schema(by_alias=True)
+    plan = structural(raw, raw["$defs"], _RULES)
+    plan["description"] = "As `aim-profile plan` writes it."
+    for name, most in _MOST.items():
+        plan["properties"][name]["maxItems"] = most
+    plan["properties"]["cards"]["minItems"] = 1
+    return {
+        "type": "object",
+        "required": ["plan"],
+        "properties": {
+            "plan": plan,
+            "strategy": {
+                "type": "string",
+                "enum": ["mixed", "single"],
+                "default": "mixed",
+                "description": "The device plugin's resource naming strategy.",
+            },
+            "stepTimeoutSeconds": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": 86400,
+                "default": 1800,
+                "description": "What one phase of a node may take; the Device Config Manager tries for 30 minutes.",
+            },
+            "backoffLimit": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": 20,
+                "default": 3,
+                "description": "How often a node is tried again; the pause doubles, from 30 s to 10 minutes.",
+            },
+            "suspend": {
+                "type": "boolean",
+                "default": False,
+                "description": "No further node is begun; the one under way goes to its end.",
+            },
+        },
+        "x-kubernetes-validations": validations(
+            [("self.strategy == oldSelf.strategy", "strategy is the device plugin's: delete the plan to change it")]
+        ),
+    }
+
+
+def _status() -> Schema:
+    nodes, places = NodeStatus.model_json_schema(by_alias=True), PlaceStatus.model_json_schema(by_alias=True)
+    return {
+        "type": "object",
+        "properties": {
+            "observedGeneration": {"type": "integer", "format": "int64"},
+            "phase": {"type": "string"},
+            "message": {"type": "string"},
+            "progress": {"type": "string", "description": "How many nodes are as planned: 2/3."},
+            "current": {"type": "string", "description": "The node that is under way, and its phase."},
+            "places": {"type": "string", "description": "Where each service is: service=node/card/partition."},
+            "drift": {"type": "string", "description": "What is not as planned any more; none where all is."},
+            "conditions": _CONDITIONS,
+            "nodes": _listed(nodes, ["name"]),
+            "services": _listed(places, ["replica"]),
+        },
+    }
+
+
+def _listed(model: dict[str, Any], keys: list[str]) -> Schema:
+    item = structural(model, model.get("$defs", {}))
+    item["required"] = [*keys]
+    return {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": keys, "items": item}
+
+
+_CONDITIONS: Schema = {
+    "type": "array",
+    "x-kubernetes-list-type": "map",
+    "x-kubernetes-list-map-keys": ["type"],
+    "items": {
+        "type": "object",
+        "required": ["type", "status", "lastTransitionTime", "reason", "message"],
+        "properties": {
+            "type": {"type": "string", "maxLength": 316},
+            "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+            "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0},
+            "lastTransitionTime": {"type": "string", "format": "date-time"},
+            "reason": {"type": "string", "minLength": 1, "maxLength": 1024},
+            "message": {"type": "string", "maxLength": 32768},
+        },
+    },
+}
+
+_COLUMNS = [
+    {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
+    {"name": "Nodes", "type": "string", "jsonPath": ".status.progress"},
+    {"name": "Current", "type": "string", "jsonPath": ".status.current"},
+    {
+        "name": "Service=Node/Card/Partition",
+        "type": "string",
+        "jsonPath": ".status.places",
+        "description": "Where each InferenceService is.",
+    },
+    {"name": "Drift", "type": "string", "jsonPath": ".status.drift"},
+    {"name": "Message", "type": "string", "jsonPath": ".status.message", "priority": 1},
+    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+]
