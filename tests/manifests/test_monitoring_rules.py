@@ -16,13 +16,14 @@ import yaml
 
 from aim_profile.kubernetes.generated import MARK, Generated
 from aim_profile.kubernetes.monitoring.folder import files, groups
-from aim_profile.kubernetes.monitoring.rule import Alert
+from aim_profile.kubernetes.monitoring.rule import Alert, Recording
 from aim_profile.kubernetes.serving_runtime import PORTS
 from crd_schemas import CRDS, violations
 from manifest_files import MANIFESTS, built, name_of
 
 FOLDER = MANIFESTS / "monitoring"
-PAGE = Path(__file__).parents[2] / "docs/monitoring.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, METRICS = DOCS / "monitoring.md", DOCS / "metrics.md"
 ALERTS = {rule.name: rule for group in groups() for rule in group.rules if isinstance(rule, Alert)}
 
 
@@ -268,6 +269,31 @@ def test_each_alert_fires_alone_and_a_healthy_fleet_is_silent(tmp_path: Path) ->
     promtool("test", "rules", unit_tests(tmp_path, [test]))
 
 
+def test_the_page_has_each_alert_with_its_meaning_and_remedy() -> None:
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `Aim")]
+    shown = {name: re.sub(r"\{\{ \$(?:labels\.)?(\w+) \}\}", r"*\1*", each.summary) for name, each in ALERTS.items()}
+    assert rows == [
+        [f"`{name}`", f"{each.severity}, {each.lasting}", shown[name], each.remedy] for name, each in ALERTS.items()
+    ]
+
+
+def test_rules_and_dashboards_ask_for_what_the_servers_have() -> None:
+    """Families are those of the metrics page, which tests hold against the servers; series of ours are recorded."""
+    known = set(re.findall(r"`((?:aim|guardrail)_\w+)`", METRICS.read_text()))
+    histograms = {f"{name}_bucket" for name in known}
+    asked = {rule.expr for group in groups() for rule in group.rules}
+    asked |= {
+        target["expr"]
+        for board in FOLDER.glob("dashboards/*.json")
+        for panel in json.loads(board.read_text())["panels"]
+        for target in panel.get("targets", [])
+    }
+    recorded = {rule.record for group in groups() for rule in group.rules if isinstance(rule, Recording)}
+    used = {name for expr in asked for name in re.findall(r"[\w:]*\b(?:aim|guardrail)_[\w:]+", expr)}
+    assert {name for name in used if ":" in name} <= recorded
+    assert {name for name in used if ":" not in name} <= known | histograms
+
+
 def test_what_an_alert_says_is_in_its_labels() -> None:
     for name, alert in ALERTS.items():
         used = set(re.findall(r"\$labels\.(\w+)", alert.summary + alert.remedy))
@@ -275,10 +301,13 @@ def test_what_an_alert_says_is_in_its_labels() -> None:
 
 
 @pytest.mark.system
-def test_rules_and_queries_are_promql() -> None:
-    assert f"{sum(len(group.rules) for group in groups())} rules found" in promtool(
-        "check", "rules", FOLDER / "aim.rules"
-    )
+def test_rules_and_the_pages_query_are_promql(tmp_path: Path) -> None:
+    rules = sum(len(group.rules) for group in groups())
+    assert f"{rules} rules found" in promtool("check", "rules", FOLDER / "aim.rules")
+    found = re.findall(r"```promql\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    asked = [{"record": f"page:query{at}", "expr": expr} for at, expr in enumerate(found)]
+    (tmp_path / "page.json").write_text(json.dumps({"groups": [{"name": "page", "rules": asked}]}))
+    assert "1 rules found" in promtool("check", "rules", tmp_path / "page.json")
 
 
 CARD = {"node": "n0", "card": "0"}
