@@ -152,16 +152,41 @@ def render(
     cluster_queue: Annotated[
         str | None, typer.Option(help="With a plan: Kueue's ClusterQueue of that name, for what services leave.")
     ] = None,
+    compose: Annotated[
+        bool, typer.Option("--compose", help="With a plan: a Compose project for one node, without Kubernetes.")
+    ] = False,
+    root: RootOption = None,
+    node: NodeOption = None,
+    node_name: Annotated[
+        str | None, typer.Option(help="With --compose: the node's name in the plan; its own when left out.")
+    ] = None,
     out: OutOption = None,
 ) -> None:
     """Write a plan or a profile as KServe objects: ClusterServingRuntime, InferenceService, and a plan's ConfigMap.
 
-    Example: `aim-profile render plan.yaml -n llm | kubectl apply -f -`
+    Example: `aim-profile render plan.yaml -n llm | kubectl apply -f -`;
+    without Kubernetes `aim-profile render plan.yaml --compose --out compose.yaml` on the node itself.
     """
     from aim_profile.kubernetes.target import target_of
 
     from . import plans
 
+    # What each of the two forms has no use for is refused with the other.
+    of_a_cluster = {"namespace": namespace, "runtime": runtime, "cluster-queue": cluster_queue}
+    of_a_profile = {"name": name, "replicas": replicas, "gpu": gpu, "partition": partition}
+    of_a_node = {"root": root, "node": node, "node-name": node_name}
+    if compose:
+        guarded(
+            lambda: plans.render_compose(
+                Path(source),
+                (root, node, node_name),
+                image=image,
+                workloads=workloads,
+                storage_uris=plans.storage_uris(storage_uri or ()),
+                refused={**of_a_cluster, **of_a_profile},
+                out=out,
+            )
+        )
     guarded(
         lambda: plans.render(
             source,
@@ -182,6 +207,7 @@ def render(
             gpu=gpu,
             partition=partition,
             deployment=deployment,
+            refused=of_a_node,
             out=out,
         )
     )

@@ -11,8 +11,9 @@ from pathlib import Path
 from aim_profile.errors import AimProfileError
 from aim_profile.files.kinds import looks_like
 from aim_profile.files.read import read_parsed
-from aim_profile.files.write import dump_all
+from aim_profile.files.write import dump, dump_all
 from aim_profile.gpus.catalog import Deployment
+from aim_profile.kubernetes.compose import COMMENT, project_of
 from aim_profile.kubernetes.kserve import Document, Service, render_services, service_name
 from aim_profile.kubernetes.kueue import cluster_queue_of
 from aim_profile.kubernetes.plan_objects import config_map_of, services_of
@@ -37,6 +38,7 @@ from aim_profile.serving.evidence import Subject
 from aim_profile.serving.evidence_files import Evidence, read_evidence
 from aim_profile.serving.files import profile_of
 
+from .device import find_node
 from .options import refuse_beside
 from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, print_text, show, write_out
 from .picture import draw, summary
@@ -196,9 +198,11 @@ def render(
     gpu: str | None,
     partition: str | None,
     deployment: Deployment,
+    refused: Mapping[str, object],
     out: Path | None,
 ) -> int:
-    """A plan file, a profile file or a profile's reference as Kubernetes objects."""
+    """A plan file, a profile file or a profile's reference as Kubernetes objects. refused: options of other forms."""
+    refuse_beside("a rendering without --compose", refused)
     file = read_parsed(Path(source), PlanError) if isfile(source) else None
     if file is not None and looks_like(file.raw) == "plan":
         refuse_beside("a plan", {"name": name, "replicas": replicas, "gpu": gpu, "partition": partition})
@@ -212,6 +216,29 @@ def render(
         uri = _addresses(storage_uris, [named]).get(named)
         documents = render_services([Service(named, profile, replicas or 1, storage_uri=uri)], target)
     write_out(dump_all(documents), out)
+    return FITS
+
+
+def render_compose(
+    plan: Path,
+    at: tuple[Path | None, Path | None, str | None],
+    *,
+    image: str | None,
+    workloads: Path | None,
+    storage_uris: Mapping[str, str],
+    refused: Mapping[str, object],
+    out: Path | None,
+) -> int:
+    """A plan's replicas on the node `at` (root, emulation file, name in the plan) as a Compose project."""
+    refuse_beside("--compose", refused)
+    root, file, name = at
+    made = load_plan(plan)
+    uris = _addresses(storage_uris, list(dict.fromkeys(run.workload for run in made.placements)))
+    known = load_workloads(workloads) if workloads else None
+    found = project_of(made, find_node(root, (), file), name, known, uris, image)
+    for line in found.skipped:
+        print_note(f"not rendered: {line}")
+    write_out(dump(found.document, COMMENT), out)
     return FITS
 
 

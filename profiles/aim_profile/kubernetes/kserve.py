@@ -103,7 +103,7 @@ def inference_service(service: Service, target: Target) -> dict[str, Any]:
             "modelFormat": {"name": "huggingface", "version": "1"},
             "runtime": target.runtime or _runtime_name(accelerator),
             "storageUri": service.storage_uri or f"hf://{service.profile.model_id}",
-            "args": _flags(service.profile),
+            "args": flags_of(service.profile),
             "env": environment_variables(
                 {key: value for key, value in service.profile.env_vars.items() if own.get(key) != value}
             ),
@@ -265,7 +265,7 @@ def _where(service: Service, mode: PartitionMode, accelerator: Accelerator, targ
     return found
 
 
-def _flags(profile: Profile) -> list[str]:
+def flags_of(profile: Profile) -> list[str]:
     """The runtime's flags beyond those of its ServingRuntime and its annotations."""
     tensor_parallel = profile.engine_arg("tensor-parallel-size")
     flags = [f"--tensor_parallel_size={tensor_parallel}"] if tensor_parallel not in (None, 1) else []

@@ -111,7 +111,7 @@ def plan_assert(
     (CPU sets by any amount) where what the plan puts there fits their real size. planned: the plan's cards of the node
     of that name, where they are at hand already. Raises PlanError when the plan has no such node.
     """
-    named = name if planned is not None and name is not None else _named(node, plan, name)
+    named = name if planned is not None and name is not None else name_in_plan(node, plan, name)
     found = {card.index: card for card in node.cards}
     differences = []
     planned = plan.on_node(named) if planned is None else planned
@@ -135,7 +135,8 @@ def allocatable_difference(node: str, planned: Mapping[str, int], found: Mapping
     return (_difference(node, None, "allocatable", texts[0], texts[1] or "nothing"),)
 
 
-def _named(node: Node, plan: Plan, name: str | None) -> str:
+def name_in_plan(node: Node, plan: Plan, name: str | None) -> str:
+    """What the plan calls the node: `name`, else its own, else the plan's only one. Raises PlanError without one."""
     names = {card.node for card in plan.cards}
     wanted = name or node.name
     if wanted is None and len(names) == 1:
