@@ -64,7 +64,7 @@ TOXICITY := bench/training/toxicity_training
 TOXICITY_BIN := .venv-toxicity/bin
 TOXICITY_DATA := .models/toxicity
 
-.PHONY: help run demo train-demo test test-trainer trainer coverage check manifests manifests-check images images-check images-deps format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
+.PHONY: help run demo train-demo test test-trainer trainer coverage check manifests manifests-check ci images images-check images-deps format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -120,6 +120,9 @@ manifests: $(BIN)/.dev ## make manifests/ anew from the catalogue
 
 manifests-check: $(BIN)/.dev ## every object of manifests/ against the real schemas (KSERVE_CRDS=FOLDER of CRDs as JSON) and KServe's webhooks
 	$(BIN)/python -m pytest -q -rs tests/manifests $(PYTEST_ARGS)
+
+ci: ## what CI runs on a clean clone: the system's parts, checks, tests with no skips allowed (an hour)
+	.ci/run
 
 images: ## build the container images with docker, podman or buildah (IMAGES="aim-guardrail …", IMAGE_CA=FILE, IMAGE_ARGS="--registry …")
 	$(PYTHON) images/image_build.py $(if $(IMAGE_CA),--ca $(IMAGE_CA)) $(IMAGE_ARGS) $(IMAGES)

@@ -6,6 +6,7 @@ What differs between the engines is a command's words; the Dockerfiles, and what
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,10 @@ _PROBES: Mapping[str, Sequence[Sequence[str]]] = {
     "podman": (("podman", "info"),),
     "buildah": (("buildah", "info"),),
 }
+
+
+#: What a release is built by: pushed, with buildx's own SBOM (system packages, too) and provenance beside it.
+_RELEASE = ("docker", "buildx", "build", "--push", "--sbom=true", "--provenance=mode=max")
 
 
 class Image(NamedTuple):
@@ -149,6 +154,20 @@ def pip_conf(given: Path | None, ca: Path | None) -> Iterator[Path | None]:
         yield Path(file.name)
 
 
+def run(argv: Sequence[str]) -> None:
+    """In the project's folder. Exits with the command's own code where it fails."""
+    if code := subprocess.run(argv, cwd=ROOT, check=False).returncode:
+        sys.exit(code)
+
+
+def release_image(argv: Sequence[str], reference: str) -> None:
+    """Pushes it, and signs what was pushed: a tag may be moved between the two, a digest may not."""
+    with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
+        run([*argv[:-1], "--metadata-file", file.name, argv[-1]])
+        digest = json.loads(Path(file.name).read_text(encoding="utf-8"))["containerimage.digest"]
+    run(["cosign", "sign", "--yes", f"{reference.rpartition(':')[0]}@{digest}"])
+
+
 def _readable(text: str) -> Path:
     path = Path(text).resolve()
     if not path.exists():
@@ -162,6 +181,7 @@ def main() -> None:
     parser.add_argument("name", nargs="*", metavar="NAME", help=f"some of: {', '.join(IMAGES)} (default: all)")
     parser.add_argument("--engine", choices=ENGINES, default=None)
     parser.add_argument("--registry", default="", help="in front of the names: registry.example.com/llm")
+    parser.add_argument("--release", action="store_true", help="push with SBOM and provenance, sign by digest (cosign)")
     parser.add_argument("--tag", default=release())
     parser.add_argument("--source", default="", help="the repository's address, for a label")
     parser.add_argument("--base-image", default="", help="instead of versions.env's; for one image")
@@ -175,16 +195,20 @@ def main() -> None:
         parser.error(f"no image is called {unknown[0]!r}; there are: {', '.join(IMAGES)}")
     if len(names) != 1 and (asked.base_image or asked.extras):
         parser.error("--base-image and --extras are of one image: name it")
+    if asked.release and not asked.registry:
+        parser.error("--release pushes: say where to by --registry")
     bases = versions((ROOT / "images/versions.env").read_text(encoding="utf-8"))
-    command = ENGINES[asked.engine or working_engine()]
+    command = _RELEASE if asked.release else ENGINES[asked.engine or working_engine()]
     with pip_conf(asked.pip_conf, asked.ca) as conf:
         build = Build(command, asked.tag, asked.registry, revision(), asked.source, asked.ca, conf, asked.wheels)
         for name in names:
             base = asked.base_image or bases[IMAGES[name].base]
             argv = build.argv(name, base, {"EXTRAS": asked.extras} if asked.extras else {})
             print(f"==> {build.reference(name)} on {base}", flush=True)
-            if code := subprocess.run(argv, cwd=ROOT, check=False).returncode:
-                sys.exit(code)
+            if asked.release:
+                release_image(argv, build.reference(name))
+            else:
+                run(argv)
 
 
 if __name__ == "__main__":

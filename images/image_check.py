@@ -76,8 +76,7 @@ class Store:
     def container(self, image: str) -> Iterator[Container]:
         name = self("from", "--pull-never", image)
         try:
-            config = json.loads(self("inspect", "--format", "{{json .OCIv1.Config}}", name))
-            yield Container(self, name, config)
+            yield Container(self, name, json.loads(self("inspect", name))["OCIv1"]["config"])
         finally:
             self("rm", name)
 

@@ -125,6 +125,22 @@ def test_what_a_build_is_given(tmp_path: Path) -> None:
     assert image_build.Build((), "1.2").reference("aim-trainer") == "aim-trainer:1.2"
 
 
+def test_a_release_is_signed_by_the_digest_that_was_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[list[str]] = []
+
+    def pushed(argv: list[str]) -> None:
+        said.append(argv)
+        if "--metadata-file" in argv:
+            Path(argv[argv.index("--metadata-file") + 1]).write_text('{"containerimage.digest": "sha256:12"}')
+
+    monkeypatch.setattr(image_build, "run", pushed)
+    image_build.release_image(
+        ["docker", "--tag", "example.com:5000/a/aim-guardrail:1", "."], "example.com:5000/a/aim-guardrail:1"
+    )
+    assert said[0][-1] == "."
+    assert said[1] == ["cosign", "sign", "--yes", "example.com:5000/a/aim-guardrail@sha256:12"]
+
+
 def test_an_image_that_is_none_is_refused() -> None:
     done = subprocess.run(
         [sys.executable, IMAGES / "image_build.py", "aim-x"], capture_output=True, text=True, check=False
