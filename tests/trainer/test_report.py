@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 pytest.importorskip("jinja2")
@@ -293,6 +293,7 @@ class TestSeries:
 
 class TestChart:
     @given(st.floats(-1e12, 1e12), st.floats(-1e12, 1e12))
+    @example(0.0, 5e-324)
     def test_ticks_hold_the_values_and_are_few(self, one: float, other: float) -> None:
         low, high = sorted((one, other))
         ticks = nice_ticks(low, high)

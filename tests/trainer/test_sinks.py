@@ -426,13 +426,20 @@ class TestTerminal:
     def test_a_terminal_has_a_bar_with_events_above_it(self) -> None:
         stream = io.StringIO()
         bar = Bar(Console(file=stream, force_terminal=True, width=80))
-        for record in [*ALL, Note("failed", "[red]no markup of ours[/red]"), step(40)]:
+        for record in [
+            *ALL,
+            Note("failed", "[red]no markup of ours[/red]"),
+            Note("read", "one ⟦two\nthree⟧"),
+            step(40),
+        ]:
             bar.tell(record)
         bar.close()
         drawn = stream.getvalue()
         assert "100 %" in drawn
-        assert "step 40/40  loss 2.0000  2,000 tokens/s  0.0 s left" in drawn
+        assert "step 40/40  loss 2.0000  2,000 tokens/s" in drawn
+        assert " left" not in drawn[drawn.index("step 40/40") :]
         assert "━━━━" in drawn
+        assert "one \x1b[32m⟦two\x1b[0m\n\x1b[32mthree⟧\x1b[0m" in drawn  # what is trained is green
         assert "[red]no markup of ours[/red]" in drawn
 
 

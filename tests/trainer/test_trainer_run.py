@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -81,6 +82,8 @@ def test_the_whole_way_paused_and_resumed(tiny: Callable[[str], Path], tmp_path:
     assert "<svg" in (whole / "report.html").read_text()
     assert (whole / "published/v1/adapter_model.safetensors").is_file()
     assert notes(whole)[-1] == "done"
+    assert re.search(r"\d+ rows to train on, \d+ held out; [\d,]+ tokens, \d+\.\d% of them trained", done.output)
+    assert re.search(r"<\|im_start\|>assistant\s+⟦[^⟧]+<\|im_end\|>⟧", done.output)
 
     said: list[str] = []
 

@@ -8,7 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from aim_trainer import runner
-from aim_trainer.data.prepare import prepare
+from aim_trainer.data.masked import marked, stretches
+from aim_trainer.data.prepare import Prepared, prepare
+from aim_trainer.data.tokens import Tokens
 from aim_trainer.errors import JobError, StoreError, TrainerError
 from aim_trainer.evaluate.gates import require
 from aim_trainer.evaluate.judge import Judgement, judge, prompts_of
@@ -28,6 +30,8 @@ from aim_trainer.worker import Rows
 
 #: What a process ends with that a signal asked to stop.
 PAUSED = 128 + signal.SIGTERM
+#: Of a row that is shown: enough to see whose words are trained.
+_SAMPLE_CHARACTERS = 600
 
 
 def run(job: FineTuningJob, directory: RunDirectory, *, ray: bool) -> int:
@@ -100,7 +104,18 @@ def _rows(job: FineTuningJob, run: RunDirectory) -> Rows:
     for left in run.data.glob("*/*.part"):  # by a driver that was killed; we are alone at this run
         shutil.rmtree(left, ignore_errors=True)
     prepared = prepare(job, run.tokenizer, run.data)
+    _tell(run, _read(job, prepared))
     return Rows(prepared.train, prepared.validation, prepared.digest)
+
+
+def _read(job: FineTuningJob, prepared: Prepared) -> Note:
+    """What is trained on, and a row of it as the model sees it."""
+    told = prepared.statistics
+    share = "" if job.spec.template == "classification" else f", {told.trained_share:.1%} of them trained"
+    message = f"{told.rows:,} rows to train on, {told.validation_rows:,} held out; {told.tokens:,} tokens{share}"
+    tokens = Tokens(prepared.train)
+    row = marked(stretches(tokens[0], read_tokenizer(job.spec.base_model)))
+    return Note("read", f"{message}\n{row[:_SAMPLE_CHARACTERS].strip()}", {"rows": told.rows, "tokens": told.tokens})
 
 
 def _judge(job: FineTuningJob, run: RunDirectory, rows: Path | None) -> Judgement:

@@ -5,26 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from aim_profile.cli.output import Facts, Output, Table, show
+from aim_trainer.data.masked import Stretch, marked, stretches
 from aim_trainer.data.prepare import Prepared, prepare
 from aim_trainer.data.statistics import Statistics
-from aim_trainer.data.tokens import Row, Tokens
+from aim_trainer.data.tokens import Tokens
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.recipe.base import read_tokenizer
-
-#: Around what is trained, where there is no colour to tell it by.
-_OPEN, _CLOSE = "⟦", "⟧"
-
-
-class Stretch(NamedTuple):
-    """Neighbouring tokens that are trained alike, as text."""
-
-    text: str
-    trained: bool
 
 
 def preview(job: FineTuningJob, samples: int, output: Output) -> None:
@@ -38,15 +28,6 @@ def preview(job: FineTuningJob, samples: int, output: Output) -> None:
         places = np.linspace(0, len(tokens) - 1, min(samples, len(tokens))).astype(int).tolist()
         shown = [(place, tokens[place].label, stretches(tokens[place], tokenizer)) for place in places]
         _show(job, prepared, shown, output)
-
-
-def stretches(row: Row, tokenizer: Any) -> list[Stretch]:
-    """A row's tokens as text, cut where the mask changes."""
-    if not len(row.tokens):
-        return []
-    cuts = np.flatnonzero(np.diff(row.trained)) + 1
-    parts = zip(np.split(row.tokens, cuts), np.split(row.trained, cuts), strict=True)
-    return [Stretch(tokenizer.decode(ids.tolist()), bool(marks[0])) for ids, marks in parts]
 
 
 def _show(
@@ -97,8 +78,7 @@ def _counts(told: Statistics) -> str:
 def _print_sample(title: str, label: str | None, parts: list[Stretch]) -> None:
     head = f"{title}, label {label}" if label is not None else title
     if not sys.stdout.isatty():
-        text = "".join(f"{_OPEN}{part.text}{_CLOSE}" if part.trained else part.text for part in parts)
-        sys.stdout.write(f"--- {head}\n{text}\n\n")
+        sys.stdout.write(f"--- {head}\n{marked(parts)}\n\n")
         return
     from rich.console import Console
     from rich.text import Text

@@ -15,7 +15,6 @@ from aim_trainer.errors import StoreError
 from aim_trainer.files import write_whole
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.metrics.records import Note, Sink
-from aim_trainer.metrics.words import numbers_in_words
 from aim_trainer.recipe.evaluation import held_out
 from aim_trainer.recipe.model import Loaded
 from aim_trainer.run_directory import RunDirectory
@@ -69,10 +68,14 @@ def judge(job: FineTuningJob, run: RunDirectory, rows: Path | None, device: str,
         judged.measure(side, loaded)
     judgement = judged.judgement()
     _write(judgement, run.evaluation)
-    changes = {name: value for name, value in judgement.tuned.items() if name in judgement.base}
-    before = {name: judgement.base[name] for name in changes}
-    sink.tell(Note("judged", f"base {numbers_in_words(before)}; tuned {numbers_in_words(changes)}"))
+    sink.tell(Note("judged", f"the base model, and tuned: {_changes(judgement)}"))
     return judgement
+
+
+def _changes(judgement: Judgement) -> str:
+    """`eval_loss 4.7219 → 0.1476, exact_match 0.0000 → 0.7500`."""
+    both = ((name, judgement.base[name], tuned) for name, tuned in judgement.tuned.items() if name in judgement.base)
+    return ", ".join(f"{name} {base:.4f} → {tuned:.4f}" for name, base, tuned in both)
 
 
 def prompts_of(job: FineTuningJob) -> list[Regression]:

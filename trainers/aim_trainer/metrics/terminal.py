@@ -18,6 +18,8 @@ from .words import bytes_in_words, numbers_in_words, seconds_in_words
 #: In a log: no two lines of steps are nearer, unless it is the last; none are farther apart by both measures.
 NEAREST_S, FARTHEST_S, FARTHEST_SHARE = 5.0, 30.0, 0.05
 _SMOOTHING = 0.9
+#: Of a row that is shown, what the loss counts (data/masked).
+_TRAINED = r"(?s)⟦.*?(⟧|$)"
 
 
 def terminal(stream: IO[str] | None = None) -> Bar | Lines:
@@ -78,7 +80,9 @@ class Bar:
     def tell(self, record: Record) -> None:
         """Raises OSError: the terminal is gone."""
         if not isinstance(record, Step):
-            self._console.print(Text(_event(record), style=_style(record)))
+            event = Text(_event(record), style=_style(record))
+            event.highlight_regex(_TRAINED, "green")
+            self._console.print(event)
             return
         self._rate.add(record)
         if self._task is None:
@@ -112,8 +116,8 @@ class _Rate:
 def _said(step: Step, tokens_per_second: float, with_rate: bool = True) -> str:
     """with_rate: with the learning rate, for which a bar of 80 columns has no room."""
     learned = f"  lr {step.learning_rate:.2e}" if with_rate else ""
-    left = seconds_in_words(step.eta_s)
-    return f"loss {step.loss:.4f}{learned}  {tokens_per_second:,.0f} tokens/s  {left} left"
+    left = f"  {seconds_in_words(step.eta_s)} left" if step.step < step.steps else ""
+    return f"loss {step.loss:.4f}{learned}  {tokens_per_second:,.0f} tokens/s{left}"
 
 
 def _percent(step: Step) -> str:

@@ -179,10 +179,14 @@ def bars(counts: Sequence[tuple[str, int]], size: tuple[int, int] = (360, 150)) 
     )
 
 
+#: What is less has no fifth that is a number above 0.
+_LEAST_SPAN = 1e-300
+
+
 def nice_ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[float]:
     """Around `about` round numbers from below `low` to above `high`, 1, 2 or 5 times a power of ten apart."""
     span = high - low if high > low else abs(high) or 1.0
-    rough = span / about
+    rough = max(span, _LEAST_SPAN) / about
     power = 10.0 ** math.floor(math.log10(rough))
     apart = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
     if whole:
