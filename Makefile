@@ -33,6 +33,8 @@ SOAK_STORM ?= 2000
 SOAK_LIMIT_REQUESTS ?= 10000
 SOAK_VALUES ?= 300
 SOAK_RELOADS ?= 100
+SOAK_STREAMS ?= 200
+SOAK_FLEETS ?= 200
 
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
@@ -73,6 +75,7 @@ help: ## what there is
 	@echo "            PYTEST_ARGS BENCH_ARGS HARDWARE_ARGS REPORT_DIR=$(REPORT_DIR)"
 	@echo "            SOAK_REQUESTS=$(SOAK_REQUESTS) SOAK_KILLS=$(SOAK_KILLS) SOAK_STORM=$(SOAK_STORM) SOAK_ROUNDS=$(SOAK_ROUNDS)"
 	@echo "            SOAK_LIMIT_REQUESTS=$(SOAK_LIMIT_REQUESTS) SOAK_VALUES=$(SOAK_VALUES) SOAK_RELOADS=$(SOAK_RELOADS)"
+	@echo "            SOAK_STREAMS=$(SOAK_STREAMS) SOAK_FLEETS=$(SOAK_FLEETS)"
 
 run: $(BIN)/.serving $(MODEL) ## chat through the guardrail to a real model on this machine, no GPU needed
 	@exec $(LOCAL) run
@@ -160,6 +163,8 @@ soak: $(BIN)/.dev $(MODEL) ## what the tests do shortly, long: engines and fetch
 	SOAK_RELOADS=$(SOAK_RELOADS) $(BIN)/python -m pytest -q -s tests/guardrail/test_reload.py $(PYTEST_ARGS)
 	SOAK_VALUES=$(SOAK_VALUES) $(BIN)/python -m pytest -q -s tests/guardrail/test_stream_leaks.py $(PYTEST_ARGS)
 	SOAK_STORM=$(SOAK_STORM) $(BIN)/python -m pytest -q -s tests/runtime/test_qos_storm.py $(PYTEST_ARGS)
+	SOAK_STREAMS=$(SOAK_STREAMS) $(BIN)/python -m pytest -q -s tests/e2e/test_breakage.py $(PYTEST_ARGS)
+	SOAK_FLEETS=$(SOAK_FLEETS) $(BIN)/python -m pytest -q -s tests/profile/test_plan_exact.py $(PYTEST_ARGS)
 	$(BIN)/python bench/qos_soak.py --rounds $(SOAK_ROUNDS)
 	@if [ -e $(TRAINER_BIN)/.installed ]; then SOAK_TRAINER_KILLS=$(SOAK_TRAINER_KILLS) $(TRAINER_BIN)/python -m pytest -q -s \
 	  tests/trainer/test_trainer_kills.py tests/trainer/test_trainer_ray.py -k "random_moments or whoever or s3" $(TRAINER_PYTEST_ARGS); \

@@ -1,8 +1,12 @@
-"""The heuristic beside CP-SAT on 200 random small fleets: at most 1 % over the optimum, level by level."""
+"""The heuristic beside CP-SAT on random small fleets: at most 1 % over the optimum, level by level.
+
+50 fleets and 2 % as a test; ``make soak`` plans ``SOAK_FLEETS``.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 
 import pytest
@@ -19,7 +23,8 @@ from aim_profile.plans.workload import Workload, Workloads, parse_workloads, wor
 
 cp_model = pytest.importorskip("ortools.sat.python.cp_model", reason="OR-Tools is the extra `exact`")
 
-FLEETS = 200
+FLEETS = int(os.environ.get("SOAK_FLEETS", "50"))
+ALLOWED = 0.01 if FLEETS >= 200 else 0.02  # of replicas, cards and changes; a few fleets say less
 EFFORT = 10_000
 MODELS = (
     ("Qwen/Qwen3-4B", "bf16"),
@@ -88,10 +93,10 @@ def test_the_heuristic_is_within_one_percent_of_the_optimum():
     figures += f"changes {changes} for {best_changes}; {proven} proven"
     print(figures)
     assert proven >= 0.97 * FLEETS, figures
-    assert placed >= 0.99 * best_placed, figures
+    assert placed >= (1 - ALLOWED) * best_placed, figures
     assert alike >= 0.95 * FLEETS, figures
-    assert cards <= 1.01 * best_cards, figures
-    assert changes <= 1.01 * best_changes, figures
+    assert cards <= (1 + ALLOWED) * best_cards, figures
+    assert changes <= (1 + ALLOWED) * best_changes, figures
 
 
 def _score(plan: Plan, problem: Problem) -> tuple[int, ...]:

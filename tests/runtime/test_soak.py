@@ -1,6 +1,6 @@
 """Many requests while the engine's process is killed again and again: every answer right or refused, none lost.
 
-500 requests as a test; ``make soak`` asks ``SOAK_REQUESTS`` of them and prints what it saw.
+200 requests as a test; ``make soak`` asks ``SOAK_REQUESTS`` of them and prints what it saw.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import psutil
 
 from served import Served
 
-REQUESTS = int(os.environ.get("SOAK_REQUESTS", "500"))
+REQUESTS = int(os.environ.get("SOAK_REQUESTS", "200"))
 AT_ONCE = 64
 KILLS = 3
 QUESTIONS = [
