@@ -25,6 +25,8 @@ CPU ?=
 IMAGES ?=
 IMAGE_ARGS ?=
 IMAGE_CA ?=
+#: Processes that share the tests, a file each; 0: one process, for a debugger.
+TEST_WORKERS ?= 2
 SOAK_REQUESTS ?= 10000
 SOAK_KILLS ?= 50
 SOAK_TRAINER_KILLS ?= 20
@@ -72,7 +74,7 @@ help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 	@echo "  settable: HTTP_PORT=$(HTTP_PORT) GRPC_PORT=$(GRPC_PORT) RUNTIME_HTTP_PORT=$(RUNTIME_HTTP_PORT)"
 	@echo "            RUNTIME_GRPC_PORT=$(RUNTIME_GRPC_PORT) HOST=$(HOST) MODEL_NAME=$(MODEL_NAME) MODEL_DIR=$(MODEL_DIR) POLICY=FILE"
-	@echo "            PYTEST_ARGS BENCH_ARGS HARDWARE_ARGS REPORT_DIR=$(REPORT_DIR)"
+	@echo "            TEST_WORKERS=$(TEST_WORKERS) PYTEST_ARGS BENCH_ARGS HARDWARE_ARGS REPORT_DIR=$(REPORT_DIR)"
 	@echo "            SOAK_REQUESTS=$(SOAK_REQUESTS) SOAK_KILLS=$(SOAK_KILLS) SOAK_STORM=$(SOAK_STORM) SOAK_ROUNDS=$(SOAK_ROUNDS)"
 	@echo "            SOAK_LIMIT_REQUESTS=$(SOAK_LIMIT_REQUESTS) SOAK_VALUES=$(SOAK_VALUES) SOAK_RELOADS=$(SOAK_RELOADS)"
 	@echo "            SOAK_STREAMS=$(SOAK_STREAMS) SOAK_FLEETS=$(SOAK_FLEETS)"
@@ -95,7 +97,7 @@ train-demo: $(TRAINER_BIN)/.installed $(BIN)/.serving $(MODEL) ## tune the embed
 	 echo "==> serve it yourself: make run MODEL_NAME=kettlo-helper MODEL_DIR=$$version/gguf"
 
 test: $(BIN)/.dev $(MODEL) ## all tests; what a missing part makes skip is named (NO_SKIPS=1: a skip fails)
-	$(BIN)/python -m pytest -q -rs --ignore=tests/trainer $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -rs -n $(TEST_WORKERS) --dist loadfile --ignore=tests/trainer $(PYTEST_ARGS)
 	@if [ -e $(TRAINER_BIN)/.installed ]; then $(MAKE) --no-print-directory test-trainer; \
 	 else echo "the trainer's tests did not run: make test-trainer sets up its environment (2.5 GB) and runs them"; fi
 

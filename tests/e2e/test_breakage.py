@@ -74,9 +74,7 @@ async def break_off(client: httpx.AsyncClient, stack: Stack, number: int) -> Non
                     return
 
 
-async def test_broken_streams_leave_nothing_behind(
-    stack: Stack, processes: dict[str, subprocess.Popen[bytes]]
-) -> None:
+async def test_broken_streams_leave_nothing_behind(stack: Stack, processes: dict[str, subprocess.Popen[bytes]]) -> None:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(timeout=120, limits=limits) as client:
         for start in range(0, STREAMS, AT_ONCE):

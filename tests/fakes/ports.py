@@ -8,8 +8,8 @@ import random
 import socket
 from collections.abc import Iterator
 
-#: Below those that Linux gives to outgoing connections (net.ipv4.ip_local_port_range begins at 32768): none of these takes
-#: a port between its choice and the server that is to listen on it.
+#: Below those that Linux gives to outgoing connections (net.ipv4.ip_local_port_range begins at 32768): none of these
+#: takes a port between its choice and the server that is to listen on it.
 _PORTS = range(20_000, 32_000)
 
 
