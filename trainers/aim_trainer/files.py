@@ -1,7 +1,8 @@
-"""Files of this machine: replaced as a whole, and told by their content."""
+"""Files of this machine: replaced as a whole, held by one process, told by their content."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 from pathlib import Path
 
@@ -12,6 +13,15 @@ def write_whole(file: Path, content: bytes) -> None:
     partial = file.with_name(file.name + ".part")
     partial.write_bytes(content)
     partial.replace(file)
+
+
+def taken(lock: int) -> bool:
+    """Takes the lock of an open file or directory until its descriptor is closed; False: another has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def sha256_of(file: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from .errors import StoreError
+from .files import taken
 from .run_directory import RunDirectory
 
 _LOOK_S = 0.2
@@ -26,7 +26,7 @@ def alone(run: RunDirectory) -> Iterator[None]:
     except OSError as error:
         raise StoreError(f"{run.root}: {error.strerror}", field="directory", remedy="name another directory") from error
     try:
-        if not _taken(lock):
+        if not taken(lock):
             remedy = "wait for it, or name another directory"
             raise StoreError(f"{run.root}: another process is at this run", field="directory", remedy=remedy)
         yield
@@ -119,15 +119,6 @@ def _is_driven(run: RunDirectory) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _taken(lock)
+        return not taken(lock)
     finally:
         os.close(lock)
-
-
-def _taken(lock: int) -> bool:
-    """Takes a lock until its descriptor is closed; False: another has it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

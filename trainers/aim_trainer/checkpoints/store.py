@@ -13,10 +13,10 @@ import hashlib
 import logging
 import re
 import shutil
-import tempfile
 import uuid
 import weakref
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, astuple
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from aim_trainer.job.job import Checkpoints
 from aim_trainer.places.open import open_place
 from aim_trainer.places.patience import PATIENCE_S
 from aim_trainer.places.place import Place
+from aim_trainer.scratch import scratch
 
 from .checkpoint import Checkpoint, Identity
 from .commit import NAME, VERSION, Commit, Content, Unusable, content, read_commit
@@ -155,9 +156,9 @@ class PlacedCheckpoints:
         if here is not None:
             _compare(here / commit.folder, commit)
             return
-        scratch = tempfile.mkdtemp(prefix="aim-trainer-")
-        weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
-        self._brought[commit.folder] = self._bring(step, commit, Path(scratch, "files"))
+        until_gone = ExitStack()
+        weakref.finalize(self, until_gone.close)
+        self._brought[commit.folder] = self._bring(step, commit, until_gone.enter_context(scratch()) / "files")
 
     def _bring(self, step: int, commit: Commit, into: Path) -> Path:
         """The files, from elsewhere. Raises Unusable."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -15,14 +13,15 @@ from aim_trainer.data.statistics import Statistics
 from aim_trainer.data.tokens import Tokens
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.recipe.base import read_tokenizer
+from aim_trainer.scratch import scratch
 
 
 def preview(job: FineTuningJob, samples: int, output: Output) -> None:
     """Prints. Raises DataError, JobError, StoreError: all that a run would refuse of the data."""
-    with TemporaryDirectory(prefix="aim-trainer-") as scratch:
+    with scratch() as directory:
         tokenizer = read_tokenizer(job.spec.base_model)
-        tokenizer.save_pretrained(Path(scratch) / "tokenizer")
-        prepared = prepare(job, Path(scratch) / "tokenizer", Path(scratch) / "data")
+        tokenizer.save_pretrained(directory / "tokenizer")
+        prepared = prepare(job, directory / "tokenizer", directory / "data")
         tokens = Tokens(prepared.train)
         # From all over the data, not its first rows alone.
         places = np.linspace(0, len(tokens) - 1, min(samples, len(tokens))).astype(int).tolist()

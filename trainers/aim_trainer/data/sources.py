@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 from aim_trainer.errors import StoreError
 from aim_trainer.job.dataset import Source
 from aim_trainer.places.open import open_file
+from aim_trainer.scratch import scratch
 
 from .csv_rows import csv_rows
 from .jsonl import json_lines
@@ -82,9 +82,9 @@ def _path(uri: str) -> str:
 def _opened(uri: str) -> Iterator[BinaryIO]:
     """A local file, or a copy of one that is elsewhere, for as long as it is read. Raises FileProblem, StoreError."""
     place, name = open_file(uri)
-    with TemporaryDirectory(prefix="aim-trainer-") as directory:
+    with scratch() as directory:
         local = place.path()
-        file = local / name if local else place.read(name, Path(directory) / "source")
+        file = local / name if local else place.read(name, directory / "source")
         try:
             if file.exists() and not file.is_file():
                 raise FileProblem("is a pipe or a device: rows are read twice, so save them to a file")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import atexit
-import shutil
-import tempfile
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
 from aim_trainer.errors import JobError
 from aim_trainer.places.open import open_file, open_place
+from aim_trainer.scratch import scratch
+
+_until_exit = ExitStack()
+atexit.register(_until_exit.close)
 
 
 @cache
@@ -18,8 +21,7 @@ def fetched(uri: str) -> Path:
 
     Raises StoreError, or JobError where nothing lies there.
     """
-    directory = Path(tempfile.mkdtemp(prefix="base-model-"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    directory = _until_exit.enter_context(scratch())
     if uri.endswith(".gguf"):
         place, name = open_file(uri)
         return place.read(name, directory / name)

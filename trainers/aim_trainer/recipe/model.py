@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig, GgufConfig
 
 from aim_trainer.job.job import FineTuningJob
+from aim_trainer.scratch import scratch
 
 from .adapter import HEADS, with_adapter
 from .base import locate, read_config, read_tokenizer, said_of
@@ -104,7 +104,7 @@ def _base_model(job: FineTuningJob, compute: torch.dtype, device: str) -> Any:
         if job.spec.method != "qlora":
             return model
         # bitsandbytes quantises what it reads from safetensors only.
-        with tempfile.TemporaryDirectory() as directory:
+        with scratch() as directory:
             model.save_pretrained(directory)
             return _kind(job).from_pretrained(directory, **_quantized(job, compute), **arguments)
 

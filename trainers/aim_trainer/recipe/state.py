@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from aim_trainer.checkpoints.checkpoint import Checkpoint, CheckpointStore
 from aim_trainer.errors import ResourceError, StoreError
 from aim_trainer.metrics.records import Saved
+from aim_trainer.scratch import scratch
 
 from . import rng
 from .weights import fill, gathered, trained_weights
@@ -45,8 +45,7 @@ def save_state(
     saved = None
     with workers.together():
         if workers.first:
-            with tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
-                directory = Path(scratch)
+            with scratch() as directory:
                 _write(directory, step, weights, moments, states)
                 size = sum(file.stat().st_size for file in directory.iterdir())
                 committed = store.save(step, directory, workers.world_size, metrics)
@@ -63,9 +62,9 @@ def load_state(
     weights: dict[str, torch.Tensor] = {}
     moments: dict[str, torch.Tensor] = {}
     states: list[dict[str, torch.Tensor]] = []
-    with workers.together(), tempfile.TemporaryDirectory(prefix="checkpoint-") as scratch:
+    with workers.together(), scratch() as there:
         if workers.first and (found := store.newest_valid()) is not None:
-            directory = store.fetch(found, Path(scratch))
+            directory = store.fetch(found, there)
             weights = load_file(directory / "weights.safetensors")
             moments = load_file(directory / "optimizer.safetensors")
             states = [load_file(file) for file in sorted(directory.glob("rng-*.safetensors"))]

@@ -7,7 +7,6 @@ Whatever stands on `main` is the newest; a commit without a tag is no version. H
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from aim_trainer.errors import StoreError
 from aim_trainer.publish.versions import COMMIT, Commit, name_of, number_of
+from aim_trainer.scratch import scratch
 
 _TAKEN = 409
 
@@ -32,16 +32,16 @@ class Hub:
         return f"hf://{self._repository}@{name_of(number)}"
 
     def published(self) -> dict[int, str | None]:
-        with self._errors(), tempfile.TemporaryDirectory() as scratch:
+        with self._errors(), scratch() as copies:
             self._api.create_repo(self._repository, private=True, exist_ok=True)
             tags = [tag.name for tag in self._api.list_repo_refs(self._repository).tags]
             found = {number: tag for tag in tags if (number := number_of(tag)) is not None}
-            return {number: self._digest(tag, Path(scratch, tag)) for number, tag in found.items()}
+            return {number: self._digest(tag, copies / tag) for number, tag in found.items()}
 
-    def _digest(self, tag: str, scratch: Path) -> str | None:
+    def _digest(self, tag: str, into: Path) -> str | None:
         """None: a tag that somebody else made."""
         try:
-            file = self._api.hf_hub_download(self._repository, COMMIT, revision=tag, local_dir=scratch)
+            file = self._api.hf_hub_download(self._repository, COMMIT, revision=tag, local_dir=into)
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code == 404:
                 return None
