@@ -118,10 +118,12 @@ check: $(BIN)/.dev ## ruff, mypy --strict, import-linter, and whether manifests/
 	$(BIN)/lint-imports
 	$(BIN)/python -m aim_profile.kubernetes manifests --check
 	$(BIN)/python -m aim_profile.kubernetes manifests/monitoring --monitoring --check
+	$(BIN)/python -m aim_operator.manifests manifests --check
 
 manifests: $(BIN)/.dev ## make manifests/ anew from the catalogue
 	$(BIN)/python -m aim_profile.kubernetes manifests
 	$(BIN)/python -m aim_profile.kubernetes manifests/monitoring --monitoring
+	$(BIN)/python -m aim_operator.manifests manifests
 
 manifests-check: $(BIN)/.dev ## every object of manifests/ against the real schemas (KSERVE_CRDS=FOLDER of CRDs as JSON) and KServe's webhooks
 	$(BIN)/python -m pytest -q -rs tests/manifests $(PYTEST_ARGS)

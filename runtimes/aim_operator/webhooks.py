@@ -31,6 +31,7 @@ from .cluster import (
     Object,
 )
 from .operator import Operator
+from .policies import webhook as policies
 
 logger = logging.getLogger("aim.operator.webhooks")
 
@@ -89,9 +90,9 @@ class _Webhooks:
         annotated.check(service, policies)
         return fit.check(service, Devices(await self._cluster.list(NODES)))
 
-    async def _policies(self, namespace: str) -> Sequence[str]:
+    async def _policies(self, namespace: str) -> Mapping[str, Object]:
         found = await self._cluster.list(GUARDRAIL_POLICIES, namespace)
-        return [each["metadata"]["name"] for each in found]
+        return {each["metadata"]["name"]: each["spec"] for each in found}
 
     async def _read(self, webhook: str, body: Mapping[str, Any]) -> Service | None:
         """None: it is nothing of ours. Raises kopf.AdmissionError."""
@@ -156,5 +157,6 @@ def _plain(value: Any) -> Any:
 def register(registry: kopf.OperatorRegistry, operator: Operator) -> None:
     """All of them."""
     webhooks = _Webhooks(operator)
+    policies.register(registry, operator)
     kopf.on.mutate(*_KIND, id="mutate-inferenceservice", registry=registry)(webhooks.mutate)
     kopf.on.validate(*_KIND, id="validate-inferenceservice", registry=registry)(webhooks.validate)

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
+from aim_operator.policies.crd import custom_resource_definition
 from crd_schemas import FOLDERS
 from kube_double.cluster import Cluster, KubectlFailed, cluster
 from operator_process import Operator, operator
 
 ROOT = Path(__file__).parent.parent.parent
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/default/inferenceservices"
+POLICIES = "/apis/aim.amd.com/v1alpha1/namespaces/default/guardrailpolicies"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 pytestmark = pytest.mark.cluster
 
@@ -35,6 +37,7 @@ def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with cluster(tmp_path_factory.mktemp("cluster")) as found:
         for name in ("inferenceservices", "servingruntimes", "clusterservingruntimes"):
             found.create(DEFINITIONS, definition(name))
+        found.create(DEFINITIONS, custom_resource_definition())
         found.create("/api/v1/nodes", {"metadata": {"name": "n1", "labels": {"amd.com/gpu.device-id": "74a1"}}})
         found.patch("/api/v1/nodes/n1/status", {"status": {"allocatable": {"amd.com/cpx_nps4": "64"}}})
         for file in ("base/aim-vllm.yaml", "partitions/cpx-nps4/aim-vllm-cpx-nps4.yaml"):
@@ -165,6 +168,38 @@ def test_the_guardrail_is_put_before_the_model_and_taken_away_again(kubernetes: 
     assert "containers" not in bare["spec"]["predictor"]
     assert not [each for each in bare["spec"]["predictor"]["model"]["args"] if "port" in each]
     assert "status.aim.amd.com/guardrail" not in bare["metadata"]["annotations"]
+
+
+def policy(name: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "aim.amd.com/v1alpha1",
+        "kind": "GuardrailPolicy",
+        "metadata": {"name": name},
+        "spec": {"prompt": [{"type": "pii", "action": "block"}], **spec},
+    }
+
+
+def test_a_policy_of_the_cluster_is_mounted_and_not_taken_from_under_a_service(kubernetes: Cluster) -> None:
+    kubernetes.create(POLICIES, policy("ours"))
+    annotations = {"aim.amd.com/guardrail-policy": "ours"}
+    predictor = apply(kubernetes, service("by-policy", annotations))["spec"]["predictor"]
+    (guardrail,) = predictor["containers"]
+    (path,) = [each["mountPath"] for each in guardrail["volumeMounts"] if each["name"] == "aim-guardrail-policy"]
+    assert f"--policy={path}" in guardrail["args"]
+    assert {"name": "ours-guardrail-policy"} in [each.get("configMap") for each in predictor["volumes"]]
+    with pytest.raises(KubectlFailed, match="guards InferenceService by-policy; name another policy there first"):
+        kubernetes.kubectl("delete", "guardrailpolicy", "ours")
+    apply(kubernetes, service("by-policy"))
+    kubernetes.kubectl("delete", "guardrailpolicy", "ours")
+
+
+def test_a_policy_that_no_guardrail_could_read_is_refused(kubernetes: Cluster) -> None:
+    wrong = policy("wrong", prompt=[{"type": "pii", "action": {"PHONE": "block"}}])
+    with pytest.raises(KubectlFailed, match=r"denied the request: spec, line.*unknown entity 'PHONE': use some of"):
+        kubernetes.kubectl("apply", "-f", "-", stdin=json.dumps(wrong))
+    kubernetes.create(POLICIES, policy("tenants", tenant="acme"))
+    with pytest.raises(KubectlFailed, match="'tenants': the policy is one tenant's"):
+        apply(kubernetes, service("refused", {"aim.amd.com/guardrail-policy": "tenants"}))
 
 
 def test_a_transformer_of_its_own_stays(kubernetes: Cluster) -> None:

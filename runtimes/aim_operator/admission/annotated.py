@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aim_guardrail.policy import PolicyError, shipped_names
 from aim_guardrail.settings import GuardrailSettings
@@ -19,8 +19,8 @@ POLICY, RULES = f"{ANNOTATION_PREFIX}guardrail-policy", f"{ANNOTATION_PREFIX}gua
 S = TypeVar("S", bound=ServerSettings)
 
 
-def check(service: Service, policies: Collection[str]) -> None:
-    """policies: names of the GuardrailPolicies in the service's namespace. Raises Denied."""
+def check(service: Service, policies: Mapping[str, Mapping[str, Any]]) -> None:
+    """policies: specs of the GuardrailPolicies in the service's namespace, by name. Raises Denied."""
     _read(RuntimeSettings, service.seen_by("predictor"), "the runtime")
     told = service.seen_by("transformer" if "transformer" in service.body["spec"] else "predictor")
     guardrail = _read(GuardrailSettings, told, "the guardrail")
@@ -33,6 +33,10 @@ def check(service: Service, policies: Collection[str]) -> None:
             "no GuardrailPolicy of this namespace and no shipped policy is called so",
             f"name one of {known}; or the path of a file that the guardrail's pod mounts",
         )
+    spec = policies.get(named or "", {})
+    if spec.get("tenant") or spec.get("shadow"):
+        problem = "the policy is one tenant's, or a shadow, and none would be everybody's"
+        raise Denied(f"metadata.annotations[{POLICY}]", named, problem, "name one without tenant and shadow")
     if named is None or named in shipped_names():
         _check_rules(guardrail, told)
 

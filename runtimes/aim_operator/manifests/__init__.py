@@ -1,0 +1,1 @@
+"""`manifests/crds` and `manifests/operator`: made, never written by hand."""
