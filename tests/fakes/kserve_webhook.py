@@ -122,7 +122,8 @@ def _multi_node(predictor: Object, annotations: dict[str, str]) -> Iterator[str]
 
 
 def _component(component: Object, annotations: dict[str, str], autoscaler: str | None) -> Iterator[str]:
-    if sum(key in component for key in ("model", "containers")) != 1:
+    custom = [each for each in component.get("containers", []) if each["name"] == "kserve-container"]
+    if ("model" in component) + len(custom) > 1 or not ("model" in component or component.get("containers")):
         yield "exactly one implementation of a component is needed"
     least, most = component.get("minReplicas", 1), component.get("maxReplicas", 0)
     if least < 0 or most < 0:

@@ -40,10 +40,21 @@ def everything() -> list[Object]:
 
 def test_a_cluster_gets_as_many_objects_as_this() -> None:
     assert Counter(document["kind"] for document in everything()) == {
-        "ClusterServingRuntime": 37,
-        "InferenceService": 3,
+        "Certificate": 2,
+        "ClusterServingRuntime": 53,
+        "ConfigMap": 1,
+        "Deployment": 1,
+        "ExternalSecret": 1,
+        "HTTPRoute": 3,
+        "InferencePool": 1,
+        "InferenceService": 12,
+        "Issuer": 2,
         "NetworkPolicy": 1,
+        "PodDisruptionBudget": 3,
         "ResourceClaimTemplate": 121,
+        "SecretStore": 1,
+        "Service": 1,
+        "ServiceAccount": 1,
     }
 
 
@@ -51,7 +62,11 @@ def test_a_cluster_gets_as_many_objects_as_this() -> None:
 if CRDS:
 
     def test_the_real_schemas_take_every_object() -> None:
-        assert [f"{name_of(each)}: {line}" for each in [*everything(), *others()] for line in violations(each)] == []
+        assert [f"{name_of(each)}: {line}" for each in [*everything(), *others()] for line in violations(each)] == [
+            # The External Secrets Operator's definitions are not among those at hand.
+            "aim-keys: no schema at hand: external-secrets.io/v1 ExternalSecret",
+            "vault: no schema at hand: external-secrets.io/v1 SecretStore",
+        ]
 
 
 def test_kserves_webhooks_take_every_object_whoever_is_there() -> None:
@@ -149,7 +164,10 @@ def annotated(service: Object, **annotations: str) -> Object:
         (lambda: planted(SERVICE, "spec.predictor.storageUris", []), "Setting both"),
         (lambda: planted(SERVICE, "spec.predictor.minReplicas", 9), "MinReplicas cannot be greater"),
         (lambda: planted(SERVICE, "spec.predictor.minReplicas", -1), "replicas cannot be less than 0"),
-        (lambda: planted(SERVICE, "spec.predictor.containers", [{"name": "c"}]), "exactly one implementation"),
+        (
+            lambda: planted(SERVICE, "spec.predictor.containers", [{"name": "kserve-container"}]),
+            "exactly one implementation",
+        ),
         (lambda: keda(SERVICE), "threshold value should not be empty"),
         (lambda: planted(keda(SERVICE), "spec.predictor.scaleMetric", "rps"), "ScaleMetric is not supported"),
         (lambda: planted(keda(SERVICE), "spec.predictor.autoScaling.metrics.0.type", "Pods"), "unknown KEDA metric"),
