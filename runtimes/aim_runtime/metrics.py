@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, disable_created_metrics
 
 from aim_kserve.access import current_log
+from aim_kserve.identity import current_caller
 from aim_runtime.engine_gauges import Device, EngineGauges, Watched
 from aim_runtime.engines.base import Engine, Moments, Usage
 from aim_runtime.spans import Call, SpanSink
@@ -30,6 +31,9 @@ OPERATION_LABELS = (*MODEL_LABELS, "operation")
 DURATION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 TTFT_BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40, 80)
 ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+#: Tenants whose tokens have a series of their own, the first that came; a token's subject may be anybody.
+TENANTS_NAMED = 100
+OTHER_TENANTS = "other"
 #: Chunks of an OpenAI stream that carry no token: the role that opens a chat, the bare finish reason, the usage.
 NO_TOKEN = re.compile(rb'"content":""|"text":""|"delta":\{\}|"choices":\[\]')
 
@@ -71,11 +75,25 @@ class Families:
         self.prompt = counter("aim_prompt_tokens", "Tokens of prompts")
         self.generated = counter("aim_generation_tokens", "Tokens generated")
         self.cached = counter("aim_cached_prompt_tokens", "Prompt tokens found in the KV cache")
+        self.tenant_tokens = counter(
+            "aim_tenant_tokens",
+            f"Tokens of prompts and generated, by who pays; those after the first {TENANTS_NAMED} are {OTHER_TENANTS}",
+            (*MODEL_LABELS, "tenant", "kind"),
+        )
+        self._tenants: set[str] = set()
         self.engines = EngineGauges()
         registry.register(self.engines)
         self._views: Count[Labels] = Count()
         #: Who is told of every request that has ended; None: nobody traces.
         self.spans: SpanSink | None = None
+
+    def tenant_label(self, tenant: str) -> str:
+        """The tenant, or the word for those that came after the first so many."""
+        if tenant not in self._tenants:
+            if len(self._tenants) >= TENANTS_NAMED:
+                return OTHER_TENANTS
+            self._tenants.add(tenant)
+        return tenant
 
     def join(self, labels: Labels) -> None:
         """One more view uses the children of ``labels``."""
@@ -90,7 +108,7 @@ class Families:
         matching = dict(zip(MODEL_LABELS, labels, strict=True))
         for family in (
             *(self.requests, self.ignored, self.duration, self.first_token, self.next_token),
-            *(self.prompt, self.generated, self.cached),
+            *(self.prompt, self.generated, self.cached, self.tenant_tokens),
         ):
             family.remove_by_labels(matching)
 
@@ -157,6 +175,14 @@ class RequestMetrics:
             self._generated.inc(usage.completion_tokens)
         if usage.cached_tokens:
             self._cached.inc(usage.cached_tokens)
+        if (caller := current_caller()) is not None:
+            self._paid_by(caller.tenant, usage)
+
+    def _paid_by(self, tenant: str, usage: Usage) -> None:
+        families, of = self._families, self._families.tenant_label(tenant)
+        for kind, tokens in (("prompt", usage.prompt_tokens), ("generation", usage.completion_tokens)):
+            if tokens:
+                families.tenant_tokens.labels(*self._labels, of, kind).inc(tokens)
 
     def ignored(self, operation: str, count: int) -> None:
         """Count fields of a body that were ignored."""

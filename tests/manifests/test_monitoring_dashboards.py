@@ -289,6 +289,12 @@ def test_a_partition_that_a_model_holds_costs_an_eighth(fleet: Fleet) -> None:
     fleet.prometheus.wait(lambda: cost() == ["1"], cost)
 
 
+def test_every_token_has_a_tenant(fleet: Fleet) -> None:
+    """Of streams, too, and of one whose client left."""
+    same = 'sum(aim_tenant_tokens_total{kind="generation"}) == sum(aim_generation_tokens_total) > 0'
+    fleet.prometheus.wait(lambda: bool(fleet.prometheus.query(same)), lambda: same)
+
+
 def test_rules_are_evaluated_and_drift_is_told(fleet: Fleet) -> None:
     def alerts() -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = fleet.prometheus.http.get("/api/v1/alerts").json()["data"]["alerts"]

@@ -334,7 +334,12 @@ def test_a_partition_costs_its_share_of_the_compute_units(tmp_path: Path) -> Non
         series("aim_prompt_tokens_total", DEVICE, model_name="one"): "0+60000x90",
         series("aim_generation_tokens_total", DEVICE, model_name="one"): "0+6000x90",
     }
+    # Of model one blue takes three quarters, red the rest.
+    for tenant, kind, count in (("blue", "prompt", 45000), ("blue", "generation", 4500), ("red", "prompt", 16500)):
+        labels = {"model_name": "one", "tenant": tenant, "kind": kind}
+        values[series("aim_tenant_tokens_total", DEVICE, **labels)] = f"0+{count}x90"
     one, two = ({"namespace": "llm", "model_name": name} for name in ("one", "two"))
+    blue, red = ({**one, "tenant": tenant} for tenant in ("blue", "red"))
     euro = {**one, "currency": "EUR"}
     of_two = {"currency": "EUR", **two}
     expected = {
@@ -344,6 +349,13 @@ def test_a_partition_costs_its_share_of_the_compute_units(tmp_path: Path) -> Non
         "namespace_model:aim_gpu_cost_per_hour:sum": [(euro, 0.5), (of_two, 1.5)],
         "namespace_model:aim_token_price_per_hour:sum": [(euro, 3.6 * 0.5 + 0.36 * 2)],
         "namespace_model:aim_cost_per_million_tokens:ratio": [(euro, 0.5 / 3.96)],
+        "namespace_tenant_model:aim_gpus:sum": [(blue, 3 / 64), (red, 1 / 64)],
+        "namespace_tenant_model:aim_gpu_seconds:sum1h": [(blue, 61 * 60 * 3 / 64), (red, 61 * 60 / 64)],
+        "namespace_tenant_model:aim_gpu_cost_per_hour:sum": [(blue | euro, 0.375), (red | euro, 0.125)],
+        "namespace_tenant_model:aim_token_price_per_hour:sum": [
+            (blue | euro, 2.7 * 0.5 + 0.27 * 2),
+            (red | euro, 0.99 * 0.5),
+        ],
     }
     tests = [
         {

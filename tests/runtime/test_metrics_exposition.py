@@ -15,13 +15,14 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import aim_kserve.identity.verify  # noqa: F401  registers its families
+from aim_kserve.identity.caller import Caller, set_caller
 from aim_runtime.admission.metrics import families as service_levels
 from aim_runtime.audit import Audit
 from aim_runtime.cache.gauges import CacheGauges
 from aim_runtime.engine_gauges import Device
 from aim_runtime.engines.base import EngineStats, State, Usage
 from aim_runtime.memory_watch import MemoryWatch
-from aim_runtime.metrics import NO_TOKEN, Meter, Metrics, families
+from aim_runtime.metrics import NO_TOKEN, TENANTS_NAMED, Meter, Metrics, families
 from fake_engine import FakeEngine
 from served import Served
 
@@ -92,6 +93,7 @@ def test_names(fake: Served) -> None:
         "aim_prompt_tokens_total": "counter",
         "aim_generation_tokens_total": "counter",
         "aim_cached_prompt_tokens_total": "counter",
+        "aim_tenant_tokens_total": "counter",
         "aim_requests_running": "gauge",
         "aim_requests_waiting": "gauge",
         "aim_engine_slots": "gauge",
@@ -152,6 +154,27 @@ def test_cached_tokens_and_unknown_cache_usage() -> None:
     Meter(metrics, "completions", Usage(prompt_tokens=10, completion_tokens=1, cached_tokens=8)).end(200)
     assert registry.get_sample_value("aim_cached_prompt_tokens_total", LABELS) == 8
     assert registry.get_sample_value("aim_requests_total", {**LABELS, "operation": "completions", "status": "200"}) == 1
+
+
+def test_tokens_are_counted_by_who_pays_and_tenants_are_bounded() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics("m", FakeEngine("m"), registry)
+    Meter(metrics, "completions", Usage(prompt_tokens=1)).end(200)
+    assert "aim_tenant_tokens_total" not in samples_of(registry)
+    try:
+        for tenant in ("blue", *(f"t{number}" for number in range(TENANTS_NAMED + 5)), "blue"):
+            set_caller(Caller("key", tenant, frozenset({"infer"})))
+            Meter(metrics, "completions", Usage(prompt_tokens=3, completion_tokens=2)).end(200)
+    finally:
+        set_caller(None)
+    counted = {
+        (labels["tenant"], labels["kind"]): value for labels, value in samples_of(registry)["aim_tenant_tokens_total"]
+    }
+    assert len({tenant for tenant, _ in counted}) == TENANTS_NAMED + 1
+    assert (counted["blue", "prompt"], counted["blue", "generation"]) == (6, 4)
+    assert counted["other", "prompt"] == 3 * 6
+    metrics.remove()
+    assert samples_of(registry) == {}
 
 
 def samples_of(registry: CollectorRegistry) -> dict[str, list[tuple[dict[str, str], float]]]:

@@ -20,6 +20,7 @@ from aim_trainer.cli.app import app
 from aim_trainer.errors import JobError
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.read import read_job
+from aim_trainer.metrics import sinks
 from aim_trainer.render import QUEUE_LABEL, RAY_VERSION, render
 
 ROOT = Path(__file__).parent.parent.parent
@@ -89,6 +90,14 @@ def test_every_pod_is_restricted_and_sees_what_the_device_plugin_gives_it(asked:
         assert pod["terminationGracePeriodSeconds"] >= 300
         assert container["resources"]["requests"] == container["resources"]["limits"]
     assert "VISIBLE_DEVICES" not in json.dumps(ray_job)
+
+
+def test_prometheus_finds_the_workers_port() -> None:
+    head, worker = (pod["containers"][0] for pod in pods(render(JOBS[1])[1]))
+    (port,) = worker["ports"]
+    assert port["name"] == "metrics"  # as manifests/monitoring/base/trainer.yaml has it
+    assert worker["env"] == [{"name": sinks.METRICS_PORT, "value": str(port["containerPort"])}]
+    assert "ports" not in head
 
 
 def test_the_image_is_this_release_s_unless_the_job_names_one() -> None:

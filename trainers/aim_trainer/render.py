@@ -29,6 +29,12 @@ _GRACE_S = 600
 
 Object = dict[str, Any]
 
+#: Where the worker of rank 0 answers scrapes; the others leave it closed.
+_METRICS: Mapping[str, Any] = {
+    "env": [{"name": "AIM_TRAINER_METRICS_PORT", "value": "9400"}],
+    "ports": [{"name": "metrics", "containerPort": 9400, "protocol": "TCP"}],
+}
+
 
 def render(job: FineTuningJob) -> tuple[Object, Object]:
     """The ConfigMap and the RayJob. Raises JobError naming what cannot be reached in a cluster."""
@@ -155,6 +161,7 @@ def _pod(job: FineTuningJob, container: str, amounts: Mapping[str, str | int]) -
                     "image": asked.image or image_of("aim-trainer"),
                     "workingDir": str(WORKSPACE),
                     "resources": {"requests": dict(amounts), "limits": dict(amounts)},
+                    **(_METRICS if container == "ray-worker" else {}),
                     "securityContext": dict(RESTRICTED),
                     **({"envFrom": [{"secretRef": {"name": asked.secret}}]} if asked.secret else {}),
                     "lifecycle": {"preStop": {"exec": {"command": _before_stop(job, container)}}},

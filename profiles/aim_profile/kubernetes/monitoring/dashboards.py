@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from .board import Board, Panel, Query, Unit, Variable
-from .recordings import COST_PER_MILLION, GPU_COST, GPU_SECONDS, GPUS, GUARDRAIL_P99, TOKEN_COST, TTFT_P95
+from .recordings import (
+    COST_PER_MILLION,
+    GPU_COST,
+    GPU_SECONDS,
+    GPUS,
+    GUARDRAIL_P99,
+    TENANT_GPU_COST,
+    TENANT_GPU_SECONDS,
+    TENANT_TOKEN_COST,
+    TENANT_TOKENS,
+    TOKEN_COST,
+    TTFT_P95,
+)
 
 _RATE = "$__rate_interval"
 _MODEL = 'namespace=~"$namespace", model_name=~"$model_name"'
@@ -72,6 +84,7 @@ def _fleet() -> Board:
                 ],
             ),
             ("Cost", _costs()),
+            ("Cost by tenant", _tenants()),
         ],
     )
 
@@ -94,6 +107,18 @@ def _costs() -> list[Panel]:
                 Query(f'{COST_PER_MILLION}{{namespace=~"$namespace"}}', f"{currency} a million, by GPU time"),
             ],
         ),
+    ]
+
+
+def _tenants() -> list[Panel]:
+    here, tenant = '{namespace=~"$namespace"}', "{{tenant}} {{model_name}}"
+    return [
+        _lines("Tokens per second", f"{TENANT_TOKENS}{here}", f"{tenant} {{{{kind}}}}", "ops"),
+        _lines(
+            "GPU seconds in the last hour", f"{TENANT_GPU_SECONDS}{here}", tenant, "s", "By their share of the tokens."
+        ),
+        _lines("GPU cost per hour", f"{TENANT_GPU_COST}{here}", f"{tenant} {{{{currency}}}}"),
+        _lines("Tokens: price per hour", f"{TENANT_TOKEN_COST}{here}", f"{tenant} {{{{currency}}}}"),
     ]
 
 

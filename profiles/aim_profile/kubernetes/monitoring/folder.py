@@ -19,6 +19,7 @@ def groups() -> tuple[Group, ...]:
     return (
         recordings.latencies(),
         recordings.costs(),
+        recordings.tenants(),
         alerts.serving(),
         alerts.guardrail(),
         alerts.training(),

@@ -15,6 +15,12 @@ GPU_SECONDS = "namespace_model:aim_gpu_seconds:sum1h"
 TOKENS = "namespace_model:aim_tokens:rate5m"
 GPU_COST = "namespace_model:aim_gpu_cost_per_hour:sum"
 TOKEN_COST = "namespace_model:aim_token_price_per_hour:sum"
+TENANT_TOKENS = "namespace_tenant_model:aim_tokens:rate5m"
+TENANT_SHARE = "namespace_tenant_model:aim_tokens:share"
+TENANT_GPU_SECONDS = "namespace_tenant_model:aim_gpu_seconds:sum1h"
+TENANT_GPU_COST = "namespace_tenant_model:aim_gpu_cost_per_hour:sum"
+TENANT_TOKEN_COST = "namespace_tenant_model:aim_token_price_per_hour:sum"
+_TENANT_GPUS = "namespace_tenant_model:aim_gpus:sum"
 COST_PER_MILLION = "namespace_model:aim_cost_per_million_tokens:ratio"
 _DEVICE_SHARE = "node_mode:aim_compute_units:share"
 _DEVICE_PRICE = "node_mode:aim_device_price_per_hour:max"
@@ -69,6 +75,29 @@ def costs() -> Group:
             Recording(
                 COST_PER_MILLION,
                 f"{GPU_COST} / on ({_WHO}) group_left () (sum by ({_WHO}) ({TOKENS}) * 3600 / 1e6 > 0)",
+            ),
+        ],
+        interval=f"{COST_INTERVAL_S}s",
+    )
+
+
+def tenants() -> Group:
+    """The same by the tenant of the caller's key or token. What a model's devices cost is divided by the tokens of the
+    last five minutes; of a model that nobody asked then, no tenant pays."""
+    who, model = "namespace, tenant, model_name", "on (namespace, model_name)"
+    taken = f"sum by ({who}) ({TENANT_TOKENS})"
+    price = "on (model_name, kind) group_left (currency) max by (model_name, kind, currency)"
+    return Group(
+        "aim-tenant-cost",
+        [
+            Recording(TENANT_TOKENS, f"sum by ({who}, kind) (rate(aim_tenant_tokens_total[5m]))"),
+            Recording(TENANT_SHARE, f"{taken} / {model} group_left () (sum by ({_WHO}) ({TENANT_TOKENS}) > 0)"),
+            Recording(_TENANT_GPUS, f"{TENANT_SHARE} * {model} group_left () {GPUS}"),
+            Recording(TENANT_GPU_SECONDS, f"sum_over_time({_TENANT_GPUS}[1h]) * {COST_INTERVAL_S}"),
+            Recording(TENANT_GPU_COST, f"{TENANT_SHARE} * {model} group_left (currency) {GPU_COST}"),
+            Recording(
+                TENANT_TOKEN_COST,
+                f"sum by ({who}, currency) ({TENANT_TOKENS} * 3600 / 1e6 * {price} (aim_price_per_million_tokens))",
             ),
         ],
         interval=f"{COST_INTERVAL_S}s",
