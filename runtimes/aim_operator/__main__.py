@@ -54,6 +54,10 @@ def operator(
     dcm_config_map: Annotated[
         str, _option("dcm-config-map", "the Device Config Manager's profiles (DeviceConfig: configManager.config)")
     ] = _GIVEN.dcm_config_map,
+    report_port: Annotated[
+        int, _option("report-port", "port that pods of fine-tuning jobs tell, HTTPS")
+    ] = _GIVEN.report_port,
+    report_url: Annotated[str, _option("report-url", "that port, as those pods reach it")] = _GIVEN.report_url,
     log_level: Annotated[str, _option("log-level", "DEBUG, INFO, WARNING or ERROR")] = _GIVEN.log_level,
 ) -> None:
     """Webhooks for InferenceServices that use our runtimes, and the controllers of our own resources."""
@@ -75,6 +79,8 @@ def operator(
         image=image,
         gpu_namespace=gpu_namespace,
         dcm_config_map=dcm_config_map,
+        report_port=report_port,
+        report_url=report_url,
         log_level=log_level,
     )
     try:

@@ -47,6 +47,9 @@ CLUSTER_SERVING_RUNTIMES = Resource(
     "serving.kserve.io/v1alpha1", "ClusterServingRuntime", "clusterservingruntimes", namespaced=False
 )
 PARTITION_PLANS = Resource("aim.amd.com/v1alpha1", "PartitionPlan", "partitionplans", namespaced=False)
+RAY_JOBS = Resource("ray.io/v1", "RayJob", "rayjobs")
+TOKEN_REVIEWS = Resource("authentication.k8s.io/v1", "TokenReview", "tokenreviews", namespaced=False)
+FINE_TUNING_JOBS = Resource("aim.amd.com/v1alpha1", "FineTuningJob", "finetuningjobs")
 GUARDRAIL_POLICIES = Resource("aim.amd.com/v1alpha1", "GuardrailPolicy", "guardrailpolicies")
 
 

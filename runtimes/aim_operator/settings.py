@@ -25,7 +25,8 @@ class Settings(NamedTuple):
     webhooks are served; webhook_host: under which the API server reaches this very process, for a webhook
     configuration that it writes itself (None: manifests/operator has one); policy_poll_s: how
     often pods are asked which policies they run; audit_log: None: stdout; image: our own, which reads a node back;
-    gpu_namespace, dcm_config_map: of the GPU operator's Device Config Manager.
+    gpu_namespace, dcm_config_map: of the GPU operator's Device Config Manager; report_port, report_url: where pods
+    of fine-tuning jobs tell how far they are, and the name they know it by.
     """
 
     namespace: str = "aim-system"
@@ -45,6 +46,8 @@ class Settings(NamedTuple):
     image: str = "aim-kserve/operator"
     gpu_namespace: str = "kube-amd-gpu"
     dcm_config_map: str = "default-dcm-config"
+    report_port: int = 9444
+    report_url: str = "https://aim-operator.aim-system.svc:9444"
     log_level: str = "INFO"
 
     def checked(self) -> Settings:

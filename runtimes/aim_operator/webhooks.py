@@ -30,6 +30,7 @@ from .cluster import (
     Cluster,
     Object,
 )
+from .finetuning.controller import register_reports
 from .operator import Operator
 from .policies import webhook as policies
 
@@ -160,3 +161,4 @@ def register(registry: kopf.OperatorRegistry, operator: Operator) -> None:
     policies.register(registry, operator)
     kopf.on.mutate(*_KIND, id="mutate-inferenceservice", registry=registry)(webhooks.mutate)
     kopf.on.validate(*_KIND, id="validate-inferenceservice", registry=registry)(webhooks.validate)
+    register_reports(registry, operator)

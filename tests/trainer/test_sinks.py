@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from aim_trainer.job.job import FineTuningJob
-from aim_trainer.metrics import kubeflow, sinks
+from aim_trainer.metrics import kubeflow, published, sinks
 from aim_trainer.metrics.all_sinks import AllSinks
 from aim_trainer.metrics.json_lines import JsonLines, read_records
 from aim_trainer.metrics.kubeflow import Kubeflow
@@ -361,6 +361,37 @@ class TestKubeflow:
         sink.tell(step(1))
         sink.close()
         sink.close()
+
+
+class TestPublished:
+    def environment(self, folder: Path, url: str) -> dict[str, str]:
+        (folder / "token").write_text("a-token\n")
+        return {published.URL: url, kubeflow.TOKEN: str(folder / "token")}
+
+    def test_what_was_published_is_told_with_its_profile(self, tmp_path: Path) -> None:
+        (tmp_path / "profile.yaml").write_text("aim_id: bot\n")
+        fields: dict[str, object] = {"uri": "s3://m/v1", "digest": "d", "profile": str(tmp_path / "profile.yaml")}
+        with Controller() as controller:
+            sink = published.Published(self.environment(tmp_path, controller.url))
+            sink.tell(step(1))
+            sink.tell(Note("started", "…"))
+            sink.tell(Note("done", "published", fields))
+        assert controller.bodies == [{"uri": "s3://m/v1", "digest": "d", "profile": "aim_id: bot\n"}]
+
+    def test_an_operator_that_starts_anew_is_waited_for(self, tmp_path: Path) -> None:
+        pauses: list[float] = []
+        with Controller(status=503) as controller:
+            sink = published.Published(self.environment(tmp_path, controller.url), pauses.append)
+            with pytest.raises(OSError, match="503"):
+                sink.tell(Note("done", "published", {"uri": "s3://m/v1"}))
+        assert sum(pauses) > 60
+        assert len(controller.bodies) == len(pauses) + 1
+
+    def test_one_that_refuses_is_not_asked_again(self, tmp_path: Path) -> None:
+        with Controller(status=403) as controller:
+            sink = published.Published(self.environment(tmp_path, controller.url), pytest.fail)
+            with pytest.raises(OSError, match="403"):
+                sink.tell(Note("done", "published", {"uri": "s3://m/v1"}))
 
 
 class TestTensorBoard:

@@ -73,7 +73,9 @@ def _through(job: FineTuningJob, run: RunDirectory, stop: Stopping, *, ray: bool
     require(judgement.gates)
     with stop.at_once("before it was published"):
         published = publish(job, run)
-    _tell(run, Note("done", f"published {published.uri}", {"uri": published.uri, "digest": published.digest}))
+    profile = str(published.profile) if published.profile else None
+    fields: dict[str, object] = {"uri": published.uri, "digest": published.digest, "profile": profile}
+    _tell(run, Note("done", f"published {published.uri}", fields))
 
 
 def _refuse_suspended(job: FineTuningJob) -> None:

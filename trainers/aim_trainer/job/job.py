@@ -122,6 +122,9 @@ class Output(Part):
     gguf: Flag = Field(default=False, description="also as GGUF, for the embedded engine (Llama family)")
     profile: Literal["auto-generate", "none"] = "auto-generate"
     guardrail_policy: DataUri | None = Field(default=None, description="a policy file published beside the profile")
+    inference_service: JobName | None = Field(
+        default=None, description="the InferenceService that the operator makes of what was published (format merged)"
+    )
 
 
 class Resources(Part):

@@ -186,17 +186,19 @@ _STATUS: Schema = {
     },
 }
 
+
+def _metric(name: str) -> str:
+    return f'.status.trainerStatus.metrics[?(@.name=="{name}")].value'
+
+
 _COLUMNS = [
     {"name": "Model", "type": "string", "jsonPath": ".spec.baseModel.modelId"},
     {"name": "Method", "type": "string", "jsonPath": ".spec.method"},
     {"name": "State", "type": "string", "jsonPath": ".status.conditions[-1:].type"},
     {"name": "Progress", "type": "integer", "jsonPath": ".status.trainerStatus.progressPercentage"},
-    {
-        "name": "Seconds Left",
-        "type": "integer",
-        "jsonPath": ".status.trainerStatus.estimatedRemainingSeconds",
-        "priority": 1,
-    },
+    {"name": "Step", "type": "string", "jsonPath": _metric("currentStep")},
+    {"name": "Loss", "type": "string", "jsonPath": _metric("loss")},
+    {"name": "Seconds Left", "type": "integer", "jsonPath": ".status.trainerStatus.estimatedRemainingSeconds"},
     {"name": "Published", "type": "string", "jsonPath": ".status.published", "priority": 1},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
 ]

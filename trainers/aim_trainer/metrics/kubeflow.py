@@ -65,9 +65,14 @@ class Kubeflow:
     def _post(self) -> None:
         with self._lock:
             body = self._status.body()
-        headers = {"content-type": "application/json"}
-        if self._token:
-            # Read each time: the kubelet renews it.
-            headers["authorization"] = f"Bearer {Path(self._token).read_text(encoding='utf-8').strip()}"
-        request = urllib.request.Request(self._url, body, headers)
-        urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=self._tls).close()
+        post(self._url, body, self._token, self._tls)
+
+
+def post(url: str, body: bytes, token: str | None, tls: ssl.SSLContext | None) -> None:
+    """JSON to a controller. token: the file of a bearer token. Raises OSError, HTTPException."""
+    headers = {"content-type": "application/json"}
+    if token:
+        # Read each time: the kubelet renews it.
+        headers["authorization"] = f"Bearer {Path(token).read_text(encoding='utf-8').strip()}"
+    request = urllib.request.Request(url, body, headers)
+    urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=tls).close()

@@ -14,6 +14,8 @@ from .json_lines import JsonLines
 from .kubeflow import URL as kubeflow_url
 from .kubeflow import Kubeflow
 from .progress import Progress
+from .published import URL as published_url
+from .published import Published
 from .records import Sink
 from .terminal import terminal
 
@@ -40,7 +42,9 @@ def of(job: FineTuningJob, run: RunDirectory, rank: int) -> Sink:
 
 def beside(run: RunDirectory) -> Sink:
     """Those of whoever begins, judges and ends a run, before and after its workers: notes are all they tell."""
-    return AllSinks([kept(run), terminal()])
+    told = [kept(run), terminal()]
+    published = _opened("what is published", lambda: Published(os.environ) if os.environ.get(published_url) else None)
+    return AllSinks([*told, *([published] if published else [])])
 
 
 def kept(run: RunDirectory) -> Sink:
