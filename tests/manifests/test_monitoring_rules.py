@@ -55,6 +55,7 @@ def test_what_is_applied(folder: str) -> None:
         ("PodMonitor", "aim-serving"),
         ("PodMonitor", "aim-trainer"),
         ("PrometheusRule", "aim"),
+        ("ServiceMonitor", "aim-operator"),
     ]
     if CRDS:  # the real schemas, where they are at hand
         assert {name: found for name, each in objects.items() if (found := violations(each))} == {}
@@ -77,6 +78,12 @@ def test_monitors_find_the_pods_that_are_made() -> None:
     runtimes = [each for each in built(MANIFESTS / "overlays/dev-cpu") if each["kind"] == "ClusterServingRuntime"]
     labels = [each["spec"]["labels"] for each in runtimes] + [guarded["spec"]["transformer"]["labels"]]
     assert {each[selector["key"]] for each in labels} == set(selector["values"])
+    services = [each for each in built(MANIFESTS / "operator") if each["kind"] == "Service"]
+    operator = next(each["spec"] for each in built(FOLDER / "base") if each["kind"] == "ServiceMonitor")
+    (service,) = [
+        each for each in services if operator["selector"]["matchLabels"].items() <= each["metadata"]["labels"].items()
+    ]
+    assert operator["endpoints"][0]["port"] in {each["name"] for each in service["spec"]["ports"]}
     ports = {each["name"] for each in PORTS}
     assert monitors["aim-serving"]["podMetricsEndpoints"][0]["port"] in ports
     daemon = next(each for each in built(FOLDER / "base") if each["kind"] == "DaemonSet")

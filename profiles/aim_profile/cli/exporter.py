@@ -48,8 +48,12 @@ def exporter(
 
     def verb() -> int:
         observer = _observer(root, tuple(amd_smi or ()), node, name, (plan, prices, config), strategy)
-        from aim_profile.exporter.serve import exposition, serve
-
+        try:
+            from aim_profile.exporter.serve import exposition, serve
+        except ImportError as problem:
+            raise AimProfileError(
+                "the exporter needs prometheus-client", field="exporter", remedy="pip install 'aim-kserve[exporter]'"
+            ) from problem
         if once:
             print_text(exposition(observer))
         else:

@@ -9,8 +9,16 @@ from aim_profile.kubernetes.serving_runtime import NAME_LABEL, release
 
 from . import alerts, recordings
 from .board import as_json
-from .dashboards import boards
-from .monitors import AUTHORIZATION, EXPORTER_IMAGE, exporter, exporter_monitor, serving_monitor, trainer_monitor
+from .dashboards import BOARDS
+from .monitors import (
+    AUTHORIZATION,
+    EXPORTER_IMAGE,
+    exporter,
+    exporter_monitor,
+    operator_monitor,
+    serving_monitor,
+    trainer_monitor,
+)
 from .rule import Group, rule_file
 
 
@@ -20,10 +28,10 @@ def groups() -> tuple[Group, ...]:
         recordings.latencies(),
         recordings.costs(),
         recordings.tenants(),
-        alerts.serving(),
-        alerts.guardrail(),
-        alerts.training(),
-        alerts.fleet(),
+        alerts.SERVING,
+        alerts.GUARDRAIL,
+        alerts.TRAINING,
+        alerts.FLEET,
     )
 
 
@@ -33,6 +41,7 @@ def files(mark: str) -> dict[str, str]:
         "rules": _prometheus_rule(),
         "serving": serving_monitor(),
         "trainer": trainer_monitor(),
+        "operator-monitor": operator_monitor(),
         "exporter-monitor": exporter_monitor(),
         "exporter": exporter(),
     }
@@ -48,7 +57,7 @@ def files(mark: str) -> dict[str, str]:
         "aim.rules": rule_file(groups()),
     }
     written = {name: f"# {mark}\n{dump(each)}" for name, each in documents.items()}
-    return written | {f"dashboards/{board.uid}.json": as_json(board, mark) for board in boards()}
+    return written | {f"dashboards/{board.uid}.json": as_json(board, mark) for board in BOARDS}
 
 
 def _prometheus_rule() -> dict[str, Any]:
@@ -67,7 +76,7 @@ def _kustomization(**body: Any) -> dict[str, Any]:
 def _dashboards() -> dict[str, Any]:
     return {
         "name": "aim-dashboards",
-        "files": [f"{board.uid}.json" for board in boards()],
+        "files": [f"{board.uid}.json" for board in BOARDS],
         # Grafana's sidecar takes dashboards out of ConfigMaps with this label.
         "options": {"labels": {"grafana_dashboard": "1"}, "disableNameSuffixHash": True},
     }

@@ -9,7 +9,8 @@ from aim_profile.kubernetes.serving_runtime import NAME_LABEL, RESTRICTED, image
 
 Object = dict[str, Any]
 
-EXPORTER_IMAGE = "aim-operator"
+_OPERATOR = "aim-operator"
+EXPORTER_IMAGE = _OPERATOR
 #: What the serving monitor sends where identity is on: the key, of scope `metrics`, of a Secret beside it.
 AUTHORIZATION: Object = {"type": "Bearer", "credentials": {"name": "aim-metrics-key", "key": "key"}}
 _EXPORTER = "aim-exporter"
@@ -36,6 +37,20 @@ def trainer_monitor() -> Object:
 def exporter_monitor() -> Object:
     """The exporters, whose own label `node` stays."""
     return _monitor("aim-exporter", [_EXPORTER], {"port": "metrics", "honorLabels": True})
+
+
+def operator_monitor() -> Object:
+    """The operator, by its Service."""
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "ServiceMonitor",
+        "metadata": {"name": _OPERATOR, "labels": {NAME_LABEL: _OPERATOR}},
+        "spec": {
+            "namespaceSelector": {"any": True},
+            "selector": {"matchLabels": {NAME_LABEL: _OPERATOR}},
+            "endpoints": [{"port": "metrics", "path": "/metrics", "interval": "15s"}],
+        },
+    }
 
 
 def _monitor(name: str, pods: Sequence[str], endpoint: Mapping[str, Any]) -> Object:
