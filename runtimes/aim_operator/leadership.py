@@ -38,7 +38,7 @@ class Leadership:
 
     async def acquire(self) -> None:
         """Returns once this replica leads."""
-        while not await self._try():  # noqa: ASYNC110  # nobody tells when a lease runs out
+        while not await self.attempt():  # noqa: ASYNC110  # nobody tells when a lease runs out
             await asyncio.sleep(self._settings.retry_period_s)
         logger.info("%s leads", self._settings.identity)
 
@@ -47,7 +47,7 @@ class Leadership:
         renewed_at = self._now()
         while self._now() - renewed_at < self._settings.renew_deadline_s:
             await asyncio.sleep(self._settings.retry_period_s)
-            if await self._try():
+            if await self.attempt():
                 renewed_at = self._now()
             elif self._holder not in (None, self._settings.identity):
                 break
@@ -64,8 +64,8 @@ class Leadership:
     def _holder(self) -> str | None:
         return (self._seen or {}).get("spec", {}).get("holderIdentity") or None
 
-    async def _try(self) -> bool:
-        """Whether it leads now. Raises nothing that waiting can mend."""
+    async def attempt(self) -> bool:
+        """Takes or renews the lease, once; whether it leads now. Raises nothing that waiting can mend."""
         try:
             async with asyncio.timeout(self._settings.renew_deadline_s):
                 return await self._tried()
