@@ -16,8 +16,10 @@ ROOT = Path(__file__).parent.parent.parent
 MANIFESTS = ROOT / "manifests"
 #: Folders that are made elsewhere, and counted there.
 ELSEWHERE = {"crds", "operator", "monitoring"}
+#: What Helm reads: templates are no objects.
+_CHARTS = "charts"
 _ALL = sorted(MANIFESTS.rglob("*.yaml"))
-FILES = [path for path in _ALL if path.relative_to(MANIFESTS).parts[0] not in ELSEWHERE]
+FILES = [path for path in _ALL if path.relative_to(MANIFESTS).parts[0] not in {*ELSEWHERE, _CHARTS}]
 #: What `kubectl apply -k` takes.
 FOLDERS = sorted(path.parent for path in FILES if path.name == "kustomization.yaml")
 Object = dict[str, Any]
@@ -32,7 +34,12 @@ def objects(folder: str = ".") -> list[Object]:
 
 def others() -> list[Object]:
     """Every object of the folders that are made elsewhere."""
-    found = [each for path in _ALL if path not in FILES for each in yaml.safe_load_all(path.read_text("utf-8"))]
+    found = [
+        each
+        for path in _ALL
+        if path.relative_to(MANIFESTS).parts[0] in ELSEWHERE
+        for each in yaml.safe_load_all(path.read_text("utf-8"))
+    ]
     return [each for each in found if each and each.get("kind", "Kustomization") != "Kustomization"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .isolation import COMPONENT, SERVICE
+from .isolation import COMPONENT, ENTRY, SERVICE
 from .serving_runtime import NAME_LABEL, PODINFO_MOUNT, PODINFO_VOLUME, PORTS, RESTRICTED, image_of, probes
 
 GUARDRAIL_IMAGE = "aim-guardrail"
@@ -37,9 +37,10 @@ def as_transformer(service: dict[str, Any], policy: str) -> None:
     """Puts the guardrail before the service's predictor as its transformer."""
     name = service["metadata"]["name"]
     service["metadata"]["annotations"]["aim.amd.com/guardrail-policy"] = policy
+    del service["spec"]["predictor"]["labels"]  # clients come to the guardrail
     service["spec"]["transformer"] = {
         "minReplicas": 1,
-        "labels": {NAME_LABEL: GUARDRAIL_IMAGE},
+        "labels": {NAME_LABEL: GUARDRAIL_IMAGE, **ENTRY},
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": 60,
         "containers": [container(name)],

@@ -13,11 +13,11 @@ _NAMESPACE = "kubernetes.io/metadata.name"
 _SERVING = (8080, 8081)
 
 
-def isolation(gateway: str, monitoring: str, ray_operator: str, sources: Sequence[Mapping[str, Any]]) -> list[Any]:
+def isolation(gateway: str, monitoring: str, ray_operator: str, sources: Any) -> list[dict[str, Any]]:
     """The NetworkPolicies of a namespace.
 
     gateway, monitoring, ray_operator: namespaces of the Gateway's pods, of Prometheus, of KubeRay. sources: where
-    models and data come from, as `ipBlock`s; TCP 443.
+    models and data come from over TCP 443, a list of NetworkPolicyPeers.
     """
     services = {"matchExpressions": [{"key": SERVICE, "operator": "Exists"}]}
     ray = {"matchExpressions": [{"key": _RAY, "operator": "Exists"}]}
@@ -38,13 +38,13 @@ def isolation(gateway: str, monitoring: str, ray_operator: str, sources: Sequenc
         _policy(
             "models-from-outside",
             _labelled({COMPONENT: "predictor"}),
-            egress=[{"to": [{"ipBlock": dict(block)} for block in sources], **_ports((443,))}],
+            egress=[{"to": sources, **_ports((443,))}],
         ),
         _policy(
             "ray",
             ray,
             ingress=[{"from": [among]}, {"from": [_of(ray_operator)], **_ports((8265,))}],
-            egress=[{"to": [among]}, {"to": [{"ipBlock": dict(block)} for block in sources], **_ports((443,))}],
+            egress=[{"to": [among]}, {"to": sources, **_ports((443,))}],
         ),
     ]
 

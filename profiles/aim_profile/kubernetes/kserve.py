@@ -22,6 +22,7 @@ from aim_profile.serving.profile import Profile
 
 from .claims import AUTO_PARTITION, claim_template, pod_claims
 from .devices import one_of, product_of, resource_name, resources_of
+from .isolation import ENTRY
 from .serving_runtime import ModelFormat, environment_variables, serving_runtime
 from .target import RenderError, Target
 
@@ -98,6 +99,7 @@ def inference_service(service: Service, target: Target) -> dict[str, Any]:
         "terminationGracePeriodSeconds": 60,
         # Nothing in the pod speaks to the API server.
         "automountServiceAccountToken": False,
+        "labels": dict(ENTRY),
         **_where(service, mode, accelerator, target),
         "model": {
             "modelFormat": {"name": "huggingface", "version": "1"},

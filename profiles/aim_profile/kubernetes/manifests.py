@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .charts import charts
 from .generated import Generated
 from .overlays import overlays
 from .runtimes import base, claims, partitions
-from .samples import samples
+from .samples import samples, tenants
 
 # Folders of manifests/ that others make.
 _ELSEWHERE = frozenset({"crds", "operator", "monitoring"})
@@ -18,7 +19,7 @@ _ELSEWHERE = frozenset({"crds", "operator", "monitoring"})
 
 def manifests() -> dict[str, str]:
     """Every file of the folder: path below it → text."""
-    return {**base(), **partitions(), **claims(), **overlays(), **samples()}
+    return {**base(), **partitions(), **claims(), **overlays(), **tenants(), **charts(), **samples()}
 
 
 def write(folder: Path) -> list[str]:

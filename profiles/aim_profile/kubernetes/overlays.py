@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from aim_profile.gpus.catalog import Accelerator, by_name
@@ -13,6 +14,12 @@ from .runtimes import ANY_GPU, CPU_IMAGE, SGLANG_IMAGE, dashed
 from .serving_runtime import environment_variables
 
 _EACH = ".*"
+#: Where a user id without a home writes.
+RESTRICTED_HOME: Mapping[str, Any] = {
+    "env": {"name": "HOME", "value": "/tmp"},
+    "mount": {"name": "tmp", "mountPath": "/tmp"},
+    "volume": {"name": "tmp", "emptyDir": {"sizeLimit": "20Gi"}},
+}
 _ON_GPUS = "^aim-(vllm|sglang)(-[cdqst]px-nps[124](-dra)?)?$"
 _VLLM_ON_GPUS = "^aim-vllm(-[cdqst]px-nps[124](-dra)?)?$"
 
@@ -63,10 +70,9 @@ def _variables(accelerator: Accelerator) -> list[dict[str, Any]]:
 def _openshift(on: str) -> str:
     """For OpenShift's restricted-v2: any user id of the namespace's, whose home is nobody's. What the engines write
     goes into a volume."""
-    volume = {"name": "tmp", "emptyDir": {"sizeLimit": "20Gi"}}
     operations = [
-        added("/spec/containers/0/env/-", {"name": "HOME", "value": "/tmp"}),
-        added("/spec/containers/0/volumeMounts/-", {"name": "tmp", "mountPath": "/tmp"}),
-        added("/spec/volumes/-", volume),
+        added("/spec/containers/0/env/-", RESTRICTED_HOME["env"]),
+        added("/spec/containers/0/volumeMounts/-", RESTRICTED_HOME["mount"]),
+        added("/spec/volumes/-", RESTRICTED_HOME["volume"]),
     ]
     return kustomization([f"../{on}"], (), [patched(_EACH, operations)])

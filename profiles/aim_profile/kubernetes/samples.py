@@ -12,11 +12,12 @@ from aim_profile.serving.profile import FineTuning
 
 from . import guardrail, routing
 from .guardrail import GUARDRAIL_IMAGE, STANDALONE, only_from_the_guardrail
-from .isolation import COMPONENT, SERVICE
+from .isolation import COMPONENT, ENTRY, SERVICE
 from .kserve import Document, Service, inference_service, service_name
 from .kustomize import folder_of
 from .runtimes import CPU_RESOURCES, variant
 from .target import RenderError, Target
+from .tenant import Tenant, tenant
 
 _MODEL, _GPU, _MODE = "Qwen/Qwen3-8B", "MI300X", "CPX/NPS4"
 _CPU_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -91,6 +92,11 @@ def samples() -> dict[str, str]:
     }
 
 
+def tenants() -> dict[str, str]:
+    """A tenant's namespace by Kustomize: what the chart aim-tenant is by its own values."""
+    return folder_of("tenant", {"tenant": [("", each) for each in tenant(Tenant())]})
+
+
 def _one(name: str, documents: Sequence[Document], images: Sequence[str] = ()) -> dict[str, str]:
     return folder_of(f"samples/{name}", {name: documents}, images)
 
@@ -106,6 +112,7 @@ def _cpu_service() -> dict[str, Any]:
         "spec": {
             "predictor": {
                 "automountServiceAccountToken": False,
+                "labels": dict(ENTRY),
                 "terminationGracePeriodSeconds": 60,
                 "model": {
                     "modelFormat": {"name": "safetensors", "version": "1"},
