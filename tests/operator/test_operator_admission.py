@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from aim_guardrail.settings import GuardrailSettings
 from aim_operator.policies.crd import custom_resource_definition
+from aim_runtime.settings import RuntimeSettings
 from crd_schemas import FOLDERS
 from kube_double.cluster import Cluster, KubectlFailed, cluster
 from operator_process import Operator, operator
@@ -221,8 +223,21 @@ def test_what_cannot_be_judged_is_taken_with_a_warning(kubernetes: Cluster) -> N
     apply(kubernetes, service("claimed", storageUri="pvc://claim/model"))
 
 
-def test_reviews_are_counted(running: Operator) -> None:
+def test_reviews_are_counted(kubernetes: Cluster, running: Operator) -> None:
+    apply(kubernetes, service("counted"))
     metrics = running.get("/metrics").text
     assert 'aim_operator_admission_reviews_total{outcome="allowed",webhook="validate"}' in metrics
     assert running.get("/readyz").status_code == 200
     assert running.get("/healthz").text == "ok\n"
+
+
+def test_both_containers_of_a_guarded_pod_take_their_flags(kubernetes: Cluster) -> None:
+    """As the processes read them; and the ports that one leaves are those that the other takes."""
+    predictor = apply(kubernetes, service("flags", {"aim.amd.com/guardrail-policy": "chat"}))["spec"]["predictor"]
+    (container,) = predictor["containers"]
+    guardrail = GuardrailSettings.load(container["args"], {}, prog="test", description="")
+    runtime = RuntimeSettings.load(predictor["model"]["args"], {}, prog="test", description="")
+    assert guardrail.predictor_host == f"localhost:{runtime.http_port}"
+    assert [each["containerPort"] for each in container["ports"]] == [guardrail.http_port, guardrail.grpc_port]
+    assert not {guardrail.http_port, guardrail.grpc_port} & {runtime.http_port, runtime.grpc_port}
+    assert runtime.engine_options("vllm")["engine_args"]
