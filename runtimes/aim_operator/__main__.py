@@ -49,7 +49,7 @@ def operator(
     audit_log: Annotated[
         Path | None, _option("audit-log", "file for lines that say who changed what; default: stdout")
     ] = None,
-    image: Annotated[str, _option("image", "of pods that read a node back: the operator's own")] = _GIVEN.image,
+    image: Annotated[str, _option("image", "of pods that read a node back; default: this pod's own")] = _GIVEN.image,
     gpu_namespace: Annotated[str, _option("gpu-namespace", "where the GPU operator runs")] = _GIVEN.gpu_namespace,
     dcm_config_map: Annotated[
         str, _option("dcm-config-map", "the Device Config Manager's profiles (DeviceConfig: configManager.config)")

@@ -24,7 +24,7 @@ class Settings(NamedTuple):
     identity: this process among its replicas; certificates: a folder with tls.crt, tls.key and ca.crt, None: no
     webhooks are served; webhook_host: under which the API server reaches this very process, for a webhook
     configuration that it writes itself (None: manifests/operator has one); policy_poll_s: how
-    often pods are asked which policies they run; audit_log: None: stdout; image: our own, which reads a node back;
+    often pods are asked which policies they run; audit_log: None: stdout; image: reads a node back, empty: our pod's;
     gpu_namespace, dcm_config_map: of the GPU operator's Device Config Manager; report_port, report_url: where pods
     of fine-tuning jobs tell how far they are, and the name they know it by.
     """
@@ -43,7 +43,7 @@ class Settings(NamedTuple):
     retry_period_s: float = 2
     policy_poll_s: float = 15
     audit_log: Path | None = None
-    image: str = "aim-kserve/operator"
+    image: str = ""
     gpu_namespace: str = "kube-amd-gpu"
     dcm_config_map: str = "default-dcm-config"
     report_port: int = 9444

@@ -36,7 +36,8 @@ _CLUSTER: Sequence[tuple[str, Sequence[str], Sequence[str]]] = (
     ("", ("pods/eviction",), ("create",)),
     ("", ("pods/log",), ("get",)),
     ("resource.k8s.io", ("resourceclaims", "resourceslices"), _READ),
-    # Fine-tuning jobs.
+    # Fine-tuning jobs; and whose the tokens are that their pods show.
+    ("authentication.k8s.io", ("tokenreviews",), ("create",)),
     ("ray.io", ("rayjobs",), _KEEP),
 )
 

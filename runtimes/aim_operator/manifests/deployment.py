@@ -41,6 +41,7 @@ def deployment() -> list[Object]:
                 "selector": dict(_LABELS),
                 "ports": [
                     {"name": "webhooks", "port": 443, "targetPort": "webhooks", "protocol": "TCP"},
+                    {"name": "reports", "port": 9444, "targetPort": "reports", "protocol": "TCP"},
                     {"name": "metrics", "port": 8080, "targetPort": "metrics", "protocol": "TCP"},
                 ],
             },
@@ -84,6 +85,7 @@ def _container() -> Object:
         "env": [{"name": "AIM_OPERATOR_IDENTITY", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
         "ports": [
             {"name": "webhooks", "containerPort": 9443, "protocol": "TCP"},
+            {"name": "reports", "containerPort": 9444, "protocol": "TCP"},
             {"name": "metrics", "containerPort": 8080, "protocol": "TCP"},
         ],
         "startupProbe": _probe("/healthz", period_s=2, failures=60),
@@ -109,7 +111,7 @@ def _probe(path: str, period_s: int, failures: int) -> Object:
 
 def _only_webhooks_and_metrics() -> Object:
     """Out it goes to the API server, which is no pod, and to the guardrails that it asks: that is left open."""
-    ports = [{"port": 9443, "protocol": "TCP"}, {"port": 8080, "protocol": "TCP"}]
+    ports = [{"port": port, "protocol": "TCP"} for port in (9443, 9444, 8080)]
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

@@ -24,7 +24,9 @@ _TROUBLE_S = 5.0
 def register(registry: kopf.OperatorRegistry, operator: Operator) -> None:
     """The daemon, what wakes it, and what is given back when a plan is deleted."""
     settings = operator.settings
-    place = Place(settings.namespace, settings.image, settings.gpu_namespace, settings.dcm_config_map)
+    place = Place(
+        settings.namespace, settings.image, settings.gpu_namespace, settings.dcm_config_map, settings.identity
+    )
     reconciler = Reconciler(operator.cluster, place, Switches(operator.metrics), operator.audit)
     bells = Bells()
 

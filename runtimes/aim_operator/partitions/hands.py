@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aim_operator.cluster import CONFIG_MAPS, EVENTS, NODES, PODS, Cluster
+from aim_profile.kubernetes.serving_runtime import image_of
 from aim_profile.plans import dcm
 
 from .node_walk import Do, View
@@ -21,12 +22,15 @@ _LONGEST_WORD = 300
 
 
 class Place(NamedTuple):
-    """namespace: ours, where readers run; image: theirs; gpu_namespace, config_map: of the Device Config Manager."""
+    """namespace: ours, where readers run; image: theirs, empty: that of `pod`, our own; gpu_namespace, config_map: of
+    the Device Config Manager.
+    """
 
     namespace: str
     image: str
     gpu_namespace: str = "kube-amd-gpu"
     config_map: str = "default-dcm-config"
+    pod: str = ""
 
 
 class ForeignProfile(Exception):
@@ -166,8 +170,14 @@ class Hands:
         return None if pod is None else reader_of(pod)
 
     async def _read(self, status: NodeStatus) -> None:
-        pod = reader_pod(self._reader_name(status), self._place.namespace, self._name, self._place.image)
+        pod = reader_pod(self._reader_name(status), self._place.namespace, self._name, await self._image())
         await self._cluster.create(PODS, pod)
+
+    async def _image(self) -> str:
+        if self._place.image:
+            return self._place.image
+        own = await self._cluster.get(PODS, self._place.pod, self._place.namespace)
+        return str(own["spec"]["containers"][0]["image"]) if own else image_of("aim-operator")
 
     async def _unread(self, status: NodeStatus) -> None:
         await self._cluster.delete(PODS, self._reader_name(status), self._place.namespace)

@@ -10,7 +10,7 @@ from aiohttp import web
 from .kinds import Kind
 
 _STEP = re.compile(
-    r"\.(?P<key>[\w-]+(?:\\\.[\w-]+)*)|\[\?\(@\.(?P<of>\w+)\s*==\s*[\"'](?P<is>[^\"']*)[\"']\)\]|\[(?P<at>\d+|\*)\]|\['(?P<quoted>[^']+)'\]"
+    r"\.(?P<key>[\w-]+(?:\\\.[\w-]+)*)|\[\?\(@\.(?P<of>\w+)\s*==\s*[\"'](?P<is>[^\"']*)[\"']\)\]|\[(?P<at>-?\d+:?|\*)\]|\['(?P<quoted>[^']+)'\]"
 )
 
 
@@ -58,7 +58,7 @@ def cell(item: dict[str, Any], column: dict[str, Any]) -> Any:
 
 
 def values(item: dict[str, Any], path: str) -> list[Any]:
-    """Values at a path of the part of JSONPath that columns use: keys, indexes, `[*]`, `[?(@.key=="value")]`."""
+    """Values at a path of JSONPath as columns use it: keys, indexes, `[*]`, `[-1:]`, `[?(@.key=="value")]`."""
     found: list[Any] = [item]
     for step in _STEP.finditer(path):
         found = [value for each in found for value in _next(each, step) if value is not None]
@@ -71,6 +71,8 @@ def _next(value: Any, step: re.Match[str]) -> list[Any]:
     listed = value if isinstance(value, list) else []
     if step["of"]:
         return [each for each in listed if each.get(step["of"]) == step["is"]]
+    if step["at"].endswith(":"):
+        return listed[int(step["at"][:-1]) :]
     return listed if step["at"] == "*" else listed[int(step["at"]) : int(step["at"]) + 1]
 
 
