@@ -84,6 +84,7 @@ def test_prometheus_takes_its_configuration(tmp_path: Path) -> None:
         pytest.skip("promtool is missing: make system-deps")
     file = tmp_path / "prometheus.yml"
     file.write_text(COMPOSE["configs"]["prometheus"]["content"])
+    shutil.copy(ROOT / COMPOSE["configs"]["rules"]["file"], tmp_path / "aim.rules")
     done = subprocess.run([promtool, "check", "config", file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
