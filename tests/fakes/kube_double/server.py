@@ -98,6 +98,9 @@ class Server:
         return as_table(target.kind, items, request) or {**listed, "items": items}
 
     async def _watch(self, request: web.Request, target: _Target) -> web.StreamResponse:
+        if request.query.get("sendInitialEvents") == "true":
+            # As a server without WatchList says it: clients then list first. Unsaid, kubectl waits for a bookmark.
+            raise Refusal(422, "Invalid", "sendInitialEvents: Forbidden: needs the feature gate WatchList")
         response = web.StreamResponse(headers={"content-type": "application/json"})
         await response.prepare(request)
         closing = asyncio.ensure_future(self._closing.wait())
