@@ -19,6 +19,7 @@ from ports import free_ports
 
 POLICIES = "/apis/aim.amd.com/v1alpha1/namespaces/default/guardrailpolicies"
 MAPS = "/api/v1/namespaces/default/configmaps"
+EVENTS = "/api/v1/namespaces/default/events"
 PODS = "/api/v1/namespaces/default/pods"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 PII = {"prompt": [{"type": "pii", "action": "block"}]}
@@ -81,6 +82,8 @@ def test_an_invalid_change_leaves_the_last_valid_one_in_force(kubernetes: Cluste
     assert "unknown entity 'PHONE'" in found["status"]["conditions"][0]["message"]
     assert "action: block" in kubernetes.read(f"{MAPS}/changed-guardrail-policy")["data"]["policy.yaml"]
     kubernetes.patch(f"{POLICIES}/changed", {"spec": {"prompt": [{"type": "pii", "action": "flag"}]}})
+    (told,) = [each for each in kubernetes.items(EVENTS) if each["reason"] == "Invalid"]
+    assert "unknown entity 'PHONE'" in told["message"]
     mended = kubernetes.wait_for(POLICIES, "changed", lambda it: valid(it) == "True")
     assert mended["status"]["version"] != before["status"]["version"]
 

@@ -141,6 +141,7 @@ def test_what_is_left_out_comes_from_the_profile(kubernetes: Cluster) -> None:
     (term,) = predictor["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
         "nodeSelectorTerms"
     ]
+    assert predictor["labels"] == {"aim.amd.com/entry": "true"}
     assert "74a1" in term["matchExpressions"][0]["values"]
     assert apply(kubernetes, own)["metadata"]["generation"] == 1  # a second admission changes nothing
 
@@ -241,3 +242,11 @@ def test_both_containers_of_a_guarded_pod_take_their_flags(kubernetes: Cluster) 
     assert [each["containerPort"] for each in container["ports"]] == [guardrail.http_port, guardrail.grpc_port]
     assert not {guardrail.http_port, guardrail.grpc_port} & {runtime.http_port, runtime.grpc_port}
     assert runtime.engine_options("vllm")["engine_args"]
+
+
+def test_nobody_is_let_in_while_nobody_looks(kubernetes: Cluster, running: Operator) -> None:
+    """The last of the file: it ends the operator, which leaves its configuration behind when it is killed."""
+    running.kill()
+    with pytest.raises(KubectlFailed, match="failed calling webhook"):
+        apply(kubernetes, service("unseen"))
+    assert not kubernetes.exists(f"{SERVICES}/unseen")

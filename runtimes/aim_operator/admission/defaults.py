@@ -30,13 +30,8 @@ from .service import Object, Service
 #: What was filled in, as JSON.
 NOTED = "status.aim.amd.com/defaults"
 #: Of a rendered service, what a hand-written one gets. Its scale and its name are its own.
-_FILLED = (
-    "affinity",
-    "nodeSelector",
-    "deploymentStrategy",
-    "terminationGracePeriodSeconds",
-    "automountServiceAccountToken",
-)
+_FILLED = ("affinity", "deploymentStrategy", "terminationGracePeriodSeconds", "automountServiceAccountToken")
+_MERGED = ("labels", "nodeSelector")
 _FILLED_OF_MODEL = ("args", "env", "resources")
 
 
@@ -110,6 +105,9 @@ def _completed(body: Object, rendered: Mapping[str, Any]) -> Object:
     for key in _FILLED:
         if key in from_profile:
             predictor.setdefault(key, from_profile[key])
+    for key in _MERGED:
+        if key in from_profile:
+            predictor[key] = _with(predictor.get(key), from_profile[key])
     for key in _FILLED_OF_MODEL:
         if key in from_profile["model"]:
             predictor["model"][key] = _with(predictor["model"].get(key), from_profile["model"][key])

@@ -9,13 +9,14 @@ import asyncio
 import datetime
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import kopf
 from prometheus_client import Gauge
 
 from aim_guardrail.policy import PolicyError
 from aim_operator.cluster import CONFIG_MAPS, GUARDRAIL_POLICIES, PODS, TROUBLE, Object
+from aim_operator.events import tell
 from aim_operator.operator import Operator
 
 from .crd import GROUP, KIND, PLURAL, VERSION
@@ -47,21 +48,26 @@ class _Controller:
             # Its ConfigMap goes with it (ownerReferences); so do its figures.
             for state in _ORDER:
                 self._pods.labels(namespace, name, state).set(0)
-            return
-        try:
-            await self.reconcile(str(name), str(namespace))
-        except TROUBLE as error:
-            logger.warning("policy %s/%s is looked at again later: %s", namespace, name, error)
+        else:
+            await self._looked_at(str(name), str(namespace))
 
     async def watch(self, every_s: float) -> None:
         """Looks at every policy now and then: pods change, ConfigMaps are edited, and a write may have failed."""
         while True:
             await asyncio.sleep(every_s)
             try:
-                for found in await self._cluster.list(GUARDRAIL_POLICIES):
-                    await self.reconcile(_name(found), found["metadata"]["namespace"])
+                listed = await self._cluster.list(GUARDRAIL_POLICIES)
             except TROUBLE as error:
                 logger.warning("policies were not looked at: %s", error)
+                continue
+            for found in listed:
+                await self._looked_at(_name(found), found["metadata"]["namespace"])
+
+    async def _looked_at(self, name: str, namespace: str) -> None:
+        try:
+            await self.reconcile(name, namespace)
+        except TROUBLE as error:
+            logger.warning("policy %s/%s is looked at again later: %s", namespace, name, error)
 
     async def reconcile(self, name: str, namespace: str) -> None:
         """ConfigMap and status as the spec says. Idempotent: nothing is written that is so already."""
@@ -73,6 +79,7 @@ class _Controller:
             version = policy_of(found).version_hash
             if await self._kept(found):
                 self._audit("apply_policy", KIND, _named(found), outcome="ok", version=version)
+                await self._tell(found, "Normal", "Applied", f"version {version} is in {config_map_of(_name(found))}")
             status |= {"version": version, "configMap": config_map_of(_name(found))}
             condition = _condition(found, "True", "Valid", "")
         except (PolicyError, Foreign) as error:
@@ -80,12 +87,17 @@ class _Controller:
             condition = _condition(found, "False", reason, str(error))
             if condition not in status.get("conditions", ()):
                 self._audit("apply_policy", KIND, _named(found), outcome="refused", reason=str(error))
+                await self._tell(found, "Warning", reason, str(error))
         status |= {"conditions": [condition], "observedGeneration": found["metadata"]["generation"]}
         status |= await self._who_runs_it(found, status.get("version", ""))
         if status != found.get("status"):
             await self._cluster.patch(
                 GUARDRAIL_POLICIES, _name(found), {"status": status}, found["metadata"]["namespace"], status=True
             )
+
+    async def _tell(self, found: Object, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        about = found | {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND}
+        await tell(self._cluster, about, kind, reason, message, once=str(found["metadata"]["generation"]))
 
     async def _kept(self, found: Object) -> bool:
         """Whether the ConfigMap had to be written. Raises Foreign."""
