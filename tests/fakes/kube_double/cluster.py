@@ -38,6 +38,7 @@ import httpx
 import yaml
 from aiohttp import web
 
+from .real import real_server
 from .server import Server
 
 Object = dict[str, Any]
@@ -154,7 +155,20 @@ class Cluster:
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
-    """The double, in a thread of its own. folder: for the kubeconfig and kubectl's cache."""
+    """A real server where KUBEBUILDER_ASSETS names one, else the double. folder: for files of its own."""
+    if assets := os.environ.get("KUBEBUILDER_ASSETS"):
+        with real_server(Path(assets), folder) as (url, kubeconfig):
+            found = Cluster(url, kubeconfig)
+            yield found
+            found.close()
+    else:
+        with _double(folder) as found:
+            yield found
+
+
+@contextmanager
+def _double(folder: Path) -> Iterator[Cluster]:
+    """In a thread of its own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
