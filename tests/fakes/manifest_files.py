@@ -15,7 +15,7 @@ import yaml
 ROOT = Path(__file__).parent.parent.parent
 MANIFESTS = ROOT / "manifests"
 #: Folders that are made elsewhere, and counted there.
-ELSEWHERE = {"crds", "operator", "monitoring"}
+ELSEWHERE = {"crds", "operator", "monitoring", "training"}
 #: What Helm reads: templates are no objects.
 _CHARTS = "charts"
 _ALL = sorted(MANIFESTS.rglob("*.yaml"))

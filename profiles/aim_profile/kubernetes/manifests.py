@@ -14,7 +14,7 @@ from .runtimes import base, claims, partitions
 from .samples import samples, tenants
 
 # Folders of manifests/ that others make.
-_ELSEWHERE = frozenset({"crds", "operator", "monitoring"})
+_ELSEWHERE = frozenset({"crds", "operator", "monitoring", "training"})
 
 
 def manifests() -> dict[str, str]:
