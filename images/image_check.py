@@ -142,13 +142,13 @@ def torch_base(store: Store) -> None:
     store("bud", *options, "--tag", TORCH_BASE, str(context), stderr=subprocess.DEVNULL)
 
 
-def wheels(extras: Sequence[str]) -> None:
-    """What the images are installed from, as the lock pins it: fetched, and compiled, where it is not there yet."""
+def wheels(name: str) -> None:
+    """What an image is installed from, as the lock pins it: fetched, and compiled, where it is not there yet."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     optional = project["project"]["optional-dependencies"]
-    wanted = sorted({each for extra in extras for each in optional[extra]})
+    wanted = sorted({each for extra in EXTRAS[name].split(",") for each in optional[extra]})
     wanted += [*project["project"]["dependencies"], *project["build-system"]["requires"], SBOM_TOOL, _FOR_ITS_PYTHON]
-    stamp = WHEELS / "made-of"
+    stamp = WHEELS / f"{name}.made-of"
     made_of = hashlib.sha256("\n".join([*wanted, LOCK.read_text(encoding="utf-8")]).encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == made_of:
         return
@@ -219,15 +219,13 @@ for name in ("/etc/pip.conf", "/run/secrets/ca.pem", "/wheels", "/src", "/root/.
 def started(container: Container, port: int, path: str, *arguments: str, **options: Any) -> Iterator[float]:
     """Its entry point, running; gives the seconds until `path` answered 200. Ends it by SIGTERM."""
     begun = time.monotonic()
-    process = subprocess.Popen(
-        container.entry(*arguments, **options),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    log = WORK / f"{container.name}.log"
+    with log.open("w") as file:
+        argv = container.entry(*arguments, **options)
+        process = subprocess.Popen(argv, stdout=file, stderr=file, start_new_session=True)
     try:
         while ask(port, "GET", path)[0] != 200:
-            check(process.poll() is None, f"{container.name}: ended with exit {process.returncode}")
+            check(process.poll() is None, f"{container.name}: ended with exit {process.returncode}: {log}")
             check(time.monotonic() - begun < READY_S, f"{container.name}: not ready after {READY_S} s")
             time.sleep(0.1)
         yield time.monotonic() - begun
@@ -358,7 +356,8 @@ def run(names: Sequence[str]) -> int:
     print("==> hadolint, trivy; the base, and the wheels", flush=True)
     lint()
     base(store)
-    wheels(sorted({extra for name in names for extra in EXTRAS[name].split(",")}))
+    for name in names:
+        wheels(name)
     if "aim-trainer" in names:
         torch_base(store)
     pip_conf = WORK / "pip.conf"
