@@ -195,13 +195,17 @@ def inspect(name: str, container: Container) -> int:
     sbom = json.loads(container.says("cat", "/opt/aim/sbom.cdx.json"))
     check(sbom["bomFormat"] == "CycloneDX", f"{name}: no CycloneDX document")
     pins = dict(line.split("==") for line in LOCK.read_text(encoding="utf-8").splitlines() if "==" in line)
+    brought = {normalized(each) for each in container.says("/usr/bin/python3", "-c", _DISTRIBUTIONS).split()}
     for component in sbom["components"]:
-        pinned = pins.get(normalized(component["name"]))
+        at = normalized(component["name"])
+        pinned = None if at in brought else pins.get(at)
         is_pinned = pinned is None or component["version"].partition("+")[0] == pinned
         check(is_pinned, f"{name}: {component['name']} {component['version']} is not the lock's {pinned}")
     return len(sbom["components"])
 
 
+# What the base has, and keeps.
+_DISTRIBUTIONS = "from importlib.metadata import distributions as found; print(*(each.name for each in found()))"
 # Files of the build's mounts: certificates, pip's configuration, wheels.
 _LEFT_BEHIND = """
 from pathlib import Path
