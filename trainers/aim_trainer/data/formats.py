@@ -151,11 +151,11 @@ def guessed(first: Record, known: dict[str, Format]) -> str:
 
 def as_conversation(example: Example) -> Conversation:
     """A prompt and its completion as two turns."""
+    if isinstance(example, Conversation):
+        return example
     if isinstance(example, Completion):
         return Conversation(_turn(example.prompt, example.completion))
-    if isinstance(example, Labelled):
-        raise RowProblem("", "is a text and a label; that is of template classification")
-    return example
+    raise RowProblem("", "is a text and a label; that is of template classification")
 
 
 def _turn(asked: str, answered: str) -> list[Message]:

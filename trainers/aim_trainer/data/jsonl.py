@@ -13,6 +13,8 @@ from .lines import MAX_ROW_BYTES, FileProblem, lines, unzipped
 from .problems import RowProblem, shortened
 
 Record = dict[str, Any]
+# Looked for as numbers, which costs a tenth of what looking for a text of one byte does.
+_BACKSLASH, _COLON, _UNDERSCORE = b"\\:_"
 
 
 def json_lines(file: BinaryIO) -> Iterator[tuple[int, Record | RowProblem]]:
@@ -43,11 +45,11 @@ def one(line: bytes) -> Record:
         raise RowProblem("", f"an object is expected, not {shortened(record)}")
     # Every key brings a colon, and colons in texts are in both: the line has more of them than the object written anew
     # only if a key was there twice. \u003a is a colon in disguise: then the slow parser tells. It also keeps numbers of
-    # more than 64 bits as they are, which calls of tools may have. One byte is found much faster than several.
+    # more than 64 bits as they are, which calls of tools may have. A byte is looked for first that most rows have not.
     written = _written(record, "")
-    disguised = b"\\" in line and b"\\u003" in line
-    called = b"_" in written and b'"tool_calls"' in written
-    if disguised or called or line.count(b":") != written.count(b":"):
+    disguised = _BACKSLASH in line and b"\\u003" in line
+    called = _UNDERSCORE in written and b'"tool_calls"' in written
+    if disguised or called or line.count(_COLON) != written.count(_COLON):
         return dict(json.loads(line, object_pairs_hook=_unique))
     return record
 
