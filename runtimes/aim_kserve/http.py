@@ -7,8 +7,8 @@ machinery (KServe's V1/V2 routes stay on FastAPI).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -222,19 +222,21 @@ class ShutDown(Unavailable):
         )
 
 
-@contextmanager
-def or_shutdown() -> Iterator[None]:
+class or_shutdown:
     """``with``: the server's ending of a request becomes an error like any other, so that its client is told.
 
     Raises:
         ShutDown: the server ended the request.
     """
-    try:
-        yield
-    except asyncio.CancelledError as error:
-        if not _goes_on(error):
-            raise
-        raise ShutDown from None
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        """Nothing is to be done."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if _goes_on(error):
+            raise ShutDown from None
 
 
 def is_shutdown(error: BaseException | None) -> bool:

@@ -32,7 +32,7 @@ class Credentials:
         """``headers`` (names in lower case) as the predictor gets them."""
         if self._mode == "forward":
             return list(headers)
-        return [*(item for item in headers if item[0] not in _OF_CLIENTS), *self.own()]
+        return [item for item in headers if item[0] not in _OF_CLIENTS] + self.own()
 
     def own(self) -> list[tuple[bytes, bytes]]:
         """The header of what the transformer asks itself; none where it has no key. Never of a client's request that is
@@ -57,6 +57,10 @@ class Hidden:
 
     def all(self, data: bytes) -> bytes:
         return data.replace(self._key, self._stars) if self._key else data
+
+    def headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """The same of each value."""
+        return [(name, self.all(value)) for name, value in headers] if self._key else headers
 
     def more(self, data: bytes) -> bytes:
         if not self._key:

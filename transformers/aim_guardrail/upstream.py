@@ -150,7 +150,7 @@ class Answer:
         self._hidden = hidden
         self.heard: Callable[[bytes], None] | None = None
         self.status = connection.status
-        self.headers = [(name, hidden.all(value)) for name, value in brought_back(connection.headers)]
+        self.headers = hidden.headers(brought_back(connection.headers))
         length = header(connection.headers, b"content-length")
         self.length = int(length) if length else None
 
@@ -219,7 +219,7 @@ def sent_on(headers: Headers, own: dict[str, str]) -> list[tuple[bytes, bytes]]:
     """A client's request headers as the predictor gets them; ``own`` (names in lower case) replace the client's."""
     ours = {name.encode(): value.encode("latin-1") for name, value in own.items()}
     dropped = _named_by_connection(headers).union(ours)
-    return [*(item for item in headers if item[0] not in NOT_SENT_ON and item[0] not in dropped), *ours.items()]
+    return [item for item in headers if item[0] not in NOT_SENT_ON and item[0] not in dropped] + [*ours.items()]
 
 
 def brought_back(headers: Headers) -> list[tuple[bytes, bytes]]:

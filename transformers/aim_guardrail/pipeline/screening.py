@@ -134,7 +134,8 @@ class Screening:
     @property
     def action(self) -> str:
         """The strictest action of prompt and answer."""
-        return max(self.actions.values(), key=_ORDER.__getitem__)
+        prompt, answer = self.actions["prompt"], self.actions["answer"]
+        return prompt if _ORDER[prompt] > _ORDER[answer] else answer
 
     def headers(self) -> dict[str, str]:
         """What the client is told: ``x-guardrail-verdict`` and its kind."""
@@ -199,7 +200,9 @@ class Screening:
                 await inline(texts)
             texts = await self._judged(direction, slots, texts, inline_rulings)
             changed = await by_size(size, apply, body, slots, texts, direction == "answer")
-        return (direction == "answer" and await by_size(size, self.session.vault.restore_in, body)) or changed
+        if direction == "answer" and self.session.vault:
+            changed = await by_size(size, self.session.vault.restore_in, body) or changed
+        return changed
 
     async def screen_behind(self, direction: Direction, body: Json, place: Place = FREE, size: int = 0) -> bool:
         """The stages behind the inline one of :meth:`screen`, for what that has let pass."""

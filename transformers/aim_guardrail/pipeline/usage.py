@@ -45,4 +45,8 @@ def _read(usage: dict[str, Any]) -> Usage:
 
 
 def _count(usage: dict[str, Any], *names: str) -> int | None:
-    return next((usage[name] for name in names if type(usage.get(name)) is int and 0 <= usage[name] < _MOST), None)
+    for name in names:
+        count = usage.get(name)
+        if type(count) is int and 0 <= count < _MOST:
+            return count
+    return None

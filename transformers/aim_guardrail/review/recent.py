@@ -55,7 +55,8 @@ class Recent:
             if len(self._requests) > self._most:
                 self._requests.popitem(last=False)
         known.policy = course.policy.label
-        known.families.update(finding.family for verdict in course.verdicts for finding in verdict.findings)
+        for verdict in course.verdicts:
+            known.families.update(finding.family for finding in verdict.findings)
 
 
 class Remembering:

@@ -106,11 +106,12 @@ class _Collector:
         if kind is Kind.TEXT:
             self.slots.items.append(Slot(value, tuple(self._path), "", role))
             return
-        if (seen := picture(kind, self._path, value)) is not None:
-            self.slots.pictures.append(Slot(value, tuple(self._path), "", role, seen))
         if kind is Kind.JSON:
             self._json(value, role)
-        elif not place.is_no_text(value):
+            return
+        if place.pictured and (seen := picture(kind, self._path, value)) is not None:
+            self.slots.pictures.append(Slot(value, tuple(self._path), "", role, seen))
+        if not place.is_no_text(value):
             self.slots.items.append(Slot(value, tuple(self._path), key if place.is_free else "", role))
 
     def _names(self, node: Json, role: str) -> None:

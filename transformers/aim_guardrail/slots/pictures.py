@@ -9,7 +9,6 @@ from typing import Literal
 
 from aim_guardrail.slots.places import Kind
 
-_NO_PICTURES = (Kind.WORD, Kind.ID, Kind.JSON, Kind.SHADOW, Kind.TEXT)  # by identity: an Enum's hash is computed anew
 _BEGINNING = re.compile(r"\s*+(?:data:[^,]{0,200}+,)?+\s*+([A-Za-z0-9+/_-]{24})", re.IGNORECASE)
 _DATA = re.compile(r"\s*+data:", re.IGNORECASE)
 _IMAGE_URI = re.compile(r"\s*+data:image/", re.IGNORECASE)
@@ -32,11 +31,9 @@ _BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heif", b"mif1", b"msf1")
 
 
 def picture(kind: Kind, path: Sequence[str | int], value: str) -> Literal["picture", "link"] | None:
-    """What a string has to do with pictures: it is one, a data URI or Base64 that begins as pictures do, wherever text
-    has no place of its own; or it says where one is, where the protocol has a picture's address.
+    """What a string has to do with pictures, where such a kind of place may have them: it is one, a data URI or Base64
+    that begins as pictures do; or it says where one is, where the protocol has a picture's address.
     """
-    if kind in _NO_PICTURES:
-        return None
     if _IMAGE_URI.match(value):
         return "picture"
     beginning = _BEGINNING.match(value)

@@ -61,18 +61,22 @@ _FORMS: dict[Kind, Callable[[str], object]] = {
 }
 
 
+_WITHOUT_PICTURES = frozenset([Kind.WORD, Kind.ID, Kind.JSON, Kind.SHADOW, Kind.TEXT])
+
+
 class Place:
     """One place. `children`: those of its keys that are known, `others`: all others; `parts`: a list in it holds parts
-    of one text.
+    of one text; `pictured`: its strings may be pictures.
     """
 
-    __slots__ = ("_form", "children", "is_free", "kind", "others", "parts")
+    __slots__ = ("_form", "children", "is_free", "kind", "others", "parts", "pictured")
 
     def __init__(
         self, kind: Kind = Kind.TEXT, /, *, parts: bool = False, others: Place | None = None, **children: Place
     ) -> None:
         self.kind = kind
         self.is_free = kind is Kind.FREE
+        self.pictured = kind not in _WITHOUT_PICTURES
         self._form = _FORMS.get(kind)
         self.parts = parts
         self.children = children

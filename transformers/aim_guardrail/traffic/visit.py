@@ -80,6 +80,8 @@ class Visit:
             TrafficRefused: it may not pass.
             Unavailable: what decides cannot be asked, and the policy fails closed.
         """
+        if not self._rules:
+            return
         for rule in self._rules:
             self._judge_hours(rule)
             self._judge_country(rule)
