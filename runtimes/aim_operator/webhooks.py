@@ -13,7 +13,7 @@ from typing import Any
 import kopf
 from prometheus_client import Counter
 
-from aim_kserve.settings import SettingsError
+from aim_kserve.settings import ANNOTATION_PREFIX, SettingsError
 from aim_profile.errors import AimProfileError
 
 from .admission import annotated, defaults, fit, guardrail
@@ -36,6 +36,9 @@ from .policies import webhook as policies
 
 logger = logging.getLogger("aim.operator.webhooks")
 
+#: What the webhooks note; other notes under status.aim.amd.com/ are none of their business.
+_OWN = (defaults.NOTED, guardrail.INJECTED)
+
 _KIND = (INFERENCE_SERVICES.api_version.partition("/")[0], "v1beta1", INFERENCE_SERVICES.plural)
 
 
@@ -51,9 +54,7 @@ class _Webhooks:
 
     async def validate(self, *, body: kopf.Body, userinfo: kopf.UserInfo, warnings: list[str], **more: Any) -> None:
         """Raises kopf.AdmissionError."""
-        if more["operation"] == "DELETE":
-            return
-        service = await self._read("validate", body)
+        service = await self._read("validate", body, more)
         if service is None:
             return
         try:
@@ -66,7 +67,7 @@ class _Webhooks:
 
     async def mutate(self, *, body: kopf.Body, userinfo: kopf.UserInfo, patch: kopf.Patch, **more: Any) -> None:
         """Raises kopf.AdmissionError."""
-        service = await self._read("mutate", body)
+        service = await self._read("mutate", body, more)
         if service is None:
             return
         try:
@@ -95,8 +96,10 @@ class _Webhooks:
         found = await self._cluster.list(GUARDRAIL_POLICIES, namespace)
         return {each["metadata"]["name"]: each["spec"] for each in found}
 
-    async def _read(self, webhook: str, body: Mapping[str, Any]) -> Service | None:
-        """None: it is nothing of ours. Raises kopf.AdmissionError."""
+    async def _read(self, webhook: str, body: Mapping[str, Any], review: Mapping[str, Any]) -> Service | None:
+        """None: it is nothing of ours, or has been looked at. Raises kopf.AdmissionError."""
+        if review["operation"] == "DELETE" or _is_settled(body, review["old"]):
+            return None
         try:
             service = Service(_plain(body), await runtime_of(self._cluster, body))
         except TROUBLE as error:
@@ -119,6 +122,19 @@ class _Webhooks:
         self._reviews.labels(webhook, "failed").inc()
         logger.warning("%s: the cluster could not be asked: %s", webhook, error)
         return kopf.AdmissionError(f"aim-operator could not ask the cluster ({error}); try again", code=503)
+
+
+def _is_settled(body: Mapping[str, Any], old: Mapping[str, Any] | None) -> bool:
+    """Whether it goes, or says nothing new to us: a node that is away keeps nobody from a finalizer or a label."""
+    if "deletionTimestamp" in body["metadata"]:
+        return True
+    return old is not None and _said(body) == _said(old)
+
+
+def _said(body: Mapping[str, Any]) -> tuple[Any, Any]:
+    annotations = body["metadata"].get("annotations") or {}
+    ours = {key: value for key, value in annotations.items() if key.startswith(ANNOTATION_PREFIX) or key in _OWN}
+    return _plain(body.get("spec")), ours
 
 
 async def runtime_of(cluster: Cluster, body: Mapping[str, Any]) -> Object | None:

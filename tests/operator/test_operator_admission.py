@@ -224,6 +224,32 @@ def test_what_cannot_be_judged_is_taken_with_a_warning(kubernetes: Cluster) -> N
     apply(kubernetes, service("claimed", storageUri="pvc://claim/model"))
 
 
+def test_a_node_that_is_away_keeps_nobody_from_labels_and_finalizers(kubernetes: Cluster) -> None:
+    apply(kubernetes, service("settled"))
+    node = "/api/v1/nodes/n1/status"
+    kubernetes.patch(node, {"status": {"allocatable": {"amd.com/cpx_nps4": "0"}}})
+    try:
+        kubernetes.patch(
+            f"{SERVICES}/settled",
+            {
+                "metadata": {
+                    "finalizers": ["test.example/hold"],
+                    "labels": {"a": "b"},
+                    "annotations": {"status.aim.amd.com/partition": "n1"},
+                }
+            },
+        )
+        with pytest.raises(KubectlFailed, match="no node has it"):
+            kubernetes.kubectl(
+                "annotate", "inferenceservice", "settled", "aim.amd.com/metric=throughput", "--overwrite"
+            )
+        kubernetes.delete(f"{SERVICES}/settled")
+        kubernetes.patch(f"{SERVICES}/settled", {"metadata": {"finalizers": None}})
+        kubernetes.wait_gone(SERVICES, "settled")
+    finally:
+        kubernetes.patch(node, {"status": {"allocatable": {"amd.com/cpx_nps4": "64"}}})
+
+
 def test_reviews_are_counted(kubernetes: Cluster, running: Operator) -> None:
     apply(kubernetes, service("counted"))
     metrics = running.get("/metrics").text

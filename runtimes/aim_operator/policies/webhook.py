@@ -21,6 +21,8 @@ def register(registry: kopf.OperatorRegistry, operator: Operator) -> None:
     """One handler for all operations."""
 
     async def validate(*, body: kopf.Body, userinfo: kopf.UserInfo, **more: Any) -> None:
+        if "deletionTimestamp" in body["metadata"] and more["operation"] != "DELETE":
+            return  # its finalizers are taken away
         name, namespace = str(body["metadata"]["name"]), str(body["metadata"]["namespace"])
         try:
             problem = await _problem(operator, body, name, namespace, is_deleted=more["operation"] == "DELETE")
