@@ -104,7 +104,7 @@ class GpuNodes:
                     raise
 
     @contextmanager
-    def alive(self, every_s: float = 0.05) -> Iterator[None]:
+    def alive(self, every_s: float = 0.2) -> Iterator[None]:
         """They look all the time, on a thread of their own."""
         stop = threading.Event()
 

@@ -32,3 +32,13 @@ def plan_object(name: str = "fleet", **nodes: str) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {"plan": {"cards": cards, "placements": [], "totals": totals}},
     }
+
+
+def placement(replica: int = 0, partition: int = 0, **more: Any) -> dict[str, Any]:
+    """A replica of `chat` on n0's card 0 in CPX/NPS4."""
+    return {
+        **{"workload": "chat", "replica": replica, "context": 4096, "concurrency": 1, "model": "Qwen/Qwen3-8B"},
+        **{"node": "n0", "cards": [0], "partitions": [partition], "mode": "CPX/NPS4", "tp": 1},
+        **{"need_gib": 1, "budget_gib": 2, "headroom_gib": 1},
+        **more,
+    }

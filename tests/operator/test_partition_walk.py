@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from aim_operator.partitions.metrics import Switches
 from aim_operator.partitions.reconcile import Reconciler
 from gpu_nodes import NAMESPACE, GpuNodes
 from kube_memory import Memory, MemoryCluster
-from partition_plans import plan_object
+from partition_plans import placement, plan_object
 
 PLANS = "/apis/aim.amd.com/v1alpha1/partitionplans"
 CPX = {"amd.com/cpx_nps4": "8"}
@@ -212,6 +213,16 @@ def test_a_mode_that_the_card_cannot_have_is_refused_before_anything_is_done(wor
     assert free(world.nodes.object("n0"))
 
 
+def test_services_that_share_a_device_are_refused(world: World) -> None:
+    body = plan_object(n0="CPX/NPS4")
+    body["spec"]["plan"]["placements"] = [placement(at, memory_limit_gib=1) for at in range(2)]
+    world.nodes.add("n0")
+    world.kubernetes.create(PLANS, body)
+    world.step()
+    assert world.status()["phase"] == "Refused"
+    assert "the device plugin gives a device to one pod" in world.status()["message"]
+
+
 def test_the_plugin_misses_a_partition(world: World) -> None:
     """The label says success and the files agree: what counts is what pods can ask for."""
     node = world.nodes.add("n0")
@@ -403,3 +414,83 @@ def test_conflicts_are_looked_at_anew(world: World) -> None:
     world.kubernetes.conflicts = 10
     world.until(world.done)
     assert node.switches == ["cpx-nps4-x1"]
+
+
+KSERVE = "/apis/serving.kserve.io/v1beta1/namespaces/team/inferenceservices"
+PODS = "/api/v1/namespaces/team/pods"
+TEAM = ("node", "card", "partition")
+
+
+def served(world: World, *nodes: str, resource: str = "amd.com/cpx_nps4", **spec: Any) -> None:
+    """An InferenceService `chat`, and its pods."""
+    world.kubernetes.create(KSERVE, {"metadata": {"name": "chat"}})
+    for at, node in enumerate(nodes):
+        labels = {"serving.kserve.io/inferenceservice": "chat"}
+        container = {"name": "m", "resources": {"limits": {resource: "1"}}}
+        pod = {"nodeName": node, "containers": [container], **spec}
+        metadata = {"name": f"chat-{at}", "labels": labels}
+        world.kubernetes.create(PODS, {"metadata": metadata, "spec": pod, "status": {"phase": "Running"}})
+
+
+def placed(world: World, *placements: dict[str, Any]) -> None:
+    """A node as planned already, and where the replicas are planned."""
+    world.nodes.add("n0", mode="CPX/NPS4")
+    body = plan_object(n0="CPX/NPS4")
+    body["spec"]["plan"]["placements"] = list(placements)
+    world.kubernetes.create(PLANS, body)
+
+
+def test_where_each_service_is_stands_in_the_plan_and_on_the_service(world: World) -> None:
+    placed(world, placement(0, 3), placement(1, 4))
+    served(world, "n0", "n0")
+    world.until(lambda: world.status().get("places") == "chat=n0/0/3 chat=n0/0/4")
+    assert [each["source"] for each in world.status()["services"]] == ["plan", "plan"]
+    assert world.status()["drift"] == "none"
+    assert "annotations" not in world.kubernetes.read(f"{KSERVE}/chat")["metadata"], "KServe would restart its pods"
+    assert "serviceAnnotationDisallowedList" in world.status()["message"]
+    keys = [f"status.aim.amd.com/{name}" for name in TEAM]
+    config = {"inferenceService": json.dumps({"serviceAnnotationDisallowedList": keys})}
+    path = "/api/v1/namespaces/kserve/configmaps"
+    world.kubernetes.create(path, {"metadata": {"name": "inferenceservice-config"}, "data": config})
+    world.step()
+    notes = world.kubernetes.read(f"{KSERVE}/chat")["metadata"]["annotations"]
+    assert [notes[key] for key in keys] == ["n0,n0", "0,0", "3,4"]
+
+
+def test_a_service_that_is_elsewhere_is_drift(world: World) -> None:
+    placed(world, placement(0, 3), placement(1, 4), placement(2, 5))
+    served(world, "n7", "n0")
+    world.until(lambda: len(world.status().get("services", [])) == 3)
+    first, second, third = world.status()["services"]
+    assert "drift" not in first
+    assert second["drift"] == "is on n7, planned is n0"
+    assert third["drift"] == "no pod of it runs"
+    assert "chat: is on n7, planned is n0" in world.status()["drift"]
+
+
+def test_a_pod_of_another_mode_is_drift(world: World) -> None:
+    placed(world, placement(0, 3))
+    served(world, "n0", resource="amd.com/spx_nps1")
+    world.until(lambda: bool(world.status().get("services")))
+    assert world.status()["services"][0]["drift"] == "asks for amd.com/spx_nps1, planned is amd.com/cpx_nps4"
+
+
+def test_a_claim_says_which_device_it_is(world: World) -> None:
+    placed(world, placement(0, 3))
+    served(world, "n0", resourceClaims=[{"name": "gpu", "resourceClaimName": "chat-gpu"}])
+    results = [{"driver": "gpu.amd.com", "pool": "n0", "device": "gpu-2-130"}]
+    claim = {"metadata": {"name": "chat-gpu"}, "status": {"allocation": {"devices": {"results": results}}}}
+    world.kubernetes.create("/apis/resource.k8s.io/v1/namespaces/team/resourceclaims", claim)
+    devices = [
+        {
+            "name": f"gpu-{at}-{128 + at}",
+            "attributes": {"parentPciAddr": {"string": "0000:05:00.0"}, "renderIndex": {"int": 128 + at}},
+        }
+        for at in range(8)
+    ]
+    spec = {"driver": "gpu.amd.com", "nodeName": "n0", "devices": devices}
+    world.kubernetes.create("/apis/resource.k8s.io/v1/resourceslices", {"metadata": {"name": "s"}, "spec": spec})
+    world.until(lambda: bool(world.status().get("services")))
+    (place,) = world.status()["services"]
+    assert (place["card"], place["partition"], place["source"]) == ("0", "2", "claim")
+    assert place["drift"] == "is on card 0 partition 2, planned is card 0 partition 3"

@@ -152,6 +152,9 @@ def render(
     cluster_queue: Annotated[
         str | None, typer.Option(help="With a plan: Kueue's ClusterQueue of that name, for what services leave.")
     ] = None,
+    partition_plan: Annotated[
+        str | None, typer.Option(help="With a plan: aim-operator's PartitionPlan of that name, for the ConfigMap.")
+    ] = None,
     compose: Annotated[
         bool, typer.Option("--compose", help="With a plan: a Compose project for one node, without Kubernetes.")
     ] = False,
@@ -173,6 +176,7 @@ def render(
 
     # What each of the two forms has no use for is refused with the other.
     of_a_cluster = {"namespace": namespace, "runtime": runtime, "cluster-queue": cluster_queue}
+    of_a_cluster["partition-plan"] = partition_plan
     of_a_profile = {"name": name, "replicas": replicas, "gpu": gpu, "partition": partition}
     of_a_node = {"root": root, "node": node, "node-name": node_name}
     if compose:
@@ -199,6 +203,7 @@ def render(
                 allocation=allocation,
                 auto_partition=auto_partition,
                 cluster_queue=cluster_queue,
+                partition_plan=partition_plan,
             ),
             workloads=workloads,
             storage_uris=plans.storage_uris(storage_uri or ()),

@@ -16,7 +16,7 @@ from aim_profile.gpus.catalog import Deployment
 from aim_profile.kubernetes.compose import COMMENT, project_of
 from aim_profile.kubernetes.kserve import Document, Service, render_services, service_name
 from aim_profile.kubernetes.kueue import cluster_queue_of
-from aim_profile.kubernetes.plan_objects import config_map_of, services_of
+from aim_profile.kubernetes.plan_objects import config_map_of, partition_plan_of, services_of
 from aim_profile.kubernetes.target import Target
 from aim_profile.nodes.read import read_node
 from aim_profile.plans.fleet import Fleet, fleet_of, load_fleet
@@ -208,7 +208,7 @@ def render(
         refuse_beside("a plan", {"name": name, "replicas": replicas, "gpu": gpu, "partition": partition})
         documents = _render_plan(plan_of(file), target, workloads, storage_uris)
     else:
-        refuse_beside("a profile", {"workloads": workloads, "cluster-queue": target.cluster_queue})
+        refuse_beside("a profile", {"workloads": workloads, **_of_a_plan(target)})
         if file is not None:
             refuse_beside(source, {"gpu": gpu, "partition": partition})
         profile = profile_of(file) if file is not None else find_profile(source, Wanted(), partition, gpu, deployment)
@@ -217,6 +217,10 @@ def render(
         documents = render_services([Service(named, profile, replicas or 1, storage_uri=uri)], target)
     write_out(dump_all(documents), out)
     return FITS
+
+
+def _of_a_plan(target: Target) -> Mapping[str, object]:
+    return {"cluster-queue": target.cluster_queue, "partition-plan": target.partition_plan}
 
 
 def render_compose(
@@ -249,7 +253,10 @@ def _render_plan(made: Plan, target: Target, workloads: Path | None, storage_uri
     for line in found.skipped:
         print_note(f"not rendered: {line}")
     # Where the driver partitions, nothing else may.
-    modes = [] if target.auto_partition else config_map_of(made, target)
+    if target.partition_plan:
+        modes = partition_plan_of(made, target.partition_plan, target)
+    else:
+        modes = [] if target.auto_partition else config_map_of(made, target)
     queue = cluster_queue_of(made, target.cluster_queue, target) if target.cluster_queue else []
     return [*modes, *queue, *render_services(found.services, target)]
 

@@ -50,7 +50,7 @@ def services_of(
 
     Raises RenderError where replicas share a device, or a model has no address.
     """
-    _refuse_shared(plan)
+    refuse_shared(plan)
     described = {workload.name: workload for workload in workloads.workloads} if workloads else {}
     groups: dict[_Group, list[Placement]] = {}
     cards = {(card.node, card.card): card for card in plan.cards}
@@ -124,6 +124,17 @@ def config_map_of(plan: Plan, target: Target) -> list[Document]:
     return [(_dcm_comment(nodes), body)]
 
 
+def partition_plan_of(plan: Plan, name: str, target: Target) -> list[Document]:
+    """The plan as the object by which aim-operator switches nodes."""
+    body = {
+        "apiVersion": "aim.amd.com/v1alpha1",
+        "kind": "PartitionPlan",
+        "metadata": {"name": name},
+        "spec": {"strategy": target.strategy, "plan": plan.model_dump(mode="json", exclude_defaults=True)},
+    }
+    return [("Nodes are switched by aim-operator, one at a time.", body)]
+
+
 def _dcm_comment(nodes: Mapping[str, list[str]]) -> str:
     lines = [
         "Partition modes, for the GPU operator's Device Config Manager. A drained and tainted node takes its own by:"
@@ -133,7 +144,8 @@ def _dcm_comment(nodes: Mapping[str, list[str]]) -> str:
     return "\n".join(lines)
 
 
-def _refuse_shared(plan: Plan) -> None:
+def refuse_shared(plan: Plan) -> None:
+    """Raises RenderError where a service shares a device: the device plugin gives a device to one pod."""
     holders: dict[tuple[str, int, int], list[Placement]] = {}
     for placement in plan.placements:
         for card, partition in placement.devices if placement.mode != CPU_MODE else ():

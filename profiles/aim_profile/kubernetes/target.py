@@ -28,7 +28,8 @@ class Target(NamedTuple):
     strategy: the device plugin's resource naming strategy; image: of the runtime, None: our own by version;
     operator_namespace: where the GPU operator and its Device Config Manager run; runtime: a ClusterServingRuntime
     that is there already (`manifests/`), None: one for each gfx target is rendered; auto_partition: claims that have
-    AMD's DRA driver put cards into their mode; cluster_queue: Kueue's, rendered from a plan.
+    AMD's DRA driver put cards into their mode; cluster_queue: Kueue's, rendered from a plan; partition_plan: what
+    aim-operator switches nodes by, in the place of commands for a person.
     """
 
     namespace: str | None = None
@@ -39,6 +40,7 @@ class Target(NamedTuple):
     allocation: Allocation = "plugin"
     auto_partition: bool = False
     cluster_queue: str | None = None
+    partition_plan: str | None = None
 
 
 def target_of(
@@ -51,6 +53,7 @@ def target_of(
     allocation: Allocation = "plugin",
     auto_partition: bool = False,
     cluster_queue: str | None = None,
+    partition_plan: str | None = None,
 ) -> Target:
     """A Target whose names Kubernetes takes. Raises RenderError."""
     _check_allocation(allocation, strategy, auto_partition)
@@ -66,7 +69,7 @@ def target_of(
         raise RenderError(
             f"image: {image!r} is no image", field="image", value=image, remedy="write [REGISTRY/]NAME[:TAG][@DIGEST]"
         )
-    for field, name in (("runtime", runtime), ("cluster-queue", cluster_queue)):
+    for field, name in (("runtime", runtime), ("cluster-queue", cluster_queue), ("partition-plan", partition_plan)):
         if name is not None:
             _check_object(field, name)
     if runtime is not None and image is not None:
@@ -76,7 +79,17 @@ def target_of(
             value=image,
             remedy="leave out --image, or --runtime to have one rendered",
         )
-    return Target(namespace, strategy, image, operator_namespace, runtime, allocation, auto_partition, cluster_queue)
+    return Target(
+        namespace,
+        strategy,
+        image,
+        operator_namespace,
+        runtime,
+        allocation,
+        auto_partition,
+        cluster_queue,
+        partition_plan,
+    )
 
 
 def _check_allocation(allocation: Allocation, strategy: Strategy, auto_partition: bool) -> None:
@@ -98,7 +111,8 @@ def _check_allocation(allocation: Allocation, strategy: Strategy, auto_partition
 
 def _check_object(field: str, name: str) -> None:
     if not _OBJECT.fullmatch(name):
-        kind = {"runtime": "ClusterServingRuntime", "cluster-queue": "ClusterQueue"}[field]
+        kinds = {"runtime": "ClusterServingRuntime", "cluster-queue": "ClusterQueue", "partition-plan": "PartitionPlan"}
+        kind = kinds[field]
         raise RenderError(
             f"{field}: {name!r} is no name of a {kind}",
             field=field,

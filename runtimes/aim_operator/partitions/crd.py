@@ -15,9 +15,8 @@ KIND, PLURAL = "PartitionPlan", "partitionplans"
 _RULES: Rules = {
     "Placement": [
         (
-            "self.mode == 'CPU' || !has(self.memory_limit_gib) || self.memory_limit_gib == null",
-            "replicas that share a device cannot be served: the device plugin gives a device to one pod; "
-            "leave memory_limit out of the workloads and plan again",
+            "self.tp == (size(self.cards) > 1 ? size(self.cards) : size(self.partitions))",
+            "tp devices: partitions of one card, or several whole cards",
         )
     ],
 }

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from aim_profile.errors import AimProfileError
 from aim_profile.gpus.catalog import TIERS, Tier, by_name
+from aim_profile.kubernetes.plan_objects import refuse_shared
 from aim_profile.plans import dcm
 from aim_profile.plans.plan import CardPlan, Plan, PlanError, cards_by_node
 
@@ -46,8 +47,10 @@ class Target(NamedTuple):
 def targets(plan: Plan, strategy: dcm.Strategy) -> tuple[Target, ...]:
     """The nodes whose cards can be partitioned, those on which nothing runs first.
 
-    Raises PlanError for a mode that the card, its deployment, the Device Config Manager or the device plugin refuses.
+    Raises PlanError for a mode that the card, its deployment, the Device Config Manager or the device plugin refuses,
+    RenderError where a service shares a device.
     """
+    refuse_shared(plan)
     busy = {placement.node for placement in plan.placements if placement.running}
     grouped = cards_by_node(card for card in plan.cards if _partitionable(card))
     ordered = sorted(grouped, key=lambda node: (node in busy, node))
