@@ -44,6 +44,7 @@ def test_a_cluster_gets_as_many_objects_as_this() -> None:
         "ClusterServingRuntime": 53,
         "ConfigMap": 2,
         "Deployment": 1,
+        "DeviceConfig": 2,
         "ExternalSecret": 1,
         "HTTPRoute": 3,
         "InferencePool": 1,

@@ -14,6 +14,7 @@ from aim_guardrail.policy.policy import parse_policy
 from aim_guardrail.settings import GuardrailSettings
 from aim_profile.gpus.catalog import by_name
 from aim_profile.kubernetes.overlays import affinity_of
+from aim_profile.plans.dcm import PARTITION_LABEL
 from aim_runtime.settings import RuntimeSettings
 from certificates import certificate
 from manifest_files import MANIFESTS, ROOT, Object, built, name_of, objects
@@ -146,6 +147,19 @@ def test_an_adapter_lies_where_the_runtime_looks_for_it(name: str) -> None:
         assert mounts["/mnt/models"] == "hf://Qwen/Qwen3-8B"
         arguments = json.loads(settings.engine_args) if isinstance(settings.engine_args, str) else settings.engine_args
         assert "max-loras" in json.dumps(arguments)
+
+
+def test_the_gpu_operator_gives_what_services_select_by() -> None:
+    configs = [each["spec"] for way in ("plugin", "dra") for each in objects(f"gpu-operator/{way}")]
+    counted, claimed = configs
+    assert counted["devicePlugin"]["devicePluginArguments"] == {"resource_naming_strategy": "mixed"}
+    term = affinity_of(by_name("MI300X"))["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    label = term["nodeSelectorTerms"][0]["matchExpressions"][0]["key"]
+    for wanted in (label, PARTITION_LABEL):
+        assert wanted.removeprefix("amd.com/gpu.") in counted["devicePlugin"]["nodeLabellerArguments"]
+    # Only one of them may hand devices out.
+    assert (counted.get("draDriver"), claimed["devicePlugin"]["enableDevicePlugin"]) == (None, False)
+    assert claimed["draDriver"]["enable"] is True
 
 
 # --- overlays -----------------------------------------------------------------------------------------------------

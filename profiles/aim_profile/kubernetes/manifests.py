@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .charts import charts
 from .generated import Generated
+from .gpu_operator import device_configs
 from .overlays import overlays
 from .runtimes import base, claims, partitions
 from .samples import samples, tenants
@@ -19,7 +20,16 @@ _ELSEWHERE = frozenset({"crds", "operator", "monitoring", "training"})
 
 def manifests() -> dict[str, str]:
     """Every file of the folder: path below it → text."""
-    return {**base(), **partitions(), **claims(), **overlays(), **tenants(), **charts(), **samples()}
+    return {
+        **base(),
+        **partitions(),
+        **claims(),
+        **device_configs(),
+        **overlays(),
+        **tenants(),
+        **charts(),
+        **samples(),
+    }
 
 
 def write(folder: Path) -> list[str]:

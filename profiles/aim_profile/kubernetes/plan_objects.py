@@ -23,7 +23,7 @@ from .replicas import card_of, is_service, mode_of, profile_of, wanted_of
 from .target import RenderError, Target
 
 # The name that a DeviceConfig's spec.configManager.config.name points at by default.
-_DCM_CONFIG_MAP = "default-dcm-config"
+DCM_CONFIG_MAP = "default-dcm-config"
 
 
 class Rendered(NamedTuple):
@@ -118,7 +118,7 @@ def config_map_of(plan: Plan, target: Target) -> list[Document]:
     body = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": _DCM_CONFIG_MAP, "namespace": target.operator_namespace},
+        "metadata": {"name": DCM_CONFIG_MAP, "namespace": target.operator_namespace},
         "data": {"config.json": dcm.config_json(nodes.values())},
     }
     return [(_dcm_comment(nodes), body)]
