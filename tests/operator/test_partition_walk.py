@@ -262,6 +262,20 @@ def test_another_hand_in_the_middle_is_named(world: World, phase: str, body: dic
     assert "ForeignEdit" in world.events()
 
 
+def test_a_node_that_another_plan_took_first_is_left_alone(world: World) -> None:
+    world.nodes.add("n0")
+    world.plan(n0="CPX/NPS4")
+    world.until(world.in_phase("n0", "Draining"))
+    held = {"metadata": {"annotations": {"partition.aim.amd.com/plan": "other"}}, "spec": {"unschedulable": True}}
+    world.kubernetes.patch("/api/v1/nodes/n0", held)
+    world.once()
+    assert world.node_status("n0")["reason"] == "ForeignEdit"
+    kept = world.nodes.object("n0")
+    assert kept["metadata"]["annotations"]["partition.aim.amd.com/plan"] == "other"
+    assert not kept["spec"].get("taints")
+    assert kept["spec"]["unschedulable"]
+
+
 def test_a_plan_edited_in_the_middle_waits_for_the_node_under_way(world: World) -> None:
     node = world.nodes.add("n0")
     world.plan(n0="CPX/NPS4")

@@ -202,6 +202,8 @@ _STEPS: dict[str, _Step] = {
 
 def _foreign_edit(was: NodeStatus, target: Target, node: SeenNode, plan: str) -> str:
     """What somebody else has changed under our hands; empty where nothing is."""
+    if was.phase == "Draining" and node.held_by not in (None, plan):
+        return f"plan {node.held_by} has taken {node.name} in hand"
     if was.phase not in _HELD:
         return ""
     if node.held_by != plan:
