@@ -146,4 +146,4 @@ def test_members_read_no_secrets_and_widen_nothing() -> None:
 
 def test_the_tenants_policy_is_one() -> None:
     (config,) = of_kind("ConfigMap", "tenant")
-    assert parse_policy(config["data"]["policy.yaml"], "policy.yaml").name == "tenant"
+    assert parse_policy(config["data"]["policy.yaml"], "policy.yaml").name == "ours"

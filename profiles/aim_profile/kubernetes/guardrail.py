@@ -11,6 +11,19 @@ from .serving_runtime import NAME_LABEL, PODINFO_MOUNT, PODINFO_VOLUME, PORTS, R
 GUARDRAIL_IMAGE = "aim-guardrail"
 STANDALONE = "aim-guardrail"
 POLICY_MAP = "guardrail-policy"
+#: One to begin with.
+POLICY = """\
+version: 2
+name: ours
+budget_ms: 1000
+prompt:
+- {type: secrets, action: block}
+- {type: pii, action: redact}
+- {type: injection, action: block}
+answer:
+- {type: secrets, action: redact}
+- {type: pii, action: redact}
+"""
 _POLICIES = "/etc/aim/policy"
 _CERTIFICATE = "/etc/aim/tls"
 # Where the runtime listens when the guardrail has the pod's ports.

@@ -22,19 +22,6 @@ from .tenant import Tenant, tenant
 _MODEL, _GPU, _MODE = "Qwen/Qwen3-8B", "MI300X", "CPX/NPS4"
 _CPU_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _FOUR = ("Qwen/Qwen2.5-3B-Instruct", "meta-llama/Llama-3.1-8B-Instruct", "google/gemma-3-4b-it", "Qwen/Qwen3-4B")
-_POLICY = """\
-version: 2
-name: ours
-budget_ms: 1000
-prompt:
-- {type: secrets, action: block}
-- {type: pii, action: redact}
-- {type: injection, action: block}
-answer:
-- {type: secrets, action: redact}
-- {type: pii, action: redact}
-"""
-
 _ONE_CPU = "One model without a GPU: needs overlays/dev-cpu."
 _ONE = (
     f"One model on one {_MODE} partition of an {_GPU}: needs overlays/mi300x-cpx.\n"
@@ -159,7 +146,7 @@ def _standalone() -> list[Document]:
         "ConfigMap": "Yours to change (`aim-guardrail policy validate` says what is wrong); it is read while it runs.",
         "Deployment": f"The guardrail alone, asked by others: https://{STANDALONE}/filter.",
     }
-    made = [*guardrail.standalone(_POLICY), *routing.certificate(STANDALONE)]
+    made = [*guardrail.standalone(guardrail.POLICY), *routing.certificate(STANDALONE)]
     return [(says.get(each["kind"], ""), each) for each in made]
 
 

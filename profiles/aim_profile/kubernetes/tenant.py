@@ -9,25 +9,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .guardrail import POLICY_MAP
+from .guardrail import POLICY, POLICY_MAP
 from .isolation import isolation
 
 _NAME = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 QUEUE = "jobs"
 KEYS = "aim-keys"
 _MAY = "aim-tenant"
-_POLICY = """\
-version: 2
-name: tenant
-budget_ms: 1000
-prompt:
-- {type: secrets, action: block}
-- {type: pii, action: redact}
-- {type: injection, action: block}
-answer:
-- {type: secrets, action: redact}
-- {type: pii, action: redact}
-"""
 _PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
 
 
@@ -67,7 +55,7 @@ class Tenant(BaseModel):
         default=[{"ipBlock": {"cidr": "0.0.0.0/0", "except": list(_PRIVATE)}}],
         description="Where models and data come from over TCP 443, as a NetworkPolicy's peers.",
     )
-    policy: str = Field(default=_POLICY, description="The guardrail policy, YAML, in the ConfigMap guardrail-policy.")
+    policy: str = Field(default=POLICY, description="The guardrail policy, YAML, in the ConfigMap guardrail-policy.")
     apiKeys: str = Field(
         default="",
         description="Key file of `aim-runtime keys` (hashes only) in the Secret aim-keys; empty: there is none.",
