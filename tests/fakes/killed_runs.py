@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,12 +17,12 @@ from aim_trainer.metrics.json_lines import read_records
 from aim_trainer.metrics.records import Note, Step
 from aim_trainer.run_directory import RunDirectory
 from aim_trainer.worker import Rows
-from forked import forked
+from forked import forked, together
 
 
 @dataclass
 class Run:
-    """A job in its directory. ray: under Ray."""
+    """A job in its directory. ray: under Ray; else several workers are processes that speak gloo."""
 
     job: FineTuningJob
     rows: Path
@@ -46,9 +47,15 @@ class Run:
 
     def to_the_end(self) -> dict[int, tuple[str, str]]:
         """Trains, or goes on; `losses` then."""
-        with self.begun() as process:
-            process.join()
-            assert process.exitcode == 0
+        workers = 1 if self.ray else self.job.spec.distributed.workers
+        if workers == 1:
+            with self.begun() as process:
+                process.join()
+                assert process.exitcode == 0
+            return self.losses()
+        self.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as meeting:
+            assert together(_work, [(self, rank, workers, f"file://{meeting}/here") for rank in range(workers)])
         return self.losses()
 
     def losses(self) -> dict[int, tuple[str, str]]:
@@ -76,6 +83,18 @@ def _train(run: Run) -> None:
     with stopping(run.directory.stop):
         outcome = runner.train(run.job, run.directory, Rows(run.rows, None, "digest"), ray=run.ray)
     os._exit(128 + signal.SIGTERM if outcome.stopped else 0)
+
+
+def _work(run: Run, rank: int, workers: int, meeting: str) -> None:
+    import torch.distributed as dist
+
+    from aim_trainer.recipe.workers import Workers
+    from aim_trainer.worker import work
+
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
+    place = Workers(rank, workers, rank)
+    assert not work(run.job, run.directory, Rows(run.rows, None, "digest"), place, lambda: False).stopped
+    os._exit(0)
 
 
 def wait_until(condition: Callable[[], object], process: BaseProcess, patience_s: float = 400) -> None:

@@ -17,7 +17,7 @@ from aim_trainer.job.job import FineTuningJob
 from aim_trainer.recipe.model import save
 from aim_trainer.recipe.weights import trained_weights
 from aim_trainer.recipe.workers import Workers
-from forked import forked
+from forked import together
 from tiny_runs import run_tiny
 
 
@@ -26,19 +26,8 @@ def run_together(runs: dict[str, dict[str, Any]], directory: Path, world_size: i
     ([rank, step] of a worker that is asked to stop), `result` (where it is saved), `store`.
     """
     outs = [directory / f"out-{rank}.json" for rank in range(world_size)]
-    started = [
-        forked(_work, rank, world_size, f"file://{directory / 'rendezvous'}", runs, outs[rank])
-        for rank in range(world_size)
-    ]
-    try:
-        for process in started:
-            process.start()
-        for process in started:
-            process.join(300)
-        assert [process.exitcode for process in started] == [0] * world_size
-    finally:
-        for process in started:
-            process.kill()
+    meeting = f"file://{directory / 'rendezvous'}"
+    assert together(_work, [(rank, world_size, meeting, runs, outs[rank]) for rank in range(world_size)])
     told = [json.loads(out.read_bytes()) for out in outs]
     return {name: [each[name] for each in told] for name in runs}
 
