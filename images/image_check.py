@@ -204,6 +204,11 @@ def inspect(name: str, container: Container) -> int:
     return len(sbom["components"])
 
 
+_IMPORT_ALL = """
+import importlib, pkgutil, aim_operator
+found = [m.name for m in pkgutil.walk_packages(aim_operator.__path__, "aim_operator.") if "__main__" not in m.name]
+print(len([importlib.import_module(name) for name in found]))
+"""
 # What the base has, and keeps.
 _DISTRIBUTIONS = "from importlib.metadata import distributions as found; print(*(each.name for each in found()))"
 # Files of the build's mounts: certificates, pip's configuration, wheels.
@@ -305,10 +310,11 @@ def call_trainer(container: Container) -> str:
 
 
 def call_operator(container: Container) -> str:
-    """It starts and says what it takes."""
+    """It starts and says what it takes, and nothing that it imports later is missing."""
     done = subprocess.run(container.entry("--help"), text=True, capture_output=True, check=False)
     check(done.returncode == 0, f"aim-operator --help: exit {done.returncode}: {done.stderr[-400:]}")
-    return "--help answers"
+    modules = container.says("python", "-c", _IMPORT_ALL)
+    return f"--help answers, {modules} modules import"
 
 
 def call(store: Store, names: Sequence[str]) -> dict[str, str]:
