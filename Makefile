@@ -174,7 +174,7 @@ soak: $(BIN)/.dev $(MODEL) ## what the tests do shortly, long: engines and fetch
 	SOAK_FLEETS=$(SOAK_FLEETS) $(BIN)/python -m pytest -q -s tests/profile/test_plan_exact.py $(PYTEST_ARGS)
 	$(BIN)/python bench/qos_soak.py --rounds $(SOAK_ROUNDS)
 	@if [ -e $(TRAINER_BIN)/.installed ]; then SOAK_TRAINER_KILLS=$(SOAK_TRAINER_KILLS) $(TRAINER_BIN)/python -m pytest -q -s \
-	  tests/trainer/test_trainer_kills.py tests/trainer/test_trainer_ray.py -k "random_moments or whoever or s3" $(TRAINER_PYTEST_ARGS); \
+	  tests/trainer/test_trainer_{kills,crashes,ray}.py -k "random_moments or any_change or whoever or s3" $(TRAINER_PYTEST_ARGS); \
 	 else echo "training runs were not killed: make trainer sets up their environment (2.5 GB)"; fi
 
 train-injection: $(TRAINING_BIN)/.installed $(TRAINING_DATA)/.fetched ## make the embedded injection models anew: fast (2 CPU minutes, the same bytes) and strong (10)

@@ -9,7 +9,7 @@ from typing import Any
 
 _processes = multiprocessing.get_context("forkserver")
 # One for the session, whoever asks first: what it has imported cannot be added to later.
-_processes.set_forkserver_preload(["aim_trainer.runner", "aim_trainer.stopping", "tiny_runs"])
+_processes.set_forkserver_preload(["aim_trainer.run", "tiny_runs"])
 
 
 def forked(function: Callable[..., None], *arguments: Any) -> BaseProcess:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from aim_trainer.job.job import FineTuningJob
+from aim_trainer.job.read import as_yaml
 from aim_trainer.metrics.json_lines import read_records
 from aim_trainer.metrics.records import Note, Step
 from aim_trainer.run_directory import RunDirectory
@@ -95,6 +98,59 @@ def _work(run: Run, rank: int, workers: int, meeting: str) -> None:
     place = Workers(rank, workers, rank)
     assert not work(run.job, run.directory, Rows(run.rows, None, "digest"), place, lambda: False).stopped
     os._exit(0)
+
+
+def driven(job: FineTuningJob, root: Path, die_at: int | None = None) -> int | None:
+    """`aim-trainer run`, data to publication, in a process that kills itself at the `die_at`-th change it makes to
+    names below `root`: a file that is opened to be written, a name that is made, changed or removed. Its exit code;
+    what it says is in `said`.
+    """
+    process = forked(_drive, job, root, die_at)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def said(root: Path) -> str:
+    """By the last of `driven`."""
+    return root.with_suffix(".said").read_text()
+
+
+def changes(root: Path) -> int:
+    """How many `driven` made to its end."""
+    return int(root.with_suffix(".changes").read_text())
+
+
+def _drive(job: FineTuningJob, root: Path, die_at: int | None) -> None:
+    made = 0
+
+    def heard(event: str, given: tuple[Any, ...]) -> None:
+        nonlocal made
+        if (event in _NAMES_CHANGE or (event == "open" and _writes(*given))) and _below(root, given[:2]):
+            made += 1
+            if made == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(heard)
+    from aim_trainer.cli.app import app
+
+    root.with_suffix(".yaml").write_text(as_yaml(job))
+    with root.with_suffix(".said").open("w") as sys.stderr:
+        try:
+            app(["run", str(root.with_suffix(".yaml")), "--directory", str(root), "--no-ray"])
+        finally:
+            root.with_suffix(".changes").write_text(str(made))
+
+
+_NAMES_CHANGE = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
+
+
+def _writes(_path: object, mode: str | None, flags: int) -> bool:
+    return bool(set(mode or "") & set("wax+")) or bool(flags & (os.O_WRONLY | os.O_RDWR))
+
+
+def _below(root: Path, names: tuple[object, ...]) -> bool:
+    return any(str(name).startswith(f"{root}/") for name in names)
 
 
 def wait_until(condition: Callable[[], object], process: BaseProcess, patience_s: float = 400) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from aim_trainer.errors import StoreError
 from aim_trainer.job.job import FineTuningJob
-from aim_trainer.job.read import read_job
+from aim_trainer.job.read import as_yaml, read_job
 from aim_trainer.recipe.workers import Workers
 from aim_trainer.run_directory import RunDirectory
 from aim_trainer.search.results import Found
@@ -72,6 +73,18 @@ def test_of_four_trials_one_is_stopped_early_and_failures_stop_no_other(done: tu
     with (root / "results.csv").open() as opened:
         assert [row["trial"] for row in csv.DictReader(opened)] == [trial.name for trial in found.trials]
     assert (root / "search.svg").is_file()
+
+
+def test_a_directory_of_another_search_is_refused(tiny: Callable[[str], Path], rows: Path, tmp_path: Path) -> None:
+    job, other = (searching(tiny("llama"), rows, numTrials=number) for number in (3, 4))
+    kept = RunDirectory(tmp_path)
+    kept.job.write_text(as_yaml(other))
+    with pytest.raises(StoreError, match=r"holds a search, or a run, of another job; name another directory$"):
+        search(job, kept)
+    assert read_job(kept.job) == other
+    (tmp_path / "results.json").touch()
+    with pytest.raises(StoreError, match=r"holds a search that is done; name another directory$"):
+        search(other, kept)
 
 
 @pytest.mark.ray

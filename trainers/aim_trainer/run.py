@@ -98,11 +98,7 @@ def _begin(job: FineTuningJob, run: RunDirectory) -> None:
 
 def _rows(job: FineTuningJob, run: RunDirectory) -> Rows:
     """Tokenised once, by this process: workers map it."""
-    if not run.tokenizer.is_dir():
-        partial = run.tokenizer.with_name("tokenizer.part")  # a killed run leaves no half of one
-        shutil.rmtree(partial, ignore_errors=True)
-        read_tokenizer(job.spec.base_model).save_pretrained(partial)
-        partial.rename(run.tokenizer)
+    keep_tokenizer(job, run)
     for left in run.data.glob("*/*.part"):  # by a driver that was killed; we are alone at this run
         shutil.rmtree(left, ignore_errors=True)
     prepared = prepare(job, run.tokenizer, run.data)
@@ -118,6 +114,16 @@ def _read(job: FineTuningJob, prepared: Prepared) -> Note:
     tokens = Tokens(prepared.train)
     row = marked(stretches(tokens[0], read_tokenizer(job.spec.base_model)))
     return Note("read", f"{message}\n{row[:_SAMPLE_CHARACTERS].strip()}", {"rows": told.rows, "tokens": told.tokens})
+
+
+def keep_tokenizer(job: FineTuningJob, run: RunDirectory) -> None:
+    """The base model's, where it is not there yet. Raises JobError."""
+    if run.tokenizer.is_dir():
+        return
+    partial = run.tokenizer.with_name("tokenizer.part")  # a killed run leaves no half of one
+    shutil.rmtree(partial, ignore_errors=True)
+    read_tokenizer(job.spec.base_model).save_pretrained(partial)
+    partial.rename(run.tokenizer)
 
 
 def _judge(job: FineTuningJob, run: RunDirectory, rows: Path | None) -> Judgement:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 
 from aim_trainer.errors import JobError, StoreError
+from aim_trainer.files import write_whole
 from aim_trainer.job.job import FineTuningJob
-from aim_trainer.job.read import as_yaml
-from aim_trainer.recipe.base import read_tokenizer
+from aim_trainer.job.read import as_yaml, read_job
+from aim_trainer.places.directory import local_errors
+from aim_trainer.run import keep_tokenizer
 from aim_trainer.run_directory import RunDirectory
-from aim_trainer.runner import connect
+from aim_trainer.runner import check, connect
+from aim_trainer.stopping import alone
 
 from .asked import search_of
 from .results import Found, found_of, write_results
@@ -17,28 +20,40 @@ from .trial import Given, prepared, trial_job
 
 
 def search(job: FineTuningJob, directory: RunDirectory) -> Found:
-    """Tries what the job asks, each trial a run in `directory`/trials, and writes the results there.
+    """Tries what the job asks, each trial a run in `directory`/trials, and writes the results there. A search that was
+    killed goes on: trials that ended stay, those at work from their newest checkpoint.
 
     Raises TrainerError before anything is started: no search, data that is not to be trained on; afterwards only for
     what would stop every trial.
     """
     search_of(job)
     _check_batch(job)
-    root = directory.root
-    if (root / "results.json").exists() or (root / "trials").exists():
-        raise StoreError(
-            f"{root}: holds a search already", field="directory", value=str(root), remedy="name another directory"
-        )
-    root.mkdir(parents=True, exist_ok=True)
-    directory.job.write_text(as_yaml(job), encoding="utf-8")
-    read_tokenizer(job.spec.base_model).save_pretrained(directory.tokenizer)
-    prepared(trial_job(job, {}), root)
-    connect(trial_job(job, {}))
-    from .tuner import tried
+    one = trial_job(job, {})
+    check(one, ray=True)
+    root = directory.root.absolute()
+    with local_errors(root), alone(directory):
+        _begin(job, directory)
+        keep_tokenizer(job, directory)
+        prepared(one, root)
+        connect(one)
+        from .tuner import tried
 
-    found = found_of(job, tried(Given(job, root.absolute(), os.getcwd())))
-    write_results(job, root, found)
-    return found
+        found = found_of(job, tried(Given(job, root, os.getcwd())))
+        write_results(job, root, found)
+        return found
+
+
+def _begin(job: FineTuningJob, directory: RunDirectory) -> None:
+    """Keeps the job, for who goes on. Raises StoreError: a search that is done, or of another job."""
+    root = directory.root
+    if (root / "results.json").exists():
+        why = "holds a search that is done"
+    elif directory.job.is_file() and read_job(directory.job) != job:
+        why = "holds a search, or a run, of another job"
+    else:
+        write_whole(directory.job, as_yaml(job).encode())
+        return
+    raise StoreError(f"{root}: {why}", field="directory", value=str(root), remedy="name another directory")
 
 
 def _check_batch(job: FineTuningJob) -> None:

@@ -34,9 +34,20 @@ def tried(given: Given) -> list[Trial]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # we write our own, and Tune misses its
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-    costly = _TooCostly(asked)
-    tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_trainable, given=given), wanted),
+    trainable = tune.with_resources(tune.with_parameters(_trainable, given=given), wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Tune about itself
+        results = _tuner(given, asked, trainable).fit()
+    return [_told(result, asked, given.root) for result in results]
+
+
+def _tuner(given: Given, asked: Search, trainable: Any) -> tune.Tuner:
+    """A new one, or what a killed search left of it: Tune keeps trials, sampler and scheduler every few seconds."""
+    kept = given.root / "ray" / "tune"
+    if any(kept.glob("experiment_state-*.json")) and tune.Tuner.can_restore(str(kept)):
+        return tune.Tuner.restore(str(kept), trainable)
+    return tune.Tuner(
+        trainable,
         tune_config=tune.TuneConfig(
             search_alg=_WithinBudget(given, asked),
             scheduler=_scheduler(asked),
@@ -47,17 +58,13 @@ def tried(given: Given) -> list[Trial]:
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str((given.root / "ray").absolute()),
-            stop=costly,
+            name=kept.name,
+            storage_path=str(kept.parent.absolute()),
+            stop=_TooCostly(asked),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Tune about itself
-        results = tuner.fit()
-    return [_told(result, asked, given.root) for result in results]
 
 
 def _trainable(config: dict[str, Any], given: Given) -> None:
