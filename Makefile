@@ -239,7 +239,7 @@ $(BIN)/.serving: pyproject.toml $(LOCK) $(BIN)/.llama
 
 $(BIN)/.dev: $(BIN)/.serving
 	@echo "==> installing what tests, checks and benchmarks need into .venv"
-	$(BIN)/python $(INSTALL) -e '.[runtime,embedded,guardrail,tracing,cache,measure,exact,ner,dev]'
+	$(BIN)/python $(INSTALL) -e '.[runtime,embedded,guardrail,tracing,cache,measure,exact,ner,exporter,operator,dev]'
 	@touch $@
 
 # torch's CPU wheel is not on PyPI: where your index lacks it, export PIP_EXTRA_INDEX_URL (see CONTRIBUTING.md).
