@@ -147,12 +147,13 @@ class Chat:
 
     def _refuse_turn_tokens(self, read: Conversation) -> None:
         """Raises RowProblem where a text has such a token: the model would see other turns than the row has."""
-        for position, message in enumerate(read.messages):
-            field = f"messages[{position}]"
-            text = message["content"] if len(message) == 2 else json.dumps(message, ensure_ascii=False)
-            self._refuse_in(f"{field}.content" if self._has(message["content"]) else field, text)
+        texts = [each["content"] if len(each) == 2 else _as_json(each) for each in read.messages]
+        if self._has("\0".join(texts)):
+            for position, (message, text) in enumerate(zip(read.messages, texts, strict=True)):
+                field = f"messages[{position}]"
+                self._refuse_in(f"{field}.content" if self._has(message["content"]) else field, text)
         if read.tools:
-            self._refuse_in("tools", json.dumps(read.tools, ensure_ascii=False))
+            self._refuse_in("tools", _as_json(read.tools))
 
     def _refuse_in(self, field: str, text: str) -> None:
         if token := self._has(text):
@@ -162,7 +163,10 @@ class Chat:
             )
 
     def _has(self, text: str) -> str | None:
-        return next((token for token in self._turn_tokens if token in text), None)
+        for token in self._turn_tokens:
+            if token in text:
+                return token
+        return None
 
     def _whole_answer(self, text: str, span: tuple[int, int]) -> tuple[int, int]:
         begin, end = span
@@ -176,7 +180,7 @@ class Chat:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            with _in_time():
+            with _InTime():
                 texts, spans = render_jinja_template(
                     [messages],
                     tools,
@@ -198,25 +202,33 @@ class Chat:
         return texts[0], [cast(tuple[int, int], span) for span in spans[0]] if marked else []
 
 
-@contextmanager
-def _in_time() -> Iterator[None]:
-    """Raises _Endless after so much CPU time. In a main thread alone, where signals are: others render by templates
-    that one has rendered by.
+class _InTime:
+    """``with``: raises _Endless after so much CPU time. In a main thread alone, where signals are: others render by
+    templates that one has rendered by. The signal stays ours from the first on: to take it and give it back for each
+    row costs a tenth of rendering.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGVTALRM, _too_long)
-    signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_CPU_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+
+    _ours = False
+
+    def __enter__(self) -> None:
+        self._watched = threading.current_thread() is threading.main_thread()
+        if self._watched:
+            if not _InTime._ours:
+                signal.signal(signal.SIGVTALRM, _too_long)
+                _InTime._ours = True
+            signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_CPU_S)
+
+    def __exit__(self, *_: object) -> None:
+        if self._watched:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 def _too_long(_number: int, _frame: FrameType | None) -> None:
     raise _Endless
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 @contextmanager
@@ -294,7 +306,7 @@ def _training_template(tokenizer: Any, given: str | None) -> tuple[str, str]:
             remedy="name a Jinja file as dataset.chatTemplate, or take an instruction-tuned base model",
         )
     try:
-        with _in_time():
+        with _InTime():
             made = get_training_chat_template(tokenizer)
     except _FAILURES:  # TRL renders by it; that it breaks is told when we do
         made = None
