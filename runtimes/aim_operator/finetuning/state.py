@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
+from aim_operator.condition import condition
+
 State = Literal["Created", "Running", "Suspended", "Failed", "Complete"]
 _STATES: tuple[State, ...] = ("Created", "Running", "Suspended", "Failed", "Complete")
 #: KubeRay 1.7, JobDeploymentStatus.
@@ -55,23 +57,13 @@ _SAID: Mapping[State, str] = {
 def conditions(now: Now, before: Sequence[Mapping[str, Any]], generation: int, at: datetime) -> list[dict[str, Any]]:
     """Those that ever held, the one that does last; the time of one that is as before stays."""
     known = {each["type"]: each for each in before}
-    others = [kind for kind in _STATES if kind in known and kind != now.state]
-    return [_condition(kind, None, known.get(kind), generation, at) for kind in others] + [
-        _condition(now.state, now, known.get(now.state), generation, at)
+    held = [
+        {
+            **condition(kind, "False", was.get("reason") or kind, was.get("message") or "", before, at),
+            "observedGeneration": was.get("observedGeneration", generation),
+        }
+        for kind in _STATES
+        if kind != now.state and (was := known.get(kind)) is not None
     ]
-
-
-def _condition(
-    kind: str, now: Now | None, before: Mapping[str, Any] | None, generation: int, at: datetime
-) -> dict[str, Any]:
-    status = "True" if now else "False"
-    since = before["lastTransitionTime"] if before is not None and before.get("status") == status else None
-    was = before or {}
-    return {
-        "type": kind,
-        "status": status,
-        "reason": now.reason if now else was.get("reason") or kind,
-        "message": now.message[:1024] if now else was.get("message") or "",
-        "lastTransitionTime": since or at.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "observedGeneration": generation if now else was.get("observedGeneration", generation),
-    }
+    holds = condition(now.state, "True", now.reason, now.message[:1024], before, at)
+    return [*held, {**holds, "observedGeneration": generation}]

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from aim_operator.condition import condition
+
 _READY = {"Succeeded": ("True", "AsPlanned", "every node is as planned")}
 _MOVES = {"Running": ("True", "Switching", "a node is under way")}
 
@@ -26,18 +28,4 @@ def conditions(
         ("Progressing", *(progressing or ("False", reason or phase, said))),
         ("Drifted", *(("True", "Drift", "; ".join(drift)) if drift else ("False", "AsPlanned", "as verified"))),
     ]
-    known = {each["type"]: each for each in before}
-    return [_condition(*each, known.get(each[0]), now) for each in wanted]
-
-
-def _condition(
-    kind: str, status: str, reason: str, message: str, before: Mapping[str, Any] | None, now: datetime
-) -> dict[str, Any]:
-    since = before["lastTransitionTime"] if before is not None and before.get("status") == status else None
-    return {
-        "type": kind,
-        "status": status,
-        "reason": reason,
-        "message": message,
-        "lastTransitionTime": since or now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
+    return [condition(*each, before, now) for each in wanted]

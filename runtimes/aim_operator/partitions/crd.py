@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from aim_profile.kubernetes import definition
 from aim_profile.kubernetes.structural import Rules, Schema, structural, validations
 from aim_profile.plans.plan import Plan
 
 from .status import NodeStatus, PlaceStatus
 
-GROUP, VERSION = "aim.amd.com", "v1alpha1"
-KIND, PLURAL = "PartitionPlan", "partitionplans"
+_KIND = definition.Kind("PartitionPlan", "partitionplans", "pplan", scope="Cluster")
 
 _RULES: Rules = {
     "Placement": [
@@ -26,50 +26,11 @@ _MOST = {"cards": 4096, "placements": 8192, "unplaced": 8192, "notes": 1024}
 
 def custom_resource_definition() -> Schema:
     """The whole object, for `kubectl apply --server-side`."""
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURAL}.{GROUP}"},
-        "spec": {
-            "group": GROUP,
-            "names": {
-                "kind": KIND,
-                "listKind": f"{KIND}List",
-                "plural": PLURAL,
-                "singular": KIND.lower(),
-                "shortNames": ["pplan"],
-            },
-            "scope": "Cluster",
-            "versions": [
-                {
-                    "name": VERSION,
-                    "served": True,
-                    "storage": True,
-                    "subresources": {"status": {}},
-                    "additionalPrinterColumns": _COLUMNS,
-                    "schema": {"openAPIV3Schema": _schema()},
-                }
-            ],
-        },
-    }
-
-
-def _schema() -> Schema:
-    return {
-        "type": "object",
-        "description": "Which partition mode each card of each node gets, and which replica stands on which device.",
-        "required": ["spec"],
-        "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
-            "metadata": {"type": "object"},
-            "spec": _spec(),
-            "status": _status(),
-        },
-        "x-kubernetes-validations": validations(
-            [("size(self.metadata.name) <= 63", "metadata.name: at most 63 characters")]
-        ),
-    }
+    named = validations([("size(self.metadata.name) <= 63", "metadata.name: at most 63 characters")])
+    says = "Which partition mode each card of each node gets, and which replica stands on which device."
+    return definition.custom_resource_definition(
+        _KIND, definition.object_schema(says, _spec(), _status(), named), _COLUMNS
+    )
 
 
 def _spec() -> Schema:
@@ -128,7 +89,7 @@ def _status() -> Schema:
             "current": {"type": "string", "description": "The node that is under way, and its phase."},
             "places": {"type": "string", "description": "Where each service is: service=node/card/partition."},
             "drift": {"type": "string", "description": "What is not as planned any more; none where all is."},
-            "conditions": _CONDITIONS,
+            "conditions": definition.CONDITIONS,
             "nodes": _listed(nodes, ["name"]),
             "services": _listed(places, ["replica"]),
         },
@@ -141,25 +102,7 @@ def _listed(model: dict[str, Any], keys: list[str]) -> Schema:
     return {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": keys, "items": item}
 
 
-_CONDITIONS: Schema = {
-    "type": "array",
-    "x-kubernetes-list-type": "map",
-    "x-kubernetes-list-map-keys": ["type"],
-    "items": {
-        "type": "object",
-        "required": ["type", "status", "lastTransitionTime", "reason", "message"],
-        "properties": {
-            "type": {"type": "string", "maxLength": 316},
-            "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
-            "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0},
-            "lastTransitionTime": {"type": "string", "format": "date-time"},
-            "reason": {"type": "string", "minLength": 1, "maxLength": 1024},
-            "message": {"type": "string", "maxLength": 32768},
-        },
-    },
-}
-
-_COLUMNS = [
+_COLUMNS: list[Schema] = [
     {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
     {"name": "Nodes", "type": "string", "jsonPath": ".status.progress"},
     {"name": "Current", "type": "string", "jsonPath": ".status.current"},

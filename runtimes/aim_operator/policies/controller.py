@@ -16,10 +16,12 @@ from prometheus_client import Gauge
 
 from aim_guardrail.policy import PolicyError
 from aim_operator.cluster import CONFIG_MAPS, GUARDRAIL_POLICIES, PODS, TROUBLE, Object
+from aim_operator.condition import condition
 from aim_operator.events import tell
 from aim_operator.operator import Operator
+from aim_profile.kubernetes.definition import GROUP, VERSION
 
-from .crd import GROUP, KIND, PLURAL, VERSION
+from .crd import KIND, PLURAL
 from .pods import Running, State, mounting, running
 from .text import FILE, config_map_of, policy_of, text_of
 
@@ -81,14 +83,14 @@ class _Controller:
                 self._audit("apply_policy", KIND, _named(found), outcome="ok", version=version)
                 await self._tell(found, "Normal", "Applied", f"version {version} is in {config_map_of(_name(found))}")
             status |= {"version": version, "configMap": config_map_of(_name(found))}
-            condition = _condition(found, "True", "Valid", "")
+            valid = _condition(found, "True", "Valid", "")
         except (PolicyError, Foreign) as error:
             reason = "Invalid" if isinstance(error, PolicyError) else "NameTaken"
-            condition = _condition(found, "False", reason, str(error))
-            if condition not in status.get("conditions", ()):
+            valid = _condition(found, "False", reason, str(error))
+            if valid not in status.get("conditions", ()):
                 self._audit("apply_policy", KIND, _named(found), outcome="refused", reason=str(error))
                 await self._tell(found, "Warning", reason, str(error))
-        status |= {"conditions": [condition], "observedGeneration": found["metadata"]["generation"]}
+        status |= {"conditions": [valid], "observedGeneration": found["metadata"]["generation"]}
         status |= await self._who_runs_it(found, status.get("version", ""))
         if status != found.get("status"):
             await self._cluster.patch(
@@ -132,18 +134,9 @@ def _listed(told: Sequence[Running], version: str) -> list[Object]:
 
 
 def _condition(found: Object, status: str, reason: str, message: str) -> Object:
-    """With the time of the last change of its status, not of this look."""
     told = found.get("status", {}).get("conditions", ())
-    before: Object = next((each for each in told if each["type"] == "Valid"), {})
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {
-        "type": "Valid",
-        "status": status,
-        "reason": reason,
-        "message": message,
-        "observedGeneration": found["metadata"]["generation"],
-        "lastTransitionTime": before["lastTransitionTime"] if before.get("status") == status else now,
-    }
+    valid = condition("Valid", status, reason, message, told, datetime.datetime.now(datetime.UTC))
+    return valid | {"observedGeneration": found["metadata"]["generation"]}
 
 
 def _config_map(found: Object, name: str, text: str) -> Object:

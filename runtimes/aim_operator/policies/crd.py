@@ -6,9 +6,9 @@ from typing import Any
 
 from aim_guardrail.detectors.families import FAMILIES
 from aim_guardrail.policy import Policy, Rule, Stage
+from aim_profile.kubernetes import definition
 from aim_profile.kubernetes.structural import Schema, structural, validations
 
-GROUP, VERSION = "aim.amd.com", "v1alpha1"
 KIND, PLURAL = "GuardrailPolicy", "guardrailpolicies"
 #: Bounds on lists, which a server needs to know what a rule may cost.
 _MOST_ITEMS = 128
@@ -25,62 +25,31 @@ _ITEM_RULES = [
 
 def custom_resource_definition() -> Schema:
     """The whole object, for `kubectl apply --server-side`."""
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURAL}.{GROUP}"},
-        "spec": {
-            "group": GROUP,
-            "scope": "Namespaced",
-            "names": {"plural": PLURAL, "singular": "guardrailpolicy", "kind": KIND, "shortNames": ["gpol"]},
-            "versions": [
-                {
-                    "name": VERSION,
-                    "served": True,
-                    "storage": True,
-                    "subresources": {"status": {}},
-                    "additionalPrinterColumns": [
-                        _column("Version", ".status.version", "of the policy's meaning, as answers name it"),
-                        _column("Valid", '.status.conditions[?(@.type=="Valid")].status', "whether it can be used"),
-                        _column("Pods", ".status.current", "how many of its pods run this version"),
-                        _column(
-                            "Message", '.status.conditions[?(@.type=="Valid")].message', "what is wrong with it", 1
-                        ),
-                        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
-                    ],
-                    "schema": {"openAPIV3Schema": _schema()},
-                }
-            ],
-        },
-    }
+    # The policy is called as the object is, in answers and metrics.
+    named = validations(
+        [
+            (
+                "size(self.metadata.name) <= 63 && self.metadata.name.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')",
+                "metadata.name: letters, digits and dashes, at most 63",
+            )
+        ]
+    )
+    says = "What is looked for in prompts and answers, and what happens then (docs/guardrails.md)."
+    columns = [
+        _column("Version", ".status.version", "of the policy's meaning, as answers name it"),
+        _column("Valid", '.status.conditions[?(@.type=="Valid")].status', "whether it can be used"),
+        _column("Pods", ".status.current", "how many of its pods run this version"),
+        _column("Message", '.status.conditions[?(@.type=="Valid")].message', "what is wrong with it", 1),
+        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+    ]
+    kind = definition.Kind(KIND, PLURAL, "gpol")
+    return definition.custom_resource_definition(
+        kind, definition.object_schema(says, _spec(), _status(), named), columns
+    )
 
 
 def _column(name: str, path: str, says: str, priority: int = 0) -> Schema:
     return {"name": name, "type": "string", "jsonPath": path, "description": says, "priority": priority}
-
-
-def _schema() -> Schema:
-    return {
-        "type": "object",
-        "description": "What is looked for in prompts and answers, and what happens then (docs/guardrails.md).",
-        "required": ["spec"],
-        "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
-            "metadata": {"type": "object"},
-            "spec": _spec(),
-            "status": _status(),
-        },
-        # The policy is called as the object is, in answers and metrics.
-        "x-kubernetes-validations": validations(
-            [
-                (
-                    "size(self.metadata.name) <= 63 && self.metadata.name.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')",
-                    "metadata.name: letters, digits and dashes, at most 63",
-                )
-            ]
-        ),
-    }
 
 
 def _spec() -> Schema:
@@ -141,22 +110,6 @@ def _status() -> Schema:
                     },
                 },
             },
-            "conditions": {
-                "type": "array",
-                "x-kubernetes-list-type": "map",
-                "x-kubernetes-list-map-keys": ["type"],
-                "items": {
-                    "type": "object",
-                    "required": ["type", "status", "reason", "message", "lastTransitionTime"],
-                    "properties": {
-                        "type": text,
-                        "status": text | {"enum": ["True", "False", "Unknown"]},
-                        "reason": text,
-                        "message": text,
-                        "observedGeneration": {"type": "integer"},
-                        "lastTransitionTime": text | {"format": "date-time"},
-                    },
-                },
-            },
+            "conditions": definition.CONDITIONS,
         },
     }

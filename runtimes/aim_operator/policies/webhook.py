@@ -10,8 +10,9 @@ from aim_guardrail.policy import PolicyError
 from aim_kserve.settings import ANNOTATION_PREFIX
 from aim_operator.cluster import INFERENCE_SERVICES, TROUBLE
 from aim_operator.operator import Operator
+from aim_profile.kubernetes.definition import GROUP, VERSION
 
-from .crd import GROUP, KIND, PLURAL, VERSION
+from .crd import KIND, PLURAL
 from .text import policy_of
 
 ANNOTATION = f"{ANNOTATION_PREFIX}guardrail-policy"

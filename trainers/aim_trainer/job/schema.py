@@ -5,9 +5,10 @@ Defaults are told in descriptions and filled in by the trainer alone: some depen
 
 from __future__ import annotations
 
+from aim_profile.kubernetes import definition
 from aim_profile.kubernetes.structural import Schema, structural, validations
 
-from .job import API_VERSION, FineTuningJob
+from .job import FineTuningJob
 
 #: Contradictions a cluster can refuse by itself, by the mapping they stand in. CEL's core language alone.
 _RULES: dict[str, list[tuple[str, str]]] = {
@@ -84,82 +85,31 @@ def structural_schema() -> Schema:
     """`spec.versions[].schema.openAPIV3Schema` of the CRD: apiVersion, kind, metadata, spec and status."""
     raw = FineTuningJob.model_json_schema(by_alias=True)
     spec = structural(raw["properties"]["spec"], raw["$defs"], _RULES)
-    return {
-        "type": "object",
-        "description": "A model is tuned on rows, judged, and published with its serving profile.",
-        "required": ["spec"],
-        "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
-            "metadata": {"type": "object"},
-            "spec": spec,
-            "status": _STATUS,
-        },
-        # KubeRay appends to the name.
-        "x-kubernetes-validations": validations(
-            [
-                ("size(self.metadata.name) <= 47", "metadata.name: at most 47 characters"),
-                (
-                    "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-                    "metadata.name: a letter first, then letters, digits and dashes",
-                ),
-            ]
-        ),
-    }
+    # KubeRay appends to the name.
+    named = validations(
+        [
+            ("size(self.metadata.name) <= 47", "metadata.name: at most 47 characters"),
+            (
+                "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+                "metadata.name: a letter first, then letters, digits and dashes",
+            ),
+        ]
+    )
+    says = "A model is tuned on rows, judged, and published with its serving profile."
+    return definition.object_schema(says, spec, _STATUS, named)
 
 
 def custom_resource_definition() -> Schema:
     """The whole object, for `kubectl apply --server-side`."""
-    group, _, version = API_VERSION.partition("/")
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"finetuningjobs.{group}"},
-        "spec": {
-            "group": group,
-            "names": {
-                "kind": "FineTuningJob",
-                "listKind": "FineTuningJobList",
-                "plural": "finetuningjobs",
-                "singular": "finetuningjob",
-                "shortNames": ["ftj"],
-            },
-            "scope": "Namespaced",
-            "versions": [
-                {
-                    "name": version,
-                    "served": True,
-                    "storage": True,
-                    "subresources": {"status": {}},
-                    "additionalPrinterColumns": _COLUMNS,
-                    "schema": {"openAPIV3Schema": structural_schema()},
-                }
-            ],
-        },
-    }
+    kind = definition.Kind("FineTuningJob", "finetuningjobs", "ftj")
+    return definition.custom_resource_definition(kind, structural_schema(), _COLUMNS)
 
 
 #: Of Kubeflow Trainer's TrainJob: conditions, and trainerStatus as its runtimes report it.
 _STATUS: Schema = {
     "type": "object",
     "properties": {
-        "conditions": {
-            "type": "array",
-            "x-kubernetes-list-type": "map",
-            "x-kubernetes-list-map-keys": ["type"],
-            "items": {
-                "type": "object",
-                "required": ["type", "status", "lastTransitionTime", "reason", "message"],
-                "properties": {
-                    "type": {"type": "string", "maxLength": 316},
-                    "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
-                    "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0},
-                    "lastTransitionTime": {"type": "string", "format": "date-time"},
-                    "reason": {"type": "string", "minLength": 1, "maxLength": 1024},
-                    "message": {"type": "string", "maxLength": 32768},
-                },
-            },
-        },
+        "conditions": definition.CONDITIONS,
         "trainerStatus": {
             "type": "object",
             "description": "How far it is, as the trainer last told.",
@@ -191,7 +141,7 @@ def _metric(name: str) -> str:
     return f'.status.trainerStatus.metrics[?(@.name=="{name}")].value'
 
 
-_COLUMNS = [
+_COLUMNS: list[Schema] = [
     {"name": "Model", "type": "string", "jsonPath": ".spec.baseModel.modelId"},
     {"name": "Method", "type": "string", "jsonPath": ".spec.method"},
     {"name": "State", "type": "string", "jsonPath": ".status.conditions[-1:].type"},
