@@ -157,3 +157,11 @@ def test_exact_keeps_what_runs_and_evicts_as_few_as_it_must():
     assert (kept.placed["high"], kept.placed["low"], kept.proven) == (0, 8, True)
     evicted = make_plan(fleet, both, PlanOptions(exact=True, allow_eviction=True), before).totals
     assert (evicted.placed["high"], evicted.evicted, evicted.moved, evicted.proven) == (3, 3, 0, True)
+
+
+def test_nothing_is_proven_where_a_fallback_was_taken():
+    fleet = parse_fleet("nodes: [{name: n, gpu: MI300X, cards: 1}]")
+    asked = parse_workloads("workloads: [{name: b, memory: 900GiB, fallback: [{memory: 9GiB}]}]")
+    plan = make_plan(fleet, asked, PlanOptions(exact=True, effort=EFFORT))
+    assert plan.placements[0].fallback == 1
+    assert plan.totals.proven is False

@@ -32,6 +32,7 @@ def draw(plan: Plan, title: str = "Fleet plan") -> str:
 def summary(plan: Plan) -> str:
     """The plan in one line of figures."""
     totals = plan.totals
+    fallen = len({run.workload for run in plan.placements if run.fallback})
     asked, placed = (sum(counts.values()) for counts in (totals.asked, totals.placed))
     parts = [
         f"{placed} of {asked} replicas placed",
@@ -39,6 +40,7 @@ def summary(plan: Plan) -> str:
         _count(totals.nodes_drained, "node drained", "nodes drained") if totals.nodes_drained else "",
         _count(totals.cards_switched, "card switched", "cards switched"),
         f"{totals.evicted} evicted" if totals.evicted else "",
+        _count(fallen, "workload in a fallback", "workloads in a fallback") if fallen else "",
         "proven best" if totals.proven else "not proven best" if totals.method == "exact" else "",
         f"at most {max(1, round(totals.gap * 100))}% more cards than needed"
         if totals.gap and not totals.proven
@@ -86,6 +88,7 @@ def _tenant(placement: Placement, place: int) -> Tenant:
         placement.model or f"{placement.kind} job",
         ", ".join(part for part in (placement.precision or "", asked) if part),
         f"{placement.headroom_gib:.1f} GiB of headroom",
+        f"in its fallback {placement.fallback}" if placement.fallback else "",
     )
     return Tenant(
         name,

@@ -44,7 +44,11 @@ def mode_of(placement: Placement, card: CardPlan) -> PartitionMode:
 
 
 def wanted_of(placement: Placement, workload: Workload | None) -> Wanted:
-    """What the plan sized it for. workload: for what a plan does not repeat (KV cache type, LoRA slots)."""
+    """What the plan sized it for. workload: for what a plan does not repeat (KV cache type, LoRA slots).
+
+    Raises RenderError for a fallback that the workload does not name.
+    """
+    workload = _as_placed(placement, workload)
     kv_dtype: KvDtype = workload.kv_dtype if workload else "auto"
     slots = workload.lora_slots if workload else 0
     limit = placement.memory_limit_gib
@@ -59,6 +63,20 @@ def wanted_of(placement: Placement, workload: Workload | None) -> Wanted:
         memory_limit_bytes=None if limit is None else max(1, int(limit * GIB)),
         finetuning=FineTuning(lora_slots=slots, lora_rank=workload.lora_rank) if workload and slots else None,
     )
+
+
+def _as_placed(placement: Placement, workload: Workload | None) -> Workload | None:
+    """The workload in the fallback that the plan placed it in."""
+    if workload is None or not placement.fallback:
+        return workload
+    if placement.fallback > len(workload.fallback):
+        raise RenderError(
+            f"{placement.id}: placed in fallback {placement.fallback}, the workload names {len(workload.fallback)}",
+            field="fallback",
+            value=placement.fallback,
+            remedy="give the workloads file that the plan was made from, or plan again",
+        )
+    return workload.forms[placement.fallback - 1]
 
 
 def profile_of(placement: Placement, mode: PartitionMode, wanted: Wanted) -> Profile:

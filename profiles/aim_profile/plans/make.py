@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from aim_profile.plans.search.bins import Bin, Held
 from aim_profile.plans.search.bound import cards_bound
+from aim_profile.plans.search.fallbacks import fall_back
 from aim_profile.plans.search.heuristic import solve
 from aim_profile.plans.search.intake import make_problem
 from aim_profile.plans.search.problem import DeviceKind, Job, Option, Problem
@@ -41,8 +42,10 @@ def make_plan(
         state, proven = solve_exactly(problem, options.exact_time_limit_s)
     else:
         state = solve(problem)
+    state = fall_back(state)
+    proven = proven and not any(job.form for job in state.problem.jobs)  # no form but the first was looked at
     _balance(state)
-    return _Writer(fleet, problem, state, options, placements).plan(proven)
+    return _Writer(fleet, state.problem, state, options, placements).plan(proven)
 
 
 def _balance(state: State) -> None:
@@ -158,6 +161,7 @@ class _Writer:
             headroom_gib=gib(option.budget - option.need),
             memory_limit_gib=None if job.limit is None else gib(job.limit),
             running=held.replica is not None,
+            fallback=job.form.number if job.form else 0,
             reason=_reason(job, option, bin_, held, self.state),
         )
 
@@ -203,6 +207,9 @@ class _Writer:
                 f"running in modes below tier {self.options.tier}, so moved whatever their priority: {_some(below)}; "
                 "plan with the tier of their modes to keep them"
             )
+        fallen = [f"{job.workload.name} ({job.form.changes})" for job in self.problem.jobs if job.form]
+        if fallen:
+            notes.append(f"in a fallback, for as asked not all of it has a device: {_some(fallen)}")
         spanning = dict.fromkeys(run.workload for run in placements if run.tp > 1 and len(run.cards) == 1)
         if spanning:
             notes.append(
@@ -264,6 +271,8 @@ def _reason(job: Job, option: Option, bin_: Bin, held: Held, state: State) -> st
         given = workload.tp is not None
         parts.append("tensor parallel as asked" if given else "the fewest that hold it, by tensor parallelism")
         parts += ["which is unproven over partitions"] if kind.mode.unproven(option.devices) else []
+    if job.form is not None:
+        parts.append(f"in its fallback, {job.form.changes}")
     if held.replica is not None:
         parts.append("it runs here now")
     elif job.pin is not None:

@@ -107,7 +107,8 @@ class CardPlan(_Frozen):
 class Placement(_Frozen):
     """One replica and its devices: partitions of one card (several: tensor parallel over siblings), or partition 0
     of each of several whole cards. GiB are per device: need of budget, headroom left. memory_limit_gib: set where
-    the device is shared. running: it was there before; reason: why here.
+    the device is shared. running: it was there before; fallback: 0 as asked, else the number of the workload's fallback
+    that it takes, counted from 1; reason: why here.
     """
 
     workload: str
@@ -129,6 +130,7 @@ class Placement(_Frozen):
     headroom_gib: float = Field(allow_inf_nan=False)
     memory_limit_gib: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     running: bool = False
+    fallback: int = Field(default=0, ge=0)
     reason: str = ""
 
     @model_validator(mode="after")

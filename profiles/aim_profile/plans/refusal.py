@@ -19,7 +19,7 @@ from aim_profile.plans.search.jobs import (
     need_bytes,
     request_of,
 )
-from aim_profile.plans.search.problem import DeviceKind, Job, Problem, Selector
+from aim_profile.plans.search.problem import DeviceKind, Form, Job, Problem, Selector
 from aim_profile.plans.search.state import State
 from aim_profile.sizing.alternatives import size_on, size_on_cpus
 from aim_profile.sizing.fit import DEFAULT_UTILIZATION, DoesNotFit, budget_bytes
@@ -34,6 +34,8 @@ _MOST_NAMES = 3
 # Replicas placed, by device kind, level and priority.
 Standing = Counter[tuple[int, int, str]]
 Cause = Literal["too-large", "no-room", "constraint"]
+# Cause, reason, GiB short on each device, remedies.
+_Why = tuple[Cause, str, float | None, tuple[str, ...]]
 
 
 def explain(
@@ -48,17 +50,22 @@ def explain(
     for placement in placements:
         numbers.setdefault(placement.workload, set()).add(placement.replica)
     short = [job for job in problem.jobs if state.count[job.index] < job.workload.replicas]
-    cache: dict[object, tuple[Cause, str, float | None, tuple[str, ...]]] = {}
+    cache: dict[object, _Why] = {}
     standing = _standing(state)
+
+    def why(job: Job, missing: int) -> _Why:
+        # Jobs that ask the same share their options.
+        key = (id(job.options), job.own_level, missing)
+        if job.constrained or key not in cache:
+            cache[key] = _why(job, missing, problem, state, fleet, standing)
+        return cache[key]
+
     found = []
     for job in sorted(short, key=lambda job: (job.own_level, job.workload.name)):
         placed = numbers.get(job.workload.name, set())
         missing = tuple(number for number in range(job.workload.replicas) if number not in placed)
-        # Jobs that ask the same share their options.
-        key = (id(job.options), job.own_level, len(missing))
-        if job.constrained or key not in cache:
-            cache[key] = _why(job, len(missing), problem, state, fleet, standing)
-        cause, reason, shortfall, remedies = cache[key]
+        cause, reason, shortfall, remedies = why(job, len(missing))
+        forms = {form.form: why(form, job.workload.replicas) for form in job.fallbacks if form.form}
         found.append(
             Unplaced(
                 workload=job.workload.name,
@@ -66,13 +73,20 @@ def explain(
                 priority=job.workload.priority,
                 kind=job.workload.kind,
                 cause=cause,
-                reason=reason,
+                reason=reason + "".join(_neither(form, found) for form, found in forms.items()),
                 shortfall_gib=shortfall,
                 remedies=remedies,
                 evicted=sum(1 for number in missing if f"{job.workload.name}/{number}" in before),
             )
         )
     return tuple(found)
+
+
+def _neither(form: Form, why: _Why) -> str:
+    """That a fallback did not help either, and why, in few words."""
+    cause, reason, shortfall, _ = why
+    short = {"too-large": f"lacks {shortfall} GiB on each device", "no-room": "no room either", "constraint": reason}
+    return f"; fallback {form.number}, {form.changes}: {short[cause]}"
 
 
 def _standing(state: State) -> Standing:
@@ -84,9 +98,7 @@ def _standing(state: State) -> Standing:
     )
 
 
-def _why(
-    job: Job, missing: int, problem: Problem, state: State, fleet: Fleet, standing: Standing
-) -> tuple[Cause, str, float | None, tuple[str, ...]]:
+def _why(job: Job, missing: int, problem: Problem, state: State, fleet: Fleet, standing: Standing) -> _Why:
     if not job.options:
         return _too_large(job.workload, problem, fleet)
     if job.constrained and (blocked := _blocked(job, state)):
@@ -94,7 +106,7 @@ def _why(
     return _no_room(job, missing, problem, standing)
 
 
-def _too_large(workload: Workload, problem: Problem, fleet: Fleet) -> tuple[Cause, str, float | None, tuple[str, ...]]:
+def _too_large(workload: Workload, problem: Problem, fleet: Fleet) -> _Why:
     wanted = tuple(sorted(workload.node_selector.items()))
     kinds = [kind for kind in problem.kinds if wanted in kind.selected]
     if not kinds:
@@ -198,9 +210,7 @@ def _loosen(workload: Workload) -> tuple[str, ...]:
     return ("leave the affinity out, or make room on the nodes it names",)
 
 
-def _no_room(
-    job: Job, missing: int, problem: Problem, standing: Standing
-) -> tuple[Cause, str, float | None, tuple[str, ...]]:
+def _no_room(job: Job, missing: int, problem: Problem, standing: Standing) -> _Why:
     kind_number, option = min(
         job.options.items(), key=lambda item: (cards_taken(item[1], problem.kinds[item[0]]), item[0])
     )

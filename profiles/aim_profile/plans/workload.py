@@ -7,6 +7,7 @@ workloads:
 - {name: guard, kind: guardrail, memory: 6GiB, memory_limit: 8GiB, affinity: [chat]}
 - {name: tune, kind: finetune, memory: 60GiB, priority: low}
 - {name: bot, kind: finetune, training: {model: Qwen/Qwen3-8B, method: qlora, batch: 4, context: 4096, workers: 2}}
+- {name: long, model: Qwen/Qwen3-32B, context: 65536, fallback: [{precision: fp8}, {precision: fp8, context: 16384}]}
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from aim_profile.sizing.kv_cache import KvDtype
 from aim_profile.sizing.training import Training
 from aim_profile.units import parse_memory
 
+from .fallback import MOST_FALLBACKS, Fallback, has_a_unit, refused_precision
+
 Priority = Literal["low", "medium", "high"]
 Slo = Literal["latency", "throughput"]
 Kind = Literal["serve", "guardrail", "finetune"]
@@ -33,6 +36,8 @@ Kind = Literal["serve", "guardrail", "finetune"]
 # A name becomes the name of Kubernetes objects.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 Whole = Annotated[int, Field(strict=True)]
+# What a fallback may change of a workload that names no model.
+_WITHOUT_A_MODEL = {"memory", "memory_limit", "tp"}
 
 
 class WorkloadError(AimProfileError):
@@ -75,6 +80,7 @@ class Workload(_Frozen):
     partitions. spread: replicas on different nodes or cards.
     affinity: on a node that also holds a replica of each of these; anti_affinity: on no node that holds one.
     node_selector: only on nodes with these labels. evictable None: low priority is, others are not.
+    fallback: other forms, tried in this order where not all its replicas get a device as asked; all take the same one.
     """
 
     name: Name
@@ -99,16 +105,9 @@ class Workload(_Frozen):
     node_selector: Mapping[str, str] = Field(default_factory=dict)
     pinned: Pin | None = None
     evictable: bool | None = None
+    fallback: tuple[Fallback, ...] = Field(default=(), max_length=MOST_FALLBACKS)
 
-    @field_validator("memory", "memory_limit")
-    @classmethod
-    def _has_a_unit(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                parse_memory(value)
-            except AimProfileError as problem:
-                raise ValueError(str(problem)) from problem
-        return value
+    _memory = field_validator("memory", "memory_limit")(has_a_unit)
 
     @model_validator(mode="before")
     @classmethod
@@ -118,18 +117,24 @@ class Workload(_Frozen):
         return raw
 
     @model_validator(mode="after")
-    def _can_be_sized(self) -> Self:
+    def _can_be_planned_for(self) -> Self:
         if self.training is not None:
             self._is_trained()
-        if self.kind == "finetune" and self.memory is None and self.training is None:
-            raise ValueError("a finetune workload needs training, or memory: what it holds on each device, as in 60GiB")
-        if self.model is None and self.memory is None and self.training is None:
-            raise ValueError("give model, or memory: what it holds on each device, as in 6GiB")
-        if self.memory_limit and (self.tp or 1) > 1:
-            raise ValueError("memory_limit shares one device: tp must be 1")
-        if self.memory and self.memory_limit and parse_memory(self.memory) > parse_memory(self.memory_limit):
-            raise ValueError(f"memory {self.memory} is more than memory_limit {self.memory_limit}")
+        if problem := self._unsizable() or self._homeless():
+            raise ValueError(problem)
         return self
+
+    def _unsizable(self) -> str:
+        """Why nobody can say what it needs; empty where one can."""
+        if self.kind == "finetune" and self.memory is None and self.training is None:
+            return "a finetune workload needs training, or memory: what it holds on each device, as in 60GiB"
+        if self.model is None and self.memory is None and self.training is None:
+            return "give model, or memory: what it holds on each device, as in 6GiB"
+        if self.memory_limit and (self.tp or 1) > 1:
+            return "memory_limit shares one device: tp must be 1"
+        if self.memory and self.memory_limit and parse_memory(self.memory) > parse_memory(self.memory_limit):
+            return f"memory {self.memory} is more than memory_limit {self.memory_limit}"
+        return ""
 
     def _is_trained(self) -> None:
         assert self.training is not None
@@ -141,16 +146,45 @@ class Workload(_Frozen):
         if (self.tp or 1) > 1 or self.replicas != self.training.workers:
             raise ValueError("each worker of a training is a replica on one device: leave replicas and tp out")
 
-    @model_validator(mode="after")
-    def _can_stand_somewhere(self) -> Self:
+    def _homeless(self) -> str:
+        """Why it could stand nowhere; empty where it could."""
         if self.name in self.affinity:
-            raise ValueError("affinity names the workload itself: leave it out")
+            return "affinity names the workload itself: leave it out"
         if both := sorted(set(self.affinity) & set(self.anti_affinity)):
-            raise ValueError(f"{both[0]} is both in affinity and in anti_affinity")
+            return f"{both[0]} is both in affinity and in anti_affinity"
         pinned_partition = self.pinned is not None and self.pinned.partition is not None
         if pinned_partition and ((self.tp or 1) > 1 or (self.replicas > 1 and not self.shares)):
-            raise ValueError("pinned.partition is one device: tp and replicas must be 1")
+            return "pinned.partition is one device: tp and replicas must be 1"
+        return ""
+
+    @model_validator(mode="after")
+    def _fallbacks_are_other_forms(self) -> Self:
+        seen: list[Workload] = [self.model_copy(update={"fallback": ()})]
+        for at, (fallback, form) in enumerate(zip(self.fallback, self.forms, strict=True)):
+            if problem := self._refused(fallback, form, seen):
+                raise MisplacedError(("fallback", at), problem)
+            seen.append(form)
         return self
+
+    def _refused(self, fallback: Fallback, form: Workload, seen: list[Workload]) -> str:
+        """What is wrong with that form, beside those before it; empty where nothing is."""
+        if self.training is not None:
+            return "a training has no other form: leave fallback out"
+        if form in seen:
+            same = f"is fallback[{seen.index(form) - 1}] again" if form != seen[0] else "changes nothing"
+            return f"{fallback} {same}: leave it out"
+        if self.model is None and (idle := fallback.model_fields_set - _WITHOUT_A_MODEL):
+            return f"{min(idle)} is of a model, and the workload names none: leave it out"
+        alone = self.precision if len(fallback.changes) == 1 else fallback.precision
+        if self.model and fallback.precision and (why := refused_precision(self.model, alone, fallback.precision)):
+            return why
+        wrong = form._unsizable() or form._homeless()
+        return f"{fallback}: {wrong}" if wrong else ""
+
+    @property
+    def forms(self) -> tuple[Workload, ...]:
+        """The workload in each of its fallbacks, in their order."""
+        return tuple(self.model_copy(update={**each.changes, "fallback": ()}) for each in self.fallback)
 
     @property
     def sized_by(self) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import NamedTuple
 
-from .bins import Bin, Found, slot_of, switching
+from .bins import Bin, Found, Held, slot_of, switching
 from .problem import LEVELS, Job, PlanNode, Problem, Running
 from .sketch import Modes, take
 from .state import State
@@ -107,15 +107,20 @@ class Strategy(NamedTuple):
 
 
 class Builder:
-    """One construction, from `modes` (nodes left out: as found). may_switch: whether empty nodes may follow."""
+    """One construction, from `modes` (nodes left out: as found). may_switch: whether empty nodes may follow.
 
-    def __init__(self, problem: Problem, strategy: Strategy, modes: Modes, may_switch: bool) -> None:
+    onto: a placement to go on with, by `add`.
+    """
+
+    def __init__(
+        self, problem: Problem, strategy: Strategy, modes: Modes, may_switch: bool, onto: State | None = None
+    ) -> None:
         self.problem, self.strategy, self.may_switch = problem, strategy, may_switch
         chance = Random(strategy.seed) if strategy.seed else None
         # Only sizes are disturbed, and by a factor: what comes first should mostly still come first.
         self.weight = [job.size * (chance.choice((0.3, 1.0, 3.0)) if chance else 1.0) for job in problem.jobs]
-        self.state = State(problem, modes, strategy.fraction_first, chance)
-        self.left = [job.workload.replicas for job in problem.jobs]
+        self.state = onto or State(problem, modes, strategy.fraction_first, chance)
+        self.left = [0 if onto else job.workload.replicas for job in problem.jobs]
         self.running: dict[int, list[Running]] = {}
 
     def build(self) -> State:
@@ -127,6 +132,15 @@ class Builder:
         for level in range(LEVELS):
             self._fill_level(level)
         return self.state
+
+    def add(self, job: Job, replicas: int) -> list[tuple[Bin, Held]]:
+        """Place up to so many replicas of `job`, beside what stands already; where they stand."""
+        self.left[job.index] = replicas
+        placed = []
+        while self.left[job.index] and (one := self._place_one(job)):
+            placed.append(one)
+        self.left[job.index] = 0
+        return placed
 
     def _keep_running(self) -> None:
         """Fixed ones first; the others now (lenient) or when their level comes."""
@@ -208,14 +222,17 @@ class Builder:
             self._stay(running)
 
     def _place_special(self, job: Job, most: int = 1 << 30) -> None:
-        while self.left[job.index] and (most := most - 1) >= 0:
+        while self.left[job.index] and (most := most - 1) >= 0 and self._place_one(job):
+            pass
+
+    def _place_one(self, job: Job) -> tuple[Bin, Held] | None:
+        found = self.state.find(job)
+        if found is None and (self._bring_target(job) or (self.may_switch and self._switch_for_one(job))):
             found = self.state.find(job)
-            if found is None and (self._bring_target(job) or (self.may_switch and self._switch_for_one(job))):
-                found = self.state.find(job)
-            if found is None:
-                return
-            self.state.place(job, found)
-            self.left[job.index] -= 1
+        if found is None:
+            return None
+        self.left[job.index] -= 1
+        return found.bin, self.state.place(job, found)
 
     def _bring_target(self, job: Job) -> bool:
         """Place one more replica of the workload `job` must stand beside, where there is room for both."""

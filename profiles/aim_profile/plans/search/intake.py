@@ -23,7 +23,7 @@ def make_problem(
     selectors = {selector(w) for w in workloads.workloads}
     kinds, nodes = _nodes(fleet, options, selectors)
     jobs = Jobs(kinds, nodes, fleet, current).of(workloads)
-    running = _running(current, jobs, nodes, kinds, options.allow_eviction)
+    running, jobs = _running(current, jobs, nodes, kinds, options.allow_eviction)
     return Problem(kinds, nodes, jobs, running, options.allow_mixed_compute, options.effort)
 
 
@@ -77,15 +77,21 @@ def _running(
     nodes: tuple[PlanNode, ...],
     kinds: tuple[DeviceKind, ...],
     eviction: bool,
-) -> tuple[Running, ...]:
-    """Running replicas that may stay: their workload is still asked for and still fits where it is."""
+) -> tuple[tuple[Running, ...], tuple[Job, ...]]:
+    """Running replicas that may stay: their workload is still asked for and still fits where it is. With the jobs in
+    the fallbacks in which they run: what runs is not started anew for another form.
+    """
     by_name = {job.workload.name: job for job in jobs}
+    forms: dict[int, Job] = {}
     by_node = {node.name: node for node in nodes}
     kept = []
     for placement in placements:
         job, node = by_name.get(placement.workload), by_node.get(placement.node)
         if job is None or node is None or placement.replica >= job.workload.replicas:
             continue
+        job = _as_it_runs(job, placement)
+        if forms.get(job.index, job) is not job:
+            continue  # two forms of one workload: all take the first one's
         positions = {card.number: at for at, card in enumerate(node.cards)}
         if not all(card in positions for card in placement.cards):
             continue
@@ -93,7 +99,23 @@ def _running(
             devices = tuple((positions[card], partition) for card, partition in placement.devices)
             fixed = not (eviction and job.workload.may_be_evicted)
             kept.append(Running(job.index, placement.replica, node.number, devices, fixed))
-    return tuple(sorted(_held_by_dependents(kept, jobs)))
+            forms[job.index] = job
+    running = tuple(sorted(_held_by_dependents(kept, jobs)))
+    return running, tuple(forms.get(job.index, job) for job in jobs)
+
+
+def _as_it_runs(job: Job, placement: Placement) -> Job:
+    """The job in the fallback that the placement is in, where the workload still names the same."""
+    if not 0 < placement.fallback <= len(job.fallbacks):
+        return job
+    form = job.fallbacks[placement.fallback - 1]
+    asked = form.workload
+    same = (asked.precision, asked.context, asked.concurrency) == (
+        placement.precision,
+        placement.context,
+        placement.concurrency,
+    )
+    return form if same else job
 
 
 def _held_by_dependents(running: list[Running], jobs: tuple[Job, ...]) -> list[Running]:

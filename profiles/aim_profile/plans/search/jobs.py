@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 from aim_profile.errors import AimProfileError, SizingError
 from aim_profile.gpus.catalog import catalog
@@ -16,7 +17,7 @@ from aim_profile.sizing.fit import DEFAULT_UTILIZATION, STEP_TOKENS, Engine, Req
 from aim_profile.sizing.training import memory
 from aim_profile.units import parse_memory
 
-from .problem import DeviceKind, Job, Option, PlanNode, least_share, selector
+from .problem import DeviceKind, Form, Job, Option, PlanNode, least_share, selector
 
 
 def need_bytes(workload: Workload, devices: int, facts: ModelFacts | None, on_cpu: bool = False) -> int | None:
@@ -123,22 +124,51 @@ class Jobs:
                 against.setdefault(at, set()).add(index[other])
                 against.setdefault(index[other], set()).add(at)
         return tuple(
-            Job(
-                index=at,
-                workload=workload,
-                options=(options := (split := self._split(workload))[0]),
-                avoided=split[1],
-                own_level=own_level(workload),
-                level=levels[at],
-                rank=ranks[at],
-                shape=self._shape(workload, *split),
-                pin=self._pin(workload),
-                affinity=tuple(sorted(index[name] for name in workload.affinity)),
-                anti_affinity=tuple(sorted(against.get(at, ()))),
-                limit=parse_memory(workload.memory_limit) if workload.shares and workload.memory_limit else None,
-                size=least_share(options, self._kinds),
+            self._with_fallbacks(
+                Job(
+                    index=at,
+                    workload=workload,
+                    options=(options := (split := self._split(workload))[0]),
+                    avoided=split[1],
+                    own_level=own_level(workload),
+                    level=levels[at],
+                    rank=ranks[at],
+                    shape=self._shape(workload, *split),
+                    pin=self._pin(workload),
+                    affinity=tuple(sorted(index[name] for name in workload.affinity)),
+                    anti_affinity=tuple(sorted(against.get(at, ()))),
+                    limit=limit_bytes(workload),
+                    size=least_share(options, self._kinds),
+                )
             )
             for at, workload in enumerate(ordered)
+        )
+
+    def _with_fallbacks(self, job: Job) -> Job:
+        if not job.workload.fallback:
+            return job
+        return replace(job, fallbacks=tuple(self._form(job, at, form) for at, form in enumerate(job.workload.forms)))
+
+    def _form(self, job: Job, at: int, form: Workload) -> Job:
+        """The job in the form of its fallback of that number. Raises WorkloadError naming the fallback."""
+        try:
+            options, avoided = self._split(form)
+        except WorkloadError as problem:
+            _, _, key = problem.field.rpartition(".")
+            field = f"{form.name}.fallback[{at}].{key}"
+            why = problem.problem.removeprefix(f"workload {form.name}: ")
+            raise WorkloadError(
+                f"workload {form.name}: fallback[{at}]: {why}", field=field, value=problem.value, remedy=problem.remedy
+            ) from problem
+        return replace(
+            job,
+            workload=form,
+            options=options,
+            avoided=avoided,
+            shape=self._shape(form, options, avoided),
+            limit=limit_bytes(form),
+            size=least_share(options, self._kinds),
+            form=Form(at + 1, str(job.workload.fallback[at])),
         )
 
     def _shape(self, workload: Workload, options: Mapping[int, Option], avoided: Mapping[int, Option]) -> int:
@@ -269,6 +299,11 @@ class Jobs:
                 remedy=f"its cards are {node.cards[0].number} to {node.cards[-1].number}",
             )
         return node.number, position, pin.partition
+
+
+def limit_bytes(workload: Workload) -> int | None:
+    """Bytes it takes of a device that it shares; None where it has its devices alone."""
+    return parse_memory(workload.memory_limit) if workload.shares and workload.memory_limit else None
 
 
 def own_level(workload: Workload) -> int:

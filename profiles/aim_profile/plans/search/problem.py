@@ -76,6 +76,13 @@ class PlanNode(NamedTuple):
     alike: int
 
 
+class Form(NamedTuple):
+    """Which of its fallbacks a job is in: the number, counted from 1, and what it changes: `precision fp8`."""
+
+    number: int
+    changes: str
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """One workload. own_level: where it counts; level: when it is placed (that of its most urgent dependent).
@@ -83,7 +90,8 @@ class Job:
     options: by kind index; avoided: more of them, which span several partitions of a card, though nobody proved that
     (PartitionMode.unproven), one device of another kind holds it, and nobody asked; shape: equal for jobs that take the
     same everywhere; rank: targets of an affinity before those who depend on them; limit: bytes it takes of a
-    shared device, None: it has its devices alone; size: the least share of a card that a replica takes.
+    shared device, None: it has its devices alone; size: the least share of a card that a replica takes; fallbacks: the
+    same job in the forms that the workload falls back to, in their order; form: None where it is as asked.
     """
 
     index: int
@@ -99,6 +107,8 @@ class Job:
     anti_affinity: tuple[int, ...]
     limit: int | None
     size: float
+    fallbacks: tuple[Job, ...] = ()
+    form: Form | None = None
 
     @cached_property
     def constrained(self) -> bool:
