@@ -1,4 +1,4 @@
-"""docs/profiles.md: every command runs, and prints what the page shows (… stands for lines left out)."""
+"""The pages of aim-profile: every command runs, and prints what the page shows (… stands for lines left out)."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 PAGE = (DOCS / "profiles.md").read_text(encoding="utf-8")
 
 
-def sessions() -> Iterator[tuple[str, list[str]]]:
-    """Each command of the page's console blocks with the lines under it."""
-    for block in re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL):
+def sessions(page: str) -> Iterator[tuple[str, list[str]]]:
+    """Each command of a page's console blocks with the lines under it."""
+    for block in re.findall(r"```console\n(.*?)```", page, re.DOTALL):
         for session in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, *lines = session.rstrip("\n").split("\n")
             yield command, lines
 
 
-def test_every_command_prints_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "commands"), [("profiles.md", 11), ("capacity.md", 2)])
+def test_every_command_prints_what_the_page_says(
+    page: str, commands: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for file in (DOCS / "samples").glob("*.yaml"):
         shutil.copy(file, tmp_path)
     monkeypatch.chdir(tmp_path)
-    found = list(sessions())
-    assert len(found) == 11
+    found = list(sessions((DOCS / page).read_text(encoding="utf-8")))
+    assert len(found) == commands
     for command, expected in found:
         words = shlex.split(command.removesuffix("; echo $?"))
         assert words.pop(0) == "aim-profile"

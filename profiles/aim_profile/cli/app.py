@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from . import doctor, exporter, plan_verbs
+from . import capacity, doctor, exporter, plan_verbs
 from .options import (
     FACTS,
     PROFILES,
@@ -183,6 +183,7 @@ def fit(
     )
 
 
+capacity.add_to(app)
 doctor.add_to(app)
 exporter.add_to(app)
 

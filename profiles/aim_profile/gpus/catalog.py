@@ -32,6 +32,7 @@ from .modes import (
     Compute,
     Confidence,
     Deployment,
+    DeviceMode,
     Memory,
     PartitionMode,
     Tier,
@@ -98,6 +99,9 @@ class ModeFacts(_Frozen):
 class Accelerator(_Frozen):
     """One accelerator. xcds, compute_units, hbm_mib are per PCI device (a MI250 package is two).
 
+    hbm_tb_per_s: peak memory bandwidth, 10^12 bytes a second; operations_per_clock_per_cu: of the matrix units without
+    sparsity, by format; left out where nobody established them.
+
     provenance maps each figure's field name to its source; `unverified` lists the doubtful ones.
     """
 
@@ -114,12 +118,16 @@ class Accelerator(_Frozen):
     modes_known: tuple[ModeFacts, ...]
     smallest_partition_mib: Mapping[str, int] = Field(default_factory=dict)
     matrix_formats: tuple[str, ...]
+    hbm_tb_per_s: float | None = Field(default=None, gt=0)
+    max_clock_mhz: int | None = Field(default=None, ge=1)
+    operations_per_clock_per_cu: Mapping[str, int] = Field(default_factory=dict)
     provenance: Mapping[str, Provenance]
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _every_figure_has_a_source(self) -> Self:
         figures = {"pci_ids", "xcds", "cus_per_xcd", "hbm_mib", "partitionable", "matrix_formats"}
+        figures |= self.model_fields_set & {"hbm_tb_per_s", "max_clock_mhz", "operations_per_clock_per_cu"}
         if missing := sorted(figures - set(self.provenance)):
             raise ValueError(f"{self.name}: no source for {', '.join(missing)}")
         for known in self.modes_known:
@@ -144,6 +152,17 @@ class Accelerator(_Frozen):
     def compute_modes(self) -> tuple[Compute, ...]:
         """Compute modes this accelerator has under any deployment, largest partition first."""
         return tuple(c for c in COMPUTE_MODES if any(m.compute == c for m in self.modes_known))
+
+    def bandwidth_of(self, mode: DeviceMode) -> float | None:
+        """Peak bytes a second that one device of that mode can read: its share of the card's; None: not known."""
+        return None if self.hbm_tb_per_s is None else self.hbm_tb_per_s * 1e12 * mode.cus / self.compute_units
+
+    def operations_of(self, mode: DeviceMode, matrix_format: str) -> float | None:
+        """Peak operations a second of one device of that mode in that format; None: not known."""
+        per_clock = self.operations_per_clock_per_cu.get(matrix_format)
+        if per_clock is None or self.max_clock_mhz is None:
+            return None
+        return per_clock * mode.cus * self.max_clock_mhz * 1e6
 
     def function_of(self, pci_id: int) -> Literal["pf", "vf"]:
         """Whether that id is this accelerator's physical or virtual function. GpuError if neither."""

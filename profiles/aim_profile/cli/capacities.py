@@ -1,0 +1,308 @@
+"""What the verb `capacity` does: every mode's capacity, beside each other, and which serves most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aim_profile.errors import SizingError
+from aim_profile.exporter.prices import Prices, load_prices
+from aim_profile.gpus.catalog import Accelerator, Deployment, PartitionMode, by_name
+from aim_profile.models.facts import ModelFacts, Precision
+from aim_profile.models.load import load_model
+from aim_profile.serving.capacity import Asked, Evidenced
+from aim_profile.serving.evidence import Measurement
+from aim_profile.serving.evidence_files import read_evidence
+from aim_profile.serving.profile import devices_side_by_side
+from aim_profile.sizing.capacity import MARKS, Capacity, Promise, Served
+from aim_profile.sizing.kv_cache import KvDtype
+from aim_profile.sizing.work import RequestShape
+
+from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, show
+
+_M = 1_000_000
+
+
+class Question(NamedTuple):
+    """Of which model, in which requests, within which promise."""
+
+    model: ModelFacts
+    precision: Precision
+    shape: RequestShape
+    promise: Promise
+    kv_dtype: KvDtype = "auto"
+
+
+class ModeCapacity(NamedTuple):
+    """One mode of the GPU: engines on a card of it (a fraction, where one needs several cards), devices of each."""
+
+    mode: PartitionMode
+    tp: int
+    capacity: Capacity | None
+    cost_per_hour: float | None = None
+
+    @property
+    def engines_per_card(self) -> float:
+        return self.mode.partitions / self.tp
+
+    def requests_per_s(self, served: Served | None) -> float:
+        """Of a whole card."""
+        return 0.0 if served is None else served.requests_per_s * self.engines_per_card
+
+    def tokens_per_s(self, served: Served | None) -> float:
+        """Tokens of answers of a whole card."""
+        return 0.0 if served is None else served.tokens_per_s * self.engines_per_card
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """By the cautious end first; a bound has none."""
+        found = self.capacity
+        return (self.requests_per_s(found.low), self.requests_per_s(found.high)) if found else (0.0, 0.0)
+
+
+def capacity(
+    output: Output,
+    question: Question,
+    gpu: str,
+    partition: str | None,
+    every_mode: bool,
+    deployment: Deployment,
+    *,
+    tp: int | None,
+    evidence: Path | None,
+    prices: Path | None,
+) -> int:
+    """Exit 1 where no mode serves a single request within the promise."""
+    accelerator = by_name(gpu)
+    modes = accelerator.modes(deployment) if every_mode else (accelerator.mode(partition or "SPX", deployment),)
+    table = load_prices(prices) if prices else None
+    known: Sequence[Measurement] = read_evidence(evidence).measurements if evidence else ()
+    evidenced = Evidenced(known)
+    found = [_of_mode(question, accelerator, mode, tp, evidenced, table) for mode in modes]
+    facts = _facts(question, accelerator, deployment, found)
+    show(output, _data(question, accelerator, deployment, found, table), facts, _table(found, table), _notes(found))
+    return FITS if any(each.order > (0.0, 0.0) for each in found) else DOES_NOT_FIT
+
+
+def question(
+    model: str,
+    precision: Precision | None,
+    prompt: int,
+    answer: int,
+    ttft_ms: float | None,
+    itl_ms: float | None,
+    kv_dtype: KvDtype,
+) -> Question:
+    """What the options ask. Raises AimProfileError for a model that is not known, or a precision that nobody serves."""
+    facts = load_model(model)
+    shape = RequestShape(prompt_tokens=prompt, answer_tokens=answer)
+    return Question(facts, served_precision(facts, precision), shape, Promise(ttft_ms=ttft_ms, itl_ms=itl_ms), kv_dtype)
+
+
+def served_precision(model: ModelFacts, precision: Precision | None) -> Precision:
+    """The one asked for, else the model's own. Raises SizingError where that is none a profile serves."""
+    found = precision or model.native_precision
+    if found not in ("bf16", "fp16", "fp8", "int8", "int4", "mxfp4"):
+        raise SizingError(
+            f"{model.id}: its own precision is {found or 'not known'}, which no profile serves",
+            field="precision",
+            value=found,
+            remedy="name one of bf16, fp16, fp8, int8, int4, mxfp4",
+        )
+    return found  # type: ignore[return-value]
+
+
+def _of_mode(
+    question: Question,
+    accelerator: Accelerator,
+    mode: PartitionMode,
+    tp: int | None,
+    evidenced: Evidenced,
+    prices: Prices | None,
+) -> ModeCapacity:
+    """With the fewest devices together that hold it; partitions only where that is asked for: it is unproven."""
+    cost = prices.gpu_hour.get(accelerator.name) if prices else None
+    beside = devices_side_by_side(accelerator, mode)
+    counts = (tp,) if tp is not None else beside if mode.partitions == 1 else (1,)
+    for count in counts:
+        asked = Asked(
+            question.model, question.precision, mode, question.shape, question.promise, count, question.kv_dtype
+        )
+        found = _if_divisible(evidenced, asked, tp)
+        if found is not None:
+            return ModeCapacity(mode, count, found, cost)
+    return ModeCapacity(mode, counts[0], None, cost)
+
+
+def _if_divisible(evidenced: Evidenced, asked: Asked, tp: int | None) -> Capacity | None:
+    try:
+        return evidenced.capacity(asked)
+    except SizingError as problem:
+        if problem.field == "tp" and tp is None:
+            return None
+        raise
+
+
+def _facts(question: Question, accelerator: Accelerator, deployment: str, found: Sequence[ModeCapacity]) -> Facts:
+    shape, promise = question.shape, question.promise
+    promised = [
+        f"{name} {value:g} ms"
+        for name, value in (("TTFT", promise.ttft_ms), ("ITL", promise.itl_ms))
+        if value is not None
+    ]
+    requests = f"prompts of {shape.prompt_tokens}, answers of {shape.answer_tokens} tokens"
+    evidence = dict.fromkeys(label for each in found if each.capacity for label in each.capacity.evidence)
+    last = "none of this class of hardware" if not evidence else "see below"
+    return Facts(
+        (
+            ("model", f"{question.model.id} {question.precision}"),
+            ("on", f"{accelerator.name}, {deployment}"),
+            ("requests", requests),
+            ("promise", ", ".join(promised) or "none: only memory ends it"),
+            ("serves most", best_in_words(found)),
+            ("evidence", last),
+        )
+    )
+
+
+def best_in_words(found: Sequence[ModeCapacity]) -> str:
+    """The mode that serves most requests per card by the cautious end, and whether the others' ranges reach it."""
+    best = max(found, key=lambda each: each.order)
+    if best.capacity is None or best.order == (0.0, 0.0):
+        return "none: no mode serves a request within the promise"
+    if best.capacity.low is None:
+        return f"{best.mode.label} by its bound, which says nothing of what is reached"
+    above = (each.mode.compute for each in found if each is not best and each.order[1] > best.order[0])
+    rivals = [compute for compute in dict.fromkeys(above) if compute != best.mode.compute]
+    doubt = f"; not decided: the ranges of {', '.join(rivals)} reach above that" if rivals else ""
+    what = f"{best.mode.label}, {best.order[0]:.3g} requests/s a card at the cautious end"
+    return f"{what}, {limits_in_words(best.capacity)}{doubt}"
+
+
+def limits_in_words(capacity: Capacity) -> str:
+    """`memory-bound`; `bandwidth- or launch-bound` where evidence cannot tell them apart."""
+    return "- or ".join(capacity.limits) + "-bound" if capacity.limits else "limit not known"
+
+
+def _table(found: Sequence[ModeCapacity], prices: Prices | None) -> Table:
+    money = (f"{prices.currency}/M answer tokens",) if prices else ()
+    columns = (
+        *("mode", "tier", "engines a card", "requests/s a card", "tokens/s a card", "sequences", "memory holds"),
+        *("ITL ms", "TTFT ms", *money, "limited by", "what this is"),
+    )
+    right = columns[2:-2]
+    return Table(columns, [_row(each, bool(prices)) for each in found], right=right)
+
+
+def _row(each: ModeCapacity, priced: bool) -> tuple[str, ...]:
+    found, engines = each.capacity, f"{each.engines_per_card:g}" + (f" (tp {each.tp})" if each.tp > 1 else "")
+    if found is None:
+        blank = ("-",) * (7 + priced)
+        return (each.mode.label, each.mode.standing(each.tp), "0", *blank, "memory", "does not fit")
+    spans = (
+        _span(found, each.requests_per_s),
+        _span(found, each.tokens_per_s),
+        _span(found, lambda served: float(served.sequences) if served else 0.0),
+        str(found.memory_sequences),
+        _span(found, lambda served: served.itl_ms if served else None),
+        _span(found, lambda served: served.ttft_ms if served else None),
+    )
+    money = (_cost_words(each),) if priced else ()
+    limit = " or ".join(found.limits) or "-"
+    return (each.mode.label, each.mode.standing(each.tp), engines, *spans, *money, limit, MARKS[found.basis])
+
+
+def _span(found: Capacity, of: Any) -> str:
+    """`3.1 to 7.9`, `at most 12` of a bound, one figure where it was measured."""
+    low, high = of(found.low), of(found.high)
+    if found.basis == "bound":
+        return "-" if high is None else f"at most {_figure(high)}" if of.__name__ != "<lambda>" else _figure(high)
+    if found.basis == "measured" or low == high:
+        return "-" if high is None else _figure(high)
+    return f"{'-' if low is None else _figure(low)} to {'-' if high is None else _figure(high)}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def _costs(each: ModeCapacity) -> tuple[float | None, float | None]:
+    """What a million tokens of answers cost at the cautious end and at the other, None where nothing is served."""
+    if each.capacity is None or each.cost_per_hour is None:
+        return None, None
+    rates = (each.tokens_per_s(end) for end in (each.capacity.low, each.capacity.high))
+    low, high = (each.cost_per_hour / (rate * 3600) * _M if rate else None for rate in rates)
+    return low, high
+
+
+def _cost_words(each: ModeCapacity) -> str:
+    cautious, other = _costs(each)
+    if other is None:
+        return "-"
+    if each.capacity is not None and each.capacity.basis == "bound":
+        return f"at least {other:.3g}"
+    return f"{other:.3g}" if cautious == other else f"{other:.3g} to {'-' if cautious is None else f'{cautious:.3g}'}"
+
+
+def _notes(found: Sequence[ModeCapacity]) -> str:
+    said = dict.fromkeys(_remarks(found))
+    return "\n".join(f"- {note}" for note in said)
+
+
+def _remarks(found: Sequence[ModeCapacity]) -> Iterator[str]:
+    for each in found:
+        yield from (f"evidence: {label}" for label in (each.capacity.evidence if each.capacity else ()))
+    for each in found:
+        for note in each.capacity.notes if each.capacity else ():
+            yield f"{each.mode.label}: {note}" if each.capacity and each.capacity.basis != "bound" else note
+
+
+def _data(
+    question: Question, accelerator: Accelerator, deployment: str, found: Sequence[ModeCapacity], prices: Prices | None
+) -> dict[str, Any]:
+    return {
+        "model": question.model.id,
+        "precision": question.precision,
+        "gpu": accelerator.name,
+        "deployment": deployment,
+        **question.shape.model_dump(),
+        "slo": question.promise.model_dump(),
+        "currency": prices.currency if prices else None,
+        "serves_most": best_in_words(found),
+        "modes": [_mode_data(each) for each in found],
+    }
+
+
+def _mode_data(each: ModeCapacity) -> dict[str, Any]:
+    found = each.capacity
+    cautious, other = _costs(each)
+    return {
+        "mode": each.mode.label,
+        "tier": each.mode.tier,
+        "tensor_parallel": each.tp,
+        "engines_per_card": each.engines_per_card,
+        "fits": found is not None,
+        "basis": found.basis if found else None,
+        "marked": MARKS[found.basis] if found else None,
+        "low": _end_data(each, found.low if found else None),
+        "high": _end_data(each, found.high if found else None),
+        "memory_sequences": found.memory_sequences if found else 0,
+        "limited_by": list(found.limits) if found else ["memory"],
+        "cost_per_million_answer_tokens": {"low": other, "high": cautious},
+        "evidence": list(found.evidence) if found else [],
+        "notes": list(found.notes) if found else [],
+    }
+
+
+def _end_data(each: ModeCapacity, end: Served | None) -> dict[str, Any] | None:
+    """Of the whole card, but sequences and latencies, which are of one engine."""
+    if end is None:
+        return None
+    return {
+        "requests_per_s": round(each.requests_per_s(end), 4),
+        "tokens_per_s": round(each.tokens_per_s(end), 2),
+        "sequences": end.sequences,
+        "itl_ms": round(end.itl_ms, 3),
+        "ttft_ms": round(end.ttft_ms, 3),
+    }

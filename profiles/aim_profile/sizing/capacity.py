@@ -1,0 +1,164 @@
+"""How many requests a device serves within what was promised of its latency, and what stops it from serving more.
+
+Three kinds of answer, never mixed:
+
+measured   somebody ran this very model on this very device with such requests, and kept the figures
+estimate   a range: by constants fitted on evidence of the same class of hardware (constants.py)
+bound      what physics allows at most: bandwidth and peak. It says nothing of what will be reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .constants import Constants, End, Part
+from .work import RequestShape, Speeds, Work
+
+Basis = Literal["measured", "estimate", "bound"]
+#: As each is marked wherever it is shown.
+MARKS: dict[Basis, str] = {
+    "measured": "measured",
+    "estimate": "estimate, not measured",
+    "bound": "bound, not an estimate",
+}
+
+
+class Promise(BaseModel):
+    """Milliseconds to the first token and between two tokens, on average over requests; None: nothing is promised."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ttft_ms: float | None = Field(default=None, gt=0, le=3_600_000)
+    itl_ms: float | None = Field(default=None, gt=0, le=3_600_000)
+
+    def kept(self, ttft_ms: float, itl_ms: float) -> bool:
+        """Whether those latencies keep it."""
+        return ttft_ms <= (self.ttft_ms or ttft_ms) and itl_ms <= (self.itl_ms or itl_ms)
+
+
+class Served(NamedTuple):
+    """One engine on its devices: sequences at once, and what comes of that."""
+
+    sequences: int
+    itl_ms: float
+    ttft_ms: float
+    requests_per_s: float
+    tokens_per_s: float
+
+
+class Capacity(NamedTuple):
+    """low: the cautious end, high: the other; equal where it was measured. low None: not even one request keeps the
+    promise at that end; a bound has no low end at all.
+
+    memory_sequences: as many fit into the device's memory; limits: what stops it (several: evidence cannot tell
+    them apart); evidence: whose; notes: what must be said beside the figures.
+    """
+
+    basis: Basis
+    low: Served | None
+    high: Served | None
+    memory_sequences: int
+    limits: tuple[str, ...]
+    evidence: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Engine(NamedTuple):
+    """One engine's work on its devices, and how many sequences their memory holds."""
+
+    work: Work
+    speeds: Speeds
+    shape: RequestShape
+    memory_sequences: int
+
+
+def estimated(engine: Engine, promise: Promise, constants: Constants, evidence: tuple[str, ...]) -> Capacity:
+    """The range of what it serves within the promise, by constants fitted on that evidence."""
+
+    def at(end: End) -> Callable[[int], Served]:
+        return lambda sequences: _estimate_at(engine, constants, sequences, end)
+
+    low, high = most_within(at("most"), promise, engine), most_within(at("least"), promise, engine)
+    ends: tuple[tuple[Served | None, End], ...] = ((low, "most"), (high, "least"))
+    limits = tuple(dict.fromkeys(_limits(engine, constants, served, end) for served, end in ends))
+    beyond = high is not None and high.sequences > constants.sequences
+    notes = (f"beyond the {constants.sequences:.0f} sequences at once of the evidence",) if beyond else ()
+    return Capacity("estimate", low, high, engine.memory_sequences, limits, evidence, notes)
+
+
+def bounded(engine: Engine, promise: Promise, why: tuple[str, ...] = ()) -> Capacity:
+    """What no device of that kind can exceed. why: there is no estimate."""
+    high = most_within(lambda sequences: _bound_at(engine, sequences), promise, engine)
+    return Capacity("bound", None, high, engine.memory_sequences, (_bound_limit(engine, high),), (), why)
+
+
+def latency_range(engine: Engine, constants: Constants, sequences: int) -> tuple[Served, Served]:
+    """What is expected of so many sequences at once: the slow end, and the quick one."""
+    return _estimate_at(engine, constants, sequences, "most"), _estimate_at(engine, constants, sequences, "least")
+
+
+def most_within(at: Callable[[int], Served], promise: Promise, engine: Engine) -> Served | None:
+    """At the most sequences that keep the promise, None where one does not. Both latencies rise with sequences."""
+    low, high = 0, engine.memory_sequences
+    found: Served | None = None
+    while low < high:
+        middle = (low + high + 1) // 2
+        served = at(middle)
+        if promise.kept(served.ttft_ms, served.itl_ms):
+            low, found = middle, served
+        else:
+            high = middle - 1
+    return found
+
+
+def served(shape: RequestShape, sequences: int, itl_ms: float, ttft_ms: float) -> Served:
+    """Little's law: each sequence makes a token a step, and an answer is so many tokens."""
+    tokens_per_s = sequences / itl_ms * 1000
+    return Served(sequences, itl_ms, ttft_ms, tokens_per_s / shape.answer_tokens, tokens_per_s)
+
+
+def _estimate_at(engine: Engine, constants: Constants, sequences: int, end: End) -> Served:
+    work, speeds, shape = engine.work, engine.speeds, engine.shape
+    itl_ms = constants.step_ms(work, speeds, shape, sequences, end)
+    return served(shape, sequences, itl_ms, constants.first_token_ms(work, speeds, shape, itl_ms, end))
+
+
+def _limits(engine: Engine, constants: Constants, found: Served | None, end: End) -> str:
+    if found is not None and found.sequences == engine.memory_sequences:
+        return "memory"
+    sequences = found.sequences if found else 1
+    parts = constants.parts_of_step(engine.work, engine.speeds, engine.shape, sequences, end)
+    return _largest(parts.items())
+
+
+def _bound_at(engine: Engine, sequences: int) -> Served:
+    prefill_ms = engine.work.operations * engine.shape.prompt_tokens / _operations(engine) * 1000
+    weights_ms = engine.work.weights_read(1)[0] / engine.speeds.bytes_per_s * 1000
+    itl_ms = max(dict(_bound_parts(engine, sequences)).values())
+    return served(engine.shape, sequences, itl_ms, max(prefill_ms, weights_ms))
+
+
+def _bound_parts(engine: Engine, sequences: int) -> Iterable[tuple[Part, float]]:
+    """Milliseconds of a step's reading, and of its computing with the prefills that fall on it."""
+    work, shape = engine.work, engine.shape
+    read = work.weights_read(sequences)[0] + work.cache_bytes * sequences
+    yield "bandwidth", read / engine.speeds.bytes_per_s * 1000
+    operations = work.operations * sequences * (1 + shape.prompt_tokens / shape.answer_tokens)
+    yield "compute", operations / _operations(engine) * 1000
+
+
+def _bound_limit(engine: Engine, found: Served | None) -> str:
+    if found is not None and found.sequences == engine.memory_sequences:
+        return "memory"
+    return _largest(_bound_parts(engine, found.sequences if found else 1))
+
+
+def _operations(engine: Engine) -> float:
+    return engine.speeds.operations_per_s or float("inf")
+
+
+def _largest(parts: Iterable[tuple[Part, float]]) -> str:
+    return max(parts, key=lambda part: part[1])[0]

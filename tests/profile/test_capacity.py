@@ -1,0 +1,306 @@
+"""What a device serves: measured, a range by evidence of its class, or a bound; never one for the other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from aim_profile.cli.app import app
+from aim_profile.errors import SizingError
+from aim_profile.gpus.catalog import by_name
+from aim_profile.models.load import by_id
+from aim_profile.serving.capacity import Asked, Evidenced
+from aim_profile.serving.observations import Observation, of_vendors
+from aim_profile.sizing.capacity import Engine, Promise, latency_range
+from aim_profile.sizing.constants import Constants, Observed
+from aim_profile.sizing.work import RequestShape, speeds_of, work_of
+
+LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
+NEMO = "mistralai/Mistral-Nemo-Instruct-2407"
+CHAT = RequestShape(prompt_tokens=512, answer_tokens=256)
+PROMISE = Promise(ttft_ms=500, itl_ms=50)
+
+
+def run(*words: str, code: int = 0) -> str:
+    done = CliRunner().invoke(app, ["capacity", *words])
+    assert done.exit_code == code, done.output
+    return done.stdout
+
+
+def ask(*words: str, code: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run(*words, "-o", "json", code=code))
+    return found
+
+
+def observations() -> tuple[Observation, Observation]:
+    spx, dpx = of_vendors()
+    assert (spx.mode.label, dpx.mode.label) == ("SPX/NPS1", "DPX/NPS2")
+    return spx, dpx
+
+
+def constants(seen: Observation) -> Constants:
+    assert seen.speeds is not None
+    return Constants(seen.observed(), seen.speeds)
+
+
+def test_the_published_tables_are_there_whole_with_whose_they_are() -> None:
+    spx, dpx = observations()
+    assert (len(spx.rows), len(dpx.rows)) == (10, 10)  # nine levels of load and one stream
+    assert "published by AMD on 2026-01-22" in spx.label
+    assert "https://rocm.blogs.amd.com/" in spx.label
+    assert "MI300X" in spx.label
+    assert "MI35x" in spx.label
+    assert not spx.ours
+
+
+def test_constants_of_the_published_whole_card_predict_every_row_of_its_halves() -> None:
+    spx, dpx = observations()
+    known = constants(spx)
+    assert dpx.speeds is not None
+    for row in dpx.rows:
+        engine = Engine(work_of(dpx.model, dpx.precision, row.shape), dpx.speeds, row.shape, 10_000)
+        slow, quick = latency_range(engine, known, row.sequences)
+        assert quick.itl_ms <= row.itl_ms <= slow.itl_ms
+        assert slow.itl_ms / quick.itl_ms <= 3
+        assert slow.tokens_per_s <= row.sequences / row.itl_ms * 1000 <= quick.tokens_per_s
+        if row.ttft_ms is not None:
+            assert quick.ttft_ms <= row.ttft_ms <= slow.ttft_ms
+            assert slow.ttft_ms / quick.ttft_ms <= 3
+
+
+def test_constants_of_the_halves_hold_the_whole_card_too() -> None:
+    spx, dpx = observations()
+    known = constants(dpx)
+    assert spx.speeds is not None
+    for row in spx.rows:
+        engine = Engine(work_of(spx.model, spx.precision, row.shape), spx.speeds, row.shape, 10_000)
+        slow, quick = latency_range(engine, known, row.sequences)
+        assert quick.itl_ms <= row.itl_ms <= slow.itl_ms
+
+
+@pytest.mark.parametrize("left_out", range(10))
+def test_a_row_that_was_left_out_is_in_the_range_of_the_others(left_out: int) -> None:
+    spx, _ = observations()
+    assert spx.speeds is not None
+    observed = spx.observed()
+    row = observed.pop(left_out)
+    known = Constants(observed, spx.speeds)
+    engine = Engine(row.work, spx.speeds, row.shape, 10_000)
+    slow, quick = latency_range(engine, known, row.sequences)
+    assert quick.itl_ms <= row.itl_ms <= slow.itl_ms
+
+
+def test_rows_that_no_constants_explain_are_refused() -> None:
+    spx, _ = observations()
+    assert spx.speeds is not None
+    first, *rest = spx.observed()
+    absurd = [
+        Observed(row.work, row.shape, row.sequences, 1000.0 if at % 2 else 1.0, 50.0) for at, row in enumerate(rest)
+    ]
+    with pytest.raises(SizingError, match="no constants explain"):
+        Constants([first, *absurd], spx.speeds)
+
+
+def test_a_range_never_beats_the_bound() -> None:
+    mode = by_name("MI355X").mode("DPX")
+    asked = Asked(by_id(NEMO), "fp8", mode, CHAT, PROMISE)
+    found = Evidenced().capacity(asked)
+    assert found is not None
+    assert found.high is not None
+    assert found.low is not None
+    speeds = speeds_of(by_name("MI355X"), mode, "fp8")
+    assert speeds is not None
+    work = work_of(by_id(NEMO), "fp8", CHAT)
+    reading_ms = (work.dense_bytes + work.cache_bytes * found.high.sequences) / speeds.bytes_per_s * 1000
+    assert found.high.itl_ms >= reading_ms
+    assert found.low.requests_per_s < found.high.requests_per_s
+
+
+def test_work_of_a_mixture_of_experts_counts_those_that_work() -> None:
+    mixtral = work_of(by_id("mistralai/Mixtral-8x7B-Instruct-v0.1"), "bf16", CHAT)
+    assert mixtral.operations / 2 == pytest.approx(12.7e9, rel=0.02)  # 12.9 B active, without the input embedding
+    least, most = mixtral.weights_read(1)
+    assert least == most
+    assert mixtral.weights_read(2)[1] > least
+    assert mixtral.weights_read(100)[1] == pytest.approx(mixtral.dense_bytes + mixtral.expert_bytes)
+
+
+def test_without_evidence_of_the_class_there_is_only_a_bound() -> None:
+    found = ask(LLAMA, "--gpu", "MI300X", "--every-mode", "--ttft-ms", "500", "--itl-ms", "50")
+    assert [mode["mode"] for mode in found["modes"]][:3] == ["SPX/NPS1", "DPX/NPS2", "CPX/NPS4"]
+    for mode in found["modes"]:
+        assert mode["marked"] == "bound, not an estimate"
+        assert mode["low"] is None
+        assert "no evidence of gfx942" in mode["notes"][0]
+    table = run(LLAMA, "--gpu", "MI300X", "--every-mode", "--itl-ms", "50")
+    assert "bound, not an estimate" in table
+    assert "at most" in table
+    assert "estimate, not measured" not in table
+
+
+def test_with_evidence_of_the_class_it_is_a_range_that_says_so() -> None:
+    found = ask(LLAMA, "--gpu", "MI355X", "--precision", "fp8", "--every-mode", "--ttft-ms", "500", "--itl-ms", "50")
+    spx = found["modes"][0]
+    assert spx["marked"] == "estimate, not measured"
+    assert spx["low"]["requests_per_s"] < spx["high"]["requests_per_s"]
+    assert spx["low"]["itl_ms"] <= 50
+    assert "published by AMD" in spx["evidence"][0]
+    assert found["serves_most"].startswith("SPX/NPS1")
+    assert "DPX" in found["serves_most"]  # whose range reaches above
+
+
+def measured(**hardware: Any) -> dict[str, Any]:
+    def point(clients: int, itl: float) -> dict[str, Any]:
+        answered, answer = 400, 256
+        tokens_per_s = clients / itl * 1000
+        return {
+            "offered": float(clients),
+            "duration_s": answered * answer / tokens_per_s,
+            "answered": answered,
+            "requests_per_s": tokens_per_s / answer,
+            "output_tokens_per_s": tokens_per_s,
+            "prompt_tokens": answered * 512,
+            "output_tokens": answered * answer,
+            "ttft_ms": {"p50": 40 + 2 * itl, "p95": 60 + 3 * itl, "p99": 80 + 4 * itl},
+            "itl_ms": {"p50": itl, "p95": itl * 1.2, "p99": itl * 1.5},
+            "e2e_ms": {"p50": 40 + 2 * itl + 255 * itl, "p95": 300 * itl, "p99": 310 * itl},
+        }
+
+    return {
+        "version": 1,
+        "model": LLAMA,
+        "served_as": "chat",
+        "precision": "bf16",
+        "hardware": {"told_by": "node", "gpu": "MI300X", "partition": "CPX/NPS4", "gpu_count": 1, **hardware},
+        "engine": {"name": "vllm"},
+        "load": {
+            "generator": "aim-runtime measure",
+            "arrivals": "closed",
+            "prompt_tokens": "constant:512",
+            "output_tokens": "constant:256",
+            "prompts": "sha256:0123",
+            "seed": 1,
+            "warm_up": 2,
+            "requests": 1600,
+            "duration_s": 60.0,
+        },
+        "points": [point(1, 30.0), point(8, 34.0), point(16, 40.0), point(32, 60.0)],
+        "command": "aim-runtime measure --url http://127.0.0.1:8080",
+        "date": "2026-01-02T03:04:05+00:00",
+        "tool": "aim-kserve 0.1.0",
+    }
+
+
+@pytest.fixture
+def evidence(tmp_path: Path) -> Path:
+    file = tmp_path / "evidence.yaml"
+    file.write_text(yaml.safe_dump({"measurements": [measured()]}), encoding="utf-8")
+    return file
+
+
+def test_what_was_measured_is_told_as_measured_and_carries_over_to_other_modes_as_a_range(evidence: Path) -> None:
+    words = (
+        LLAMA,
+        "--gpu",
+        "MI300X",
+        "--every-mode",
+        "--ttft-ms",
+        "500",
+        "--itl-ms",
+        "50",
+        "--evidence",
+        str(evidence),
+    )
+    found = {mode["mode"]: mode for mode in ask(*words)["modes"]}
+    cpx = found["CPX/NPS4"]
+    assert cpx["marked"] == "measured"
+    assert cpx["low"] == cpx["high"]
+    assert cpx["low"]["requests_per_s"] == pytest.approx(8 * 16 / 40.0 * 1000 / 256, rel=1e-3)  # at 60 ms p95 is 72
+    assert "measured on 2026-01-02" in cpx["evidence"][0]
+    assert found["SPX/NPS1"]["marked"] == "estimate, not measured"
+    assert "measured on 2026-01-02" in found["SPX/NPS1"]["evidence"][0]
+
+
+def test_requests_of_another_length_are_not_what_was_measured(evidence: Path) -> None:
+    words = (LLAMA, "--gpu", "MI300X", "--partition", "CPX/NPS4", "--itl-ms", "50", "--evidence", str(evidence))
+    assert ask(*words, "--answer", "270")["modes"][0]["marked"] == "measured"
+    assert ask(*words, "--answer", "300")["modes"][0]["marked"] == "estimate, not measured"
+
+
+def test_evidence_quicker_than_physics_allows_is_passed_over_and_named(tmp_path: Path) -> None:
+    body = measured(partition="CPX/NPS1")
+    for point in body["points"]:
+        point["itl_ms"] = {"p50": 1.0, "p95": 1.0, "p99": 1.0}
+        point["e2e_ms"] = None
+    file = tmp_path / "evidence.yaml"
+    file.write_text(yaml.safe_dump({"measurements": [body]}), encoding="utf-8")
+    (mode,) = ask(LLAMA, "--gpu", "MI300X", "--partition", "CPX/NPS4", "--evidence", str(file))["modes"]
+    assert mode["marked"] == "bound, not an estimate"
+    assert any("passed over" in note and "no constants explain" in note for note in mode["notes"])
+
+
+def test_figures_of_unknown_hardware_speak_for_nothing(tmp_path: Path) -> None:
+    body = measured()
+    body["hardware"] = {"told_by": "unknown"}
+    file = tmp_path / "evidence.yaml"
+    file.write_text(yaml.safe_dump({"measurements": [body]}), encoding="utf-8")
+    found = ask(LLAMA, "--gpu", "MI300X", "--itl-ms", "50", "--evidence", str(file))
+    assert found["modes"][0]["marked"] == "bound, not an estimate"
+
+
+def test_a_promise_that_no_device_keeps_is_an_answer() -> None:
+    found = ask(LLAMA, "--gpu", "MI300X", "--itl-ms", "0.5", code=1)
+    assert found["modes"][0]["high"] is None
+    assert found["serves_most"].startswith("none")
+
+
+def test_a_model_over_several_cards_has_only_a_bound() -> None:
+    found = ask("meta-llama/Llama-3.3-70B-Instruct", "--gpu", "MI355X", "--tp", "2", "--itl-ms", "50")
+    assert found["modes"][0]["basis"] == "bound"
+    assert "never measured" in found["modes"][0]["notes"][0]
+    assert found["modes"][0]["engines_per_card"] == 0.5
+
+
+def test_what_does_not_fit_serves_nothing() -> None:
+    found = ask("meta-llama/Llama-3.3-70B-Instruct", "--gpu", "MI300X", "--partition", "CPX/NPS4", code=1)
+    assert not found["modes"][0]["fits"]
+
+
+def test_tokens_cost_what_the_price_table_says(tmp_path: Path) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("currency: EUR\ngpu_hour: {MI355X: 3.6}\n", encoding="utf-8")
+    words = (NEMO, "--gpu", "MI355X", "--precision", "fp8", "--itl-ms", "50", "--prices", str(prices))
+    mode = ask(*words)["modes"][0]
+    cautious = mode["low"]["tokens_per_s"]
+    assert mode["cost_per_million_answer_tokens"]["high"] == pytest.approx(3.6 / 3600 / cautious * 1e6, rel=1e-4)
+    assert "EUR/M answer tokens" in run(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--gpu", "MI999"), "MI999"),
+        (("--every-mode", "--partition", "CPX"), "--partition"),
+        (("--prompt", "200000"), "context 200256"),
+        (("--gpu", "MI350P"), "bandwidth is not established"),
+    ],
+)
+def test_bad_input_names_itself(words: tuple[str, ...], named: str) -> None:
+    done = CliRunner().invoke(app, ["capacity", LLAMA, *words])
+    assert done.exit_code == 2
+    assert named in done.output
+
+
+def test_a_table_of_a_solver_is_nothing_but_json() -> None:
+    """HiGHS prints a banner of its own accord, from C."""
+    import subprocess
+    import sys
+
+    words = ["capacity", NEMO, "--gpu", "MI355X", "--precision", "fp8", "-o", "json"]
+    done = subprocess.run([sys.executable, "-m", "aim_profile", *words], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["modes"][0]["basis"] == "estimate"
