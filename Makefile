@@ -68,7 +68,7 @@ TOXICITY := bench/training/toxicity_training
 TOXICITY_BIN := .venv-toxicity/bin
 TOXICITY_DATA := .models/toxicity
 
-.PHONY: help run demo train-demo test test-trainer trainer coverage check manifests manifests-check ci images images-check images-deps format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
+.PHONY: help run demo train-demo test test-trainer trainer coverage check docs docs-pages manifests manifests-check ci images images-check images-deps format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -111,7 +111,7 @@ coverage: $(BIN)/.dev $(MODEL) ## lines that the tests run, servers in their own
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 
-check: $(BIN)/.dev ## ruff, mypy --strict, import-linter, and whether manifests/ is as it is made
+check: $(BIN)/.dev ## ruff, mypy --strict, import-linter, whether manifests/ is as it is made, the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -119,6 +119,15 @@ check: $(BIN)/.dev ## ruff, mypy --strict, import-linter, and whether manifests/
 	$(BIN)/python -m aim_profile.kubernetes manifests --check
 	$(BIN)/python -m aim_profile.kubernetes manifests/monitoring --monitoring --check
 	$(BIN)/python -m aim_operator.manifests manifests --check
+	PYTHONPATH=docs/site $(BIN)/python docs/site/made_pages.py --check
+	@$(MAKE) --no-print-directory docs
+
+docs: $(BIN)/.dev ## the documentation as a site, into .run/site; what does not lead anywhere fails (DOCS_SOURCE: where the repository is)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "docs: .run/site/index.html"
+
+docs-pages: $(BIN)/.dev ## make the pages anew that come out of the code
+	PYTHONPATH=docs/site $(BIN)/python docs/site/made_pages.py
 
 manifests: $(BIN)/.dev ## make manifests/ anew from the catalogue
 	@mkdir -p .run
@@ -239,7 +248,7 @@ $(BIN)/.serving: pyproject.toml $(LOCK) $(BIN)/.llama
 
 $(BIN)/.dev: $(BIN)/.serving
 	@echo "==> installing what tests, checks and benchmarks need into .venv"
-	$(BIN)/python $(INSTALL) -e '.[runtime,embedded,guardrail,tracing,cache,measure,exact,ner,exporter,operator,dev]'
+	$(BIN)/python $(INSTALL) -e '.[runtime,embedded,guardrail,tracing,cache,measure,exact,ner,exporter,operator,docs,dev]'
 	@touch $@
 
 # torch's CPU wheel is not on PyPI: where your index lacks it, export PIP_EXTRA_INDEX_URL (see CONTRIBUTING.md).

@@ -50,6 +50,9 @@ def operator(
         Path | None, _option("audit-log", "file for lines that say who changed what; default: stdout")
     ] = None,
     image: Annotated[str, _option("image", "of pods that read a node back; default: this pod's own")] = _GIVEN.image,
+    guardrail_image: Annotated[
+        str, _option("guardrail-image", "put into pods; default: aim-guardrail of this release, without a registry")
+    ] = _GIVEN.guardrail_image,
     gpu_namespace: Annotated[str, _option("gpu-namespace", "where the GPU operator runs")] = _GIVEN.gpu_namespace,
     dcm_config_map: Annotated[
         str, _option("dcm-config-map", "the Device Config Manager's profiles (DeviceConfig: configManager.config)")
@@ -77,6 +80,7 @@ def operator(
         policy_poll_s=policy_poll,
         audit_log=audit_log,
         image=image,
+        guardrail_image=guardrail_image,
         gpu_namespace=gpu_namespace,
         dcm_config_map=dcm_config_map,
         report_port=report_port,

@@ -25,8 +25,9 @@ class Settings(NamedTuple):
     webhooks are served; webhook_host: under which the API server reaches this very process, for a webhook
     configuration that it writes itself (None: manifests/operator has one); policy_poll_s: how
     often pods are asked which policies they run; audit_log: None: stdout; image: reads a node back, empty: our pod's;
-    gpu_namespace, dcm_config_map: of the GPU operator's Device Config Manager; report_port, report_url: where pods
-    of fine-tuning jobs tell how far they are, and the name they know it by.
+    guardrail_image: is put into pods, empty: `aim-guardrail` of this release, without a registry; gpu_namespace,
+    dcm_config_map: of the GPU operator's Device Config Manager; report_port, report_url: where pods of fine-tuning
+    jobs tell how far they are, and the name they know it by.
     """
 
     namespace: str = "aim-system"
@@ -44,6 +45,7 @@ class Settings(NamedTuple):
     policy_poll_s: float = 15
     audit_log: Path | None = None
     image: str = ""
+    guardrail_image: str = ""
     gpu_namespace: str = "kube-amd-gpu"
     dcm_config_map: str = "default-dcm-config"
     report_port: int = 9444

@@ -45,6 +45,7 @@ _KIND = (INFERENCE_SERVICES.api_version.partition("/")[0], "v1beta1", INFERENCE_
 class _Webhooks:
     def __init__(self, operator: Operator) -> None:
         self._cluster, self._audit = operator.cluster, operator.audit
+        self._image = operator.settings.guardrail_image
         self._reviews = Counter(
             "aim_operator_admission_reviews",
             "InferenceServices looked at, by webhook and outcome: allowed, denied, failed, foreign",
@@ -84,7 +85,8 @@ class _Webhooks:
     async def _completed(self, service: Service) -> Object:
         bare = Service(defaults.taken_out(guardrail.taken_out(service.body)), service.runtime)
         done = defaults.fill(bare, Devices(await self._cluster.list(NODES)))
-        return guardrail.place(done, await self._policies(service.body["metadata"].get("namespace")))
+        policies = await self._policies(service.body["metadata"].get("namespace"))
+        return guardrail.place(done, policies, self._image)
 
     async def _checked(self, service: Service) -> Sequence[str]:
         namespace = service.body["metadata"].get("namespace")

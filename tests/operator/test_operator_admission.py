@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/default/inferenceservices"
 POLICIES = "/apis/aim.amd.com/v1alpha1/namespaces/default/guardrailpolicies"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+IMAGE = "registry.example.com/llm/aim-guardrail:1"
 pytestmark = pytest.mark.cluster
 
 
@@ -50,7 +51,7 @@ def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module", autouse=True)
 def running(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    with operator(kubernetes, tmp_path_factory.mktemp("operator")) as found:
+    with operator(kubernetes, tmp_path_factory.mktemp("operator"), "--guardrail-image", IMAGE) as found:
         yield found
 
 
@@ -158,7 +159,7 @@ def test_the_guardrail_is_put_before_the_model_and_taken_away_again(kubernetes: 
     done = apply(kubernetes, service("guarded", {"aim.amd.com/guardrail-policy": "chat"}))
     predictor = done["spec"]["predictor"]
     (guardrail,) = predictor["containers"]
-    assert guardrail["name"] == "transformer-container"
+    assert (guardrail["name"], guardrail["image"]) == ("transformer-container", IMAGE)
     assert "--predictor_host=localhost:8090" in guardrail["args"]
     assert guardrail["ports"][0]["containerPort"] == 8080
     assert guardrail["securityContext"]["runAsNonRoot"] is True

@@ -31,9 +31,10 @@ _POLICY_VOLUME, _POLICY_PATH = "aim-guardrail-policy", "/etc/aim/guardrail-polic
 _RESOURCES = {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "2Gi"}}
 
 
-def place(body: Object, policies: Collection[str]) -> Object:
+def place(body: Object, policies: Collection[str], image: str = "") -> Object:
     """The service with the guardrail that its annotations ask for. Raises Denied.
 
+    image: empty, this release's, without a registry.
     A transformer of its own, or a transformer-container that it wrote itself, stays, and nothing is injected.
     """
     done = copy.deepcopy(body)
@@ -43,7 +44,7 @@ def place(body: Object, policies: Collection[str]) -> Object:
         return done
     predictor = done["spec"]["predictor"]
     _move(service)
-    predictor.setdefault("containers", []).append(_container(done, told, policies))
+    predictor.setdefault("containers", []).append(_container(done, told, policies, image))
     volumes = predictor.setdefault("volumes", [])
     volumes += [each for each in _volumes(told, policies) if each["name"] not in {own["name"] for own in volumes}]
     done["metadata"].setdefault("annotations", {})[INJECTED] = "injected"
@@ -55,7 +56,7 @@ def _has_its_own(service: Service) -> bool:
     return "transformer" in service.body["spec"] or any(each.get("name") == TRANSFORMER for each in containers)
 
 
-def _container(body: Object, told: Mapping[str, str], policies: Collection[str]) -> Object:
+def _container(body: Object, told: Mapping[str, str], policies: Collection[str], image: str) -> Object:
     # `{{.Name}}` is KServe's, for who has no name yet (generateName).
     name = body["metadata"].get("name") or "{{.Name}}"
     mounts = [dict(PODINFO_MOUNT)]
@@ -65,7 +66,7 @@ def _container(body: Object, told: Mapping[str, str], policies: Collection[str])
         mounts.append({"name": _POLICY_VOLUME, "mountPath": _POLICY_PATH, "readOnly": True})
     return {
         "name": TRANSFORMER,
-        "image": image_of("aim-guardrail"),
+        "image": image or image_of("aim-guardrail"),
         "command": ["python", "-m", "aim_guardrail"],
         "args": args,
         "ports": [
