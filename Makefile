@@ -68,7 +68,7 @@ TOXICITY := bench/training/toxicity_training
 TOXICITY_BIN := .venv-toxicity/bin
 TOXICITY_DATA := .models/toxicity
 
-.PHONY: help run demo train-demo test test-trainer trainer coverage check docs docs-pages manifests manifests-check ci images images-check images-deps format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
+.PHONY: help run demo train-demo e2e test test-trainer trainer coverage check docs docs-pages manifests manifests-check ci images images-check images-deps format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -95,6 +95,9 @@ train-demo: $(TRAINER_BIN)/.installed $(BIN)/.serving $(MODEL) ## tune the embed
 	   --http_port $(HTTP_PORT) --grpc_port $(GRPC_PORT) --runtime_http_port $(RUNTIME_HTTP_PORT) --runtime_grpc_port $(RUNTIME_GRPC_PORT) \
 	   ask --system "You are the Kettlo helper." --question "How do I reset my Kettlo?" --question "How long is the warranty?"; \
 	 echo "==> serve it yourself: make run MODEL_NAME=kettlo-helper MODEL_DIR=$$version/gguf"
+
+e2e: $(BIN)/.dev $(TRAINER_BIN)/.installed $(VLLM_BIN)/.installed $(HF_MODEL) ## the whole path: tune, publish, plan, serve the adapter, guard, ask, count, price (5 minutes); a table at its end
+	@PYTHONPATH=tests/fakes $(BIN)/python tests/e2e/whole_path.py
 
 test: $(BIN)/.dev $(MODEL) ## all tests; what a missing part makes skip is named (NO_SKIPS=1: a skip fails)
 	$(BIN)/python -m pytest -q -rs -n $(TEST_WORKERS) --dist loadfile --ignore=tests/trainer $(PYTEST_ARGS)

@@ -23,7 +23,7 @@ READY_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Where the two processes listen."""
+    """Where the two processes listen. runtime_flags: of the runtime, beside or above the rest (`--models`, say)."""
 
     model_name: str
     model_dir: str
@@ -33,6 +33,8 @@ class Stack:
     runtime_http_port: int
     runtime_grpc_port: int
     policy: str | None
+    runtime_flags: tuple[str, ...] = ()
+    ready_timeout_s: float = READY_TIMEOUT_S
 
     def commands(self) -> dict[str, list[str]]:
         """Process name → argv."""
@@ -42,7 +44,11 @@ class Stack:
         if self.policy:
             guardrail += ["--policy", self.policy]
         return {
-            "runtime": [*runtime, *self._listen(self.runtime_http_port, self.runtime_grpc_port)],
+            "runtime": [
+                *runtime,
+                *self._listen(self.runtime_http_port, self.runtime_grpc_port),
+                *self.runtime_flags,
+            ],
             "guardrail": [*guardrail, *self._listen(self.http_port, self.grpc_port)],
         }
 
@@ -131,7 +137,7 @@ def _copy(source: IO[bytes], log: IO[bytes], shown_as: str | None) -> None:
 
 
 def _await_ready(name: str, process: subprocess.Popen[bytes], stack: Stack) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT_S
+    deadline = time.monotonic() + stack.ready_timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
             time.sleep(0.1)  # let the log's last lines arrive
@@ -143,7 +149,7 @@ def _await_ready(name: str, process: subprocess.Popen[bytes], stack: Stack) -> N
             if get(stack.host, stack.http_port_of[name], f"/v2/models/{stack.model_name}/ready")[0] == 200:
                 return
         time.sleep(0.25)
-    raise NotStarted(f"{name} was not ready after {READY_TIMEOUT_S:g} s: see {LOG_DIR / name}.log")
+    raise NotStarted(f"{name} was not ready after {stack.ready_timeout_s:g} s: see {LOG_DIR / name}.log")
 
 
 def get(host: str, port: int, path: str) -> tuple[int, bytes]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +27,7 @@ from aim_trainer.metrics.records import Evaluation, Saved, Step
 from fake_predictor import FakePredictor
 from guarded import ask, orders
 from manifest_files import MANIFESTS
-from ports import free_ports
+from real_prometheus import Prometheus, is_installed, target
 from scripted_guardrail import CHAT, serving
 from served import Served
 from sysfs_tree import write_mi300x_cpx, write_sysfs_card
@@ -39,7 +36,6 @@ pytestmark = pytest.mark.system
 
 FOLDER = MANIFESTS / "monitoring"
 BOARDS = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("dashboards/*.json"))}
-START_S = 60
 POLICY = """
 use_case: chat
 budget_ms: 150
@@ -81,61 +77,10 @@ def queries() -> list[Queries]:
     found = []
     for name, board in BOARDS.items():
         for panel in board["panels"]:
-            for target in panel.get("targets", []):
-                expr = re.sub(r"\$\w+", lambda match: filled[match[0]], target["expr"])
+            for asked in panel.get("targets", []):
+                expr = re.sub(r"\$\w+", lambda match: filled[match[0]], asked["expr"])
                 found.append(Queries(name, panel["title"], expr))
     return found
-
-
-class Prometheus:
-    """Debian's, over these targets, with our rules at a short interval."""
-
-    def __init__(self, folder: Path, targets: list[dict[str, Any]]) -> None:
-        found = shutil.which("prometheus")
-        if found is None:
-            pytest.skip("prometheus is missing: make system-deps")
-        (port,) = free_ports(1)
-        rules = re.sub(r"interval: \d+s", "interval: 500ms", (FOLDER / "aim.rules").read_text())
-        (folder / "aim.rules").write_text(rules)
-        configuration = {
-            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
-            "rule_files": [str(folder / "aim.rules")],
-            "scrape_configs": targets,
-        }
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
-        flags = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb"]
-        self.log = (folder / "prometheus.log").open("wb")
-        self.process = subprocess.Popen(
-            [found, *flags, f"--web.listen-address=127.0.0.1:{port}"], stdout=self.log, stderr=self.log
-        )
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
-
-    def query(self, expr: str) -> list[dict[str, Any]]:
-        """Series with a number now; NaN is none."""
-        answer = self.http.get("/api/v1/query", params={"query": expr}).json()
-        assert answer["status"] == "success", (expr, answer)
-        return [each for each in answer["data"]["result"] if not math.isnan(float(each["value"][1]))]
-
-    def wait(self, condition: Callable[[], bool], what: Callable[[], object], seconds: float = START_S) -> None:
-        """Until it is so. Raises AssertionError with what is not."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            with suppress(httpx.TransportError):
-                if condition():
-                    return
-            assert self.process.poll() is None, Path(self.log.name).read_text()
-            time.sleep(0.1)
-        raise AssertionError(what())
-
-    def close(self) -> None:
-        self.http.close()
-        self.process.kill()
-        self.process.wait()
-        self.log.close()
-
-
-def target(job: str, address: str, labels: Mapping[str, str], **more: Any) -> dict[str, Any]:
-    return {"job_name": job, "static_configs": [{"targets": [address], "labels": dict(labels)}], **more}
 
 
 class Fleet(NamedTuple):
@@ -148,6 +93,8 @@ class Fleet(NamedTuple):
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A runtime that asks for keys, a guardrail, a run's metrics, an exporter of a recorded node; who scrapes them."""
+    if not is_installed():
+        pytest.skip("prometheus is missing: make system-deps")
     folder = tmp_path_factory.mktemp("fleet")
     with ExitStack() as stack:
         caller, scraper, eager = written_keys(folder / "keys.yaml")
