@@ -77,7 +77,7 @@ def test_helm_installs_what_the_overlay_does(name: str, answers: dict[str, Rende
 def test_a_tenant_is_what_the_code_says(name: str, answers: dict[str, Rendered]) -> None:
     found = answers[name].objects
     assert by_name(found) == by_name(tenant(Tenant(**TENANTS[name])))
-    assert len(found) == 14
+    assert len(found) == 15
 
 
 def test_kustomizes_tenant_is_the_charts(answers: dict[str, Rendered]) -> None:
@@ -86,7 +86,7 @@ def test_kustomizes_tenant_is_the_charts(answers: dict[str, Rendered]) -> None:
 
 def test_every_object_of_both_charts_is_one_that_a_cluster_takes(answers: dict[str, Rendered]) -> None:
     found = [each for answer in answers.values() for each in answer.objects]
-    assert len(found) == 73
+    assert len(found) == 76
     assert [line for each in found for line in denied(each)] == []
     if CRDS:
         assert [f"{name_of(each)}: {line}" for each in found for line in violations(each)] == []

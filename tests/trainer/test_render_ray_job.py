@@ -65,15 +65,24 @@ def test_what_kuberay_refuses_is_not_in_it(asked: FineTuningJob) -> None:
     spec = ray_job["spec"]
     assert spec["shutdownAfterJobFinishes"] is True  # or suspend is refused
     assert "clusterSelector" not in spec  # or suspend and backoffLimit are
-    assert (spec["submissionMode"], "submitterPodTemplate" in spec, "submitterConfig" in spec) == (
-        "SidecarMode",
-        False,
-        False,
-    )
-    assert pods(ray_job)[0]["restartPolicy"] == "Never"
+    assert spec["submissionMode"] == "K8sJobMode"  # or a template for the submitter is
+    assert spec["submitterPodTemplate"]["spec"]["restartPolicy"] == "Never"  # or a Job's is
     assert spec["backoffLimit"] == asked.spec.backoff_limit
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", ray_job["metadata"]["name"])
     assert len(ray_job["metadata"]["name"]) <= 47
+
+
+@pytest.mark.parametrize("asked", JOBS)
+def test_the_submitter_is_restricted_and_its_command_is_kuberays(asked: FineTuningJob) -> None:
+    _, ray_job = render(asked)
+    pod = ray_job["spec"]["submitterPodTemplate"]["spec"]
+    (container,) = pod["containers"]
+    head = pods(ray_job)[0]
+    assert container["securityContext"] == head["containers"][0]["securityContext"]
+    assert (pod["securityContext"], pod["automountServiceAccountToken"]) == (head["securityContext"], False)
+    assert container["image"] == head["containers"][0]["image"]
+    assert not {"command", "args", "envFrom"} & container.keys()  # it computes nothing, and needs no key
+    assert {"cpu", "memory"} == container["resources"]["limits"].keys() == container["resources"]["requests"].keys()
 
 
 @pytest.mark.parametrize("asked", JOBS)

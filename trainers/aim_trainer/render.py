@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from aim_profile.files.place import Place, dotted
 from aim_profile.files.write import without_empty
+from aim_profile.kubernetes.isolation import SUBMITTER
 from aim_profile.kubernetes.serving_runtime import RESTRICTED, image_of
 from aim_trainer.errors import JobError
 from aim_trainer.job.job import FineTuningJob
@@ -104,8 +105,10 @@ def _ray_job(job: FineTuningJob) -> Object:
         ),
         "spec": {
             "entrypoint": f"aim-trainer run {_JOB_FOLDER}/job.yaml",
-            # The submitter beside the head: no pod of its own, so no second pull of a large image.
-            "submissionMode": "SidecarMode",
+            # A pod of its own: the container that SidecarMode puts beside the head has no security context and takes
+            # none, so that a namespace of Pod Security's restricted standard refuses the head.
+            "submissionMode": "K8sJobMode",
+            "submitterPodTemplate": _submitter(job),
             # A suspended job gives its devices back; KubeRay refuses suspend without it.
             "shutdownAfterJobFinishes": True,
             "backoffLimit": spec.backoff_limit,
@@ -121,6 +124,31 @@ def _ray_job(job: FineTuningJob) -> Object:
                 "workerGroupSpecs": [_workers(job)],
             },
         },
+    }
+
+
+def _submitter(job: FineTuningJob) -> Object:
+    """Gives Ray the entrypoint, which KubeRay writes as its command, and follows the log. It computes nothing."""
+    container = {
+        "name": "ray-job-submitter",
+        "image": _image(job),
+        "resources": {"requests": {"cpu": "500m", "memory": "200Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
+        "securityContext": dict(RESTRICTED),
+    }
+    return {
+        "metadata": {"labels": {"app.kubernetes.io/name": "aim-trainer", **SUBMITTER}},
+        "spec": {"restartPolicy": "Never", **_restricted_pod(), "containers": [container]},
+    }
+
+
+def _image(job: FineTuningJob) -> str:
+    return job.spec.resources.image or image_of("aim-trainer")
+
+
+def _restricted_pod() -> Object:
+    return {
+        "automountServiceAccountToken": False,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
     }
 
 
@@ -150,15 +178,14 @@ def _pod(job: FineTuningJob, container: str, amounts: Mapping[str, str | int]) -
     return {
         "metadata": {"labels": {"app.kubernetes.io/name": "aim-trainer"}},
         "spec": {
-            # KubeRay's rule for SidecarMode's head; a worker that died is a matter of Ray's and of backoffLimit.
+            # A pod that died is a matter of Ray's and of backoffLimit.
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": _GRACE_S,
-            "automountServiceAccountToken": False,
-            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            **_restricted_pod(),
             "containers": [
                 {
                     "name": container,
-                    "image": asked.image or image_of("aim-trainer"),
+                    "image": _image(job),
                     "workingDir": str(WORKSPACE),
                     "resources": {"requests": dict(amounts), "limits": dict(amounts)},
                     **(_METRICS if container == "ray-worker" else {}),

@@ -9,6 +9,11 @@ from typing import Any
 SERVICE, COMPONENT = "serving.kserve.io/inferenceservice", "component"
 ENTRY: Mapping[str, str] = {"aim.amd.com/entry": "true"}
 _RAY = "ray.io/cluster"
+#: Of the pod that gives a RayJob's entrypoint to Ray.
+SUBMITTER: Mapping[str, str] = {"app.kubernetes.io/component": "submitter"}
+#: Of a run: where rank 0 answers scrapes. Of the operator: where runs tell how far they are.
+_TRAINER_METRICS, _REPORTS, _DASHBOARD = 9400, 9444, 8265
+_OPERATOR = "aim-system"
 _NAMESPACE = "kubernetes.io/metadata.name"
 _SERVING = (8080, 8081)
 
@@ -21,7 +26,7 @@ def isolation(gateway: str, monitoring: str, ray_operator: str, sources: Any) ->
     """
     services = {"matchExpressions": [{"key": SERVICE, "operator": "Exists"}]}
     ray = {"matchExpressions": [{"key": _RAY, "operator": "Exists"}]}
-    among = {"podSelector": ray}
+    among, submitters = {"podSelector": ray}, _labelled(SUBMITTER)
     return [
         _policy("default-deny", {}, ingress=[], egress=[]),
         _policy("dns", {}, egress=[{"to": [_of("kube-system", {"k8s-app": "kube-dns"})], "ports": _dns()}]),
@@ -43,9 +48,18 @@ def isolation(gateway: str, monitoring: str, ray_operator: str, sources: Any) ->
         _policy(
             "ray",
             ray,
-            ingress=[{"from": [among]}, {"from": [_of(ray_operator)], **_ports((8265,))}],
-            egress=[{"to": [among]}, {"to": sources, **_ports((443,))}],
+            ingress=[
+                {"from": [among]},
+                {"from": [_of(ray_operator), {"podSelector": submitters}], **_ports((_DASHBOARD,))},
+                {"from": [_of(monitoring)], **_ports((_TRAINER_METRICS,))},
+            ],
+            egress=[
+                {"to": [among]},
+                {"to": sources, **_ports((443,))},
+                {"to": [_of(_OPERATOR)], **_ports((_REPORTS,))},
+            ],
         ),
+        _policy("ray-submitters", submitters, egress=[{"to": [among], **_ports((_DASHBOARD,))}]),
     ]
 
 
