@@ -21,14 +21,13 @@ POLICIES = "/apis/aim.amd.com/v1alpha1/namespaces/default/guardrailpolicies"
 MAPS = "/api/v1/namespaces/default/configmaps"
 EVENTS = "/api/v1/namespaces/default/events"
 PODS = "/api/v1/namespaces/default/pods"
-DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 PII = {"prompt": [{"type": "pii", "action": "block"}]}
 
 
 @pytest.fixture(scope="module")
 def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with cluster(tmp_path_factory.mktemp("cluster")) as found:
-        found.create(DEFINITIONS, custom_resource_definition())
+        found.define(custom_resource_definition())
         yield found
 
 
@@ -151,8 +150,8 @@ def test_status_tells_which_pods_run_which_version(kubernetes: Cluster, tmp_path
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        ({"prompt": [{"type": "piii", "action": "block"}]}, "spec.prompt.0.type"),
-        ({"prompt": [{"type": "pii"}]}, "a rule needs an action"),
+        ({"prompt": [{"type": "piii", "action": "block"}]}, r"spec.prompt\[0\].type: Unsupported value: .piii"),
+        ({"prompt": [{"type": "pii"}]}, r"spec.prompt\[0\].action: Required value"),
         ({"prompt": [{"action": "block"}]}, "give a rule .*, or a stage"),
         ({"budget_ms": 0, **PII}, "budget_ms"),
         ({"on_error": "ajar", **PII}, "on_error"),

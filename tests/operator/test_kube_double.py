@@ -14,6 +14,7 @@ from kube_double.cluster import Cluster, KubectlFailed
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 JUGS = "/apis/test.example/v1/namespaces/default/jugs"
 MAPS = "/api/v1/namespaces/default/configmaps"
+ANYTHING = {"x-kubernetes-preserve-unknown-fields": True}
 SPEC = {
     "type": "object",
     "required": ["litres"],
@@ -81,8 +82,7 @@ def refused(call: httpx.HTTPStatusError) -> tuple[int, str]:
 
 @pytest.fixture
 def jugs(kubernetes: Cluster) -> Cluster:
-    kubernetes.create(CRDS, crd(SPEC))
-    kubernetes.wait_for(CRDS, "jugs.test.example", lambda found: "conditions" in found.get("status", {}))
+    kubernetes.define(crd(SPEC))
     return kubernetes
 
 
@@ -121,9 +121,11 @@ def test_a_rule_sees_what_was(jugs: Cluster) -> None:
     [
         {"type": "object", "properties": {"a": {}}},
         {"type": "object", "properties": {"a": {"type": "array"}}},
-        {"type": "object", "additionalProperties": False, "properties": {}},
+        {"type": "object", "additionalProperties": False, "properties": {"a": {"type": "string"}}},
         {"type": "object", "anyOf": [{"type": "object"}]},
         {"type": "object", "properties": {"a": {"$ref": "#/definitions/a", "type": "string"}}},
+        {"type": "object", "properties": {"a": ANYTHING}, "x-kubernetes-validations": [{"rule": "has(self.a)"}]},
+        {"type": "object", "properties": {}, "x-kubernetes-validations": [{"rule": "self.b > 1"}]},
     ],
 )
 def test_schemas_that_are_not_structural_are_refused(kubernetes: Cluster, spec: dict[str, Any]) -> None:

@@ -20,7 +20,6 @@ from operator_process import Operator, operator
 ROOT = Path(__file__).parent.parent.parent
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/default/inferenceservices"
 POLICIES = "/apis/aim.amd.com/v1alpha1/namespaces/default/guardrailpolicies"
-DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 IMAGE = "registry.example.com/llm/aim-guardrail:1"
 pytestmark = pytest.mark.cluster
 
@@ -39,8 +38,8 @@ def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """With KServe's kinds, our runtimes, and one node of 64 CPX/NPS4 partitions of MI300X."""
     with cluster(tmp_path_factory.mktemp("cluster")) as found:
         for name in ("inferenceservices", "servingruntimes", "clusterservingruntimes"):
-            found.create(DEFINITIONS, definition(name))
-        found.create(DEFINITIONS, custom_resource_definition())
+            found.define(definition(name))
+        found.define(custom_resource_definition())
         found.create("/api/v1/nodes", {"metadata": {"name": "n1", "labels": {"amd.com/gpu.device-id": "74a1"}}})
         found.patch("/api/v1/nodes/n1/status", {"status": {"allocatable": {"amd.com/cpx_nps4": "64"}}})
         for file in ("base/aim-vllm.yaml", "partitions/cpx-nps4/aim-vllm-cpx-nps4.yaml"):

@@ -23,7 +23,6 @@ from kube_double.cluster import Cluster, KubectlFailed, cluster
 from operator_process import operator
 from partition_plans import placement, plan_object
 
-DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 PLANS = "/apis/aim.amd.com/v1alpha1/partitionplans"
 JOBS = "/apis/aim.amd.com/v1alpha1/namespaces/default/finetuningjobs"
 RAY_JOBS = "/apis/ray.io/v1/namespaces/default/rayjobs"
@@ -68,7 +67,7 @@ def ray_jobs() -> dict[str, Any]:
 def kubernetes(tmp_path: Path) -> Iterator[Cluster]:
     with cluster(tmp_path) as found:
         for definition in (partition_plans(), fine_tuning_jobs(), ray_jobs()):
-            found.create(DEFINITIONS, definition)
+            found.define(definition)
         yield found
 
 

@@ -18,7 +18,6 @@ from operator_process import operator
 POLICIES = "/apis/aim.amd.com/v1alpha1/namespaces/default/guardrailpolicies"
 MAPS = "/api/v1/namespaces/default/configmaps"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/aim-system/leases"
-DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
 def policy(name: str) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def writes(kubernetes: Cluster) -> list[str]:
 def test_killed_at_a_write_its_successor_ends_the_work_and_writes_nothing_twice(
     kubernetes: Cluster, tmp_path: Path
 ) -> None:
-    kubernetes.create(DEFINITIONS, custom_resource_definition())
+    kubernetes.define(custom_resource_definition())
     killed = threading.Event()
     with operator(kubernetes, tmp_path, "--policy-poll", "0.2", name="first", webhooks=False) as first:
         kubernetes.double.faults.after_write("configmaps", "POST", lambda: (first.kill(), killed.set()))

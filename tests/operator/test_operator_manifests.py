@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import kopf
+import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
@@ -17,7 +18,6 @@ from aim_operator.settings import Settings
 from kube_double.cluster import Cluster
 
 MANIFESTS = Path(__file__).parent.parent.parent / "manifests"
-DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
 def objects(kind: str) -> list[dict[str, Any]]:
@@ -25,11 +25,12 @@ def objects(kind: str) -> list[dict[str, Any]]:
     return [each for file in files for each in yaml.safe_load_all(file.read_text("utf-8")) if each["kind"] == kind]
 
 
+@pytest.mark.cluster
 def test_a_server_takes_the_definitions(kubernetes: Cluster) -> None:
     found = objects("CustomResourceDefinition")
     assert {each["spec"]["names"]["kind"] for each in found} >= {"GuardrailPolicy", "PartitionPlan", "FineTuningJob"}
     for each in found:
-        kubernetes.create(DEFINITIONS, each)
+        kubernetes.define(each)
 
 
 def test_every_webhook_is_configured_and_every_configuration_has_its_webhook(

@@ -18,9 +18,10 @@ _ITEM_RULES = [
     (
         "has(self.type) != (has(self.parallel) || has(self.sequential))",
         "give a rule (type, action), or a stage (parallel or sequential)",
-    ),
-    ("!has(self.type) || has(self.action)", "a rule needs an action: block, redact, flag or log"),
+    )
 ]
+#: Not a rule of CEL's, whose types have no field that may be anything.
+_ONE_OF_THEM = ("action", *Stage.model_fields)
 
 
 def custom_resource_definition() -> Schema:
@@ -68,6 +69,7 @@ def _item() -> Schema:
     del item["required"]
     for order in Stage.model_fields:
         item["properties"][order] = {"type": "array", "maxItems": _MOST_ITEMS, "items": _rule()}
+    item["anyOf"] = [{"required": [each]} for each in _ONE_OF_THEM]
     item["x-kubernetes-validations"] = validations(_ITEM_RULES)
     return item
 

@@ -1,7 +1,7 @@
 """A Kubernetes API for tests: a double of it, or a real one.
 
     with cluster(tmp_path) as kubernetes:                     # the fixture `kubernetes` of tests/operator/conftest.py
-        kubernetes.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
+        kubernetes.define(crd)
         kubernetes.kubectl("apply", "-f", "-", stdin=yaml)    # the real kubectl; raises KubectlFailed with what it said
         kubernetes.patch("/api/v1/nodes/n1/status", {"status": {…}})   # a merge patch; plays kubelet, KServe, Ray
         kubernetes.wait_for("/api/v1/nodes", "n1", lambda node: "taints" in node["spec"])   # by a watch, no sleep
@@ -29,6 +29,7 @@ import json
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,7 @@ from .real import real_server
 from .server import Server
 
 Object = dict[str, Any]
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 #: How long a test waits for what must come about, seconds: far longer than it ever takes.
 _PATIENCE_S = 120
 
@@ -93,6 +95,18 @@ class Cluster:
     def create(self, path: str, body: Mapping[str, Any]) -> Object:
         return self._asked("POST", path, json=body)
 
+    def define(self, definition: Mapping[str, Any]) -> None:
+        """A CustomResourceDefinition, and its kind is served when this returns: a server does not have it at once."""
+        self.create(DEFINITIONS, definition)
+        spec, name = definition["spec"], definition["metadata"]["name"]
+        served = (each["name"] for each in spec["versions"] if each.get("served", True))
+        paths = [f"/apis/{spec['group']}/{version}/{spec['names']['plural']}" for version in served]
+        self.wait_for(DEFINITIONS, name, lambda found: _holds(found, "Established"))
+        until = time.monotonic() + _PATIENCE_S
+        while not all(map(self.exists, paths)):
+            assert time.monotonic() < until, f"{name} is established, and not served"
+            time.sleep(0.05)  # nobody tells when
+
     def replace(self, path: str, body: Mapping[str, Any]) -> Object:
         return self._asked("PUT", path, json=body)
 
@@ -107,7 +121,11 @@ class Cluster:
     def _asked(self, method: str, path: str, **request: Any) -> Object:
         """Raises httpx.HTTPStatusError; its response says why."""
         response = self._http.request(method, path, **request)
-        response.raise_for_status()
+        try:
+            response.raise_for_status()
+        except httpx.HTTPStatusError as error:
+            error.add_note(response.text[:2000])
+            raise
         answer: Object = response.json()
         return answer
 
@@ -131,11 +149,17 @@ class Cluster:
         raise AssertionError(f"{path}/{name} is still there")
 
     def _changes(self, path: str, name: str) -> Iterator[tuple[str, Object]]:
-        query = {"watch": "1", "fieldSelector": f"metadata.name={name}", "timeoutSeconds": str(_PATIENCE_S)}
-        with self._http.stream("GET", path, params=query) as response:
-            for line in response.iter_lines():
-                told = json.loads(line)
-                yield told["type"], told["object"]
+        """What is there, then each change, for as long as a test waits. A watch that ends is begun anew, as clients do:
+        a real server ends them with 410, and with 504 where its cache is behind its storage."""
+        until = time.monotonic() + _PATIENCE_S
+        while (left := until - time.monotonic()) > 0:
+            query = {"watch": "1", "fieldSelector": f"metadata.name={name}", "timeoutSeconds": str(int(left) + 1)}
+            with self._http.stream("GET", path, params=query) as response:
+                for line in response.iter_lines():
+                    told = json.loads(line)
+                    if told["type"] == "ERROR":
+                        break
+                    yield told["type"], told["object"]
 
     def expire_watches(self) -> None:
         """Every watch is told 410 and must list anew."""
@@ -153,14 +177,21 @@ class Cluster:
         self._http.close()
 
 
+def _holds(found: Object, condition: str) -> bool:
+    told = found.get("status", {}).get("conditions") or ()
+    return any(each["type"] == condition and each["status"] == "True" for each in told)
+
+
 @contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     """A real server where KUBEBUILDER_ASSETS names one, else the double. folder: for files of its own."""
     if assets := os.environ.get("KUBEBUILDER_ASSETS"):
         with real_server(Path(assets), folder) as (url, kubeconfig):
             found = Cluster(url, kubeconfig)
-            yield found
-            found.close()
+            try:
+                yield found
+            finally:
+                found.close()
     else:
         with _double(folder) as found:
             yield found

@@ -94,16 +94,15 @@ def _running(command: list[str], log: Path) -> Iterator[None]:
 @contextmanager
 def _proxy(kubeconfig: Path) -> Iterator[str]:
     command = ["kubectl", "--kubeconfig", str(kubeconfig), "proxy", "--port=0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        found = re.search(r"127\.0\.0\.1:\d+", process.stdout.readline())
-        if found is None:
-            raise AssertionError("kubectl proxy does not say where it listens")
-        yield f"http://{found[0]}"
-    finally:
-        process.kill()
-        process.wait()
+        try:
+            found = re.search(r"127\.0\.0\.1:\d+", process.stdout.readline())
+            if found is None:
+                raise AssertionError("kubectl proxy does not say where it listens")
+            yield f"http://{found[0]}"
+        finally:
+            process.kill()
 
 
 def _wait_ready(url: str) -> None:

@@ -6,6 +6,7 @@ https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resou
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ _OPEN = "x-kubernetes-preserve-unknown-fields"
 _RULES = "x-kubernetes-validations"
 #: What a server checks by itself, outside the schema.
 _META = ("apiVersion", "kind", "metadata")
+#: `self.a.b`, or `self.a.size(`.
+_SELECTED = re.compile(r"\b(?:self|oldSelf)(?P<fields>(?:\.\w+)+)(?P<called>\()?")
 _JUNCTORS = ("allOf", "anyOf", "oneOf")
 _NOT_IN_JUNCTORS = ("type", "description", "title", "default", "additionalProperties", "nullable")
 _NEVER = (
@@ -42,14 +45,17 @@ def _not_structural(schema: Schema, path: str) -> Iterator[str]:
     if "type" not in schema and not schema.get(_INT_OR_STRING) and not schema.get(_OPEN):
         yield f"{path}.type: Required value: must not be empty for specified object fields"
     yield from (f"{path}.{key}: Forbidden: must not be used" for key in _NEVER if key in schema)
-    if schema.get("additionalProperties") is False or schema.get("uniqueItems"):
-        yield f"{path}: Forbidden: additionalProperties: false and uniqueItems: true cannot be used"
-    if "properties" in schema and "additionalProperties" in schema:
+    if schema.get("uniqueItems"):
+        yield f"{path}.uniqueItems: Forbidden: uniqueItems cannot be set to true"
+    if schema.get("properties") and "additionalProperties" in schema:
         yield f"{path}.additionalProperties: Forbidden: mutually exclusive with properties"
     if schema.get("type") == "array" and "items" not in schema:
         yield f"{path}.items: Required value: must be specified"
     if not schema.get(_INT_OR_STRING):
         yield from _in_junctors(schema, path)
+    for at, each in enumerate(schema.get(_RULES, ())):
+        for field in _undefined_fields(schema, each["rule"]):
+            yield f"{path}.{_RULES}[{at}].rule: Invalid value: compilation failed: undefined field '{field}'"
     for name, inner in _inner(schema):
         yield from _not_structural(inner, f"{path}.{name}")
 
@@ -60,6 +66,26 @@ def _in_junctors(schema: Schema, path: str) -> Iterator[str]:
         yield from (
             f"{path}: Forbidden: {key} within allOf, anyOf, oneOf or not" for key in _NOT_IN_JUNCTORS if key in each
         )
+
+
+def _undefined_fields(schema: Schema, rule: str) -> Iterator[str]:
+    """Fields that a rule selects of self and CEL's types do not have: those that may be anything are none of them."""
+    for match in _SELECTED.finditer(rule):
+        names = match["fields"].split(".")[1:]
+        at: Schema | None = {**schema, "properties": {**schema.get("properties", {})}}
+        for name in names[:-1] if match["called"] else names:
+            if name == "metadata" and at is not None and "metadata" in at["properties"]:
+                break  # a server's own
+            at = _selected(at or {}, name)
+            if at is None:
+                yield name
+                break
+
+
+def _selected(schema: Schema, name: str) -> Schema | None:
+    """None: no such field."""
+    found = schema.get("properties", {}).get(name, schema.get("additionalProperties"))
+    return found if isinstance(found, dict) and ("type" in found or found.get(_INT_OR_STRING)) else None
 
 
 def _inner(schema: Schema) -> Iterator[tuple[str, Schema]]:
@@ -103,9 +129,24 @@ def _shape_mapping(schema: Schema, value: dict[str, Any]) -> None:
 
 def violations(schema: Schema, new: dict[str, Any], old: dict[str, Any] | None) -> list[str]:
     """What of a document the schema or its CEL rules refuse. old: what is stored, for rules with oldSelf."""
-    errors = _validator(schema).iter_errors(new)
-    found = [f"{_dotted(error)}: Invalid value: {error.message}" for error in errors]
+    found = [line for error in _validator(schema).iter_errors(new) for line in _told(error)]
     return found or list(_broken_rules(schema, new, old, ""))
+
+
+def _told(error: jsonschema.ValidationError) -> Iterator[str]:
+    """As a server says it: of a junctor also what each of its schemas lacked."""
+    if error.validator in _JUNCTORS:
+        yield f"{_dotted(error)}: Invalid value: must validate at least one schema ({error.validator})"
+        for each in error.context or ():
+            yield from _told(each)
+    elif error.validator == "required":
+        missing = [name for name in error.validator_value if name not in error.instance]
+        yield from (f"{_dotted(error)}.{name}: Required value" for name in missing)
+    elif error.validator == "enum":
+        supported = ", ".join(f'"{value}"' for value in error.validator_value)
+        yield f'{_dotted(error)}: Unsupported value: "{error.instance}": supported values: {supported}'
+    else:
+        yield f"{_dotted(error)}: Invalid value: {error.message}"
 
 
 #: By the schema's identity; KServe's take a second to build. The schema beside it, so that nobody else gets its id.
@@ -119,7 +160,8 @@ def _validator(schema: Schema) -> jsonschema.Draft202012Validator:
 
 
 def _dotted(error: jsonschema.ValidationError) -> str:
-    return ".".join(map(str, error.absolute_path)) or "<root>"
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
+    return path.lstrip(".") or "<root>"
 
 
 def _as_json_schema(schema: Schema) -> Schema:
