@@ -16,9 +16,10 @@ from aim_profile.gpus.catalog import by_name
 from aim_profile.models.load import by_id
 from aim_profile.serving.capacity import Asked, Evidenced
 from aim_profile.serving.observations import Observation, of_vendors
-from aim_profile.sizing.capacity import Engine, Promise, latency_range
+from aim_profile.sizing.asked import Promise, RequestShape
+from aim_profile.sizing.capacity import Engine, latency_range
 from aim_profile.sizing.constants import Constants, Observed
-from aim_profile.sizing.work import RequestShape, speeds_of, work_of
+from aim_profile.sizing.work import speeds_of, work_of
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 NEMO = "mistralai/Mistral-Nemo-Instruct-2407"

@@ -12,12 +12,13 @@ from aim_profile.gpus.catalog import Accelerator, Deployment, PartitionMode, by_
 from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.models.load import load_model
 from aim_profile.serving.capacity import Asked, Evidenced
+from aim_profile.serving.derive import served_precision
 from aim_profile.serving.evidence import Measurement
 from aim_profile.serving.evidence_files import read_evidence
 from aim_profile.serving.profile import devices_side_by_side
-from aim_profile.sizing.capacity import MARKS, Capacity, Promise, Served
+from aim_profile.sizing.asked import Promise, RequestShape
+from aim_profile.sizing.capacity import MARKS, Capacity, Served
 from aim_profile.sizing.kv_cache import KvDtype
-from aim_profile.sizing.work import RequestShape
 
 from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, show
 
@@ -98,19 +99,6 @@ def question(
     facts = load_model(model)
     shape = RequestShape(prompt_tokens=prompt, answer_tokens=answer)
     return Question(facts, served_precision(facts, precision), shape, Promise(ttft_ms=ttft_ms, itl_ms=itl_ms), kv_dtype)
-
-
-def served_precision(model: ModelFacts, precision: Precision | None) -> Precision:
-    """The one asked for, else the model's own. Raises SizingError where that is none a profile serves."""
-    found = precision or model.native_precision
-    if found not in ("bf16", "fp16", "fp8", "int8", "int4", "mxfp4"):
-        raise SizingError(
-            f"{model.id}: its own precision is {found or 'not known'}, which no profile serves",
-            field="precision",
-            value=found,
-            remedy="name one of bf16, fp16, fp8, int8, int4, mxfp4",
-        )
-    return found  # type: ignore[return-value]
 
 
 def _of_mode(

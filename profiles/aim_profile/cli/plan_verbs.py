@@ -47,6 +47,9 @@ def plan(
     ] = False,
     exact: Annotated[bool, typer.Option("--exact", help="Prove the best plan by OR-Tools' CP-SAT.")] = False,
     exact_time_limit: Annotated[float, typer.Option(help="Seconds for each level of its objective.", min=0.01)] = 10.0,
+    accept_bound: Annotated[
+        bool, typer.Option("--accept-bound", help="Replicas from a load even where only a bound is known.")
+    ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a fleet that holds a node of an unknown product.")
     ] = False,
@@ -70,6 +73,7 @@ def plan(
             allow_eviction=allow_eviction,
             exact=exact,
             exact_time_limit_s=exact_time_limit,
+            accept_bound=accept_bound,
         )
         files = {"current": current, "svg": svg, "out": out, "evidence": evidence}
         return plans.plan(output, fleet, workloads, options, strict=strict, **files)

@@ -65,7 +65,9 @@ def plan(
         if str(file) == "-":
             refuse_beside("the table on stdout (-o yaml and -o json print the plan there)", {option: file})
     before = load_plan(current) if current is not None else ()
-    made = make_plan(_fleet(fleet, strict), load_workloads(workloads), options, before)
+    made = make_plan(
+        _fleet(fleet, strict), load_workloads(workloads), options, before, known.measurements if known else ()
+    )
     measured = _measured(made, known) if known else ""  # what it refuses is refused before a file is written
     written = cache(partial(dump_plan, made))
     if svg is not None:
@@ -74,7 +76,15 @@ def plan(
         write_out(written("json" if out.suffix == ".json" else "yaml"), out)
     # The files that other verbs read are the machine output, word for word.
     if output == "table":
-        show(output, None, _facts(made, measured), _cards(made), _placements(made), _unplaced(made.unplaced))
+        blocks = (
+            _facts(made, measured),
+            _derived(made),
+            _evidence(made),
+            _cards(made),
+            _placements(made),
+            _unplaced(made.unplaced),
+        )
+        show(output, None, *blocks)
     else:
         print_text(written(output))
         if measured:
@@ -127,6 +137,29 @@ def _facts(made: Plan, measured: str = "") -> Facts:
             ("notes", "; ".join(made.notes)),
         )
     )
+
+
+def _derived(made: Plan) -> Table:
+    """How replicas follow from loads, and by which evidence."""
+    rows = [
+        (
+            each.workload,
+            f"{each.requests_per_s:g}",
+            str(each.replicas),
+            f"{each.requests_per_s_each:.3g}",
+            str(each.concurrency),
+            f"{each.tp} x {each.device}" if each.tp > 1 else each.device,
+            each.reason,
+        )
+        for each in made.derived
+    ]
+    columns = ("workload", "requests/s", "replicas", "each", "sequences", "by what is served on", "why")
+    return Table(columns, rows, right=columns[1:5], title="Replicas from loads")
+
+
+def _evidence(made: Plan) -> str:
+    labels = dict.fromkeys(label for each in made.derived for label in each.evidence)
+    return "\n".join(f"- evidence: {label}" for label in labels)
 
 
 def _cards(made: Plan) -> Table:

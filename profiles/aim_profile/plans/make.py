@@ -12,26 +12,33 @@ from aim_profile.plans.search.heuristic import solve
 from aim_profile.plans.search.intake import make_problem
 from aim_profile.plans.search.problem import DeviceKind, Job, Option, Problem
 from aim_profile.plans.search.state import State
+from aim_profile.serving.evidence import Measurement
 from aim_profile.units import GIB, gib
 
 from .fleet import Fleet
-from .plan import PRIORITIES, CardPlan, Placement, Plan, PlanOptions, Totals
+from .plan import PRIORITIES, CardPlan, DerivedReplicas, Placement, Plan, PlanOptions, Totals
 from .refusal import explain
 from .workload import Workloads
 
 
 def make_plan(
-    fleet: Fleet, workloads: Workloads, options: PlanOptions | None = None, current: Plan | Sequence[Placement] = ()
+    fleet: Fleet,
+    workloads: Workloads,
+    options: PlanOptions | None = None,
+    current: Plan | Sequence[Placement] = (),
+    measurements: Sequence[Measurement] = (),
 ) -> Plan:
     """The best plan found (options.exact: proven best, needs the extra `exact`).
 
     current: what runs now, as a plan or its placements; running replicas stay where they are unless
-    options.allow_eviction lets those that may be evicted go. The order of nodes and workloads never matters.
+    options.allow_eviction lets those that may be evicted go. measurements: by which replicas follow from loads. The
+    order of nodes and workloads never matters.
     Raises WorkloadError naming the workload whose model, node or numbers cannot be used; replicas that do not fit
     are not an error but in Plan.unplaced.
     """
     options = options or PlanOptions()
     placements = tuple(current.placements if isinstance(current, Plan) else current)
+    workloads, derived = _without_loads(fleet, workloads, options, measurements)
     problem = make_problem(fleet, workloads, options, placements)
     proven = False
     if options.exact:
@@ -45,7 +52,21 @@ def make_plan(
     state = fall_back(state)
     proven = proven and not any(job.form for job in state.problem.jobs)  # no form but the first was looked at
     _balance(state)
-    return _Writer(fleet, state.problem, state, options, placements).plan(proven)
+    made = _Writer(fleet, state.problem, state, options, placements).plan(proven)
+    return made.model_copy(update={"derived": derived}) if derived else made
+
+
+def _without_loads(
+    fleet: Fleet, workloads: Workloads, options: PlanOptions, measurements: Sequence[Measurement]
+) -> tuple[Workloads, tuple[DerivedReplicas, ...]]:
+    """Replicas in place of loads, and how each came about."""
+    if all(workload.load is None for workload in workloads.workloads):
+        return workloads, ()
+    from aim_profile.serving.capacity import Evidenced  # they read catalogues that few plans need
+
+    from .replicas import Loads
+
+    return Loads(fleet, options, Evidenced(measurements)).resolve(workloads)
 
 
 def _balance(state: State) -> None:
@@ -146,7 +167,7 @@ class _Writer:
             replica=replica,
             kind=workload.kind,
             priority=workload.priority,
-            slo=workload.slo,
+            slo=workload.tuned_for,
             model=workload.sized_by,
             precision=workload.precision,
             context=workload.context,

@@ -50,7 +50,7 @@ class PlanOptions(_Frozen):
     allow_eviction: running replicas that may be evicted (low priority unless they say otherwise) move or stop for
     others; without it every running replica stays where it is. exact: OR-Tools' CP-SAT instead of the heuristic;
     exact_time_limit_s: for each level of the objective. effort: how much the heuristic tries to improve on its
-    first answer, in placements examined.
+    first answer, in placements examined. accept_bound: derive replicas from a bound where there is nothing better.
     """
 
     tier: Tier = "validated"
@@ -59,6 +59,7 @@ class PlanOptions(_Frozen):
     exact: bool = False
     exact_time_limit_s: float = Field(default=10.0, gt=0)
     effort: int = Field(default=30_000, ge=0)
+    accept_bound: bool = False
 
 
 class CardPlan(_Frozen):
@@ -186,6 +187,23 @@ class Unplaced(_Frozen):
     evicted: int = 0
 
 
+class DerivedReplicas(_Frozen):
+    """How a workload's replicas follow from its load. requests_per_s_each: what a replica serves on `device`, an engine
+    over tp of them with `concurrency` sequences at once, at the cautious end of what is known; evidence: whose.
+    """
+
+    workload: str
+    requests_per_s: float
+    replicas: int
+    requests_per_s_each: float
+    concurrency: int
+    device: str
+    tp: int
+    basis: Literal["measured", "estimate", "bound"]
+    evidence: tuple[str, ...] = ()
+    reason: str
+
+
 class Totals(_Frozen):
     """The plan in figures. placed, asked: replicas by priority; nodes_drained: for another memory mode;
 
@@ -223,6 +241,7 @@ class Plan(_Frozen):
     placements: tuple[Placement, ...]
     unplaced: tuple[Unplaced, ...] = ()
     totals: Totals
+    derived: tuple[DerivedReplicas, ...] = ()
     notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")

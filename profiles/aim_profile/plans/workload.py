@@ -7,6 +7,8 @@ workloads:
 - {name: guard, kind: guardrail, memory: 6GiB, memory_limit: 8GiB, affinity: [chat]}
 - {name: tune, kind: finetune, memory: 60GiB, priority: low}
 - {name: bot, kind: finetune, training: {model: Qwen/Qwen3-8B, method: qlora, batch: 4, context: 4096, workers: 2}}
+- {name: busy, model: Qwen/Qwen3-8B, load: {requests_per_s: 20, prompt_tokens: 512, answer_tokens: 256},
+   slo: {ttft_ms: 500, itl_ms: 50}}
 - {name: long, model: Qwen/Qwen3-32B, context: 65536, fallback: [{precision: fp8}, {precision: fp8, context: 16384}]}
 """
 
@@ -21,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from aim_profile.errors import AimProfileError
 from aim_profile.files.place import MisplacedError
 from aim_profile.files.read import check, check_as, parsed, read_text
+from aim_profile.gpus.catalog import by_name
 from aim_profile.models.facts import Precision
 from aim_profile.sizing.fit import CONTEXT_CEILING_TOKENS
 from aim_profile.sizing.kv_cache import KvDtype
@@ -28,6 +31,7 @@ from aim_profile.sizing.training import Training
 from aim_profile.units import parse_memory
 
 from .fallback import MOST_FALLBACKS, Fallback, has_a_unit, refused_precision
+from .load import Latencies, Load, latencies
 
 Priority = Literal["low", "medium", "high"]
 Slo = Literal["latency", "throughput"]
@@ -36,6 +40,8 @@ Kind = Literal["serve", "guardrail", "finetune"]
 # A name becomes the name of Kubernetes objects.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 Whole = Annotated[int, Field(strict=True)]
+#: More of one workload are a mistake.
+MOST_REPLICAS = 100_000
 # What a fallback may change of a workload that names no model.
 _WITHOUT_A_MODEL = {"memory", "memory_limit", "tp"}
 
@@ -80,6 +86,8 @@ class Workload(_Frozen):
     partitions. spread: replicas on different nodes or cards.
     affinity: on a node that also holds a replica of each of these; anti_affinity: on no node that holds one.
     node_selector: only on nodes with these labels. evictable None: low priority is, others are not.
+    load: the requests that come, from which the planner derives replicas and concurrency; with it, slo may be the
+    latencies promised. devices: only on these, as in `MI300X CPX/NPS4`; empty: on any.
     fallback: other forms, tried in this order where not all its replicas get a device as asked; all take the same one.
     """
 
@@ -96,18 +104,33 @@ class Workload(_Frozen):
     memory: str | None = None
     memory_limit: str | None = None
     tp: Whole | None = Field(default=None, ge=1, le=64)
-    replicas: Whole = Field(default=1, ge=1, le=100_000)
+    replicas: Whole = Field(default=1, ge=1, le=MOST_REPLICAS)
+    load: Load | None = None
     priority: Priority = "medium"
-    slo: Slo = "throughput"
+    slo: Slo | Latencies = "throughput"
     spread: Literal["node", "card"] | None = None
     affinity: tuple[str, ...] = ()
     anti_affinity: tuple[str, ...] = ()
     node_selector: Mapping[str, str] = Field(default_factory=dict)
+    devices: tuple[str, ...] = ()
     pinned: Pin | None = None
     evictable: bool | None = None
     fallback: tuple[Fallback, ...] = Field(default=(), max_length=MOST_FALLBACKS)
 
     _memory = field_validator("memory", "memory_limit")(has_a_unit)
+    _latencies = field_validator("slo", mode="before")(latencies)
+
+    @field_validator("devices")
+    @classmethod
+    def _known_devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        found = []
+        for at, named in enumerate(value):
+            gpu, _, mode = named.strip().rpartition(" ")
+            try:
+                found.append(f"{by_name(gpu).name} {by_name(gpu).mode(mode).label}")
+            except AimProfileError as problem:
+                raise MisplacedError((at,), f"{problem}; write GPU and mode, as in MI300X CPX/NPS4") from problem
+        return tuple(found)
 
     @model_validator(mode="before")
     @classmethod
@@ -122,7 +145,25 @@ class Workload(_Frozen):
             self._is_trained()
         if problem := self._unsizable() or self._homeless():
             raise ValueError(problem)
+        if problem := self._unbearable():
+            raise ValueError(problem)
         return self
+
+    def _unbearable(self) -> str:
+        """What stands beside a load that it already says, or cannot be with it; empty where nothing does."""
+        if self.load is None:
+            alone = isinstance(self.slo, Latencies)
+            return "slo with latencies is of a load: give load too, or write latency or throughput" if alone else ""
+        if self.kind != "serve" or self.model is None:
+            return f"load is of a model that is served: give model, and leave kind {self.kind} out"
+        for key in ("replicas", "concurrency", "memory", "memory_limit", "fallback"):
+            if key in self.model_fields_set:
+                return f"replicas and their size follow from load: leave {key} out"
+        if self.pinned is not None and self.pinned.card is not None:
+            return "replicas follow from load: pin them to a node, not to a card of it"
+        if "context" in self.model_fields_set and self.context < self.load.context:
+            return f"context {self.context} does not hold the {self.load.context} tokens of a request of load"
+        return ""
 
     def _unsizable(self) -> str:
         """Why nobody can say what it needs; empty where one can."""
@@ -185,6 +226,11 @@ class Workload(_Frozen):
     def forms(self) -> tuple[Workload, ...]:
         """The workload in each of its fallbacks, in their order."""
         return tuple(self.model_copy(update={**each.changes, "fallback": ()}) for each in self.fallback)
+
+    @property
+    def tuned_for(self) -> Slo:
+        """What its engine is tuned for; promised latencies are a matter of latency."""
+        return "latency" if isinstance(self.slo, Latencies) else self.slo
 
     @property
     def sized_by(self) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -10,11 +11,12 @@ from aim_profile.errors import SizingError
 from aim_profile.gpus.catalog import by_name
 from aim_profile.gpus.modes import DeviceMode
 from aim_profile.models.facts import ModelFacts, Precision
-from aim_profile.sizing.capacity import Capacity, Engine, Promise, Served, bounded, estimated
+from aim_profile.sizing.asked import Promise, RequestShape
+from aim_profile.sizing.capacity import Capacity, Engine, Served, bounded, estimated
 from aim_profile.sizing.constants import Constants
 from aim_profile.sizing.fit import STEP_TOKENS, fit, make_request
 from aim_profile.sizing.kv_cache import KvDtype
-from aim_profile.sizing.work import RequestShape, Speeds, speeds_of, work_of
+from aim_profile.sizing.work import Speeds, speeds_of, work_of
 
 from .evidence import Measurement, Point, Subject
 from .observations import Observation, label_of, of_measurements, of_vendors, shape_of_point
@@ -26,7 +28,7 @@ _ALIKE = 0.1
 
 class Asked(NamedTuple):
     """An engine and what is asked of it. tp: devices it spans; context: tokens a sequence may have, None: those of the
-    request."""
+    request; most_sequences: at once, however many memory holds."""
 
     model: ModelFacts
     precision: Precision
@@ -36,6 +38,7 @@ class Asked(NamedTuple):
     tp: int = 1
     kv_dtype: KvDtype = "auto"
     context: int | None = None
+    most_sequences: int | None = None
 
 
 class Evidenced:
@@ -50,7 +53,7 @@ class Evidenced:
 
         Raises SizingError for facts that are missing: of the model, or the bandwidth of the device.
         """
-        sequences = _memory_sequences(asked)
+        sequences = min(_memory_sequences(asked), asked.most_sequences or sys.maxsize)
         if not sequences:
             return None
         if found := self._measured(asked, sequences):
@@ -94,7 +97,9 @@ class Evidenced:
         if not points:
             return None
         points.sort(key=lambda pair: pair[0].requests_per_s)
-        kept = [pair for pair in points if _kept(pair[0], asked.promise)]
+        kept = [
+            pair for pair in points if _kept(pair[0], asked.promise) and _served(pair[0]).sequences <= memory_sequences
+        ]
         labels = tuple(dict.fromkeys(label_of(each) for _, each in points))
         best = _served(kept[-1][0]) if kept else None
         more = best is not None and kept[-1] is points[-1]

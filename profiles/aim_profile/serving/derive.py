@@ -89,7 +89,7 @@ def derive(model: ModelFacts, mode: PartitionMode, wanted: Wanted | None = None)
     """
     wanted = wanted or Wanted()
     accelerator = by_name(mode.accelerator)
-    precision = _precision(model, wanted)
+    precision = served_precision(model, wanted.precision)
     if refused := _not_computable(accelerator, precision, wanted):
         return refused
     share = share_of(accelerator, mode, wanted.alloc_mode, wanted.memory_limit_bytes)
@@ -132,8 +132,9 @@ def derive_from_id(
     return found
 
 
-def _precision(model: ModelFacts, wanted: Wanted) -> Precision:
-    found = wanted.precision or model.native_precision
+def served_precision(model: ModelFacts, asked: Precision | None) -> Precision:
+    """The one asked for, else the model's own. Raises SizingError where that is none a profile serves."""
+    found = asked or model.native_precision
     if found not in ("bf16", "fp16", "fp8", "int8", "int4", "mxfp4"):
         raise SizingError(
             f"{model.id}: its own precision is {found or 'not known'}, which no profile serves",
@@ -189,7 +190,7 @@ def _build(
     model: ModelFacts, accelerator: Accelerator, mode: PartitionMode, share: DeviceShare, sized: _Sized, wanted: Wanted
 ) -> Profile:
     request = sized.request
-    precision = _precision(model, wanted)
+    precision = served_precision(model, wanted.precision)
     weights = weights_state(model, precision, wanted.checkpoint)
     need = demand(model, request)
     whole = mode.partitions == 1 and not accelerator.partitionable

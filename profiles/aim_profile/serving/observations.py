@@ -10,8 +10,9 @@ from aim_profile.gpus.catalog import Accelerator, by_name
 from aim_profile.gpus.modes import DeviceMode
 from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.models.known import by_id
+from aim_profile.sizing.asked import RequestShape
 from aim_profile.sizing.constants import Observed
-from aim_profile.sizing.work import RequestShape, Speeds, speeds_of, work_of
+from aim_profile.sizing.work import Speeds, speeds_of, work_of
 
 from .evidence import NO_GPU, Measurement, Point
 from .profile import to_model_precision

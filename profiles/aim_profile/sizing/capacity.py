@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from .asked import Promise, RequestShape
 from .constants import Constants, End, Part
-from .work import RequestShape, Speeds, Work
+from .work import Speeds, Work
 
 Basis = Literal["measured", "estimate", "bound"]
 #: As each is marked wherever it is shown.
@@ -24,19 +23,6 @@ MARKS: dict[Basis, str] = {
     "estimate": "estimate, not measured",
     "bound": "bound, not an estimate",
 }
-
-
-class Promise(BaseModel):
-    """Milliseconds to the first token and between two tokens, on average over requests; None: nothing is promised."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    ttft_ms: float | None = Field(default=None, gt=0, le=3_600_000)
-    itl_ms: float | None = Field(default=None, gt=0, le=3_600_000)
-
-    def kept(self, ttft_ms: float, itl_ms: float) -> bool:
-        """Whether those latencies keep it."""
-        return ttft_ms <= (self.ttft_ms or ttft_ms) and itl_ms <= (self.itl_ms or itl_ms)
 
 
 class Served(NamedTuple):

@@ -31,7 +31,8 @@ from highspy import ObjSense
 from aim_profile.errors import SizingError
 from aim_profile.solver import INFINITY, Solver
 
-from .work import RequestShape, Speeds, Work
+from .asked import RequestShape
+from .work import Speeds, Work
 
 End = Literal["least", "most"]
 Part = Literal["launch", "bandwidth", "compute"]

@@ -10,32 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from aim_profile.gpus.catalog import Accelerator
 from aim_profile.gpus.modes import DeviceMode
 from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.models.parameters import SIXTEEN_BIT_BYTES, linear_modules
 
+from .asked import RequestShape
 from .fit import weight_bytes
 from .kv_cache import KvDtype, kv_bytes_per_sequence, not_sized, shape_of
 
 # The format a device computes in; where it has no units for that, and for integers of 4 bits, 16-bit units work.
 _COMPUTED_IN: Mapping[str, str] = {"fp8": "fp8", "int8": "int8", "mxfp4": "mxfp4"}
-
-
-class RequestShape(BaseModel):
-    """Tokens of a request on average: its prompt and its answer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    prompt_tokens: int = Field(ge=1, le=2**24)
-    answer_tokens: int = Field(ge=1, le=2**24)
-
-    @property
-    def context(self) -> int:
-        """Tokens it holds at its end."""
-        return self.prompt_tokens + self.answer_tokens
 
 
 class Work(NamedTuple):

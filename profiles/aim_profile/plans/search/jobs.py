@@ -53,7 +53,7 @@ def request_of(workload: Workload, devices: int, engine: Engine = "vllm") -> Req
         kv_dtype=workload.kv_dtype,
         lora_slots=workload.lora_slots,
         lora_rank=workload.lora_rank,
-        max_num_batched_tokens=STEP_TOKENS[workload.slo],
+        max_num_batched_tokens=STEP_TOKENS[workload.tuned_for],
     )
 
 
@@ -72,7 +72,7 @@ def device_counts(workload: Workload, kind: DeviceKind, most_cards: int) -> tupl
         return (1,) if workload.tp in (None, 1) else ()
     if workload.tp is not None:
         most = most_cards if kind.whole else kind.partitions
-        latency_over_siblings = workload.slo == "latency" and not kind.whole and workload.tp > 1
+        latency_over_siblings = workload.tuned_for == "latency" and not kind.whole and workload.tp > 1
         return (workload.tp,) if workload.tp <= most and not latency_over_siblings else ()
     pinned_device = workload.pinned is not None and workload.pinned.partition is not None
     pinned_card = workload.pinned is not None and workload.pinned.card is not None
@@ -82,7 +82,7 @@ def device_counts(workload: Workload, kind: DeviceKind, most_cards: int) -> tupl
         return (1,)
     if kind.whole:
         return (1,) if pinned_card else tuple(n for n in (1, 2, 4, 8, 16) if n <= most_cards)
-    if workload.slo == "latency":
+    if workload.tuned_for == "latency":
         return (1,)
     return tuple(n for n in range(1, kind.partitions + 1) if kind.partitions % n == 0)
 
@@ -180,7 +180,15 @@ class Jobs:
         asked = workload
         key = (
             *(asked.model, asked.precision, asked.context, asked.concurrency, asked.kv_dtype, asked.lora_slots),
-            *(asked.lora_rank, asked.memory, asked.memory_limit, asked.tp, asked.slo, asked.shares),
+            *(
+                asked.lora_rank,
+                asked.memory,
+                asked.memory_limit,
+                asked.tp,
+                asked.tuned_for,
+                asked.devices,
+                asked.shares,
+            ),
             asked.training,
             *(
                 bool(asked.pinned and asked.pinned.card is not None),
@@ -206,7 +214,8 @@ class Jobs:
         needs: dict[tuple[int, bool], int | None] = {}
         found: dict[int, Option] = {}
         for kind in self._kinds:
-            if wanted in kind.selected and self._computes(workload, kind):
+            named = not workload.devices or f"{kind.gpu} {kind.mode.label}" in workload.devices
+            if wanted in kind.selected and named and self._computes(workload, kind):
                 option = self._option(workload, kind, needs)
                 found |= {kind.number: option} if option else {}
         return found
