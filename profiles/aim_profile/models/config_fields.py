@@ -80,6 +80,13 @@ class Config(NamedTuple):
             raise ModelError(f"{self.file}: {key} is missing or 0", field=key, value=value)
         return value
 
+    def whole_number(self, settings: object, key: str) -> int:
+        """That field of an object inside the configuration, which must be there and at least 1."""
+        found = settings.get(key) if isinstance(settings, dict) else None
+        if isinstance(found, bool) or not isinstance(found, int) or not 0 < found < 2**48:
+            raise ModelError(f"{self.file}: {key} is {found!r:.80}, not a whole number", field=key, value=found)
+        return found
+
     @property
     def tied(self) -> bool:
         """Whether lm_head is the embedding matrix."""
@@ -91,7 +98,7 @@ class Config(NamedTuple):
     @property
     def has_vision(self) -> bool:
         """Whether an image or audio tower stands beside the text model."""
-        return any(f"{part}_config" in self.whole for part in ("vision", "audio"))
+        return any(self.whole.get(f"{part}_config") is not None for part in ("vision", "audio"))
 
     @property
     def countable(self) -> bool:
@@ -226,4 +233,6 @@ def rope_scaling(config: Config) -> str | None:
 def quantization(config: Config) -> dict[str, Any] | None:
     """quantization_config as it stands (multimodal models may keep it in text_config), None without one."""
     found = config.whole.get("quantization_config") or config.text.get("quantization_config")
-    return found if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    return {**found, "expert_dtype": config.text["expert_dtype"]} if "expert_dtype" in config.text else found

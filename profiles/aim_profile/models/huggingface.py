@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -24,19 +24,24 @@ from .config_fields import (
     quantization,
     rope_scaling,
 )
-from .facts import ModelFacts, Shape, what_is_impossible
+from .decoders import experts_of, read_decoder
+from .facts import Attention, Experts, ModelFacts, Shape, what_is_impossible
+from .layouts import MOST_LAYERS, feed_width
+from .modules import Module, total
 from .parameters import (
     BYTES_PER_LINEAR_PARAMETER,
     SIXTEEN_BIT_BYTES,
     Parameters,
+    active_parameters,
     count_parameters,
     linear_modules,
 )
 from .quantization import SERVED_AS, Quantization, by_precision
 from .safetensors import Tensor, read_tensors
+from .towers import tower_parameters
 
 _MAX_CONFIG_BYTES = 16_000_000
-_MOST_LAYERS = 2048  # each is looked at by name; no decoder has nearly so many
+_HEAD = "lm_head"
 # Tensor name parts that quantisation leaves at 16 bits.
 _KEPT = ("embed", "lm_head", "norm", "router", "gate.weight", "vision", "visual", "multi_modal", "wte", "wpe")
 _SIXTEEN_BIT = {"BF16": "bf16", "F16": "fp16"}
@@ -51,22 +56,34 @@ def read_directory(directory: Path) -> ModelFacts:
     file = directory / "config.json"
     config = Config.of(file, _read_json(file))
     tensors = read_tensors(directory)
-    shape, missing = _shape(config)
-    stated = _stated_quantization(config, directory)
-    if not tensors and (config.has_vision or (shape is not None and not config.countable)):
-        missing = (*missing, "the weights' size: no safetensors files beside config.json")
     return ModelFacts(
         id=str(directory),
-        architecture=config.architecture,
-        shape=shape,
-        max_positions=(longest := longest_context(config)),
-        max_positions_source=None if longest is None else str(file),
-        rope_scaling=rope_scaling(config),
         source=str(file),
         confidence="documented",
-        missing=missing,
-        **_weights(config, shape, tensors, stated),
+        **config_facts(config, _stated_quantization(config, directory), tensors),
     )
+
+
+def config_facts(config: Config, stated: Quantization | None, tensors: list[Tensor]) -> dict[str, Any]:
+    """What a configuration says, and the files beside it where there are any. Raises ModelError."""
+    shape, counted, missing = _described(config)
+    if not tensors and shape is not None and counted is None:
+        missing = (*missing, "the weights' size: no safetensors files beside config.json")
+    weights = _measured(stated, tensors) if tensors else _computed(config, counted, stated)
+    longest = longest_context(config)
+    return {
+        "architecture": config.architecture,
+        "shape": shape,
+        "max_positions": longest,
+        "max_positions_source": None if longest is None else str(config.file),
+        "rope_scaling": rope_scaling(config),
+        "missing": missing,
+        "quantization": stated.method if stated else None,
+        "expert_params": sum(m.parameters for m in counted.modules if ".experts." in m.name) if counted else None,
+        "active_params": counted.active if counted else None,
+        "prediction_params": counted.prediction if counted else 0,
+        **weights,
+    }
 
 
 def _stated_quantization(config: Config, directory: Path) -> Quantization | None:
@@ -80,28 +97,61 @@ def _stated_quantization(config: Config, directory: Path) -> Quantization | None
     return Quantization.of(stated) if stated else None
 
 
-def _weights(config: Config, shape: Shape | None, tensors: list[Tensor], stated: Quantization | None) -> dict[str, Any]:
-    named = {"quantization": stated.method} if stated else {}
-    return {**named, **(_measured(stated, tensors) if tensors else _computed(config, shape, stated))}
+class _Counted(NamedTuple):
+    """Parameters of a whole model, and its modules where their names are known."""
+
+    parameters: Parameters
+    active: int
+    modules: tuple[Module, ...] = ()
+    prediction: int | None = 0
 
 
-def _computed(config: Config, shape: Shape | None, stated: Quantization | None) -> dict[str, Any]:
+def _described(config: Config) -> tuple[Shape | None, _Counted | None, tuple[str, ...]]:
+    """The dimensions and the parameters, each None where it is not established, and what is missing."""
+    decoder = read_decoder(config)
+    if decoder is None:
+        shape, missing = _shape(config)
+        countable = shape is not None and config.countable and not config.has_vision
+        return shape, _of_shape(config, shape) if shape and countable else None, missing
+    tower = tower_parameters(config)
+    shape = _checked_shape(
+        config,
+        decoder.attention,
+        experts_of(config, decoder.attention),
+        vision_params=tower or 0,
+    )
+    if tower is None:
+        return shape, None, ()
+    linear = total(module for module in decoder.modules if module.linear)
+    other = total(module for module in decoder.modules if not module.linear) + tower
+    active = sum(module.active for module in decoder.modules)
+    return shape, _Counted(Parameters(linear, other), active, decoder.modules, decoder.prediction), ()
+
+
+def _of_shape(config: Config, shape: Shape) -> _Counted:
+    counted = count_parameters(config.architecture, shape)
+    modules = tuple(Module(*named) for named in linear_modules(shape)) if shape.layers <= MOST_LAYERS else ()
+    return _Counted(counted, active_parameters(counted, shape), modules)
+
+
+def _computed(config: Config, counted: _Counted | None, stated: Quantization | None) -> dict[str, Any]:
     """Weights without their files: counted from the dimensions, each layer as the configuration says it is stored."""
     main = stated.main if stated else "bf16"
-    if shape is None:
+    if counted is None:
         return {"native_precision": SERVED_AS.get(main, main)}
-    counted = count_parameters(config.architecture, shape)
+    parameters = _counts(counted.parameters)
     if stated is None:
-        return {"native_precision": main, **_counts(counted)}
-    if stated.strange or shape.layers > _MOST_LAYERS:
+        return {"native_precision": main, **parameters}
+    if stated.strange or not counted.modules:
         note = f"not every layer its quantization names is understood: sized as if all linear layers were {main}"
-        return {"native_precision": SERVED_AS.get(main, main), "notes": (note,), **_counts(counted)}
-    held = by_precision(stated, linear_modules(shape))
+        return {"native_precision": SERVED_AS.get(main, main), "notes": (note,), **parameters}
+    named = [module for module in counted.modules if module.linear or (module.name == _HEAD and stated.names(_HEAD))]
+    held = by_precision(stated, ((module.name, module.parameters) for module in named))
     most = max(held, key=lambda precision: (precision != "bf16", held[precision], precision))
-    facts: dict[str, Any] = {"native_precision": SERVED_AS.get(most, most), **_counts(counted)}
+    facts: dict[str, Any] = {"native_precision": SERVED_AS.get(most, most), **parameters}
     if all(precision in BYTES_PER_LINEAR_PARAMETER for precision in held):
-        linear = sum(count * BYTES_PER_LINEAR_PARAMETER[precision] for precision, count in held.items())
-        facts["native_bytes"] = int(linear + counted.other * SIXTEEN_BIT_BYTES)
+        stored = sum(count * stated.bytes_per_parameter(precision) for precision, count in held.items())
+        facts["native_bytes"] = int(stored) + (counted.parameters.total - held.total()) * SIXTEEN_BIT_BYTES
     return facts
 
 
@@ -150,27 +200,32 @@ def _split(tensors: list[Tensor]) -> Parameters:
 
 
 def _shape(config: Config) -> tuple[Shape | None, tuple[str, ...]]:
-    """The dimensions, or None and what is missing."""
+    """The dimensions of a family counted from them alone, or None and what is missing."""
     wanted = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "num_hidden_layers")
     if absent := [key for key in wanted if config.integer(key) is None]:
         return None, (f"config.json has no {', '.join(absent)}",)
     groups, why = attention_groups(config)
     if why:
         return None, (why,)
+    return _checked_shape(config, groups, experts(config)), ()
+
+
+def _checked_shape(config: Config, groups: tuple[Attention, ...], moe: Experts | None, **more: int) -> Shape:
     hidden, heads = config.required("hidden_size"), config.required("num_attention_heads")
     try:
         return Shape(
             hidden=hidden,
             heads=heads,
             kv_heads=config.integer("num_key_value_heads") or heads,
-            head_dim=config.integer("head_dim") or hidden // heads,
-            ffn=config.integer("intermediate_size_mlp") or config.required("intermediate_size"),
+            head_dim=config.integer("head_dim") or config.integer("attention_head_dim") or hidden // heads,
+            ffn=feed_width(config),
             vocab=config.required("vocab_size"),
             tied=config.tied,
             attention=groups,
-            experts=experts(config),
+            experts=moe,
             mla=latent_attention(config),
-        ), ()
+            **more,
+        )
     except (ValidationError, ZeroDivisionError) as problem:
         raise ModelError(
             f"{config.file}: impossible dimensions: {what_is_impossible(problem)}", field=str(config.file)

@@ -17,7 +17,7 @@ from aim_profile.gpus.catalog import Confidence
 from aim_profile.units import GIB
 
 from .facts import ModelFacts, Shape
-from .parameters import count_parameters
+from .parameters import active_parameters, count_parameters, expert_parameters
 
 
 class _Entry(BaseModel):
@@ -56,6 +56,8 @@ class _Entry(BaseModel):
             total_params=parameters.total if parameters else self.total_params,
             linear_params=parameters.linear if parameters else None,
             other_params=parameters.other if parameters else None,
+            expert_params=expert_parameters(self.shape) if self.shape else None,
+            active_params=active_parameters(parameters, self.shape) if parameters and self.shape else None,
             file_bytes=None if self.file_gib is None else round(self.file_gib * GIB),
         )
 

@@ -57,6 +57,22 @@ def count_parameters(architecture: str, shape: Shape) -> Parameters:
     return Parameters(linear, other + shape.vision_params)
 
 
+def expert_parameters(shape: Shape) -> int:
+    """Of all routed experts, working or not."""
+    if shape.experts is None:
+        return 0
+    one = len(_FEED_FORWARD) * shape.hidden * shape.experts.ffn
+    return (shape.layers - shape.experts.dense_layers) * shape.experts.count * one
+
+
+def active_parameters(counted: Parameters, shape: Shape) -> int:
+    """Of these, those that work on one token: without experts it does not reach, nor the embedding of other tokens."""
+    experts = expert_parameters(shape)
+    idle = experts - experts // shape.experts.count * shape.experts.per_token if shape.experts else 0
+    embedding = 0 if shape.tied else (shape.vocab - 1) * shape.hidden
+    return counted.total - shape.vision_params - idle - embedding
+
+
 def linear_modules(shape: Shape) -> Iterator[tuple[str, int]]:
     """(name, parameters) of each linear layer of the decoder, named as Llama's and DeepSeek's code names them.
 

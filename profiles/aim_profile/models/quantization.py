@@ -8,10 +8,13 @@ and the methods of Hugging Face transformers.
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
+
+from .parameters import BYTES_PER_LINEAR_PARAMETER
 
 _SIXTEEN_BITS = "bf16"
 # ModelOpt's quant_algo → how the weights are stored (modelopt.py LINEAR_ALGOS; TensorRT-LLM QuantAlgo).
@@ -48,12 +51,13 @@ class Patterns:
     """
 
     def __init__(self, patterns: Iterable[object]) -> None:
-        wanted = [_as_glob(pattern) for pattern in patterns if isinstance(pattern, str)]
+        wanted = [glob for pattern in patterns if isinstance(pattern, str) for glob in _as_globs(pattern)]
         globs = sorted({glob for glob in wanted if glob is not None and any(char in glob for char in "*?[")})
         self._plain = frozenset(glob for glob in wanted if glob is not None).difference(globs)
         self.strange = wanted.count(None) + (len(globs) if len(globs) > _MOST_GLOBS else 0)
         tried = globs[:_MOST_GLOBS]
-        self._globs = re.compile("|".join(fnmatch.translate(glob) for glob in tried)) if tried else None
+        within = (fnmatch.translate(glob + end) for glob in tried for end in ("", ".*"))
+        self._globs = re.compile("|".join(within)) if tried else None
 
     def match(self, name: str) -> bool:
         """Whether a pattern names that module, or a part of the model that holds it."""
@@ -66,28 +70,33 @@ class Patterns:
 
 class Quantization(NamedTuple):
     """method: vLLM's name of it; precision: what the linear weights are stored in, unless they are `kept` at 16 bits
-    or `parts` says otherwise (first match wins)."""
+    or `parts` says otherwise (first match wins). widths: bytes of a parameter where its scales are stated, not those of
+    BYTES_PER_LINEAR_PARAMETER."""
 
     method: str
     precision: str
     kept: Patterns
     parts: tuple[tuple[str, Patterns], ...] = ()
+    widths: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def of(cls, stated: Mapping[str, Any]) -> Self | None:
         """From a quantization_config or a whole hf_quant_config.json; None where it states nothing."""
         if isinstance(nested := stated.get("quantization"), dict):
             stated = nested
-        if isinstance(stated.get("quant_algo"), str):
-            return cls._modelopt(stated)
         method = str(stated.get("quant_method", "unknown"))
+        if isinstance(stated.get("quant_algo"), str):
+            return cls._modelopt(stated, "fp8" if method == "fp8" else _SIXTEEN_BITS)
         kept = Patterns(_kept(stated))
         if method == "quark":
             return cls._quark(stated, kept)
-        return cls(method, _precision(method, stated), kept)
+        # DeepSeek-V4: fp8 with a scale for a block, but its experts in fp4 with a scale for 32 values.
+        fp4 = (("mxfp4", Patterns(["*.experts.*"])),) if stated.get("expert_dtype") == "fp4" else ()
+        return cls(method, _precision(method, stated), kept, fp4, tuple(_widths(stated)))
 
     @classmethod
-    def _modelopt(cls, stated: Mapping[str, Any]) -> Self:
+    def _modelopt(cls, stated: Mapping[str, Any], unnamed: str) -> Self:
+        """unnamed: what layers are stored in that a mixture of precisions does not name."""
         algo, kept = stated["quant_algo"].upper(), Patterns(_kept(stated))
         layers = stated.get("quantized_layers")
         if algo != "MIXED_PRECISION" or not isinstance(layers, dict):
@@ -96,8 +105,10 @@ class Quantization(NamedTuple):
         for name, layer in layers.items():
             found = str(layer.get("quant_algo", "")).upper() if isinstance(layer, dict) else ""
             by_precision.setdefault(_MODELOPT.get(found, found.lower() or "unknown"), []).append(name)
-        # A layer that is not named is not quantised.
-        return cls("modelopt", _SIXTEEN_BITS, kept, tuple((p, Patterns(names)) for p, names in by_precision.items()))
+        if unnamed != _SIXTEEN_BITS:
+            kept = Patterns(())
+        parts = tuple((precision, Patterns(names)) for precision, names in by_precision.items())
+        return cls("modelopt", unnamed, kept, parts, tuple(_widths(stated)))
 
     @classmethod
     def _quark(cls, stated: Mapping[str, Any], kept: Patterns) -> Self:
@@ -116,6 +127,14 @@ class Quantization(NamedTuple):
             return _SIXTEEN_BITS
         return next((precision for precision, named in self.parts if named.match(module)), self.precision)
 
+    def names(self, module: str) -> bool:
+        """Whether it says of that very module how it is stored."""
+        return any(named.match(module) for _, named in self.parts)
+
+    def bytes_per_parameter(self, precision: str) -> float:
+        """Of weights stored so, with their scales."""
+        return dict(self.widths).get(precision, BYTES_PER_LINEAR_PARAMETER[precision])
+
     @property
     def main(self) -> str:
         """What most modules are said to be stored in, where their sizes are not known."""
@@ -128,14 +147,33 @@ class Quantization(NamedTuple):
         return self.kept.strange + sum(named.strange for _, named in self.parts)
 
 
-def _as_glob(pattern: str) -> str | None:
-    """The pattern as a glob, names as in a text-only model; None for a regular expression that is more than one."""
-    if pattern.startswith("re:"):
-        plain = pattern.removeprefix("re:").removeprefix("^").removesuffix("$").replace(r"\.", ".")
-        pattern = plain.replace(".*", "*")
-        if re.search(r"[\\()|+{}^$\[\]?]", pattern):
-            return None
-    return pattern.replace("model.language_model.", "model.").replace("language_model.model.", "model.")
+def _as_globs(pattern: str) -> list[str | None]:
+    """The pattern as globs, names as in a text-only model; None for a regular expression that is more than that."""
+    if not pattern.startswith("re:"):
+        return [_text_only(pattern)]
+    plain = pattern.removeprefix("re:").removeprefix("^").removesuffix("$").replace(r"\.", ".").replace(".*", "*")
+    # One group of alternatives, as in `mlp.(gate|up|down)_proj`.
+    before, opened, rest = plain.partition("(")
+    inside, closed, after = rest.partition(")")
+    each = [before + one + after for one in inside.split("|")] if opened and closed else [plain]
+    return [None if re.search(r"[\\()|+{}^$\[\]?]", glob) else _text_only(glob) for glob in each]
+
+
+def _text_only(name: str) -> str:
+    return name.replace("model.language_model.", "model.").replace("language_model.model.", "model.")
+
+
+def _widths(stated: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Bytes of a parameter where the size of the blocks that share a scale is stated: fp8 with a float32 a block,
+    4 bits with 16 a group (compressed-tensors' pack-quantized).
+    """
+    block = stated.get("weight_block_size")
+    if isinstance(block, list) and block and all(isinstance(side, int) and side > 0 for side in block):
+        yield "fp8", 1 + 4 / math.prod(block)
+    weights = _compressed_weights(stated)
+    group = weights.get("group_size")
+    if weights.get("type") == "int" and weights.get("num_bits") == 4 and isinstance(group, int) and group > 0:
+        yield "int4", 0.5 + 2 / group
 
 
 def _kept(stated: Mapping[str, Any]) -> list[object]:

@@ -198,14 +198,16 @@ def lora_bytes(model: ModelFacts, slots: int, rank: int) -> int:
     """Bytes of `slots` resident adapters on each rank: rank * (inputs + outputs) of every linear layer.
 
     Counted unsharded (a rank never holds more). Experts get no adapter: with a mixture of experts only
-    attention counts. Raises SizingError for MLA, whose adapter layout is not established here.
+    attention counts. Raises SizingError for layers unlike Llama's (MLA, linear attention, heads of their own), whose
+    adapter layout is not established here.
     """
     if not slots:
         return 0
     shape = shape_of(model, 1)
-    if shape.mla is not None:
+    if not shape.plain:
+        kind = "latent attention (MLA)" if shape.mla is not None else f"the layers of a {model.architecture}"
         raise SizingError(
-            f"{model.id}: adapter sizes for latent attention (MLA) are not established",
+            f"{model.id}: adapter sizes for {kind} are not established",
             field="lora_slots",
             value=slots,
             remedy="ask for 0 slots",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from aim_profile.gpus.catalog import Accelerator
 from aim_profile.gpus.modes import DeviceMode
 from aim_profile.models.facts import ModelFacts, Precision
-from aim_profile.models.parameters import SIXTEEN_BIT_BYTES, linear_modules
+from aim_profile.models.parameters import SIXTEEN_BIT_BYTES, expert_parameters
 
 from .asked import RequestShape
 from .fit import weight_bytes
@@ -63,7 +63,7 @@ def work_of(
     embedding = 0 if dimensions.tied else dimensions.vocab * dimensions.hidden
     kept = model.other_params * SIXTEEN_BIT_BYTES
     linear_bytes = max(0, total - kept)
-    experts = sum(count for name, count in linear_modules(dimensions) if ".experts." in name)
+    experts = expert_parameters(dimensions) if model.expert_params is None else model.expert_params
     per_token = dimensions.experts.per_token / dimensions.experts.count if dimensions.experts else 1.0
     expert_bytes = linear_bytes * experts / model.linear_params
     aside = (embedding + dimensions.vision_params) * SIXTEEN_BIT_BYTES
