@@ -73,11 +73,7 @@ TOXICITY := bench/training/toxicity_training
 TOXICITY_BIN := .venv-toxicity/bin
 TOXICITY_DATA := .models/toxicity
 
-<<<<<<< HEAD
-.PHONY: help run demo train-demo e2e test test-trainer trainer coverage check docs docs-pages manifests manifests-check ci images images-check images-deps format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model system-deps lock clean distclean
-=======
-.PHONY: help run demo train-demo test test-trainer trainer coverage check docs docs-pages manifests manifests-check ci images images-check images-deps format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model configs system-deps lock clean distclean
->>>>>>> 9d7f484 (Size models of today from config.json alone, module by module, their caches as vLLM's own classes have them)
+.PHONY: help run demo train-demo e2e test test-trainer trainer coverage check docs docs-pages manifests manifests-check ci images images-check images-deps format bench bench-isolation bench-peers hardware soak train-injection eval-injection convert-toxicity eval-toxicity vllm model configs system-deps lock clean distclean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -105,14 +101,10 @@ train-demo: $(TRAINER_BIN)/.installed $(BIN)/.serving $(MODEL) ## tune the embed
 	   ask --system "You are the Kettlo helper." --question "How do I reset my Kettlo?" --question "How long is the warranty?"; \
 	 echo "==> serve it yourself: make run MODEL_NAME=kettlo-helper MODEL_DIR=$$version/gguf"
 
-<<<<<<< HEAD
 e2e: $(BIN)/.dev $(TRAINER_BIN)/.installed $(VLLM_BIN)/.installed $(HF_MODEL) ## the whole path: tune, publish, plan, serve the adapter, guard, ask, count, price (5 minutes); a table at its end
 	@PYTHONPATH=tests/fakes $(BIN)/python tests/e2e/whole_path.py
 
-test: $(BIN)/.dev $(MODEL) ## all tests; what a missing part makes skip is named (NO_SKIPS=1: a skip fails)
-=======
 test: $(BIN)/.dev $(MODEL) $(CONFIGS) ## all tests; what a missing part makes skip is named (NO_SKIPS=1: a skip fails)
->>>>>>> 9d7f484 (Size models of today from config.json alone, module by module, their caches as vLLM's own classes have them)
 	$(BIN)/python -m pytest -q -rs -n $(TEST_WORKERS) --dist loadfile --ignore=tests/trainer $(PYTEST_ARGS)
 	@if [ -e $(TRAINER_BIN)/.installed ]; then $(MAKE) --no-print-directory test-trainer; \
 	 else echo "the trainer's tests did not run: make test-trainer sets up its environment (2.5 GB) and runs them"; fi
