@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,20 @@ def test_workflows_may_no_more_than_they_need() -> None:
     # What others wrote (a branch's name, a title) never stands in a command.
     assert not any("${{" in str(step.get("run")) for step in steps())
     assert "secrets." not in "".join(texts)
+
+
+def test_zizmor_finds_nothing_in_the_workflows() -> None:
+    """By what it brings: no network."""
+    zizmor = [
+        Path(sys.executable).with_name("zizmor"),
+        "--offline",
+        "--no-progress",
+        "--quiet",
+        "--persona",
+        "pedantic",
+    ]
+    done = subprocess.run([*zizmor, ".github/workflows"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_every_image_is_released() -> None:
