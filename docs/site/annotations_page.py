@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aim_guardrail.settings import GuardrailSettings
-from aim_kserve.settings import ANNOTATION_PREFIX, ServerSettings, annotation_of, variables_of
+from aim_kserve.settings import ANNOTATION_PREFIX, ServerSettings, annotation_of
 from aim_operator import admission
 from aim_operator.admission.annotated import POLICY, RULES
 from aim_operator.admission.defaults import NOTED
@@ -75,11 +75,11 @@ def _rows() -> Iterator[str]:
         if ANNOTATION_PREFIX + annotation in (POLICY, RULES):
             readers.append("webhook: injects")
         field = settings.model_fields[name]
-        variables = ", ".join(f"`{variable}`" for variable in variables_of(name, field))
         value = _READ_FROM_TEXT.get(annotation) or _READ_FROM_TEXT.get(name) or _value(settings, name)
-        default = f"`{field.default}`" if field.default is not None else ""
-        cells = (f"`{annotation}`", value, default, ", ".join(readers), f"`--{name}`, {variables}", field.description)
-        yield f"| {' | '.join(str(cell) for cell in cells)} |\n"
+        says, _, default = str(field.description).partition("; default: ")
+        default = default or (f"`{field.default}`" if field.default is not None else "none")
+        cells = (f"`{annotation}`", value, default, ", ".join(readers), f"`{name}`", says)
+        yield f"| {' | '.join(cells)} |\n"
 
 
 def _value(settings: type[ServerSettings], name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,9 +71,16 @@ def test_a_link_to_nothing_ends_the_build() -> None:
         site_hooks._turned("[x]", "docs/nothing.md", site_hooks.written_at("index.md"), "index.md")
 
 
+def pages_of(nav: Any) -> Iterator[str]:
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for part in nav.values() if isinstance(nav, dict) else nav:
+            yield from pages_of(part)
+
+
 def test_every_page_is_in_the_navigation_once() -> None:
-    named = [page for part in CONFIG["nav"] for pages in part.values() for page in pages]
-    assert sorted(named) == sorted(PAGES)
+    assert sorted(pages_of(CONFIG["nav"])) == sorted(PAGES)
 
 
 def test_made_parts_are_as_they_are_made() -> None:
@@ -91,3 +99,12 @@ def test_every_annotation_of_the_code_is_on_its_page() -> None:
     known = {f"{found}" for found in re.findall(r"`(?:label )?([\w.]*aim\.amd\.com/[\w-]+)", page)}
     known |= {f"aim.amd.com/{short}" for short in re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)}
     assert named - no_keys - known == set()
+
+
+def test_a_newcomer_reads_ten_minutes_to_a_guarded_service() -> None:
+    """At 200 words a minute, code counted: all of README.md, and of docs/install.md up to the service that is asked."""
+    first = (ROOT / "README.md").read_text(encoding="utf-8")
+    steps, _, _ = (DOCS / "install.md").read_text(encoding="utf-8").partition("## 6. Ask it")
+    assert "(docs/install.md)" in first
+    assert "aim.amd.com/guardrail-policy: chat" in steps
+    assert len(f"{first} {steps}".split()) < 10 * 200
