@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from random import Random
 from typing import NamedTuple
 
+from .aggregate import Aim, PoolKey, class_of, pool_of
 from .bins import Bin, Found, Held, slot_of, switching
-from .problem import LEVELS, Job, PlanNode, Problem, Running
-from .sketch import Modes, take
+from .problem import LEVELS, Job, Modes, PlanNode, Problem, Running
 from .state import State
 
 
@@ -107,13 +107,19 @@ class Strategy(NamedTuple):
 
 
 class Builder:
-    """One construction, from `modes` (nodes left out: as found). may_switch: whether empty nodes may follow.
+    """One construction, from `modes` (nodes left out: as found). may_switch: whether empty nodes may follow;
 
-    onto: a placement to go on with, by `add`.
+    aim: which pools to fill with whom first; onto: a placement to go on with, by `add`.
     """
 
     def __init__(
-        self, problem: Problem, strategy: Strategy, modes: Modes, may_switch: bool, onto: State | None = None
+        self,
+        problem: Problem,
+        strategy: Strategy,
+        modes: Modes,
+        may_switch: bool,
+        aim: Aim | None = None,
+        onto: State | None = None,
     ) -> None:
         self.problem, self.strategy, self.may_switch = problem, strategy, may_switch
         chance = Random(strategy.seed) if strategy.seed else None
@@ -122,6 +128,8 @@ class Builder:
         self.state = onto or State(problem, modes, strategy.fraction_first, chance)
         self.left = [0 if onto else job.workload.replicas for job in problem.jobs]
         self.running: dict[int, list[Running]] = {}
+        self.named = aim.named if aim else frozenset()
+        self.shares = {key: dict(shares) for key, shares in aim.shares.items()} if aim else {}
 
     def build(self) -> State:
         self._keep_running()
@@ -157,8 +165,7 @@ class Builder:
             if running.devices[0][0] in bin_.cards:
                 found = self._as_it_runs(job, bin_, running)
                 if found is not None and self.left[job.index]:
-                    self.state.place(job, found, running)
-                    self.left[job.index] -= 1
+                    self._place(job, found, running)
                     return True
         return False
 
@@ -193,6 +200,11 @@ class Builder:
             # What cares where it stands is a shape of its own.
             shapes.setdefault(-1 - job.index if job.constrained else job.shape, []).append(job)
         ordered = sorted(shapes.values(), key=lambda same: self._turn(same[0]))
+        for same in ordered if self.shares else ():
+            if same[0].constrained:
+                self._place_special(same[0])
+            else:
+                self._fill_meant(same)
         for _ in range(1 + any(job.affinity for job in jobs)):
             for same in ordered:
                 if same[0].constrained:
@@ -226,13 +238,27 @@ class Builder:
             pass
 
     def _place_one(self, job: Job) -> tuple[Bin, Held] | None:
-        found = self.state.find(job)
+        found = self._meant(job) or self.state.find(job)
         if found is None and (self._bring_target(job) or (self.may_switch and self._switch_for_one(job))):
             found = self.state.find(job)
-        if found is None:
-            return None
+        return None if found is None else (found.bin, self._place(job, found))
+
+    def _meant(self, job: Job) -> Found | None:
+        """The best place in the pools it is meant for, while they want more of it."""
+        for (kind, node), number in self.shares.get(class_of(job, self.named), {}).items() if self.shares else ():
+            if number > 0:
+                option = {kind: job.options[kind]}
+                found = self.state.find_on(job, (node,), option) if node >= 0 else self.state.find(job, option)
+                if found is not None:
+                    return found
+        return None
+
+    def _place(self, job: Job, found: Found, running: Running | None = None) -> Held:
         self.left[job.index] -= 1
-        return found.bin, self.state.place(job, found)
+        if self.shares and (shares := self.shares.get(class_of(job, self.named))):
+            pool = self._pool(found)
+            shares[pool] = shares.get(pool, 0) - 1
+        return self.state.place(job, found, running)
 
     def _bring_target(self, job: Job) -> bool:
         """Place one more replica of the workload `job` must stand beside, where there is room for both."""
@@ -251,14 +277,28 @@ class Builder:
             self.state.remove(found.bin, held)
         return False
 
+    def _fill_meant(self, same: list[Job]) -> None:
+        """Place what the aim says of jobs of one shape, where it says."""
+        last: Found | None = None
+        for job in same:
+            while self.left[job.index]:
+                again = self._still_best(job, last)
+                wanted = again and self.shares[class_of(job, self.named)].get(self._pool(again), 0) > 0
+                last = again if wanted else self._meant(job)
+                if last is None:
+                    return
+                self._place(job, last)
+
+    def _pool(self, found: Found) -> PoolKey:
+        return pool_of(found.bin.kind.number, found.bin.node, self.named)
+
     def _fill(self, shapes: list[list[Job]]) -> None:
         """Place all that fits. Jobs of one shape fit alike: the first failure ends the shape."""
         for same in shapes:
             last: Found | None = None
             for job in same:
                 while self.left[job.index] and (last := self._still_best(job, last) or self.state.find(job)):
-                    self.state.place(job, last)
-                    self.left[job.index] -= 1
+                    self._place(job, last)
                 if self.left[job.index]:
                     break
 
@@ -346,3 +386,26 @@ class Builder:
             if best is None or rank < best[0]:
                 best = (rank, switch)
         return None if best is None else best[1]
+
+
+def take(waiting: list[tuple[Job, int]], slots: Counter[int]) -> int:
+    """How many of the waiting replicas these devices take, in order; takes the devices, leaves the rest waiting.
+
+    An estimate where devices are shared, and where siblings left over lie on different cards.
+    """
+    placed = 0
+    rest = []
+    for job, count in waiting:
+        for kind, option in job.options.items():
+            have = slots.get(kind, 0)
+            if have < option.devices or not count:
+                continue
+            per_device = 1 if job.limit is None else max(1, option.budget // job.limit)
+            taken = min(count, have // option.devices * per_device)
+            slots[kind] = have - -(-taken // per_device) * option.devices
+            placed += taken
+            count -= taken
+        if count:
+            rest.append((job, count))
+    waiting[:] = rest
+    return placed

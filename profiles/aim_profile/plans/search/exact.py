@@ -18,8 +18,7 @@ from aim_profile.units import MIB
 
 from .bins import Bin, Found, slot_of, switching
 from .heuristic import solve
-from .problem import LEVELS, Job, PlanNode, Problem, with_avoided
-from .sketch import Modes
+from .problem import LEVELS, Job, Modes, PlanNode, Problem, with_avoided
 from .state import State
 
 

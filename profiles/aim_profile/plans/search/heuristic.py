@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 
+from .aggregate import Aim, aim
 from .bins import Bin, Found, Held
 from .bound import is_best
 from .build import Builder, Strategy
 from .improve import improve
-from .problem import Problem, with_avoided
-from .sketch import Sketch
+from .problem import Modes, Problem, with_avoided
 from .state import State
 
 _STRATEGIES = (
@@ -35,11 +35,16 @@ def solve(problem: Problem) -> State:
     """
     cost = problem.replicas + sum(len(node.cards) for node in problem.nodes) + 1
     tries = max(1, problem.effort // cost)
-    best, left = _constructed(problem, tries)
-    if sum(best.placed) == _placeable(problem) or not any(job.avoided for job in problem.jobs):
+    aimed = aim(problem)
+    wide = with_avoided(problem) if any(job.avoided for job in problem.jobs) else None
+    wider = aim(wide) if wide and aimed and sum(aimed.placed) < _placeable(problem) else None
+    if wide and aimed and wider and wider.placed > aimed.placed:
+        best, left = _constructed(wide, wider, tries)
+        return _settled(improve(wide, best, left))
+    best, left = _constructed(problem, aimed, tries)
+    if sum(best.placed) == _placeable(problem) or not wide:
         return improve(problem, best, left)
-    wide = with_avoided(problem)
-    found, left = _constructed(wide, max(1, left))
+    found, left = _constructed(wide, wider or aimed, max(1, left))
     return _settled(improve(wide, min(found, best, key=State.score), left))
 
 
@@ -48,20 +53,20 @@ def _placeable(problem: Problem) -> int:
     return sum(job.workload.replicas for job in problem.jobs if job.options)
 
 
-def _constructed(problem: Problem, tries: int) -> tuple[State, int]:
+def _constructed(problem: Problem, aimed: Aim | None, tries: int) -> tuple[State, int]:
     """The best of a construction by each strategy, and the tries left."""
-    starts = Sketch(problem).starts()
-    if {} not in starts:
-        starts.append({})
+    starts: list[tuple[Modes, Aim | None]] = [(aimed.modes, aimed), (aimed.modes, None)] if aimed else []
+    if not aimed or aimed.modes:
+        starts.append(({}, None))
     lenient_only = not _leniency_matters(problem)
     best: State | None = None
-    for strategy, start in product(_STRATEGIES, starts):
+    for strategy, (start, meant) in product(_STRATEGIES, starts):
         if best is not None and is_best(best):
             break
         # The strict strategy always gets its turn where it matters: a pin never outranks a priority.
         if (tries > 0 or strategy == _STRATEGIES[1]) and (strategy.lenient or not lenient_only):
             tries -= 1
-            state = Builder(problem, strategy, start, may_switch=True).build()
+            state = Builder(problem, strategy, start, may_switch=True, aim=meant).build()
             best = state if best is None or state.score() < best.score() else best
     assert best is not None
     return best, tries

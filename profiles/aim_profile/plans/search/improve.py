@@ -9,8 +9,7 @@ from random import Random
 
 from .bound import is_best
 from .build import Builder, Strategy
-from .problem import PlanNode, Problem
-from .sketch import Modes
+from .problem import Modes, PlanNode, Problem
 from .state import Score, State
 
 _FILLS = (Strategy(), Strategy(fraction_first=True), Strategy(large_first=False), Strategy(lenient=False))

@@ -21,6 +21,8 @@ LEVELS = 2 * len(PRIORITIES)
 
 
 Selector = tuple[tuple[str, str], ...]
+# Nodes to switch: the mode of each card.
+Modes = dict[int, tuple[str, ...]]
 
 
 class DeviceKind(NamedTuple):
@@ -113,7 +115,8 @@ class Job:
     @cached_property
     def constrained(self) -> bool:
         """Whether it matters which node or card it gets."""
-        return bool(self.pin or self.affinity or self.anti_affinity or self.workload.spread is not None)
+        apart = self.workload.spread is not None and self.workload.replicas > 1
+        return bool(self.pin or self.affinity or self.anti_affinity or apart)
 
 
 class Running(NamedTuple):

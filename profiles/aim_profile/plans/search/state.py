@@ -7,7 +7,7 @@ kind and free devices, and entries that are out of date are dropped when they co
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import heappop, heappush
 from random import Random
 
@@ -124,14 +124,15 @@ class State:
 
     # --- looking up ----------------------------------------------------------------------------------------------
 
-    def find(self, job: Job) -> Found | None:
-        """The best place for one more replica of `job`, None where there is none."""
+    def find(self, job: Job, options: Mapping[int, Option] | None = None) -> Found | None:
+        """The best place for one more replica of `job`, None where there is none. options: of its own, only these."""
+        options = job.options if options is None else options
         if job.pin is not None or job.affinity:
-            return self.find_on(job, self._candidate_nodes(job))
-        if job.limit is not None and (found := self._find_shared(job)):
+            return self.find_on(job, self._candidate_nodes(job), options)
+        if job.limit is not None and (found := self._find_shared(job, options)):
             return found
         best: tuple[tuple[float, ...], Bin] | None = None
-        for kind, option in job.options.items():
+        for kind, option in options.items():
             bin_ = self._first(job, kind, option.devices)
             if bin_ is not None:
                 rank = (self._likes(job, kind), *self._rank(bin_, option))
@@ -182,10 +183,10 @@ class State:
             heappush(heap, number)
         return found
 
-    def _find_shared(self, job: Job) -> Found | None:
+    def _find_shared(self, job: Job, kinds: Iterable[int]) -> Found | None:
         """The fullest shared device that still has room for the job's limit."""
         assert job.limit is not None
-        for kind in job.options:
+        for kind in kinds:
             for shared in self.shared.with_room(kind, job.limit):
                 if self.allows(job, shared.bin, shared):
                     return Found(shared.bin, shared)
@@ -197,17 +198,19 @@ class State:
         fewest = min((self.where.get(target, Counter()) for target in job.affinity), key=len)
         return sorted(fewest)
 
-    def find_on(self, job: Job, nodes: Iterable[int]) -> Found | None:
-        """The best place on a few nodes, by looking at each."""
-        options = [
-            (self._rank(found.bin, job.options[found.bin.kind.number]), found) for found in self._places(job, nodes)
+    def find_on(self, job: Job, nodes: Iterable[int], options: Mapping[int, Option] | None = None) -> Found | None:
+        """The best place on a few nodes, by looking at each. options: of its own, only these."""
+        options = job.options if options is None else options
+        places = [
+            (self._rank(found.bin, options[found.bin.kind.number]), found)
+            for found in self._places(job, nodes, options)
         ]
-        return min(options, key=lambda option: (option[1].shared is None, option[0]))[1] if options else None
+        return min(places, key=lambda place: (place[1].shared is None, place[0]))[1] if places else None
 
-    def _places(self, job: Job, nodes: Iterable[int]) -> Iterator[Found]:
+    def _places(self, job: Job, nodes: Iterable[int], options: Mapping[int, Option]) -> Iterator[Found]:
         for node in nodes:
             for bin_ in self.of_node[node]:
-                option = job.options.get(bin_.kind.number)
+                option = options.get(bin_.kind.number)
                 if option is not None and self.allows(job, bin_):
                     yield from self._places_in(job, bin_, option)
 
