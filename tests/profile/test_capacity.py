@@ -155,6 +155,47 @@ def test_with_evidence_of_the_class_it_is_a_range_that_says_so() -> None:
     assert "DPX" in found["serves_most"]  # whose range reaches above
 
 
+def test_what_was_asked_before_changes_no_answer() -> None:
+    spx, dpx = observations()
+    known, asked_before = constants(spx), constants(spx)
+    assert dpx.speeds is not None
+    work = work_of(dpx.model, dpx.precision, CHAT)
+    for sequences in (1, 400, 17):
+        asked_before.step_ms(work, dpx.speeds, CHAT, sequences, "least")
+    for end in ("least", "most"):
+        told = [each.step_ms(work, dpx.speeds, CHAT, 64, end) for each in (known, asked_before)]
+        assert told[0] == told[1]
+
+
+def test_what_ends_it_is_named_as_far_as_evidence_tells() -> None:
+    spx, _ = observations()
+    known = constants(spx)
+    assert spx.speeds is not None
+    work = work_of(spx.model, spx.precision, CHAT)
+    assert known.may_fill(work, spx.speeds, CHAT, 1) == ("launch", "bandwidth")  # one sequence computes next to nothing
+    assert "bandwidth" not in known.may_fill(work, spx.speeds, CHAT, 300)
+
+
+def test_the_picture_tells_a_bound_from_an_estimate_and_from_a_measurement(tmp_path: Path) -> None:
+    import xml.etree.ElementTree as ElementTree
+
+    file = tmp_path / "evidence.yaml"
+    file.write_text(yaml.safe_dump({"measurements": [measured()]}), encoding="utf-8")
+    drawn = {}
+    for name, words in (("bound", ()), ("measured", ("--evidence", str(file)))):
+        svg = tmp_path / f"{name}.svg"
+        run(LLAMA, "--gpu", "MI300X", "--every-mode", "--itl-ms", "50", "--svg", str(svg), *words)
+        ElementTree.parse(svg)
+        drawn[name] = svg.read_text(encoding="utf-8")
+    assert drawn["bound"].count("bound, not an estimate") == 7
+    assert 'fill="url(#SPX)"' in drawn["bound"]
+    assert "no evidence of gfx942" in drawn["bound"]
+    assert 'fill-opacity="0.28"' not in drawn["bound"]
+    assert drawn["measured"].count("estimate, not measured ·") == 6
+    assert drawn["measured"].count(">measured<") == 1
+    assert "url(#SPX)" not in drawn["measured"]
+
+
 def measured(**hardware: Any) -> dict[str, Any]:
     def point(clients: int, itl: float) -> dict[str, Any]:
         answered, answer = 400, 256

@@ -51,6 +51,8 @@ def test_every_command_prints_what_the_page_says(
             lines = [line.rstrip() for line in run.strip("\n").split("\n") if line.strip()]
             seen = [line.rstrip() for line in printed if line.strip()]
             assert any(seen[at : at + len(lines)] == lines for at in range(len(seen))), f"$ {command}\n{run}"
+    for picture in tmp_path.glob("capacity.svg"):
+        assert picture.read_text(encoding="utf-8") == (DOCS / "samples" / picture.name).read_text(encoding="utf-8")
 
 
 def test_every_verb_is_on_the_page() -> None:

@@ -20,7 +20,7 @@ from aim_profile.sizing.asked import Promise, RequestShape
 from aim_profile.sizing.capacity import MARKS, Capacity, Served
 from aim_profile.sizing.kv_cache import KvDtype
 
-from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, show
+from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, show, write_out
 
 _M = 1_000_000
 
@@ -33,6 +33,10 @@ class Question(NamedTuple):
     shape: RequestShape
     promise: Promise
     kv_dtype: KvDtype = "auto"
+
+    def asked(self, mode: PartitionMode, tp: int) -> Asked:
+        """Of an engine over so many devices of that mode."""
+        return Asked(self.model, self.precision, mode, self.shape, self.promise, tp, self.kv_dtype)
 
 
 class ModeCapacity(NamedTuple):
@@ -73,6 +77,7 @@ def capacity(
     tp: int | None,
     evidence: Path | None,
     prices: Path | None,
+    svg: Path | None,
 ) -> int:
     """Exit 1 where no mode serves a single request within the promise."""
     accelerator = by_name(gpu)
@@ -81,6 +86,10 @@ def capacity(
     known: Sequence[Measurement] = read_evidence(evidence).measurements if evidence else ()
     evidenced = Evidenced(known)
     found = [_of_mode(question, accelerator, mode, tp, evidenced, table) for mode in modes]
+    if svg is not None:
+        from .capacity_picture import draw
+
+        write_out(draw(question, accelerator.name, found, evidenced), svg)
     facts = _facts(question, accelerator, deployment, found)
     show(output, _data(question, accelerator, deployment, found, table), facts, _table(found, table), _notes(found))
     return FITS if any(each.order > (0.0, 0.0) for each in found) else DOES_NOT_FIT
@@ -114,9 +123,7 @@ def _of_mode(
     beside = devices_side_by_side(accelerator, mode)
     counts = (tp,) if tp is not None else beside if mode.partitions == 1 else (1,)
     for count in counts:
-        asked = Asked(
-            question.model, question.precision, mode, question.shape, question.promise, count, question.kv_dtype
-        )
+        asked = question.asked(mode, count)
         found = _if_divisible(evidenced, asked, tp)
         if found is not None:
             return ModeCapacity(mode, count, found, cost)
@@ -164,13 +171,15 @@ def best_in_words(found: Sequence[ModeCapacity]) -> str:
     above = (each.mode.compute for each in found if each is not best and each.order[1] > best.order[0])
     rivals = [compute for compute in dict.fromkeys(above) if compute != best.mode.compute]
     doubt = f"; not decided: the ranges of {', '.join(rivals)} reach above that" if rivals else ""
-    what = f"{best.mode.label}, {best.order[0]:.3g} requests/s a card at the cautious end"
-    return f"{what}, {limits_in_words(best.capacity)}{doubt}"
+    what = f"{best.mode.label}, {best.order[0]:.3g} requests/s a card"
+    if best.capacity.basis == "measured":
+        return f"{what}, measured{doubt}"
+    return f"{what} at the cautious end, {limits_in_words(best.capacity)}{doubt}"
 
 
 def limits_in_words(capacity: Capacity) -> str:
     """`memory-bound`; `bandwidth- or launch-bound` where evidence cannot tell them apart."""
-    return "- or ".join(capacity.limits) + "-bound" if capacity.limits else "limit not known"
+    return "- or ".join(capacity.limits) + "-bound"
 
 
 def _table(found: Sequence[ModeCapacity], prices: Prices | None) -> Table:

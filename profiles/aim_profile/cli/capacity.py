@@ -45,6 +45,7 @@ def capacity(
     kv_dtype: KvDtypeOption = "auto",
     evidence: EvidenceOption = None,
     prices: Annotated[Path | None, typer.Option(help="A price table, as the exporter takes: what tokens cost.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw it into this file.")] = None,
     deployment: DeploymentOption = "bare-metal",
     output: OutputOption = "table",
 ) -> None:
@@ -70,6 +71,7 @@ def capacity(
             tp=tensor_parallel,
             evidence=evidence,
             prices=prices,
+            svg=svg,
         )
 
     guarded(verb)

@@ -100,8 +100,13 @@ def picture(title: str, facts: str, nodes: Sequence[NodeBox]) -> str:
 
 def document(title: str, facts: str, parts: Iterable[str], width: float, height: float) -> str:
     """An SVG document of `parts` below a title, a line of facts and the legend, which take 122 pixels."""
+    return page(title, facts, [*_legend(MARGIN, MARGIN + 60.0), *parts], width, height)
+
+
+def page(title: str, facts: str, parts: Iterable[str], width: float, height: float) -> str:
+    """The same without a legend: title and facts take 60 pixels."""
     y = MARGIN + 26.0
-    head = [text(MARGIN, y, title, 20, bold=True), text(MARGIN, y + 22, facts, 12, GREY), *_legend(MARGIN, y + 34)]
+    head = [text(MARGIN, y, title, 20, bold=True), text(MARGIN, y + 22, facts, 12, GREY)]
     body = "\n".join((*head, *parts))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '

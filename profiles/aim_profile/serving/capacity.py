@@ -12,7 +12,7 @@ from aim_profile.gpus.catalog import by_name
 from aim_profile.gpus.modes import DeviceMode
 from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.sizing.asked import Promise, RequestShape
-from aim_profile.sizing.capacity import Capacity, Engine, Served, bounded, estimated
+from aim_profile.sizing.capacity import Capacity, Engine, Served, bound_at, bounded, estimated, latency_range
 from aim_profile.sizing.constants import Constants
 from aim_profile.sizing.fit import STEP_TOKENS, fit, make_request
 from aim_profile.sizing.kv_cache import KvDtype
@@ -56,19 +56,24 @@ class Evidenced:
         sequences = min(_memory_sequences(asked), asked.most_sequences or sys.maxsize)
         if not sequences:
             return None
-        if found := self._measured(asked, sequences):
-            return found
-        accelerator = by_name(asked.mode.accelerator)
-        speeds = speeds_of(accelerator, asked.mode, asked.precision)
-        if speeds is None:
-            raise SizingError(
-                f"{accelerator.name}: its memory bandwidth is not established, so nothing bounds what it serves",
-                field="gpu",
-                value=accelerator.name,
-                remedy="measure it (`aim-runtime measure`) and give --evidence",
-            )
-        work = work_of(asked.model, asked.precision, asked.shape, asked.tp, asked.kv_dtype)
-        return self._calculated(asked, Engine(work, speeds, asked.shape, sequences))
+        return self._measured(asked, sequences) or self._calculated(asked, _engine(asked, sequences))
+
+    def curve(self, asked: Asked, levels: int) -> list[tuple[Served | None, Served]]:
+        """What it serves with more and more sequences at once, whatever was promised: cautious end and other end.
+
+        A bound has only the other; of what was measured, each point. Raises as capacity does; empty: it does not fit.
+        """
+        most = _memory_sequences(asked)
+        if not most:
+            return []
+        if points := [_served(point) for point, _ in self._points(asked)]:
+            return [(point, point) for point in points]
+        engine = _engine(asked, most)
+        nearest = self._nearest(asked, engine.speeds)[0] if asked.tp == 1 else None
+        steps = sorted({max(1, round(most ** (at / (levels - 1)))) for at in range(levels)})
+        if nearest is None:
+            return [(None, bound_at(engine, sequences)) for sequences in steps]
+        return [latency_range(engine, nearest[1], sequences) for sequences in steps]
 
     def _calculated(self, asked: Asked, engine: Engine) -> Capacity:
         if asked.tp > 1:
@@ -82,7 +87,8 @@ class Evidenced:
         found = estimated(engine, asked.promise, constants, (observation.label,))
         return found._replace(notes=(*found.notes, *passed_over))
 
-    def _measured(self, asked: Asked, memory_sequences: int) -> Capacity | None:
+    def _points(self, asked: Asked) -> list[tuple[Point, str]]:
+        """What was measured of this very engine with such requests, by requests answered, and by whom."""
         subject = Subject(
             model=asked.model.id,
             engine="vllm",
@@ -93,18 +99,20 @@ class Evidenced:
             gpu_count=asked.tp,
         )
         ours = [each for each in self._measurements if each.mismatch(subject) is None]
-        points = [(point, each) for each in ours for point in each.points if _usable(point, asked.shape)]
+        found = [(point, label_of(each)) for each in ours for point in each.points if _usable(point, asked.shape)]
+        return sorted(found, key=lambda pair: pair[0].requests_per_s)
+
+    def _measured(self, asked: Asked, memory_sequences: int) -> Capacity | None:
+        points = self._points(asked)
         if not points:
             return None
-        points.sort(key=lambda pair: pair[0].requests_per_s)
-        kept = [
-            pair for pair in points if _kept(pair[0], asked.promise) and _served(pair[0]).sequences <= memory_sequences
-        ]
-        labels = tuple(dict.fromkeys(label_of(each) for _, each in points))
+        within = [pair for pair in points if _served(pair[0]).sequences <= memory_sequences]
+        kept = [pair for pair in within if _kept(pair[0], asked.promise)]
         best = _served(kept[-1][0]) if kept else None
         more = best is not None and kept[-1] is points[-1]
         notes = ("no higher load was measured: it may serve more",) if more else ()
-        return Capacity("measured", best, best, memory_sequences, (), labels, notes)
+        evidence = tuple(dict.fromkeys(label for _, label in points))
+        return Capacity("measured", best, best, memory_sequences, (), evidence, notes)
 
     def _nearest(self, asked: Asked, speeds: Speeds) -> tuple[tuple[Observation, Constants] | None, tuple[str, ...]]:
         """The evidence of the same class of hardware that differs least, and what was nearer and explains nothing."""
@@ -144,6 +152,21 @@ def _distance(seen: Observation, asked: Asked, there: Speeds | None, here: Speed
         round(abs(math.log(there.share / here.share)), 6),
         not seen.ours,
     )
+
+
+def _engine(asked: Asked, sequences: int) -> Engine:
+    """Its work and its device's peaks. Raises SizingError where those are not established."""
+    accelerator = by_name(asked.mode.accelerator)
+    speeds = speeds_of(accelerator, asked.mode, asked.precision)
+    if speeds is None:
+        raise SizingError(
+            f"{accelerator.name}: its memory bandwidth is not established, so nothing bounds what it serves",
+            field="gpu",
+            value=accelerator.name,
+            remedy="measure it (`aim-runtime measure`) and give --evidence",
+        )
+    work = work_of(asked.model, asked.precision, asked.shape, asked.tp, asked.kv_dtype)
+    return Engine(work, speeds, asked.shape, sequences)
 
 
 def _memory_sequences(asked: Asked) -> int:

@@ -68,8 +68,7 @@ def estimated(engine: Engine, promise: Promise, constants: Constants, evidence: 
         return lambda sequences: _estimate_at(engine, constants, sequences, end)
 
     low, high = most_within(at("most"), promise, engine), most_within(at("least"), promise, engine)
-    ends: tuple[tuple[Served | None, End], ...] = ((low, "most"), (high, "least"))
-    limits = tuple(dict.fromkeys(_limits(engine, constants, served, end) for served, end in ends))
+    limits = _limits(engine, constants, low, high)
     beyond = high is not None and high.sequences > constants.sequences
     notes = (f"beyond the {constants.sequences:.0f} sequences at once of the evidence",) if beyond else ()
     return Capacity("estimate", low, high, engine.memory_sequences, limits, evidence, notes)
@@ -77,7 +76,7 @@ def estimated(engine: Engine, promise: Promise, constants: Constants, evidence: 
 
 def bounded(engine: Engine, promise: Promise, why: tuple[str, ...] = ()) -> Capacity:
     """What no device of that kind can exceed. why: there is no estimate."""
-    high = most_within(lambda sequences: _bound_at(engine, sequences), promise, engine)
+    high = most_within(lambda sequences: bound_at(engine, sequences), promise, engine)
     return Capacity("bound", None, high, engine.memory_sequences, (_bound_limit(engine, high),), (), why)
 
 
@@ -112,15 +111,18 @@ def _estimate_at(engine: Engine, constants: Constants, sequences: int, end: End)
     return served(shape, sequences, itl_ms, constants.first_token_ms(work, speeds, shape, itl_ms, end))
 
 
-def _limits(engine: Engine, constants: Constants, found: Served | None, end: End) -> str:
-    if found is not None and found.sequences == engine.memory_sequences:
-        return "memory"
-    sequences = found.sequences if found else 1
-    parts = constants.parts_of_step(engine.work, engine.speeds, engine.shape, sequences, end)
-    return _largest(parts.items())
+def _limits(engine: Engine, constants: Constants, low: Served | None, high: Served | None) -> tuple[str, ...]:
+    """Memory, where it ends a range; else what fills the step at its cautious end."""
+    full = [each is not None and each.sequences == engine.memory_sequences for each in (low, high)]
+    memory = ("memory",) if any(full) else ()
+    if full[0]:
+        return memory
+    filling = constants.may_fill(engine.work, engine.speeds, engine.shape, low.sequences if low else 1)
+    return (*filling, *memory)
 
 
-def _bound_at(engine: Engine, sequences: int) -> Served:
+def bound_at(engine: Engine, sequences: int) -> Served:
+    """What so many sequences at once get at best: no device of that kind is quicker."""
     prefill_ms = engine.work.operations * engine.shape.prompt_tokens / _operations(engine) * 1000
     weights_ms = engine.work.weights_read(1)[0] / engine.speeds.bytes_per_s * 1000
     itl_ms = max(dict(_bound_parts(engine, sequences)).values())

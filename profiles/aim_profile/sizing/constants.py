@@ -36,6 +36,7 @@ from .work import Speeds, Work
 
 End = Literal["least", "most"]
 Part = Literal["launch", "bandwidth", "compute"]
+_NAMES: tuple[Part, ...] = ("launch", "bandwidth", "compute")
 
 LEAST_ERROR = 0.05
 # Beyond it the rows are not what this model describes.
@@ -89,22 +90,19 @@ class Constants:
 
     def step_ms(self, work: Work, speeds: Speeds, shape: RequestShape, sequences: float, end: End) -> float:
         """Milliseconds of a step, which is the time between two tokens of a sequence."""
-        return self._reach(self._step(work, speeds, shape, sequences, end), end)[0]
+        return self._reach(self._step(work, speeds, shape, sequences, end), end)
 
     def first_token_ms(self, work: Work, speeds: Speeds, shape: RequestShape, step_ms: float, end: End) -> float:
         """Milliseconds to the first token where steps take so long."""
-        return self._reach(self._first_token(work, speeds, shape, step_ms, end), end)[0]
+        return self._reach(self._first_token(work, speeds, shape, step_ms, end), end)
 
-    def parts_of_step(
-        self, work: Work, speeds: Speeds, shape: RequestShape, sequences: float, end: End
-    ) -> dict[Part, float]:
-        """Milliseconds of that step by what takes them, for constants that make it the least or the most."""
-        row = self._step(work, speeds, shape, sequences, end)
-        found: dict[Part, float] = {"launch": 0.0, "bandwidth": 0.0, "compute": 0.0}
-        for part, factor, constant in zip(_PARTS, row, self._reach(row, end)[1], strict=True):
-            if part is not None:
-                found[part] += factor * constant
-        return found
+    def may_fill(self, work: Work, speeds: Speeds, shape: RequestShape, sequences: float) -> tuple[Part, ...]:
+        """What may take half of the longest step or more, by some constants that count; else what may take most."""
+        row = self._step(work, speeds, shape, sequences, "most")
+        step_ms = self._reach(row, "most")
+        longest = {part: self._reach(_only(row, part), "most") for part in _NAMES}
+        found = tuple(part for part in _NAMES if longest[part] >= step_ms / 2)
+        return found or (max(_NAMES, key=lambda part: longest[part]),)
 
     def _equations(self, row: Observed) -> list[tuple[_Row, float]]:
         step = (self._step(row.work, self._speeds, row.shape, row.sequences, "most"), row.itl_ms)
@@ -150,14 +148,15 @@ class Constants:
         solver.run()
         return float(solver.getInfo().objective_function_value)
 
-    def _reach(self, row: _Row, end: End) -> tuple[float, list[float]]:
-        """The least or the most of a row over all constants that count, and constants that reach it."""
+    def _reach(self, row: Sequence[float], end: End) -> float:
+        """The least or the most of a row over all constants that count."""
         sense = ObjSense.kMaximize if end == "most" else ObjSense.kMinimize
+        self._solver.clearSolver()  # or the last digits depend on what was asked before
         self._solver.changeObjectiveSense(sense)
         for column, factor in enumerate(row):
             self._solver.changeColCost(column, factor)
         self._solver.run()
-        return float(self._solver.getInfo().objective_function_value), list(self._solver.getSolution().col_value)
+        return float(self._solver.getInfo().objective_function_value)
 
 
 def _prefill(work: Work, speeds: Speeds, shape: RequestShape, scale: _Scale, times: float) -> tuple[float, float]:
@@ -167,6 +166,11 @@ def _prefill(work: Work, speeds: Speeds, shape: RequestShape, scale: _Scale, tim
 def _ms(amount: float, per_s: float | None) -> float:
     """Milliseconds at that peak; 0 where the peak is not known: nothing is said of it then."""
     return amount / per_s * 1000 if per_s else 0.0
+
+
+def _only(row: _Row, part: Part) -> list[float]:
+    """The row with what is of that part."""
+    return [factor if of == part else 0.0 for factor, of in zip(row, _PARTS, strict=True)]
 
 
 def _new_solver(floors: Sequence[float]) -> Solver:
