@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ from aim_profile.files.write import dump
 from aim_profile.plans.fleet import Fleet, parse_fleet
 from aim_profile.plans.make import make_plan
 from aim_profile.plans.plan import Plan, PlanOptions
+from aim_profile.plans.replan import replan
 from aim_profile.plans.workload import Workload, Workloads, load_workloads, workloads_of
 
 SIZES = (100, 300, 1_000, 3_000, 10_000)
@@ -115,6 +117,28 @@ def measure(case: str, count: int, rounds: int) -> dict[str, object]:
     }
 
 
+def measure_replan(case: str, count: int, rounds: int) -> dict[str, object]:
+    """One workload more, then a node less, beside planning anew: CPU seconds, and how many replicas stay."""
+    modes, large = CASES[case]
+    here, asked = fleet(count // 5, modes), workloads(count, count, large)
+    plan_s, plan = _cpu(lambda: make_plan(here, asked))
+    one = Workload(name="one-more", model="Qwen/Qwen3-4B", precision="bf16", priority="high")
+    more = workloads_of([*asked.workloads, one])
+    fewer = replace(here, nodes=here.nodes[1:])
+    grown = [_cpu(lambda: replan(here, more, plan)) for _ in range(rounds)]
+    shrunk = [_cpu(lambda: replan(fewer, asked, plan)) for _ in range(rounds)]
+    workload_s, node_s = (min(seconds for seconds, _ in runs) for runs in (grown, shrunk))
+    return {
+        "workloads": count,
+        "plan": round(plan_s, 3),
+        "workload more": round(workload_s, 3),
+        "stay": grown[0][1].stays,
+        "node less": round(node_s, 3),
+        "moved": len(shrunk[0][1].moved),
+        "ratio": round(max(workload_s, node_s) / plan_s, 3),
+    }
+
+
 def measure_command(count: int, folder: Path) -> dict[str, object]:
     """`aim-profile plan` on files, as a process: its CPU beside that of planning and of parsing its YAML alone."""
     modes, large = CASES["switching"]
@@ -144,9 +168,18 @@ def _cpu(work: Callable[[], T]) -> tuple[float, T]:
 
 def command_table(rows: list[dict[str, object]]) -> None:
     print("\naim-profile plan, CPU seconds; ratio: the whole command to planning and parsing YAML")
-    print("".join(f"{name:>12}" for name in rows[0]))
+    columns(rows)
+
+
+def replan_table(rows: list[dict[str, object]]) -> None:
+    print("\nplanned again, CPU seconds; ratio: to planning anew")
+    columns(rows)
+
+
+def columns(rows: list[dict[str, object]]) -> None:
+    print("".join(f"{name:>14}" for name in rows[0]))
     for row in rows:
-        print("".join(f"{value!s:>12}" for value in row.values()))
+        print("".join(f"{value!s:>14}" for value in row.values()))
 
 
 def table(rows: list[dict[str, object]]) -> None:
@@ -197,6 +230,8 @@ def main() -> None:
     measure("as found", 100, 1)  # catalogue files are read once
     rows = [measure(case, size, 1 if options.quick else 3) for case in CASES for size in sizes]
     table(rows)
+    again = [measure_replan("switching", size, 1 if options.quick else 3) for size in sizes[-2:]]
+    replan_table(again)
     with tempfile.TemporaryDirectory() as folder:
         command = [
             measure_command(size, Path(folder)) for size in (COMMAND_SIZES[:1] if options.quick else COMMAND_SIZES)
@@ -205,7 +240,9 @@ def main() -> None:
     peer = compare_with_exact(3 if options.quick else 10)
     if peer is not None:
         print(f"CP-SAT: {peer}")
-    options.json.write_text(json.dumps({"sizes": rows, "command": command, "cp_sat": peer}, indent=2) + "\n")
+    options.json.write_text(
+        json.dumps({"sizes": rows, "replan": again, "command": command, "cp_sat": peer}, indent=2) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -42,8 +42,12 @@ def plan(
         bool, typer.Option("--allow-mixed-compute", help="Cards of one node in different compute modes.")
     ] = False,
     current: Annotated[Path | None, typer.Option(help="What runs now, as a plan: it stays where it is.")] = None,
+    previous: Annotated[
+        Path | None, typer.Option(help="A plan, taken as carried out: change as little of it as possible, say what.")
+    ] = None,
     allow_eviction: Annotated[
-        bool, typer.Option("--allow-eviction", help="With --current: low priority may move or stop for others.")
+        bool,
+        typer.Option("--allow-eviction", help="With --current, --previous: low priority may move or stop for others."),
     ] = False,
     exact: Annotated[bool, typer.Option("--exact", help="Prove the best plan by OR-Tools' CP-SAT.")] = False,
     exact_time_limit: Annotated[float, typer.Option(help="Seconds for each level of its objective.", min=0.01)] = 10.0,
@@ -75,7 +79,7 @@ def plan(
             exact_time_limit_s=exact_time_limit,
             accept_bound=accept_bound,
         )
-        files = {"current": current, "svg": svg, "out": out, "evidence": evidence}
+        files = {"current": current, "previous": previous, "svg": svg, "out": out, "evidence": evidence}
         return plans.plan(output, fleet, workloads, options, strict=strict, **files)
 
     guarded(verb)

@@ -32,9 +32,10 @@ from aim_profile.plans.plan import (
     load_plan,
     plan_of,
 )
-from aim_profile.plans.workload import load_workloads
+from aim_profile.plans.replan import Replanned, replan
+from aim_profile.plans.workload import Workloads, load_workloads
 from aim_profile.serving.derive import Wanted
-from aim_profile.serving.evidence import Subject
+from aim_profile.serving.evidence import Measurement, Subject
 from aim_profile.serving.evidence_files import Evidence, read_evidence
 from aim_profile.serving.files import profile_of
 
@@ -45,6 +46,7 @@ from .picture import draw, summary
 from .profiles import find_profile
 
 _LIVE = "live"
+_MOST_NAMES = 8
 
 
 def plan(
@@ -54,6 +56,7 @@ def plan(
     options: PlanOptions,
     *,
     current: Path | None,
+    previous: Path | None,
     svg: Path | None,
     out: Path | None,
     strict: bool = False,
@@ -64,10 +67,10 @@ def plan(
     for option, file in (("svg", svg), ("out", out)):
         if str(file) == "-":
             refuse_beside("the table on stdout (-o yaml and -o json print the plan there)", {option: file})
-    before = load_plan(current) if current is not None else ()
-    made = make_plan(
-        _fleet(fleet, strict), load_workloads(workloads), options, before, known.measurements if known else ()
-    )
+    if previous is not None:
+        refuse_beside("--previous", {"current": current, "exact": options.exact or None})
+    measurements = known.measurements if known else ()
+    made, changes = _made(_fleet(fleet, strict), load_workloads(workloads), options, current, previous, measurements)
     measured = _measured(made, known) if known else ""  # what it refuses is refused before a file is written
     written = cache(partial(dump_plan, made))
     if svg is not None:
@@ -78,6 +81,7 @@ def plan(
     if output == "table":
         blocks = (
             _facts(made, measured),
+            *((_since(changes), _moves(changes)) if changes else ()),
             _derived(made),
             _evidence(made),
             _cards(made),
@@ -89,7 +93,48 @@ def plan(
         print_text(written(output))
         if measured:
             print_note(f"measured: {measured}")
+        if changes:
+            print_note("\n".join(f"{name}: {text}" for name, text in _since(changes).facts if text))
     return FITS if made.complete else DOES_NOT_FIT
+
+
+def _made(
+    fleet: Fleet,
+    workloads: Workloads,
+    options: PlanOptions,
+    current: Path | None,
+    previous: Path | None,
+    measurements: Sequence[Measurement],
+) -> tuple[Plan, Replanned | None]:
+    if previous is None:
+        before = load_plan(current) if current is not None else ()
+        return make_plan(fleet, workloads, options, before, measurements), None
+    changes = replan(fleet, workloads, load_plan(previous), options, measurements)
+    return changes.plan, changes
+
+
+def _since(changes: Replanned) -> Facts:
+    """What is different from the plan before, and why nothing else is."""
+    return Facts(
+        (
+            ("stay", f"{changes.stays} replicas where they are"),
+            ("start", _some(changes.started)),
+            ("stop", _some(changes.stopped)),
+            ("move", _some(list(changes.moved))),
+            ("start anew", _some([f"{name} ({what})" for name, what in changes.changed.items()])),
+            ("why", changes.why),
+        )
+    )
+
+
+def _moves(changes: Replanned) -> Table | str:
+    rows = list(changes.moved.items())
+    return Table(("replica", "from, to and why"), rows, title="Moved") if rows else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def _fleet(named: str, strict: bool) -> Fleet:

@@ -38,7 +38,7 @@ def make_plan(
     """
     options = options or PlanOptions()
     placements = tuple(current.placements if isinstance(current, Plan) else current)
-    workloads, derived = _without_loads(fleet, workloads, options, measurements)
+    workloads, derived = without_loads(fleet, workloads, options, measurements)
     problem = make_problem(fleet, workloads, options, placements)
     proven = False
     if options.exact:
@@ -52,11 +52,11 @@ def make_plan(
     state = fall_back(state)
     proven = proven and not any(job.form for job in state.problem.jobs)  # no form but the first was looked at
     _balance(state)
-    made = _Writer(fleet, state.problem, state, options, placements).plan(proven)
+    made = Writer(fleet, state.problem, state, options, placements).plan(proven)
     return made.model_copy(update={"derived": derived}) if derived else made
 
 
-def _without_loads(
+def without_loads(
     fleet: Fleet, workloads: Workloads, options: PlanOptions, measurements: Sequence[Measurement]
 ) -> tuple[Workloads, tuple[DerivedReplicas, ...]]:
     """Replicas in place of loads, and how each came about."""
@@ -90,7 +90,7 @@ def _most_needed(job: Job) -> tuple[int, int]:
     return max(option.need for option in job.options.values()), -job.index
 
 
-class _Writer:
+class Writer:
     """Writes a state down as a Plan."""
 
     def __init__(
@@ -100,19 +100,20 @@ class _Writer:
         self.before = {placement.id: placement for placement in before}
 
     def plan(self, proven: bool) -> Plan:
-        placements = self._placements()
+        placements = self.placements()
         unplaced = explain(self.problem, self.state, self.fleet, placements, self.before)
         return Plan(
             tier=self.options.tier,
             allow_mixed_compute=self.options.allow_mixed_compute,
-            cards=self._cards(),
+            cards=self.cards(),
             placements=tuple(placements),
             unplaced=unplaced,
-            totals=self._totals(placements, proven),
-            notes=self._notes(placements),
+            totals=self.totals(placements, proven),
+            notes=self.notes(placements),
         )
 
-    def _cards(self) -> tuple[CardPlan, ...]:
+    def cards(self) -> tuple[CardPlan, ...]:
+        """Each card and its mode."""
         found = []
         for node, planned in zip(self.fleet.nodes, self.problem.nodes, strict=True):
             labels = self.state.label[planned.number] if self.state.touched[planned.number] else None
@@ -134,7 +135,8 @@ class _Writer:
                 )
         return tuple(found)
 
-    def _placements(self) -> list[Placement]:
+    def placements(self) -> list[Placement]:
+        """Each replica and its devices."""
         by_job: dict[int, list[tuple[int, tuple[tuple[int, int], ...], Bin, Held]]] = {}
         for bin_ in self.state.bins:
             for held in bin_.held if bin_.alive else ():
@@ -186,7 +188,8 @@ class _Writer:
             reason=_reason(job, option, bin_, held, self.state),
         )
 
-    def _totals(self, placements: list[Placement], proven: bool) -> Totals:
+    def totals(self, placements: list[Placement], proven: bool) -> Totals:
+        """The plan in figures."""
         asked: Counter[str] = Counter()
         for job in self.problem.jobs:
             asked[job.workload.priority] += job.workload.replicas
@@ -211,7 +214,8 @@ class _Writer:
             proven=proven,
         )
 
-    def _notes(self, placements: list[Placement]) -> tuple[str, ...]:
+    def notes(self, placements: list[Placement]) -> tuple[str, ...]:
+        """What people should know of the plan beside its figures."""
         notes = []
         if self.fleet.set_aside:
             notes.append(f"set aside: {_some([f'{name}: {reason}' for name, reason in self.fleet.set_aside], '; ')}")

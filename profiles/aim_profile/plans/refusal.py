@@ -44,14 +44,18 @@ def explain(
     fleet: Fleet,
     placements: list[Placement],
     before: Mapping[str, Placement],
+    beside: Standing | None = None,
 ) -> tuple[Unplaced, ...]:
-    """One entry per workload with replicas left over, in order of priority and name."""
+    """One entry per workload with replicas left over, in order of priority and name.
+
+    beside: replicas that stand on the fleet and are no jobs of the problem.
+    """
     numbers: dict[str, set[int]] = {}
     for placement in placements:
         numbers.setdefault(placement.workload, set()).add(placement.replica)
     short = [job for job in problem.jobs if state.count[job.index] < job.workload.replicas]
     cache: dict[object, _Why] = {}
-    standing = _standing(state)
+    standing = _standing(state) + (beside or Counter())
 
     def why(job: Job, missing: int) -> _Why:
         # Jobs that ask the same share their options.

@@ -180,7 +180,9 @@ class Queue:
 
 def same_place(one: Placement, other: Placement) -> bool:
     """Whether both are the same devices in the same mode."""
-    return (one.node, one.devices, one.mode) == (other.node, other.devices, other.mode)
+    if one.node != other.node or one.mode != other.mode:
+        return False
+    return (one.cards, one.partitions) == (other.cards, other.partitions) or one.devices == other.devices
 
 
 def _devices(placement: Placement) -> list[Device]:

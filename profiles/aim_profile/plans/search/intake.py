@@ -21,15 +21,16 @@ def make_problem(
     Raises WorkloadError naming the workload whose model, node or numbers cannot be used.
     """
     selectors = {selector(w) for w in workloads.workloads}
-    kinds, nodes = _nodes(fleet, options, selectors)
+    kinds, nodes = devices_of(fleet, options, selectors)
     jobs = Jobs(kinds, nodes, fleet, current).of(workloads)
     running, jobs = _running(current, jobs, nodes, kinds, options.allow_eviction)
     return Problem(kinds, nodes, jobs, running, options.allow_mixed_compute, options.effort)
 
 
-def _nodes(
+def devices_of(
     fleet: Fleet, options: PlanOptions, selectors: set[Selector]
 ) -> tuple[tuple[DeviceKind, ...], tuple[PlanNode, ...]]:
+    """The kinds of devices that the fleet's cards can be cut into, and its nodes."""
     kinds: _Kinds = {}
     built: dict[object, tuple[tuple[PlanCard, ...], tuple[str, ...]]] = {}
     alike: dict[object, int] = {}

@@ -176,7 +176,8 @@ class Jobs:
         key = (*((k, o.devices) for each in (options, avoided) for k, o in each.items()), len(avoided), limit)
         return self._shapes.setdefault(key, len(self._shapes))
 
-    def _options(self, workload: Workload) -> dict[int, Option]:
+    def options(self, workload: Workload) -> dict[int, Option]:
+        """How a replica runs on each kind of device that holds it, by the kind's number. Raises WorkloadError."""
         asked = workload
         key = (
             *(asked.model, asked.precision, asked.context, asked.concurrency, asked.kv_dtype, asked.lora_slots),
@@ -224,7 +225,7 @@ class Jobs:
         """Its options, and those it should avoid: over several partitions of a card, where one device of another kind
         holds it and it neither asks for that (`tp`) nor runs so now.
         """
-        options = self._options(workload)
+        options = self.options(workload)
         if workload.tp is not None or workload.name in self._spanning:
             return options, {}
         node = workload.pinned.node if workload.pinned else None

@@ -129,9 +129,16 @@ class Running(NamedTuple):
     fixed: bool
 
 
+class Occupied(NamedTuple):
+    """(card position, partition) devices of a node, in its mode as found, that are taken by what is no job here."""
+
+    node: int
+    devices: tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Everything a planner needs. jobs and nodes are in order of their names."""
+    """Everything a planner needs. jobs and nodes are in order of their names; occupied: what nobody gets."""
 
     kinds: tuple[DeviceKind, ...]
     nodes: tuple[PlanNode, ...]
@@ -139,6 +146,7 @@ class Problem:
     running: tuple[Running, ...]
     mixed: bool
     effort: int
+    occupied: tuple[Occupied, ...] = ()
 
     @cached_property
     def replicas(self) -> int:

@@ -14,7 +14,7 @@ from random import Random
 from aim_profile.sizing.fit import DEFAULT_UTILIZATION, budget_bytes
 
 from .bins import Bin, Found, Held, Shared, SharedDevices, slot_of, switching
-from .problem import LEVELS, DeviceKind, Job, Option, Problem, Running
+from .problem import LEVELS, DeviceKind, Job, Occupied, Option, Problem, Running
 
 # Less is better: placed by level (negated), replicas that span partitions they should avoid, nodes drained, cards
 # switched, replicas that stay (negated), cards used.
@@ -62,6 +62,17 @@ class State:
                 self._add_bins(node.number, {at: card.as_found for at, card in enumerate(node.cards)})
             else:
                 self.switch(node.number, labels)
+        for taken in problem.occupied:
+            self._occupy(taken)
+
+    def _occupy(self, taken: Occupied) -> None:
+        bin_ = next(bin_ for bin_ in self.of_node[taken.node] if taken.devices[0][0] in bin_.cards)
+        slots = [slot_of(bin_, device) for device in taken.devices]
+        self.cards_used += bin_.cards_for(len(slots))
+        self.touched[taken.node] += 1
+        bin_.take(slots)
+        for other in self.of_node[taken.node] if self.touched[taken.node] == 1 else (bin_,):
+            self._file(other)
 
     # --- modes ---------------------------------------------------------------------------------------------------
 
