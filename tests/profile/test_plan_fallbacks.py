@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from aim_profile.plans.workload import Workload, WorkloadError, Workloads, parse
 from model_directory import write_model
 from plan_rules import OPTIONS, QUICK, SLOW, Nodes, broken_rules, fleet_yaml, fleets, jobs
 
+EXAMPLES = int(os.environ.get("SOAK_PLANS", "6"))
 ONE_CARD = "nodes: [{name: n, gpu: MI300X, cards: 1, compute_partition: SPX}]"
 BRIEF = PlanOptions(effort=QUICK)
 HOLDER = "{name: first, memory: 150GiB, priority: high}"
@@ -178,7 +180,7 @@ def jobs_with_fallbacks(draw: st.DrawFn) -> list[Workload]:
     return found
 
 
-@settings(SLOW, max_examples=12)
+@settings(SLOW, max_examples=EXAMPLES)
 @given(fleets(), jobs_with_fallbacks(), OPTIONS)
 def test_nobody_pays_for_a_fallback(nodes: Nodes, asked: list[Workload], options: PlanOptions):
     fleet = fleet_yaml(nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from aim_profile.plans.workload import Workload, Workloads, parse_workloads, wor
 from plan_rules import OPTIONS, QUICK, SLOW, Nodes, broken_rules, fleet_yaml, fleets, jobs
 
 BRIEF = PlanOptions(effort=QUICK)
+EXAMPLES = int(os.environ.get("SOAK_PLANS", "6"))
 TWO_NODES = "nodes: [{name: n, count: 2, gpu: MI300X, cards: 2, compute_partition: SPX}]"
 
 
@@ -181,7 +183,7 @@ def _without(workload: Workload, gone: str) -> Workload:
     return workload.model_copy(update=left)
 
 
-@settings(SLOW, max_examples=12, phases=[Phase.generate])
+@settings(SLOW, max_examples=EXAMPLES, phases=[Phase.generate])
 @given(changes(), OPTIONS)
 def test_whoever_may_stay_stays_and_no_rule_is_broken(
     change: tuple[Nodes, list[Workload], Nodes, list[Workload]], options: PlanOptions
