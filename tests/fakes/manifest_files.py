@@ -22,6 +22,9 @@ _ALL = sorted(MANIFESTS.rglob("*.yaml"))
 FILES = [path for path in _ALL if path.relative_to(MANIFESTS).parts[0] not in {*ELSEWHERE, _CHARTS}]
 #: What `kubectl apply -k` takes.
 FOLDERS = sorted(path.parent for path in FILES if path.name == "kustomization.yaml")
+#: The parts that others are made of; what is applied is built by Kustomize.
+PARTS = ("base", "partitions", "claims")
+APPLIED = [folder for folder in FOLDERS if folder.relative_to(MANIFESTS).parts[0] not in PARTS]
 Object = dict[str, Any]
 
 
@@ -30,6 +33,12 @@ def objects(folder: str = ".") -> list[Object]:
     paths = [path for path in FILES if path.is_relative_to(MANIFESTS / folder)]
     found = [document for path in paths for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
     return [document for document in found if document["kind"] != "Kustomization"]
+
+
+def everything() -> list[Object]:
+    """What the files have of the parts, and what kubectl makes of each folder that is applied."""
+    parts = [document for part in PARTS for document in objects(part)]
+    return parts + [document for folder in APPLIED for document in built(folder)]
 
 
 def others() -> list[Object]:

@@ -11,7 +11,7 @@ import pytest
 
 from crd_schemas import CRDS, violations
 from kserve_webhook import denied
-from manifest_files import FOLDERS, MANIFESTS, Object, built, name_of, objects, of_kind, others
+from manifest_files import Object, everything, name_of, of_kind, others
 
 RUNTIMES = {name_of(document): document for document in of_kind("ClusterServingRuntime")}
 SERVICES = {name_of(document): document for document in of_kind("InferenceService")}
@@ -25,17 +25,6 @@ KSERVES: Object = {
         "containers": [{"name": "kserve-container"}],
     },
 }
-
-
-#: The parts that others are made of; what is applied is built by Kustomize.
-PARTS = ("base", "partitions", "claims")
-APPLIED = [folder for folder in FOLDERS if folder.relative_to(MANIFESTS).parts[0] not in PARTS]
-
-
-def everything() -> list[Object]:
-    """What the files have of the parts, and what kubectl makes of each folder that is applied."""
-    parts = [document for part in PARTS for document in objects(part)]
-    return parts + [document for folder in APPLIED for document in built(folder)]
 
 
 def test_a_cluster_gets_as_many_objects_as_this() -> None:

@@ -15,6 +15,7 @@ CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 JUGS = "/apis/test.example/v1/namespaces/default/jugs"
 MAPS = "/api/v1/namespaces/default/configmaps"
 ANYTHING = {"x-kubernetes-preserve-unknown-fields": True}
+LIST = {"type": "array", "items": ANYTHING}
 SPEC = {
     "type": "object",
     "required": ["litres"],
@@ -125,6 +126,7 @@ def test_a_rule_sees_what_was(jugs: Cluster) -> None:
         {"type": "object", "anyOf": [{"type": "object"}]},
         {"type": "object", "properties": {"a": {"$ref": "#/definitions/a", "type": "string"}}},
         {"type": "object", "properties": {"a": ANYTHING}, "x-kubernetes-validations": [{"rule": "has(self.a)"}]},
+        {"type": "object", "properties": {"a": LIST}, "x-kubernetes-validations": [{"rule": "has(self.a)"}]},
         {"type": "object", "properties": {}, "x-kubernetes-validations": [{"rule": "self.b > 1"}]},
     ],
 )

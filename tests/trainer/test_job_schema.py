@@ -22,6 +22,7 @@ JOBS = [
 
 #: What may stand in a structural schema, and what it uses of it.
 ALLOWED = {
+    "oneOf",
     *("type", "description", "properties", "required", "items", "additionalProperties", "nullable", "enum", "pattern"),
     *("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     *("format", "x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields", "x-kubernetes-validations"),

@@ -85,7 +85,14 @@ def _undefined_fields(schema: Schema, rule: str) -> Iterator[str]:
 def _selected(schema: Schema, name: str) -> Schema | None:
     """None: no such field."""
     found = schema.get("properties", {}).get(name, schema.get("additionalProperties"))
-    return found if isinstance(found, dict) and ("type" in found or found.get(_INT_OR_STRING)) else None
+    return found if isinstance(found, dict) and _is_typed(found) else None
+
+
+def _is_typed(schema: Schema) -> bool:
+    """Whether CEL has a type for it: a list of what may be anything has none either."""
+    if schema.get("type") == "array":
+        return _is_typed(schema["items"])
+    return "type" in schema or bool(schema.get(_INT_OR_STRING))
 
 
 def _inner(schema: Schema) -> Iterator[tuple[str, Schema]]:

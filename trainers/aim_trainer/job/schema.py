@@ -72,19 +72,17 @@ _RULES: dict[str, list[tuple[str, str]]] = {
         )
     ],
     "Span": [("self.min < self.max", "min must be below max")],
-    "SearchSpace": [
-        (
-            "[has(self.uniform), has(self.logUniform), has(self.categorical)].filter(given, given).size() == 1",
-            "give one of uniform, logUniform and categorical",
-        )
-    ],
 }
+#: Of which a search space has one. Not a rule of CEL's, whose types have no list of what may be anything.
+_SPACES = ("uniform", "logUniform", "categorical")
 
 
 def structural_schema() -> Schema:
     """`spec.versions[].schema.openAPIV3Schema` of the CRD: apiVersion, kind, metadata, spec and status."""
     raw = FineTuningJob.model_json_schema(by_alias=True)
     spec = structural(raw["properties"]["spec"], raw["$defs"], _RULES)
+    parameter = spec["properties"]["search"]["properties"]["parameters"]["items"]
+    parameter["properties"]["searchSpace"]["oneOf"] = [{"required": [each]} for each in _SPACES]
     # KubeRay appends to the name.
     named = validations(
         [
