@@ -29,7 +29,7 @@ _READ_FROM_TEXT = {"memory-limit": "memory with a unit, `40GB` or `40GiB`", "pol
 
 def read_by_processes() -> str:
     """A row for each annotation that a process of ours reads."""
-    head = "| `aim.amd.com/…` | value | default | read by | setting | says |\n|---|---|---|---|---|---|\n"
+    head = "| `aim.amd.com/…` | value | default | read by | says |\n|---|---|---|---|---|\n"
     return head + "".join(_rows())
 
 
@@ -78,7 +78,8 @@ def _rows() -> Iterator[str]:
         value = _READ_FROM_TEXT.get(annotation) or _READ_FROM_TEXT.get(name) or _value(settings, name)
         says, _, default = str(field.description).partition("; default: ")
         default = default or (f"`{field.default}`" if field.default is not None else "none")
-        cells = (f"`{annotation}`", value, default, ", ".join(readers), f"`{name}`", says)
+        also = "" if name == annotation.replace("-", "_") else f" (setting `{name}`)"
+        cells = (f"`{annotation}`", value, default, ", ".join(readers), f"{says}{also}")
         yield f"| {' | '.join(cells)} |\n"
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import annotations_page
 import modes_table
+import routes_table
 
 DOCS = Path(__file__).parent.parent
 PARTS: Mapping[str, Callable[[], str]] = {
     "annotations that are read": annotations_page.read_by_processes,
     "annotations that are written": annotations_page.written_by_the_operator,
     "modes": modes_table.table,
+    "routes": routes_table.table,
 }
 _PART = re.compile(r"(<!-- made: (.+?) -->\n).*?(<!-- /made -->)", re.DOTALL)
 

@@ -26,6 +26,7 @@ def repository_routes(repository: ModelRepositoryExtension) -> list[BaseRoute]:
     """Index, load and unload. What has begun goes on when its client leaves."""
 
     async def index(request: Request) -> Response:
+        """What may be loaded, and its state; `ready: true`, those that are."""
         body = await _body(request, {"ready"})
         ready = body.get("ready", False)
         if not isinstance(ready, bool):
@@ -33,9 +34,11 @@ def repository_routes(repository: ModelRepositoryExtension) -> list[BaseRoute]:
         return JSONResponse(await repository.index(ready))
 
     async def load(request: Request) -> Response:
+        """Answers once the model is ready."""
         return await _changed(request, repository.load)
 
     async def unload(request: Request) -> Response:
+        """Answers once the model is gone; requests in flight end first."""
         return await _changed(request, repository.unload)
 
     return [

@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import uvicorn
 import uvloop
@@ -89,6 +89,7 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
             is asked at all; CORS, whose preflights browsers send without a credential; the access log.
         registry: where KServe's routes find models by name; by default, what :meth:`run` is given, by its name.
         repository: what loads and unloads at run time; by default, nothing does.
+        describe: what ``/openapi.json`` answers, made of KServe's document and all routes; by default, the former.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
         *,
         registry: ModelRepository | None = None,
         repository: ModelRepositoryExtension | None = None,
+        describe: Callable[[dict[str, Any], Sequence[BaseRoute]], dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(
             registered_models=registry,
@@ -112,6 +114,9 @@ class Server(ModelServer):  # type: ignore[misc]  # KServe ships no types
         self.dataplane = TruthfulDataPlane(model_registry=self.registered_models)
         self.model_repository_extension = repository or FixedRepository(model_registry=self.registered_models)
         max_body_bytes = int(settings.max_body_mib * 1024**2)
+        if describe is not None:
+            of_kserve = kserve_app.openapi
+            kserve_app.openapi = lambda: describe(of_kserve(), kserve_app.router.routes)
         app: ASGIApp = Tolerant(
             install(kserve_app, self.dataplane, self.model_repository_extension, routes, max_body_bytes=max_body_bytes)
         )

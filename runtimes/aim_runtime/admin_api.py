@@ -108,12 +108,14 @@ class _Adapters:
         self._directory = directory
 
     async def load(self, request: Request) -> Response:
+        """An adapter for a model that is served."""
         body = await _read(LoadAdapter, request)
         fields = {"adapter": body.lora_name, "path": body.lora_path}
         await self._audited("load_adapter", body.base_model_name, fields, lambda: self._load(body))
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
     async def unload(self, request: Request) -> Response:
+        """An adapter, by its name."""
         body = await _read(UnloadAdapter, request)
         owner = self._owner(body.lora_name)
         base = None if owner is None else str(owner.name)

@@ -189,6 +189,7 @@ class ModelCards:
         self.models = models
 
     async def all(self, _: Request) -> Response:
+        """The cards of all names that the caller may use."""
         served, may_see = self.models.served, self.models.permits
         cards = [_card(model, name) for model in served for name in model.names if may_see(name)]
         cards += [_split_card(split, name) for split in self.models.splits for name in _names(split) if may_see(name)]
@@ -196,6 +197,7 @@ class ModelCards:
         return JSONResponse({"object": "list", "data": cards, "models": names})
 
     async def one(self, request: Request) -> Response:
+        """A name's card; 503 while it is not ready."""
         asked = request.path_params["name"]
         self.models.permit(asked)
         refusal = self.models.refusal_of(asked)

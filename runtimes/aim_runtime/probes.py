@@ -56,6 +56,7 @@ class _Probes:
         return PlainTextResponse("healthz check failed: every engine is dead or stands still", 503)
 
     async def ready(self, request: Request) -> Response:
+        """Whether every model is ready, those aside that `exclude` names; `verbose` tells each."""
         excluded = set(request.query_params.getlist("exclude"))
         checks = {name: refusal for name, refusal in self._refusals().items() if name not in excluded}
         failed = next(filter(None, checks.values()), None) if checks or excluded else self._server.refusal()
@@ -64,6 +65,7 @@ class _Probes:
         return PlainTextResponse("ok") if failed is None else _refused(failed)
 
     async def ready_one(self, request: Request) -> Response:
+        """Whether one model is ready, and why not."""
         name = request.path_params["name"]
         try:
             refusal = self._refusal_of(name)

@@ -178,10 +178,18 @@ def serve_models(settings: RuntimeSettings, models: Models, more: Sequence[BaseR
     from aim_runtime.admin_api import adapter_routes
     from aim_runtime.models.registry import Registry, Repository
     from aim_runtime.openai_api import Operations, model_routes
+    from aim_runtime.openapi import described as described_routes
 
     routes = [*more, *model_routes(models)]
     if settings.runtime_adapters:
         routes += adapter_routes(lambda: models.served, audit=models.audit, directory=settings.adapter_dir)
     operations = partial(Operations, models=models, max_body_bytes=int(settings.max_body_mib * 1024**2))
-    server = Server(settings, routes, [operations], registry=Registry(models), repository=Repository(models))
+    server = Server(
+        settings,
+        routes,
+        [operations],
+        registry=Registry(models),
+        repository=Repository(models),
+        describe=partial(described_routes, models=models),
+    )
     return server.run(models, partial(refuse, settings, of_several=True))

@@ -55,6 +55,7 @@ class FakeEngine:
     version: str = "1.2.3"
     dead: bool = False
     adapters: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()  # operations that it says it has, too: each tokenizes
     aborted: list[str] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
     _running: int = 0
@@ -82,6 +83,7 @@ class FakeEngine:
         if self.load_error:
             raise ModelLoadError(self.load_error)
         self._operations = {
+            **dict.fromkeys(self.also, self._tokenize),
             "chat/completions": self._chat,
             "completions": self._complete,
             "tokenize": self._tokenize,
