@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from aim_profile.cli.app import app
 from aim_profile.errors import SizingError
+from aim_profile.files.trace import TracedRequest
 from aim_profile.gpus.catalog import by_name
 from aim_profile.models.load import by_id
 from aim_profile.serving.capacity import Asked, Evidenced
@@ -19,6 +20,7 @@ from aim_profile.serving.observations import Observation, of_vendors
 from aim_profile.sizing.asked import Promise, RequestShape
 from aim_profile.sizing.capacity import Engine, latency_range
 from aim_profile.sizing.constants import Constants, Observed
+from aim_profile.sizing.recorded import recorded_load
 from aim_profile.sizing.work import speeds_of, work_of
 
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -311,6 +313,9 @@ def test_a_model_over_several_cards_has_only_a_bound() -> None:
 def test_what_does_not_fit_serves_nothing() -> None:
     found = ask("meta-llama/Llama-3.3-70B-Instruct", "--gpu", "MI300X", "--partition", "CPX/NPS4", code=1)
     assert not found["modes"][0]["fits"]
+    words = ("meta-llama/Llama-3.3-70B-Instruct", "--gpu", "MI300X", "--every-mode", "--requests-per-s", "5")
+    (row,) = [line for line in run(*words).splitlines() if line.startswith("CPX/NPS4")]
+    assert row.endswith("does not fit")
 
 
 def test_tokens_cost_what_the_price_table_says(tmp_path: Path) -> None:
@@ -323,6 +328,76 @@ def test_tokens_cost_what_the_price_table_says(tmp_path: Path) -> None:
     assert "EUR/M answer tokens" in run(*words)
 
 
+def trace(file: Path, lines: list[str]) -> Path:
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return file
+
+
+def request(t: float, prompt: int = 512, answer: int = 256) -> str:
+    return json.dumps({"t": t, "prompt_tokens": prompt, "output_tokens": answer})
+
+
+def test_a_recorded_day_is_planned_for_by_a_percentile_of_its_windows(tmp_path: Path) -> None:
+    # Ten windows of ten seconds: 1, 2 … 10 requests each; the busy ones ask for more.
+    lines = [request(10 * at + n / 100, 512 if at < 8 else 1024) for at in range(10) for n in range(at + 1)]
+    day = trace(tmp_path / "day.jsonl", list(reversed(lines)))
+    words = (NEMO, "--gpu", "MI355X", "--precision", "fp8", "--itl-ms", "50", "--trace", str(day), "--window", "10")
+    found = ask(*words, "--percentile", "90")
+    assert found["recorded"]["requests"] == 55
+    assert found["recorded"]["windows"] == 10
+    assert found["requests_per_s"] == 0.9
+    assert found["recorded"]["peak_per_s"] == 1.0
+    assert (found["prompt_tokens"], found["answer_tokens"]) == (1024, 256)
+    assert ask(*words, "--percentile", "50")["requests_per_s"] == 0.5
+    assert (found["modes"][0]["engines"], found["modes"][0]["cards"]) == (1, 1)
+    assert "p90" in run(*words, "--percentile", "90")
+
+
+def test_empty_windows_count_among_a_days(tmp_path: Path) -> None:
+    day = trace(tmp_path / "day.jsonl", [request(0), *(request(990 + n / 100) for n in range(5))])
+    words = (NEMO, "--gpu", "MI355X", "--itl-ms", "50", "--trace", str(day), "--window", "10")
+    assert ask(*words, "--percentile", "100")["requests_per_s"] == 0.5
+    quiet = CliRunner().invoke(app, ["capacity", *words, "--percentile", "95"])
+    assert quiet.exit_code == 2
+    assert "have no request" in quiet.output
+
+
+def test_cards_for_a_load_are_whole_and_of_the_cautious_end() -> None:
+    words = (NEMO, "--gpu", "MI355X", "--precision", "fp8", "--every-mode", "--itl-ms", "50")
+    found = {mode["mode"]: mode for mode in ask(*words, "--requests-per-s", "40")["modes"]}
+    for mode in found.values():
+        each = mode["low"]["requests_per_s"] / mode["engines_per_card"]
+        assert (mode["engines"] - 1) * each < 40 <= mode["engines"] * each * (1 + 1e-3)
+        assert mode["cards"] == -(-mode["engines"] // mode["engines_per_card"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        ([request(0), "{"], "day.jsonl:2: not JSON"),
+        ([request(0), '{"t": 1, "prompt_tokens": 0, "output_tokens": 1}'], "day.jsonl:2: prompt_tokens: 0"),
+        ([request(0), '{"t": -1, "prompt_tokens": 1, "output_tokens": 1}'], "day.jsonl:2: t: -1 is no time"),
+        ([request(0), "", '{"t": 1, "prompt": 1, "output_tokens": 1}'], "day.jsonl:3: prompt: unknown field"),
+        (["x" * 2**20 + "x"], "day.jsonl:1: longer than"),
+        ([], "no requests"),
+    ],
+)
+def test_a_line_of_a_trace_that_is_wrong_is_named(tmp_path: Path, lines: list[str], named: str) -> None:
+    day = trace(tmp_path / "day.jsonl", lines)
+    done = CliRunner().invoke(app, ["capacity", NEMO, "--gpu", "MI355X", "--trace", str(day)])
+    assert done.exit_code == 2
+    assert named in done.output
+
+
+def test_a_trace_is_read_once_and_kept_as_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = recorded_load((TracedRequest(at % 600, 512, 256, {}) for at in range(50_000)), 100, 60)
+    assert seen.requests == 50_000
+    assert seen.windows == 10
+    monkeypatch.setattr("aim_profile.sizing.recorded.MOST_WINDOWS", 1000)
+    with pytest.raises(SizingError, match="more than 1,000 windows"):
+        recorded_load((TracedRequest(at, 1, 1, {}) for at in range(10**9)), 95, 1)
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -330,6 +405,9 @@ def test_tokens_cost_what_the_price_table_says(tmp_path: Path) -> None:
         (("--every-mode", "--partition", "CPX"), "--partition"),
         (("--prompt", "200000"), "context 200256"),
         (("--gpu", "MI350P"), "bandwidth is not established"),
+        (("--trace", "none.jsonl"), "none.jsonl: No such file"),
+        (("--trace", "none.jsonl", "--prompt", "5"), "--prompt 5"),
+        (("--percentile", "5"), "--percentile 5"),
     ],
 )
 def test_bad_input_names_itself(words: tuple[str, ...], named: str) -> None:

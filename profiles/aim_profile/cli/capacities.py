@@ -4,66 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from aim_profile.errors import SizingError
 from aim_profile.exporter.prices import Prices, load_prices
-from aim_profile.gpus.catalog import Accelerator, Deployment, PartitionMode, by_name
-from aim_profile.models.facts import ModelFacts, Precision
-from aim_profile.models.load import load_model
-from aim_profile.serving.capacity import Asked, Evidenced
-from aim_profile.serving.derive import served_precision
+from aim_profile.gpus.catalog import Accelerator, Deployment, by_name
+from aim_profile.serving.capacity import Evidenced
 from aim_profile.serving.evidence import Measurement
 from aim_profile.serving.evidence_files import read_evidence
-from aim_profile.serving.profile import devices_side_by_side
-from aim_profile.sizing.asked import Promise, RequestShape
 from aim_profile.sizing.capacity import MARKS, Capacity, Served
-from aim_profile.sizing.kv_cache import KvDtype
+from aim_profile.sizing.recorded import RecordedLoad
 
+from .mode_capacity import ModeCapacity, Question, of_mode
 from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, show, write_out
 
 _M = 1_000_000
-
-
-class Question(NamedTuple):
-    """Of which model, in which requests, within which promise."""
-
-    model: ModelFacts
-    precision: Precision
-    shape: RequestShape
-    promise: Promise
-    kv_dtype: KvDtype = "auto"
-
-    def asked(self, mode: PartitionMode, tp: int) -> Asked:
-        """Of an engine over so many devices of that mode."""
-        return Asked(self.model, self.precision, mode, self.shape, self.promise, tp, self.kv_dtype)
-
-
-class ModeCapacity(NamedTuple):
-    """One mode of the GPU: engines on a card of it (a fraction, where one needs several cards), devices of each."""
-
-    mode: PartitionMode
-    tp: int
-    capacity: Capacity | None
-    cost_per_hour: float | None = None
-
-    @property
-    def engines_per_card(self) -> float:
-        return self.mode.partitions / self.tp
-
-    def requests_per_s(self, served: Served | None) -> float:
-        """Of a whole card."""
-        return 0.0 if served is None else served.requests_per_s * self.engines_per_card
-
-    def tokens_per_s(self, served: Served | None) -> float:
-        """Tokens of answers of a whole card."""
-        return 0.0 if served is None else served.tokens_per_s * self.engines_per_card
-
-    @property
-    def order(self) -> tuple[float, float]:
-        """By the cautious end first; a bound has none."""
-        found = self.capacity
-        return (self.requests_per_s(found.low), self.requests_per_s(found.high)) if found else (0.0, 0.0)
 
 
 def capacity(
@@ -85,58 +39,20 @@ def capacity(
     table = load_prices(prices) if prices else None
     known: Sequence[Measurement] = read_evidence(evidence).measurements if evidence else ()
     evidenced = Evidenced(known)
-    found = [_of_mode(question, accelerator, mode, tp, evidenced, table) for mode in modes]
+    found = [of_mode(question, accelerator, mode, tp, evidenced, table) for mode in modes]
     if svg is not None:
         from .capacity_picture import draw
 
         write_out(draw(question, accelerator.name, found, evidenced), svg)
     facts = _facts(question, accelerator, deployment, found)
-    show(output, _data(question, accelerator, deployment, found, table), facts, _table(found, table), _notes(found))
+    show(
+        output,
+        _data(question, accelerator, deployment, found, table),
+        facts,
+        _table(found, table, question.load.requests_per_s),
+        _notes(found),
+    )
     return FITS if any(each.order > (0.0, 0.0) for each in found) else DOES_NOT_FIT
-
-
-def question(
-    model: str,
-    precision: Precision | None,
-    prompt: int,
-    answer: int,
-    ttft_ms: float | None,
-    itl_ms: float | None,
-    kv_dtype: KvDtype,
-) -> Question:
-    """What the options ask. Raises AimProfileError for a model that is not known, or a precision that nobody serves."""
-    facts = load_model(model)
-    shape = RequestShape(prompt_tokens=prompt, answer_tokens=answer)
-    return Question(facts, served_precision(facts, precision), shape, Promise(ttft_ms=ttft_ms, itl_ms=itl_ms), kv_dtype)
-
-
-def _of_mode(
-    question: Question,
-    accelerator: Accelerator,
-    mode: PartitionMode,
-    tp: int | None,
-    evidenced: Evidenced,
-    prices: Prices | None,
-) -> ModeCapacity:
-    """With the fewest devices together that hold it; partitions only where that is asked for: it is unproven."""
-    cost = prices.gpu_hour.get(accelerator.name) if prices else None
-    beside = devices_side_by_side(accelerator, mode)
-    counts = (tp,) if tp is not None else beside if mode.partitions == 1 else (1,)
-    for count in counts:
-        asked = question.asked(mode, count)
-        found = _if_divisible(evidenced, asked, tp)
-        if found is not None:
-            return ModeCapacity(mode, count, found, cost)
-    return ModeCapacity(mode, counts[0], None, cost)
-
-
-def _if_divisible(evidenced: Evidenced, asked: Asked, tp: int | None) -> Capacity | None:
-    try:
-        return evidenced.capacity(asked)
-    except SizingError as problem:
-        if problem.field == "tp" and tp is None:
-            return None
-        raise
 
 
 def _facts(question: Question, accelerator: Accelerator, deployment: str, found: Sequence[ModeCapacity]) -> Facts:
@@ -154,11 +70,37 @@ def _facts(question: Question, accelerator: Accelerator, deployment: str, found:
             ("model", f"{question.model.id} {question.precision}"),
             ("on", f"{accelerator.name}, {deployment}"),
             ("requests", requests),
+            ("recorded", _recorded_in_words(question.load.recorded)),
+            ("to plan for", _cards_in_words(question, found)),
             ("promise", ", ".join(promised) or "none: only memory ends it"),
             ("serves most", best_in_words(found)),
             ("evidence", last),
         )
     )
+
+
+def _recorded_in_words(recorded: RecordedLoad | None) -> str:
+    if recorded is None:
+        return ""
+    span = f"{recorded.requests} requests in {recorded.windows} windows of {recorded.window_s:g} s"
+    rate = f"{recorded.requests_per_s:.4g} requests/s at p{recorded.percentile:g}, {recorded.peak_per_s:.4g} at most"
+    return f"{span}, {rate}"
+
+
+def _cards_in_words(question: Question, found: Sequence[ModeCapacity]) -> str:
+    """The mode that carries the load with the fewest cards; a bound says how many it takes at least."""
+    wanted = question.load.requests_per_s
+    if wanted is None:
+        return ""
+    able = [(cards, each) for each in found if (cards := each.cards_for(wanted)) is not None]
+    rate = f"{wanted:.4g} requests/s"
+    if not able:
+        return f"{rate}: no mode carries them within the promise"
+    cards, each = min(able, key=lambda pair: (pair[0], pair[1].engines_for(wanted)))
+    least = "at least " if each.capacity and each.capacity.basis == "bound" else ""
+    many = f"{least}{cards} card{'s' if cards > 1 else ''} in {each.mode.label} ({each.engines_for(wanted)} engines)"
+    mark = MARKS[each.capacity.basis] if each.capacity else ""
+    return f"{rate}: {many}, {mark}"
 
 
 def best_in_words(found: Sequence[ModeCapacity]) -> str:
@@ -182,20 +124,21 @@ def limits_in_words(capacity: Capacity) -> str:
     return "- or ".join(capacity.limits) + "-bound"
 
 
-def _table(found: Sequence[ModeCapacity], prices: Prices | None) -> Table:
+def _table(found: Sequence[ModeCapacity], prices: Prices | None, wanted: float | None) -> Table:
+    planned = () if wanted is None else ("engines", "cards")
     money = (f"{prices.currency}/M answer tokens",) if prices else ()
     columns = (
         *("mode", "tier", "engines a card", "requests/s a card", "tokens/s a card", "sequences", "memory holds"),
-        *("ITL ms", "TTFT ms", *money, "limited by", "what this is"),
+        *("ITL ms", "TTFT ms", *money, *planned, "limited by", "what this is"),
     )
     right = columns[2:-2]
-    return Table(columns, [_row(each, bool(prices)) for each in found], right=right)
+    return Table(columns, [_row(each, bool(prices), wanted) for each in found], right=right)
 
 
-def _row(each: ModeCapacity, priced: bool) -> tuple[str, ...]:
+def _row(each: ModeCapacity, priced: bool, wanted: float | None) -> tuple[str, ...]:
     found, engines = each.capacity, f"{each.engines_per_card:g}" + (f" (tp {each.tp})" if each.tp > 1 else "")
     if found is None:
-        blank = ("-",) * (7 + priced)
+        blank = ("-",) * (6 + priced + 2 * (wanted is not None))
         return (each.mode.label, each.mode.standing(each.tp), "0", *blank, "memory", "does not fit")
     spans = (
         _span(found, each.requests_per_s),
@@ -206,8 +149,10 @@ def _row(each: ModeCapacity, priced: bool) -> tuple[str, ...]:
         _span(found, lambda served: served.ttft_ms if served else None),
     )
     money = (_cost_words(each),) if priced else ()
+    counts = (each.engines_for(wanted), each.cards_for(wanted)) if wanted is not None else ()
+    planned = tuple("-" if count is None else str(count) for count in counts)
     limit = " or ".join(found.limits) or "-"
-    return (each.mode.label, each.mode.standing(each.tp), engines, *spans, *money, limit, MARKS[found.basis])
+    return (each.mode.label, each.mode.standing(each.tp), engines, *spans, *money, *planned, limit, MARKS[found.basis])
 
 
 def _span(found: Capacity, of: Any) -> str:
@@ -265,13 +210,15 @@ def _data(
         "deployment": deployment,
         **question.shape.model_dump(),
         "slo": question.promise.model_dump(),
+        "requests_per_s": question.load.requests_per_s,
+        "recorded": _recorded_data(question.load.recorded),
         "currency": prices.currency if prices else None,
         "serves_most": best_in_words(found),
-        "modes": [_mode_data(each) for each in found],
+        "modes": [_mode_data(each, question.load.requests_per_s) for each in found],
     }
 
 
-def _mode_data(each: ModeCapacity) -> dict[str, Any]:
+def _mode_data(each: ModeCapacity, wanted: float | None) -> dict[str, Any]:
     found = each.capacity
     cautious, other = _costs(each)
     return {
@@ -287,9 +234,15 @@ def _mode_data(each: ModeCapacity) -> dict[str, Any]:
         "memory_sequences": found.memory_sequences if found else 0,
         "limited_by": list(found.limits) if found else ["memory"],
         "cost_per_million_answer_tokens": {"low": other, "high": cautious},
+        "engines": each.engines_for(wanted),
+        "cards": each.cards_for(wanted),
         "evidence": list(found.evidence) if found else [],
         "notes": list(found.notes) if found else [],
     }
+
+
+def _recorded_data(recorded: RecordedLoad | None) -> dict[str, Any] | None:
+    return None if recorded is None else {**recorded._asdict(), "shape": recorded.shape.model_dump()}
 
 
 def _end_data(each: ModeCapacity, end: Served | None) -> dict[str, Any] | None:

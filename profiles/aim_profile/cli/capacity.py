@@ -31,8 +31,24 @@ def capacity(
     partition: PartitionOption = None,
     every_mode: Annotated[bool, typer.Option("--every-mode", help="Each partition mode beside the others.")] = False,
     precision: PrecisionOption = None,
-    prompt: Annotated[int, typer.Option(help="Tokens of a prompt, on average.", min=1, max=2**24)] = 512,
-    answer: Annotated[int, typer.Option(help="Tokens of an answer, on average.", min=1, max=2**24)] = 256,
+    prompt: Annotated[
+        int | None, typer.Option(help="Tokens of a prompt, on average; 512 when left out.", min=1, max=2**24)
+    ] = None,
+    answer: Annotated[
+        int | None, typer.Option(help="Tokens of an answer, on average; 256 when left out.", min=1, max=2**24)
+    ] = None,
+    requests_per_s: Annotated[
+        float | None, typer.Option(help="Plan for so many: engines and cards of each mode.", min=1e-6, max=1e6)
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Plan for a recorded day: JSON lines with t, prompt_tokens and output_tokens.")
+    ] = None,
+    percentile: Annotated[
+        float | None, typer.Option(help="With --trace: of its windows; 95 when left out.", min=0.001, max=100)
+    ] = None,
+    window: Annotated[
+        float | None, typer.Option(help="With --trace: seconds of one; 60 when left out.", min=0.001, max=86_400)
+    ] = None,
     ttft_ms: Annotated[
         float | None, typer.Option(help="Promised: milliseconds to the first token.", min=0.001, max=3_600_000)
     ] = None,
@@ -55,12 +71,20 @@ def capacity(
 
     Example: `aim-profile capacity meta-llama/Llama-3.1-8B-Instruct --gpu MI355X --every-mode --ttft-ms 500 --itl-ms 50`
     """
-    from . import capacities
+    from . import capacities, mode_capacity
 
     def verb() -> int:
         if every_mode:
             refuse_beside("--every-mode", {"partition": partition})
-        question = capacities.question(model, precision, prompt, answer, ttft_ms, itl_ms, kv_dtype)
+        if trace is None:
+            refuse_beside("a capacity without --trace", {"percentile": percentile, "window": window})
+        else:
+            told = {"prompt": prompt, "answer": answer, "requests-per-s": requests_per_s}
+            refuse_beside(f"--trace {trace}", told)
+        asked = mode_capacity.asked_load(
+            trace, percentile or 95.0, window or 60.0, prompt or 512, answer or 256, requests_per_s
+        )
+        question = mode_capacity.question(model, precision, asked, ttft_ms, itl_ms, kv_dtype)
         return capacities.capacity(
             output,
             question,

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from aim_profile.serving.capacity import Evidenced
 from aim_profile.sizing.capacity import MARKS, Capacity, Served
 
-from .capacities import ModeCapacity, Question, best_in_words
+from .capacities import best_in_words
+from .mode_capacity import ModeCapacity, Question
 from .svg import GREY, INK, LINE, MARGIN, PAPER, Box, cut, escape, page, rect, text
 
 # After Okabe and Ito, by compute mode.

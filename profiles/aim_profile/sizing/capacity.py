@@ -80,7 +80,7 @@ def bounded(engine: Engine, promise: Promise, why: tuple[str, ...] = ()) -> Capa
     return Capacity("bound", None, high, engine.memory_sequences, (_bound_limit(engine, high),), (), why)
 
 
-def latency_range(engine: Engine, constants: Constants, sequences: int) -> tuple[Served, Served]:
+def latency_range(engine: Engine, constants: Constants, sequences: float) -> tuple[Served, Served]:
     """What is expected of so many sequences at once: the slow end, and the quick one."""
     return _estimate_at(engine, constants, sequences, "most"), _estimate_at(engine, constants, sequences, "least")
 
@@ -99,13 +99,13 @@ def most_within(at: Callable[[int], Served], promise: Promise, engine: Engine) -
     return found
 
 
-def served(shape: RequestShape, sequences: int, itl_ms: float, ttft_ms: float) -> Served:
+def served(shape: RequestShape, sequences: float, itl_ms: float, ttft_ms: float) -> Served:
     """Little's law: each sequence makes a token a step, and an answer is so many tokens."""
     tokens_per_s = sequences / itl_ms * 1000
-    return Served(sequences, itl_ms, ttft_ms, tokens_per_s / shape.answer_tokens, tokens_per_s)
+    return Served(round(sequences), itl_ms, ttft_ms, tokens_per_s / shape.answer_tokens, tokens_per_s)
 
 
-def _estimate_at(engine: Engine, constants: Constants, sequences: int, end: End) -> Served:
+def _estimate_at(engine: Engine, constants: Constants, sequences: float, end: End) -> Served:
     work, speeds, shape = engine.work, engine.speeds, engine.shape
     itl_ms = constants.step_ms(work, speeds, shape, sequences, end)
     return served(shape, sequences, itl_ms, constants.first_token_ms(work, speeds, shape, itl_ms, end))

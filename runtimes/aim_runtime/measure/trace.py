@@ -1,32 +1,20 @@
 """A recorded trace: when requests came, how long they and their answers were, and what their prompts had in common.
 
-A line of JSON a request. The names of two public kinds are read too: Mooncake's (`timestamp` in milliseconds,
-`input_length`, `output_length`, `hash_ids` of blocks of 512 tokens) and BurstGPT's columns (`Timestamp` in seconds,
-`Request tokens`, `Response tokens`).
+A line of JSON a request, as `aim_profile.files.trace` reads it; Mooncake's `hash_ids` are blocks of 512 tokens.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aim_profile.files.trace import parse_request
 from aim_runtime.measure.errors import MeasureError
-from aim_runtime.measure.lengths import MOST_TOKENS
 
 #: Tokens that one of Mooncake's hash ids stands for (FAST25-release, README: block size 512).
 BLOCK_TOKENS = 512
 MOST_REQUESTS = 1_000_000
-_MOST_LINE = 2**20
-
-#: Field → its names, and how many of them make a second where it is a time.
-_TIMES = {"t": 1.0, "timestamp": 1e-3, "Timestamp": 1.0}
-_PROMPT = ("prompt_tokens", "input_length", "Request tokens")
-_OUTPUT = ("output_tokens", "output_length", "Response tokens")
-_OTHERS = ("prefix", "prefix_tokens", "hash_ids", "Model", "Total tokens", "Log Type", "Session ID", "Elapsed time")
-_KNOWN = frozenset((*_TIMES, *_PROMPT, *_OUTPUT, *_OTHERS))
 
 
 class Recorded(NamedTuple):
@@ -56,7 +44,7 @@ def parse_trace(lines: Iterable[str], named: str) -> list[Recorded]:
         if not line.strip():
             continue
         try:
-            found.append(_request(_mapping(line)))
+            found.append(_request(line))
         except (ValueError, RecursionError) as error:
             raise MeasureError(f"{named}:{number}: {error}", exit_code=2) from None
         if len(found) > MOST_REQUESTS:
@@ -70,42 +58,9 @@ def parse_trace(lines: Iterable[str], named: str) -> list[Recorded]:
     return [each._replace(at_s=each.at_s - first) for each in found]
 
 
-def _mapping(line: str) -> Mapping[str, Any]:
-    if len(line) > _MOST_LINE:
-        raise ValueError(f"longer than {_MOST_LINE} characters")
-    try:
-        found = json.loads(line)
-    except ValueError:
-        example = '{"t": 0.5, "prompt_tokens": 90, "output_tokens": 20}'
-        raise ValueError(f"not JSON: a line is a request, as in {example}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"a {type(found).__name__}, not a mapping")
-    if unknown := next((name for name in found if name not in _KNOWN), None):
-        raise ValueError(f"{unknown:.80}: unknown field: use t, prompt_tokens, output_tokens, prefix, prefix_tokens")
-    return found
-
-
-def _request(raw: Mapping[str, Any]) -> Recorded:
-    time_name = _one(raw, tuple(_TIMES))
-    at = raw[time_name]
-    if isinstance(at, bool) or not isinstance(at, int | float) or not math.isfinite(at) or at < 0:
-        raise ValueError(f"{time_name}: {at!r:.80} is no time: give a number from 0")
-    prompt = _tokens(raw, _one(raw, _PROMPT))
-    return Recorded(at * _TIMES[time_name], prompt, _tokens(raw, _one(raw, _OUTPUT)), _blocks(raw, prompt))
-
-
-def _one(raw: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    found = [name for name in names if name in raw]
-    if len(found) != 1:
-        raise ValueError(f"{' or '.join(names)}: {'missing' if not found else 'more than one given'}")
-    return found[0]
-
-
-def _tokens(raw: Mapping[str, Any], name: str) -> int:
-    value = raw[name]
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_TOKENS:
-        raise ValueError(f"{name}: {value!r:.80} is no number of tokens from 1 to {MOST_TOKENS:,}")
-    return value
+def _request(line: str) -> Recorded:
+    read = parse_request(line)
+    return Recorded(read.at_s, read.prompt_tokens, read.output_tokens, _blocks(read.fields, read.prompt_tokens))
 
 
 def _blocks(raw: Mapping[str, Any], prompt_tokens: int) -> tuple[tuple[str, int], ...]:
