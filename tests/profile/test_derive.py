@@ -21,7 +21,7 @@ from aim_profile.serving.derive import NoSuchProfileError, Refusal, Wanted, deri
 from aim_profile.serving.engine_args import share_of
 from aim_profile.serving.files import read, write
 from aim_profile.serving.profile import AIM_GPUS, FineTuning, Metric, Profile, ProfileError, parse_reference
-from aim_profile.sizing.fit import STEP_TOKENS, fit
+from aim_profile.sizing.fit import STEP_TOKENS, fit, weight_bytes
 from aim_profile.units import GIB
 
 LLAMA = by_id("meta-llama/Llama-3.1-8B-Instruct")
@@ -82,7 +82,9 @@ def profile_of(model: ModelFacts, on: PartitionMode, **wanted: object) -> Profil
 
 def test_every_model_on_every_gpu_in_every_mode_is_a_valid_profile_or_a_stated_refusal() -> None:
     counted: Counter[str] = Counter()
-    sized = [by_id(name) for name in known_ids() if by_id(name).sizable]
+    # One of each size: the same dimensions under another name are the same arithmetic.
+    known = [by_id(name) for name in known_ids() if by_id(name).sizable]
+    sized = list({(model.architecture, model.total_params): model for model in known}.values())
     for accelerator in catalog().values():
         for row in listed(accelerator, "bare-metal", [model.id for model in sized], LISTED_PRECISIONS, everything=True):
             counted[type(row.found).__name__] += 1
@@ -114,6 +116,10 @@ def test_list_names_114_profiles_at_least_each_derivable_valid_and_exportable() 
     references = set()
     for row in rows:
         found = row.found
+        if isinstance(found, Refusal):
+            # The largest models, at more bits than eight whole cards hold.
+            assert weight_bytes(row.model, row.precision) > 8 * 160 * GIB, found
+            continue
         assert isinstance(found, Profile)
         references.add(found.reference)
         assert derive_from_id(*parse_reference(found.reference)) == found
@@ -123,7 +129,7 @@ def test_list_names_114_profiles_at_least_each_derivable_valid_and_exportable() 
         unified.validate(json.loads(write(found, "unified", row.model)))
         aim.validate(load_yaml(write(found, "aim")))
         assert read(write(found, "aim")).engine_args == found.engine_args
-    assert len(references) == len(rows)
+    assert len(references) == sum(isinstance(row.found, Profile) for row in rows) >= 114
 
 
 def test_a_partition_serves_what_its_memory_allows() -> None:

@@ -14,7 +14,7 @@ from aim_profile.serving.profile import Metric
 from aim_profile.sizing import llama_cpp
 from aim_profile.sizing.alternatives import size_on, size_on_bytes, size_on_cpus
 from aim_profile.sizing.fit import STEP_TOKENS, DoesNotFit, Fit, Option, default_context, make_request, weight_bytes
-from aim_profile.sizing.kv_cache import kv_bytes_per_token
+from aim_profile.sizing.kv_cache import kv_bytes_per_token, state_bytes_per_sequence
 from aim_profile.units import MIB, gib
 
 from .device import NamedDevice
@@ -115,8 +115,18 @@ def models(output: Output, reference: str | None) -> int:
     """Every known model, or one with its facts."""
     found = [load_model(reference)] if reference else [by_id(name) for name in known_ids()]
     rows = [_model_row(model) for model in found]
-    columns = ("model", "architecture", "params", "native", "weights GiB", "KV B/token", "max context", "status")
-    table = Table(columns, rows, right=("params", "weights GiB", "KV B/token", "max context"))
+    columns = (
+        "model",
+        "architecture",
+        "params",
+        "active",
+        "native",
+        "weights GiB",
+        "KV B/token",
+        "max context",
+        "status",
+    )
+    table = Table(columns, rows, right=("params", "active", "weights GiB", "KV B/token", "max context"))
     data = [_model_data(model) for model in found]
     if reference is None:
         show(output, data, table)
@@ -130,11 +140,11 @@ def models(output: Output, reference: str | None) -> int:
 
 def _model_row(model: ModelFacts) -> tuple[str, ...]:
     data = _model_data(model)
-    params = "unknown" if model.total_params is None else f"{model.total_params / 1e9:.2f}B"
+    counts = (model.total_params, model.active_params)
     return (
         model.id,
         model.architecture,
-        params,
+        *("unknown" if count is None else f"{count / 1e9:.2f}B" for count in counts),
         *(str(data[key]) if data[key] is not None else "unknown" for key in _MODEL_COLUMNS),
         model.status,
     )
@@ -144,14 +154,17 @@ _MODEL_COLUMNS = ("native_precision", "weights_gib", "kv_bytes_per_token", "max_
 
 
 def _model_data(model: ModelFacts) -> dict[str, Any]:
-    """weights_gib: at the native precision."""
+    """weights_gib: at the native precision; state_bytes_per_sequence: of linear attention, beside what tokens keep."""
     return {
         "id": model.id,
         "architecture": model.architecture,
         "parameters": model.total_params,
+        "active_parameters": model.active_params,
+        "prediction_parameters": model.prediction_params,
         "native_precision": model.native_precision,
         "weights_gib": _weights_gib(model),
         "kv_bytes_per_token": kv_bytes_per_token(model) if model.sizable else None,
+        "state_bytes_per_sequence": state_bytes_per_sequence(model) if model.sizable else None,
         "max_positions": model.max_positions,
         "status": model.status,
         "source": model.source,

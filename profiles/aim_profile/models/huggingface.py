@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,16 +61,22 @@ def read_directory(directory: Path) -> ModelFacts:
         id=str(directory),
         source=str(file),
         confidence="documented",
-        **config_facts(config, _stated_quantization(config, directory), tensors),
+        **_facts(config, _stated_quantization(config, directory), tensors),
     )
 
 
-def config_facts(config: Config, stated: Quantization | None, tensors: list[Tensor]) -> dict[str, Any]:
-    """What a configuration says, and the files beside it where there are any. Raises ModelError."""
+def config_facts(config: Config) -> dict[str, Any]:
+    """Fields of ModelFacts that a configuration alone decides. Raises ModelError."""
+    stated = quantization(config)
+    return _facts(config, Quantization.of(stated) if stated else None, [])
+
+
+def _facts(config: Config, stated: Quantization | None, tensors: list[Tensor]) -> dict[str, Any]:
     shape, counted, missing = _described(config)
     if not tensors and shape is not None and counted is None:
         missing = (*missing, "the weights' size: no safetensors files beside config.json")
     weights = _measured(stated, tensors) if tensors else _computed(config, counted, stated)
+    notes = (*weights.pop("notes", ()), *(() if tensors else _not_counted(config, counted)))
     longest = longest_context(config)
     return {
         "architecture": config.architecture,
@@ -82,8 +89,20 @@ def config_facts(config: Config, stated: Quantization | None, tensors: list[Tens
         "expert_params": sum(m.parameters for m in counted.modules if ".experts." in m.name) if counted else None,
         "active_params": counted.active if counted else None,
         "prediction_params": counted.prediction if counted else 0,
+        "notes": notes,
         **weights,
     }
+
+
+def _not_counted(config: Config, counted: _Counted | None) -> Iterator[str]:
+    """What published files hold beside what is counted."""
+    if counted is not None and counted.prediction != 0:
+        much = f" ({counted.prediction / 1e9:.2f} B parameters)" if counted.prediction else ""
+        yield f"layers that predict further tokens are not counted{much}: loaded for speculative decoding only"
+    named = config.whole.get("architectures")
+    multimodal = isinstance(named, list) and any("ForConditionalGeneration" in str(name) for name in named)
+    if counted is not None and multimodal and config.whole.get("vision_config") is None:
+        yield "config.json describes no image tower, though its class has one: the decoder alone is counted"
 
 
 def _stated_quantization(config: Config, directory: Path) -> Quantization | None:

@@ -90,7 +90,8 @@ def kinds(config: Config) -> list[str]:
         full = linear.get("full_attn_layers")
         return ["full" if isinstance(full, list) and layer + 1 in full else "linear" for layer in range(count)]
     if (types := listed(config, "layer_types", count)) is None:
-        return ["full"] * count
+        every = config.integer("full_attention_interval") or 1
+        return ["linear" if (layer + 1) % every else "full" for layer in range(count)]
     known = {"full_attention": "full", "sliding_attention": "sliding", "linear_attention": "linear"}
     known["deepseek_sparse_attention"] = "full"
     if strange := sorted({str(each) for each in types} - set(known)):

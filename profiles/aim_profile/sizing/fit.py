@@ -24,7 +24,15 @@ from aim_profile.models.parameters import BYTES_PER_LINEAR_PARAMETER, SIXTEEN_BI
 from aim_profile.units import GIB, gib
 
 from . import llama_cpp
-from .kv_cache import KV_BLOCK_TOKENS, KvDtype, kv_bytes_per_sequence, kv_bytes_per_token, not_sized, shape_of
+from .kv_cache import (
+    KV_BLOCK_TOKENS,
+    KvDtype,
+    kv_bytes_per_sequence,
+    kv_bytes_per_token,
+    not_sized,
+    shape_of,
+    state_bytes_per_sequence,
+)
 
 Engine = Literal["vllm", "llama_cpp"]
 
@@ -267,7 +275,7 @@ def fit(model: ModelFacts, device_memory_bytes: int, request: Request | None = N
         "max_context": max_context(model, request, room),
         "max_num_batched_tokens": request.max_num_batched_tokens,
         "context_limit": model.max_positions,
-        "notes": (*model.notes, *limit_notes(model), *_precision_note(model, request)),
+        "notes": (*model.notes, *limit_notes(model), *_precision_note(model, request), *_state_note(model, request)),
     }
     return Fit(**numbers) if spare >= 0 else DoesNotFit(**numbers)
 
@@ -297,6 +305,13 @@ def _precision_note(model: ModelFacts, request: Request) -> tuple[str, ...]:
     if precision is None or precision == model.native_precision or precision in ("bf16", "fp16"):
         return ()
     return (f"sized as {precision}: whether such a checkpoint is published is not known here",)
+
+
+def _state_note(model: ModelFacts, request: Request) -> tuple[str, ...]:
+    held = 0 if request.engine == "llama_cpp" else state_bytes_per_sequence(model, request.kv_dtype, request.tp)
+    if not held:
+        return ()
+    return (f"a sequence keeps {gib(held)} GiB of linear attention's states, however short it is",)
 
 
 def max_context(model: ModelFacts, request: Request, room_bytes: int) -> int:

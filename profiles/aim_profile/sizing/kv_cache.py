@@ -70,6 +70,16 @@ def kv_bytes_per_sequence(
     return held
 
 
+def state_bytes_per_sequence(model: ModelFacts, kv_dtype: KvDtype = "auto", tp: int = 1) -> int:
+    """Bytes that layers of linear attention keep of a sequence on each rank, however short it is; 0 without any.
+
+    Raises SizingError as shape_of does.
+    """
+    shape = shape_of(model, tp)
+    block = _block_tokens(shape, kv_dtype, tp)
+    return sum(group.layers * _state(shape, group, kv_dtype, tp, block) for group in shape.attention)
+
+
 def shape_of(model: ModelFacts, tp: int) -> Shape:
     """The dimensions, of a model that is sized and that tp divides. Raises SizingError."""
     shape = model.shape
