@@ -191,7 +191,7 @@ soak: $(BIN)/.dev $(MODEL) ## what the tests do shortly, long: engines and fetch
 	SOAK_STORM=$(SOAK_STORM) $(BIN)/python -m pytest -q -s tests/runtime/test_qos_storm.py $(PYTEST_ARGS)
 	SOAK_STREAMS=$(SOAK_STREAMS) $(BIN)/python -m pytest -q -s tests/e2e/test_breakage.py $(PYTEST_ARGS)
 	SOAK_FLEETS=$(SOAK_FLEETS) $(BIN)/python -m pytest -q -s tests/profile/test_plan_exact.py $(PYTEST_ARGS)
-	SOAK_PLANS=$(SOAK_PLANS) $(BIN)/python -m pytest -q tests/profile/test_replan.py tests/profile/test_plan_fallbacks.py $(PYTEST_ARGS)
+	SOAK_PLANS=$(SOAK_PLANS) $(BIN)/python -m pytest -q tests/profile/test_replan.py tests/profile/test_plan_fallbacks.py tests/profile/test_plan_windows.py $(PYTEST_ARGS)
 	$(BIN)/python bench/qos_soak.py --rounds $(SOAK_ROUNDS)
 	@if [ -e $(TRAINER_BIN)/.installed ]; then SOAK_TRAINER_KILLS=$(SOAK_TRAINER_KILLS) $(TRAINER_BIN)/python -m pytest -q -s \
 	  tests/trainer/test_trainer_{kills,crashes,ray}.py -k "random_moments or any_change or whoever or s3" $(TRAINER_PYTEST_ARGS); \

@@ -54,6 +54,9 @@ def plan(
     accept_bound: Annotated[
         bool, typer.Option("--accept-bound", help="Replicas from a load even where only a bound is known.")
     ] = False,
+    at: Annotated[
+        str | None, typer.Option(help="With windows: the plan in force at this time of day, as 23:30, alone.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a fleet that holds a node of an unknown product.")
     ] = False,
@@ -63,6 +66,8 @@ def plan(
     output: OutputOption = "table",
 ) -> None:
     """Give every replica its device and every card its mode. Exit 1 if a replica has none, with what would help.
+
+    Workloads with windows get a plan for each part of the day, each written to a file of its own (plan.2200-0600.yaml).
 
     Example: `aim-profile plan fleet.yaml workloads.yaml --out plan.yaml --svg plan.svg`
     """
@@ -80,7 +85,7 @@ def plan(
             accept_bound=accept_bound,
         )
         files = {"current": current, "previous": previous, "svg": svg, "out": out, "evidence": evidence}
-        return plans.plan(output, fleet, workloads, options, strict=strict, **files)
+        return plans.plan(output, fleet, workloads, options, strict=strict, at=at, **files)
 
     guarded(verb)
 

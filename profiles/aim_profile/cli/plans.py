@@ -19,6 +19,7 @@ from aim_profile.kubernetes.kueue import cluster_queue_of
 from aim_profile.kubernetes.plan_objects import config_map_of, partition_plan_of, services_of
 from aim_profile.kubernetes.target import Target
 from aim_profile.nodes.read import read_node
+from aim_profile.plans.day import has_windows, plan_day
 from aim_profile.plans.fleet import Fleet, fleet_of, load_fleet
 from aim_profile.plans.make import make_plan
 from aim_profile.plans.plan import (
@@ -39,9 +40,10 @@ from aim_profile.serving.evidence import Measurement, Subject
 from aim_profile.serving.evidence_files import Evidence, read_evidence
 from aim_profile.serving.files import profile_of
 
+from .day import show_day
 from .device import find_node
 from .options import refuse_beside
-from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, print_text, show, write_out
+from .output import DOES_NOT_FIT, FITS, Block, Facts, Output, Table, print_note, print_text, show, write_out
 from .picture import draw, summary
 from .profiles import find_profile
 
@@ -61,16 +63,25 @@ def plan(
     out: Path | None,
     strict: bool = False,
     evidence: Path | None = None,
+    at: str | None = None,
 ) -> int:
-    """Plan, print, draw. Exit 1 where a replica has no device."""
+    """Plan, print, draw. Exit 1 where a replica has no device. at: the time of day whose plan is wanted alone."""
     known = read_evidence(evidence) if evidence else None
-    for option, file in (("svg", svg), ("out", out)):
-        if str(file) == "-":
-            refuse_beside("the table on stdout (-o yaml and -o json print the plan there)", {option: file})
+    _refuse_stdout(svg, out)
     if previous is not None:
         refuse_beside("--previous", {"current": current, "exact": options.exact or None})
     measurements = known.measurements if known else ()
-    made, changes = _made(_fleet(fleet, strict), load_workloads(workloads), options, current, previous, measurements)
+    asked = load_workloads(workloads)
+    if has_windows(asked):
+        one_plan = {"current": current, "previous": previous, "exact": options.exact or None}
+        refuse_beside("a day of windows, each planned from the one before it,", one_plan)
+        day = plan_day(_fleet(fleet, strict), asked, options, measurements)
+        if at is None:
+            return show_day(output, day, partial(_blocks, known=known), svg=svg, out=out)
+        made, changes = day.at(at).plan, None
+    else:
+        refuse_beside("a workloads file without windows", {"at": at})
+        made, changes = _made(_fleet(fleet, strict), asked, options, current, previous, measurements)
     measured = _measured(made, known) if known else ""  # what it refuses is refused before a file is written
     written = cache(partial(dump_plan, made))
     if svg is not None:
@@ -79,16 +90,8 @@ def plan(
         write_out(written("json" if out.suffix == ".json" else "yaml"), out)
     # The files that other verbs read are the machine output, word for word.
     if output == "table":
-        blocks = (
-            _facts(made, measured),
-            *((_since(changes), _moves(changes)) if changes else ()),
-            _derived(made),
-            _evidence(made),
-            _cards(made),
-            _placements(made),
-            _unplaced(made.unplaced),
-        )
-        show(output, None, *blocks)
+        first, *more = _blocks(made, known)
+        show(output, None, first, *((_since(changes), _moves(changes)) if changes else ()), *more)
     else:
         print_text(written(output))
         if measured:
@@ -96,6 +99,24 @@ def plan(
         if changes:
             print_note("\n".join(f"{name}: {text}" for name, text in _since(changes).facts if text))
     return FITS if made.complete else DOES_NOT_FIT
+
+
+def _refuse_stdout(svg: Path | None, out: Path | None) -> None:
+    for option, file in (("svg", svg), ("out", out)):
+        if str(file) == "-":
+            refuse_beside("the table on stdout (-o yaml and -o json print the plan there)", {option: file})
+
+
+def _blocks(made: Plan, known: Evidence | None) -> Sequence[Block]:
+    """One plan for people."""
+    return (
+        _facts(made, _measured(made, known) if known else ""),
+        _derived(made),
+        _evidence(made),
+        _cards(made),
+        _placements(made),
+        _unplaced(made.unplaced),
+    )
 
 
 def _made(

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Literal
 
 Kind = Literal[
-    "fleet file", "workloads file", "models file", "plan", "emulation file", "profile", "QoS policy", "evidence file"
+    "fleet file",
+    "workloads file",
+    "models file",
+    "plan",
+    "day of plans",
+    "emulation file",
+    "profile",
+    "QoS policy",
+    "evidence file",
 ]
 
 #: Looked for in this order: a plan has `cards` too.
@@ -18,6 +26,7 @@ _SIGNS: dict[Kind, tuple[str, ...]] = {
     "fleet file": ("nodes",),
     "profile": ("engine_args", "aim_id", "variant_id", "profile_version"),
     "emulation file": ("node", "gpu", "partitions"),
+    "day of plans": ("windows",),
 }
 
 _SAID: dict[Kind, str] = {"emulation file": "version: 1 and node: …, gpu: … or kind: cpu"}

@@ -9,6 +9,7 @@ workloads:
 - {name: bot, kind: finetune, training: {model: Qwen/Qwen3-8B, method: qlora, batch: 4, context: 4096, workers: 2}}
 - {name: busy, model: Qwen/Qwen3-8B, load: {requests_per_s: 20, prompt_tokens: 512, answer_tokens: 256},
    slo: {ttft_ms: 500, itl_ms: 50}}
+- {name: night, kind: finetune, memory: 60GiB, window: "22:00-06:00"}      # of time_zone: Europe/Berlin, beside version
 - {name: long, model: Qwen/Qwen3-32B, context: 65536, fallback: [{precision: fp8}, {precision: fp8, context: 16384}]}
 """
 
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from aim_profile.errors import AimProfileError
 from aim_profile.files.place import MisplacedError
@@ -32,6 +33,7 @@ from aim_profile.units import parse_memory
 
 from .fallback import MOST_FALLBACKS, Fallback, has_a_unit, refused_precision
 from .load import Latencies, Load, latencies
+from .window import WHOLE_DAY, known_zone, window_of, written
 
 Priority = Literal["low", "medium", "high"]
 Slo = Literal["latency", "throughput"]
@@ -40,6 +42,8 @@ Kind = Literal["serve", "guardrail", "finetune"]
 # A name becomes the name of Kubernetes objects.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 Whole = Annotated[int, Field(strict=True)]
+#: Each part of the day between two of them is planned for.
+MOST_EDGES = 48
 #: More of one workload are a mistake.
 MOST_REPLICAS = 100_000
 # What a fallback may change of a workload that names no model.
@@ -88,6 +92,7 @@ class Workload(_Frozen):
     node_selector: only on nodes with these labels. evictable None: low priority is, others are not.
     load: the requests that come, from which the planner derives replicas and concurrency; with it, slo may be the
     latencies promised. devices: only on these, as in `MI300X CPX/NPS4`; empty: on any.
+    window: the hours of the day in which it runs, on the clock of the file's time_zone; None: always.
     fallback: other forms, tried in this order where not all its replicas get a device as asked; all take the same one.
     """
 
@@ -116,7 +121,9 @@ class Workload(_Frozen):
     pinned: Pin | None = None
     evictable: bool | None = None
     fallback: tuple[Fallback, ...] = Field(default=(), max_length=MOST_FALLBACKS)
+    window: str | None = None
 
+    _window = field_validator("window", mode="before")(written)
     _memory = field_validator("memory", "memory_limit")(has_a_unit)
     _latencies = field_validator("slo", mode="before")(latencies)
 
@@ -249,9 +256,13 @@ class Workload(_Frozen):
 
 
 class Workloads(_Frozen):
-    """A workloads file. Names are unique; affinities name workloads of the same file and make no circle."""
+    """A workloads file. Names are unique; affinities name workloads of the same file and make no circle.
+
+    time_zone: of the IANA database, whose clock all windows are read by.
+    """
 
     version: Literal[1] = 1
+    time_zone: Annotated[str, AfterValidator(known_zone)] = "UTC"
     workloads: tuple[Workload, ...]
 
     @model_validator(mode="after")
@@ -269,6 +280,22 @@ class Workloads(_Frozen):
         if circle := _circle({w.name: w.affinity for w in self.workloads if w.affinity}):
             way = f"affinity goes in a circle: {' → '.join(circle)}; leave one of them out"
             raise MisplacedError(("workloads", places[circle[0]], "affinity"), way)
+        return self
+
+    @model_validator(mode="after")
+    def _windows_agree(self) -> Self:
+        windows = {each.name: window_of(each.window) for each in self.workloads if each.window}
+        edges: set[int] = set()
+        for at, workload in enumerate(self.workloads if windows else ()):
+            mine = windows.get(workload.name, WHOLE_DAY)
+            edges.update(mine if workload.window else ())
+            if len(edges) > MOST_EDGES:
+                many = f"windows start and end at more than {MOST_EDGES} times of the day: let more of them agree"
+                raise MisplacedError(("workloads", at, "window"), many)
+            for name in workload.affinity:
+                if name in windows and not windows[name].covers(mine):
+                    away = f"{name} runs only {windows[name]}, {workload.name} {workload.window or 'always'}"
+                    raise MisplacedError(("workloads", at, "affinity"), f"{away}: give it a window within that")
         return self
 
 

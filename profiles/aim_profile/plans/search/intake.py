@@ -5,7 +5,7 @@ from __future__ import annotations
 from aim_profile.gpus.catalog import Tier
 from aim_profile.plans.fleet import Fleet, FleetCard, FleetNode
 from aim_profile.plans.plan import Placement, PlanOptions
-from aim_profile.plans.workload import Workloads
+from aim_profile.plans.workload import WorkloadError, Workloads
 
 from .jobs import Jobs
 from .problem import DeviceKind, Job, PlanCard, PlanNode, Problem, Running, Selector, selector
@@ -18,8 +18,16 @@ def make_problem(
 ) -> Problem:
     """The problem of placing `workloads` on `fleet`, with what runs there now.
 
-    Raises WorkloadError naming the workload whose model, node or numbers cannot be used.
+    Raises WorkloadError naming the workload whose model, node or numbers cannot be used, or that has a window: that is
+    of a day, each part of which has its own problem.
     """
+    if windowed := next((workload for workload in workloads.workloads if workload.window), None):
+        raise WorkloadError(
+            f"workload {windowed.name}: window {windowed.window}: one plan is of one part of the day",
+            field=f"{windowed.name}.window",
+            value=windowed.window,
+            remedy="plan the day (plan_day), or leave window out",
+        )
     selectors = {selector(w) for w in workloads.workloads}
     kinds, nodes = devices_of(fleet, options, selectors)
     jobs = Jobs(kinds, nodes, fleet, current).of(workloads)
