@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.utils.chat_template_utils import render_jinja_template
 from trl import chat_template_utils
 
 import tiny_models
-from aim_trainer.data import chat as templates
+from aim_trainer.data import template as templates
 from aim_trainer.data.chat import Chat
 from aim_trainer.data.encode import mask
 from aim_trainer.data.examples import Conversation
@@ -115,6 +117,28 @@ def test_what_is_trained_is_each_answer_and_its_end(name: str, turns: list[tuple
     assert [own_words(name, text) for text in said] == [answer + ENDS[name] for _, answer in turns]
 
 
+@pytest.mark.parametrize("name", [*ENDS, "forgetful"])
+@settings(max_examples=6, deadline=None)
+@given(turns=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3), prompt=st.booleans())
+def test_what_is_rendered_and_marked_is_what_transformers_renders(
+    name: str, turns: list[tuple[str, str]], prompt: bool
+) -> None:
+    text = FORGETFUL if name == "forgetful" else chat(template(name))[1].template
+    given = {"bos_token": "<s>", "eos_token": "</s>"}
+    messages = talk(*[text for turn in turns for text in turn]).messages
+    tools = [{"type": "function", "function": {"name": "move", "parameters": {}}}]
+    theirs = render_jinja_template(
+        [messages],
+        tools,
+        chat_template=text,
+        return_assistant_tokens_mask=True,
+        add_generation_prompt=prompt,
+        **given,
+    )
+    ours = templates.Template(text, given)(messages, tools, prompt=prompt)
+    assert ([ours[0]], [ours[1]]) == theirs
+
+
 @pytest.mark.parametrize("name", ENDS)
 def test_the_last_answer_alone_and_all_of_it(name: str) -> None:
     read = talk("One?", "Two.", "Three?", "Four.")
@@ -209,12 +233,26 @@ def test_whatever_breaks_a_template_is_told_in_a_line(broken: str, told: str) ->
     ],
 )
 def test_a_template_that_does_not_end_is_given_up(endless: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "_MOST_CPU_S", 0.2)
+    monkeypatch.setattr(templates, "MOST_CPU_S", 0.2)
     with pytest.raises(JobError, match=r"more than 0\.2 s to write a conversation of 2 turns; name one"):
         chat(endless + CHATML)
     _, of_some = chat("{% if messages | length > 2 %}" + endless + "{% endif %}" + CHATML)
     with pytest.raises(JobError, match="a conversation of 4 turns"):  # at once, not as one bad row of many
         of_some(talk("a", "b", "c", "d"))
+
+
+def test_a_template_has_its_time_for_each_conversation_not_for_all() -> None:
+    tick = signal.getsignal(signal.SIGVTALRM)
+    assert callable(tick)  # since the first rendering
+    with templates.in_time():
+        for _ in range(3):
+            with templates.rendering():
+                tick(signal.SIGVTALRM, None)
+        with templates.rendering():
+            tick(signal.SIGVTALRM, None)
+            with pytest.raises(templates.Endless):
+                tick(signal.SIGVTALRM, None)
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
 def test_a_template_without_an_end_of_turn_is_refused() -> None:

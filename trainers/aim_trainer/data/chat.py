@@ -9,14 +9,11 @@ the row is refused.
 from __future__ import annotations
 
 import json
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os.path import commonprefix
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from jinja2 import TemplateError
 
@@ -24,6 +21,7 @@ from aim_trainer.errors import JobError
 
 from .examples import Conversation, Message
 from .problems import RowProblem, shortened
+from .template import Endless, Template, rendering
 
 TrainOn = Literal["assistant", "last-assistant", "all"]
 #: What a template may raise: its own refusals, and the errors of the Python below it.
@@ -31,17 +29,11 @@ _FAILURES = (
     *(TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError),
     *(RecursionError, MemoryError),
 )
-#: For one rendering. The longest row allowed, of 16 MiB, takes a fraction of it.
-_MOST_CPU_S = 10.0
 _MARKED = "dataset.chatTemplate: name a template that has {% generation %} … {% endgeneration %} around it"
 
 #: What every chat template takes. A word of its own, so that it is found again.
 _ASKED = "Why?"
 _PROBE = Conversation([{"role": "user", "content": _ASKED}, {"role": "assistant", "content": "a"}])
-
-
-class _Endless(TemplateError):
-    """A template that does not come to an end, or not for a long time."""
 
 
 class Rendered(NamedTuple):
@@ -58,10 +50,10 @@ class Chat:
     """
 
     def __init__(self, tokenizer: Any, template: str | None, train_on: TrainOn) -> None:
-        self._given = dict(tokenizer.special_tokens_map)
         self._specials = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
         self._train_on = train_on
         self.template, self.way = _training_template(tokenizer, template)
+        self._template = Template(self.template, dict(tokenizer.special_tokens_map))
         self._turn_tokens = self._found_in_turns(tokenizer)
         self._lead, self._turn_end = self._around_an_answer()
 
@@ -77,7 +69,7 @@ class Chat:
 
     def _spans(self, read: Conversation) -> tuple[str, list[tuple[int, int]], list[str]]:
         if self.way != "prefixes":
-            return *self._render(read.messages, read.tools, marked=True), []
+            return *self._render(read.messages, read.tools), []
         text = self._render(read.messages, read.tools)[0]
         spans, prefixes = [], []
         for position, message in enumerate(read.messages):
@@ -175,56 +167,21 @@ class Chat:
         return begin, end
 
     def _render(
-        self, messages: list[Message], tools: list[dict[str, Any]] | None, *, prompt: bool = False, marked: bool = False
+        self, messages: list[Message], tools: list[dict[str, Any]] | None, *, prompt: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         try:
-            with _InTime():
-                texts, spans = render_jinja_template(
-                    [messages],
-                    tools,
-                    chat_template=self.template,
-                    return_assistant_tokens_mask=marked,
-                    add_generation_prompt=prompt,
-                    **self._given,
-                )
-            texts[0].encode()  # a template may write half of a surrogate pair, which no tokenizer takes
-        except _Endless:
+            text, spans = self._template(messages, tools, prompt=prompt)
+            text.encode()  # a template may write half of a surrogate pair, which no tokenizer takes
+        except Endless as endless:
             raise JobError(
-                f"the chat template needs more than {_MOST_CPU_S:g} s to write a conversation of {len(messages)} turns",
+                f"the chat template {endless} to write a conversation of {len(messages)} turns",
                 field="spec.dataset.chatTemplate",
                 remedy="name one that comes to an end as dataset.chatTemplate",
             ) from None
         except _FAILURES as problem:
             told = " ".join(str(problem).split()) or type(problem).__name__
             raise RowProblem("messages", f"the chat template refuses them: {told}") from None
-        return texts[0], [cast(tuple[int, int], span) for span in spans[0]] if marked else []
-
-
-class _InTime:
-    """``with``: raises _Endless after so much CPU time. In a main thread alone, where signals are: others render by
-    templates that one has rendered by. The signal stays ours from the first on: to take it and give it back for each
-    row costs a tenth of rendering.
-    """
-
-    _ours = False
-
-    def __enter__(self) -> None:
-        self._watched = threading.current_thread() is threading.main_thread()
-        if self._watched:
-            if not _InTime._ours:
-                signal.signal(signal.SIGVTALRM, _too_long)
-                _InTime._ours = True
-            signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_CPU_S)
-
-    def __exit__(self, *_: object) -> None:
-        if self._watched:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-
-def _too_long(_number: int, _frame: FrameType | None) -> None:
-    raise _Endless
+        return text, spans
 
 
 def _as_json(value: object) -> str:
@@ -306,7 +263,7 @@ def _training_template(tokenizer: Any, given: str | None) -> tuple[str, str]:
             remedy="name a Jinja file as dataset.chatTemplate, or take an instruction-tuned base model",
         )
     try:
-        with _InTime():
+        with rendering():
             made = get_training_chat_template(tokenizer)
     except _FAILURES:  # TRL renders by it; that it breaks is told when we do
         made = None

@@ -18,6 +18,7 @@ from .chat import Chat, Rendered, load_tokenizer
 from .examples import Completion, Conversation, Example, Labelled
 from .problems import Problems, RowProblem
 from .read import Located
+from .template import in_time
 from .tokens import Row
 
 #: Rows tokenised in one call: enough to keep the tokenizer's threads at work.
@@ -78,11 +79,12 @@ class Encoder:
 
     def _batch(self, together: list[Located], problems: Problems, counts: Counts) -> Iterator[Encoded]:
         rendered: list[tuple[Located, Rendered]] = []
-        for located in together:
-            try:
-                rendered.append((located, self._render(located.example)))
-            except RowProblem as problem:
-                problems.add(located.where, str(problem))
+        with in_time():
+            for located in together:
+                try:
+                    rendered.append((located, self._render(located.example)))
+                except RowProblem as problem:
+                    problems.add(located.where, str(problem))
         encodings = self._encodings([text.text for _, text in rendered])
         for (located, text), encoding in zip(rendered, encodings, strict=True):
             try:
