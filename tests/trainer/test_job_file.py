@@ -198,7 +198,8 @@ CLASSES = "template: classification\ndataset: {source: rows.csv, labels: [good, 
         ),
         (
             CHATS + "search: {parameters: [{name: hyperparameters.loraRnk, searchSpace: {uniform: {min: 4, max: 8}}}]}",
-            ":7: spec.search.parameters[0].name: hyperparameters.loraRnk: 4.0: there is no such field",
+            ":7: spec.search.parameters[0].name: hyperparameters.loraRnk: 4.0: there is no such field; "
+            "did you mean loraRank?",
         ),
         (
             CHATS + "search: {parameters: [{name: hyperparameters.loraRank, searchSpace: {categorical: [8, 1024]}}]}",

@@ -112,7 +112,12 @@ def test_without_an_end_there_is_no_best(job: FineTuningJob, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "space", "why"),
     [
-        ("hyperparameters.learningRat", "{uniform: {min: 0.1, max: 0.2}}", "there is no such field"),
+        (
+            "hyperparameters.learningRat",
+            "{uniform: {min: 0.1, max: 0.2}}",
+            "there is no such field; did you mean learningRate",
+        ),
+        ("learningRate", "{uniform: {min: 0.1, max: 0.2}}", "no such field; the keys here are baseModel, method"),
         ("hyperparameters.learningRate", "{uniform: {min: 0.1, max: 2}}", "less than or equal to 1"),
         ("hyperparameters.loraRank", "{uniform: {min: 0, max: 8}}", "greater than or equal to 1"),
         ("hyperparameters.schedule", "{uniform: {min: 1, max: 8}}", "'cosine', 'linear' or 'constant'"),

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from aim_profile.files.place import Place
+from aim_profile.files.place import Place, did_you_mean, keys_at
 from aim_profile.files.read import parse_yaml
 from aim_trainer.errors import JobError
 
@@ -90,7 +90,7 @@ def with_parameters(job: FineTuningJob, values: Mapping[str, int | float | str |
         return type(job).model_validate(raw)
     except (ValidationError, LookupError) as problem:
         told = ", ".join(f"{key}: {value!r}" for key, value in values.items())
-        raise JobError(f"{told}: {_first(problem)}", field=name, value=told) from problem
+        raise JobError(f"{told}: {_first(problem, type(job))}", field=name, value=told) from problem
 
 
 def problem_with(spec: Spec, name: str, value: int | float | str | bool) -> str | None:
@@ -102,7 +102,7 @@ def problem_with(spec: Spec, name: str, value: int | float | str | bool) -> str 
     try:
         type(spec).model_validate(with_value(raw, place, _whole(value)))
     except (ValidationError, LookupError) as problem:
-        return f"{name}: {value!r}: {_first(problem)}"
+        return f"{name}: {value!r}: {_first(problem, type(spec))}"
     return None
 
 
@@ -110,10 +110,11 @@ def _whole(value: int | float | str | bool) -> int | float | str | bool:
     return int(value) if isinstance(value, float) and value == int(value) else value
 
 
-def _first(problem: ValidationError | LookupError) -> str:
+def _first(problem: ValidationError | LookupError, model: type[BaseModel]) -> str:
     if isinstance(problem, LookupError):
         return f"there is no {problem.args[0]}"
     first = problem.errors(include_url=False)[0]
     if first["type"] == "extra_forbidden":
-        return "there is no such field"
+        *place, word = first["loc"]
+        return f"there is no such field; {did_you_mean(str(word), keys_at(model, place))}"
     return first["msg"].removeprefix("Value error, ")
