@@ -17,13 +17,14 @@ Files = dict[str, bytes]
 class FakeHub:
     """``with FakeHub() as hub``: ``hub.url`` is its HF_ENDPOINT. One repository, whatever its name.
 
-    refuse: the status that every commit is answered with, instead of made.
+    refuse: the status that every commit is answered with, instead of made; missing: there is no repository yet.
     """
 
     def __init__(self) -> None:
         self.commits: dict[str, Files] = {"0" * 40: {}}
         self.head, self.tags, self.created = "0" * 40, dict[str, str](), list[dict[str, Any]]()
         self.refuse: int | None = None
+        self.missing = False
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -60,6 +61,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        if path == "/api/whoami-v2":
+            return self._say(200, {"type": "user", "name": "somebody", "orgs": [{"name": "org"}]})
+        if path.endswith("/auth-check/write") and self.hub.refuse:
+            return self._say(self.hub.refuse, {"error": "refused"})
+        if self.hub.missing:
+            return self._missing("RepoNotFound")
         if found := re.fullmatch(r"/[\w./-]+/resolve/([^/]+)/(.+)", path):
             return self._file(*found.groups())
         if path.endswith("/refs"):
@@ -103,10 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, revision: str, name: str) -> None:
         data = (self.hub.files(revision) or {}).get(name)
         if data is None:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._missing("EntryNotFound")
             return
         self.send_response(200)
         self.send_header("X-Repo-Commit", self.hub.tags.get(revision, self.hub.head))
@@ -115,6 +119,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(data)
+
+    def _missing(self, code: str) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _say(self, status: int, what: object) -> None:
         data = json.dumps(what).encode()

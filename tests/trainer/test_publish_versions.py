@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from aim_trainer.errors import StoreError
 from aim_trainer.places.open import open_place
+from aim_trainer.publish.destinations import open as destinations
 from aim_trainer.publish.destinations.in_place import InPlace
-from aim_trainer.publish.destinations.open import open_destination
+from aim_trainer.publish.destinations.open import check_destination, open_destination
 from aim_trainer.publish.versions import Version, commit_of, name_of, number_of, publish_files
 from asked_runtime import ROOT, SERVING
 from docker_registry import Registry
@@ -67,6 +68,15 @@ def test_each_content_is_a_version_and_the_same_content_is_the_same_one(place: s
     assert again.uri == first.uri
     assert again.digest == first.digest != second.digest
     assert open_destination(place, one).published() == {1: first.digest, 2: second.digest}
+
+
+def test_a_place_is_looked_at_and_left_as_it_was(place: str, tmp_path: Path) -> None:
+    check_destination(place)
+    one = files(tmp_path / "one", README="one")
+    first = published(place, one)
+    check_destination(place)
+    assert open_destination(place, one).published() == {1: first.digest}
+    assert published(place, files(tmp_path / "two", README="two")).name == "v2"
 
 
 def test_publishers_at_once_take_numbers_of_their_own(place: str, tmp_path: Path) -> None:
@@ -189,9 +199,43 @@ def test_a_registry_that_wants_a_password_says_so(tmp_path: Path, monkeypatch: p
     if REGISTRY_MISSING:
         pytest.skip("docker-registry is missing: make system-deps")
     monkeypatch.setenv("HOME", str(tmp_path))
-    refused = pytest.raises(StoreError, match=r"wants credentials; log in: docker login")
-    with Registry(tmp_path / "oci") as registry, registry.with_password() as host, refused:
-        published(f"oci://{host}/bot", files(tmp_path / "one", README="one"))
+    with Registry(tmp_path / "oci") as registry, registry.with_password() as host:
+        with pytest.raises(StoreError, match=r"wants credentials; log in: docker login"):
+            published(f"oci://{host}/bot", files(tmp_path / "one", README="one"))
+        with pytest.raises(
+            StoreError, match=r"^spec\.output\.registry: oci://.*wants credentials; log in: docker"
+        ) as told:
+            check_destination(f"oci://{host}/bot")
+        assert (told.value.field, told.value.value) == ("spec.output.registry", f"oci://{host}/bot")
+
+
+@pytest.mark.parametrize(
+    ("registry", "why"),
+    [
+        ("/proc/registry", r"/proc/registry/\.claims/v0\.[0-9a-f]+: no such file"),
+        ("/dev/null/registry", r"/dev/null/registry/.*: Not a directory"),
+        ("oci://127.0.0.1:1/bot", "cannot be reached .*check the registry's address"),
+        ("gs://bucket/models", "gs:// is not read or written here"),
+        ("oci://host/bot:v1", "not a name that can be published to"),
+    ],
+)
+def test_a_place_that_cannot_be_published_to_is_told_by_its_field(registry: str, why: str) -> None:
+    with pytest.raises(StoreError, match=rf"^spec\.output\.registry: .*{why}") as told:
+        check_destination(registry)
+    assert (told.value.field, told.value.value) == ("spec.output.registry", registry)
+    assert told.value.remedy
+
+
+def test_s3_without_that_bucket_or_away_is_told_in_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int
+) -> None:
+    monkeypatch.setattr(destinations, "_LOOKS_S", 0.1)
+    for name, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        StoreError, match=r"^spec\.output\.registry: s3://bucket/bot.*: cannot be reached .*AWS_ENDPOINT_URL"
+    ):
+        check_destination("s3://bucket/bot")
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,21 @@ def test_bad_regression_prompts_stop_a_run_before_it_begins(tiny: Callable[[str]
     assert f"{prompts}: 1 regression prompts" in asked("validate", job).output
 
 
+def test_a_registry_that_takes_nothing_stops_a_run_before_it_begins(
+    tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    job = job_file(tmp_path, tiny("llama"), output={"registry": "/dev/null/models"})
+    for verb in (("run", "--no-ray"), ("run", "--ray"), ("validate", "--registry")):
+        where = ("--directory", tmp_path / "run") if verb[0] == "run" else ()
+        refused = asked(*verb, job, *where)
+        assert refused.exit_code == 3
+        assert "spec.output.registry: /dev/null/models" in refused.output
+    assert not (tmp_path / "run").exists()
+    place = f"spec.output.registry={tmp_path}/models"
+    assert f"{tmp_path}/models: can be published to\n" in asked("validate", "--registry", job, "--set", place).output
+    assert "models" not in asked("validate", job).output
+
+
 def test_what_is_not_begun(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     job = job_file(tmp_path, tiny("llama"))
     refused = asked("run", job, "--set", "spec.suspend=true", "--directory", tmp_path / "run")

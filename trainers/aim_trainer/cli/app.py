@@ -89,6 +89,9 @@ def validate(
     job: JobArgument,
     overrides: SetOption = None,
     data: Annotated[bool, typer.Option("--data/--no-data", help="Read every row as well.")] = True,
+    registry: Annotated[
+        bool, typer.Option("--registry/--no-registry", help="Look whether output.registry can be published to as well.")
+    ] = False,
 ) -> None:
     """Say whether a job can be run, and name each row that cannot be trained on: neither torch nor Ray is needed."""
     from aim_trainer.job.read import read_job
@@ -97,8 +100,8 @@ def validate(
         read = read_job(job, overrides or ())
         from . import validate as verb
 
-        sources = verb.sources(read) if data else []
-    typer.echo("\n".join([f"{job}: {read.metadata.name} is valid", *sources]))
+        found = [*(verb.sources(read) if data else ()), *(verb.registry(read) if registry else ())]
+    typer.echo("\n".join([f"{job}: {read.metadata.name} is valid", *found]))
 
 
 @app.command()

@@ -6,6 +6,7 @@ from aim_trainer.data.problems import named
 from aim_trainer.data.survey import check
 from aim_trainer.evaluate.regressions import read_regressions
 from aim_trainer.job.job import FineTuningJob
+from aim_trainer.publish.destinations.open import check_destination
 
 
 def sources(job: FineTuningJob) -> list[str]:
@@ -19,3 +20,12 @@ def sources(job: FineTuningJob) -> list[str]:
     if prompts := job.spec.validation.regression_prompts:
         lines.append(f"{prompts}: {len(read_regressions(prompts)):,} regression prompts")
     return lines
+
+
+def registry(job: FineTuningJob) -> list[str]:
+    """A line for the place that the job publishes to. Raises StoreError where it could not now."""
+    place = job.spec.output.registry
+    if place is None:
+        return ["spec.output.registry: unset, the run's own directory"]
+    check_destination(place)
+    return [f"{place}: can be published to"]

@@ -52,6 +52,10 @@ class Version:
 class Destination(Protocol):
     """A place of versions. Every method raises StoreError where the place cannot be used."""
 
+    def check(self) -> None:
+        """Raises StoreError where nothing could be published now. Leaves nothing that counts."""
+        ...
+
     def published(self) -> dict[int, str | None]:
         """Every number that was ever begun → the digest of its content; None: not whole."""
         ...

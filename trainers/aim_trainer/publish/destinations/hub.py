@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx2
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from aim_trainer.errors import StoreError
 from aim_trainer.publish.versions import COMMIT, Commit, name_of, number_of
@@ -30,6 +30,19 @@ class Hub:
 
     def uri(self, number: int) -> str:
         return f"hf://{self._repository}@{name_of(number)}"
+
+    def check(self) -> None:
+        owner = self._repository.partition("/")[0]
+        with self._errors():
+            who = self._api.whoami()
+            if self._api.repo_exists(self._repository):
+                self._api.auth_check(self._repository, write=True)
+                return
+            names = [str(each["name"]) for each in (who, *who.get("orgs", ()))]
+        if owner not in names:
+            where = f"hf://{self._repository}"
+            remedy = "set HF_TOKEN to one of somebody who may write there, or name another"
+            raise StoreError(f"{where}: HF_TOKEN is of {', '.join(names)}, not of {owner}", field=where, remedy=remedy)
 
     def published(self) -> dict[int, str | None]:
         with self._errors(), scratch() as copies:
@@ -81,6 +94,9 @@ class Hub:
             status = error.response.status_code if error.response is not None else "nothing"
             remedy = "set HF_TOKEN to a token that may write there, and check the name"
             raise StoreError(f"{where}: the hub answers {status}", field=where, remedy=remedy) from error
+        except LocalTokenNotFoundError as error:
+            remedy = "set HF_TOKEN to a token that may write there"
+            raise StoreError(f"{where}: no token", field=where, remedy=remedy) from error
         except (httpx2.HTTPError, OSError) as error:
             why = f"{where}: cannot be reached ({type(error).__name__})"
             raise StoreError(

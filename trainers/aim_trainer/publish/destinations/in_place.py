@@ -25,6 +25,11 @@ class InPlace:
     def uri(self, number: int) -> str:
         return f"{self._place.uri}/{name_of(number)}"
 
+    def check(self) -> None:
+        self.published()
+        with claimed(self, 0):  # no version has that number
+            pass
+
     def published(self) -> dict[int, str | None]:
         names = [entry.name for entry in self._place.files()]
         begun = {number for name in names if (number := _number_in(name)) is not None}

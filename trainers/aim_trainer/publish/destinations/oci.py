@@ -35,6 +35,7 @@ _CLAIM = ".claim-"
 _HERE = ("localhost", "127.0.0.1", "[::1]")
 #: Without oras' own attempts: two minutes of pauses, for a missing password, too.
 _DO_REQUEST = inspect.unwrap(Registry.do_request)
+_ANSWERS_WITHIN_S = (10, 30)  # its connection, its answer
 _GONE = (requests.exceptions.RequestException, OSError)
 
 
@@ -54,12 +55,20 @@ class Oci:
         """How the registry wants to know who asks: oras does not tell a Basic challenge from one for a token."""
         with (
             self._errors(),
-            requests.get(f"http{'' if insecure else 's'}://{host}/v2/", timeout=30, stream=True) as answer,
+            requests.get(
+                f"http{'' if insecure else 's'}://{host}/v2/", timeout=_ANSWERS_WITHIN_S, stream=True
+            ) as answer,
         ):
             return "basic" if answer.headers.get("WWW-Authenticate", "").lower().startswith("basic") else "token"
 
     def uri(self, number: int) -> str:
         return f"oci://{self._location}:{name_of(number)}"
+
+    def check(self) -> None:
+        self._tags()
+        begun = self._ask("POST", "blobs/uploads/", accepted=(202,))
+        place = requests.compat.urljoin(begun.url, begun.headers["Location"])
+        self._ask("DELETE", place, accepted=(204, 400, 404, 405))  # what does not end uploads lets them lapse
 
     def published(self) -> dict[int, str | None]:
         whole = set(self._tags())
