@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from aim_trainer.job.job import FineTuningJob
 from aim_trainer.job.read import as_yaml
@@ -100,12 +100,57 @@ def _work(run: Run, rank: int, workers: int, meeting: str) -> None:
     os._exit(0)
 
 
-def driven(job: FineTuningJob, root: Path, die_at: int | None = None) -> int | None:
-    """`aim-trainer run`, data to publication, in a process that kills itself at the `die_at`-th change it makes to
-    names below `root`: a file that is opened to be written, a name that is made, changed or removed. Its exit code;
-    what it says is in `said`.
+def search_that_dies(job: FineTuningJob, root: Path, environment: Mapping[str, str], at: int) -> int | None:
+    """A search in a process that kills itself when it is to choose its `at`-th trial, once Tune has written down all
+    before it. Its exit code.
     """
-    process = forked(_drive, job, root, die_at)
+    process = forked(_search, job, root, environment, at)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _search(job: FineTuningJob, root: Path, environment: Mapping[str, str], at: int) -> None:
+    os.environ.update(environment, TUNE_GLOBAL_CHECKPOINT_S="0")
+    from aim_trainer.search import tuner
+    from aim_trainer.search.search import search
+
+    suggest, chosen = tuner._WithinBudget.suggest, list[str]()
+
+    def dies(self: tuner._WithinBudget, trial: str) -> Any:
+        if len(chosen) == at - 1:
+            while not all(_told(root, each) for each in chosen):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        chosen.append(trial)
+        return suggest(self, trial)
+
+    tuner._WithinBudget.suggest = dies  # type: ignore[method-assign]
+    search(job, RunDirectory(root))
+
+
+def _told(root: Path, trial: str) -> bool:
+    return any(trial in state.read_text() for state in root.glob("ray/tune/experiment_state-*.json"))
+
+
+class Struck(NamedTuple):
+    """A process sends itself these signals, one at each change it makes to a name with `at` in it."""
+
+    at: str
+    signals: tuple[signal.Signals, ...]
+
+
+def driven(
+    job: FineTuningJob,
+    root: Path,
+    die_at: int | Struck | None = None,
+    verb: Literal["run", "publish", "evaluate"] = "run",
+) -> int | None:
+    """`aim-trainer run`, data to publication, or another verb of that run, in a process that kills itself at the
+    `die_at`-th change it makes to names below `root`: a file that is opened to be written, a name that is made, changed
+    or removed. Its exit code; what it says is in `said`.
+    """
+    process = forked(_drive, job, root, die_at, verb)
     process.start()
     process.join()
     return process.exitcode
@@ -121,8 +166,9 @@ def changes(root: Path) -> int:
     return int(root.with_suffix(".changes").read_text())
 
 
-def _drive(job: FineTuningJob, root: Path, die_at: int | None) -> None:
+def _drive(job: FineTuningJob, root: Path, die_at: int | Struck | None, verb: str) -> None:
     made = 0
+    signals = list(die_at.signals) if isinstance(die_at, Struck) else []
 
     def heard(event: str, given: tuple[Any, ...]) -> None:
         nonlocal made
@@ -130,6 +176,8 @@ def _drive(job: FineTuningJob, root: Path, die_at: int | None) -> None:
             made += 1
             if made == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if signals and isinstance(die_at, Struck) and die_at.at in f"{given[0]} {given[1]}":
+                os.kill(os.getpid(), signals.pop(0))
 
     sys.addaudithook(heard)
     from aim_trainer.cli.app import app
@@ -137,9 +185,16 @@ def _drive(job: FineTuningJob, root: Path, die_at: int | None) -> None:
     root.with_suffix(".yaml").write_text(as_yaml(job))
     with root.with_suffix(".said").open("w") as sys.stderr:
         try:
-            app(["run", str(root.with_suffix(".yaml")), "--directory", str(root), "--no-ray"])
+            app([verb, *_given(verb, root)])
         finally:
             root.with_suffix(".changes").write_text(str(made))
+
+
+def _given(verb: str, root: Path) -> list[str]:
+    job = str(root.with_suffix(".yaml"))
+    if verb == "run":
+        return [job, "--directory", str(root), "--no-ray"]
+    return [str(root)] if verb == "publish" else [job, str(root)]
 
 
 _NAMES_CHANGE = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
