@@ -191,6 +191,12 @@ CLASSES = "template: classification\ndataset: {source: rows.csv, labels: [good, 
         ),
         (CHATS + "suspend: true\nresources: {queue: team-a}", ":7: spec.suspend: Kueue owns it"),
         (CHATS + "resources: {memory: 16 gigs}", ":7: spec.resources.memory: String should match pattern"),
+        (CHATS + "checkpoints: {uri: 's3://'}", ":7: spec.checkpoints.uri: 's3://': give s3://BUCKET/PREFIX"),
+        (
+            CHATS + "output: {registry: 'oci://host/bot:v1'}",
+            ":7: spec.output.registry: 'oci://host/bot:v1': give oci://HOST/REPOSITORY, without a tag or revision",
+        ),
+        (CHATS + "output: {registry: 'hf://org'}", ":7: spec.output.registry: 'hf://org': give hf://ORG/NAME"),
         ("dataset: {}", ":6: spec.dataset: give source, or sources"),
         (
             "dataset: {sources: [{uri: a.jsonl}], format: alpaca}",

@@ -77,7 +77,7 @@ def test_a_warmup_as_long_as_the_run_is_refused() -> None:
 
 
 SAME = [
-    {"output": {"registry": "s3://a/b"}},
+    {"output": {"registry": "s3://models/b"}},
     {"resources": {"gpu": 8}},
     {"checkpoints": {"everySteps": 5}},
     {"hyperparameters": {"gradientCheckpointing": False, "globalBatchSize": 8}},

@@ -216,7 +216,7 @@ def test_a_registry_that_wants_a_password_says_so(tmp_path: Path, monkeypatch: p
         ("/dev/null/registry", r"/dev/null/registry/.*: Not a directory"),
         ("oci://127.0.0.1:1/bot", "cannot be reached .*check the registry's address"),
         ("gs://bucket/models", "gs:// is not read or written here"),
-        ("oci://host/bot:v1", "not a name that can be published to"),
+        ("oci://host/bot:v1", "give oci://HOST/REPOSITORY, without a tag or revision"),
     ],
 )
 def test_a_place_that_cannot_be_published_to_is_told_by_its_field(registry: str, why: str) -> None:

@@ -9,6 +9,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.alias_generators import to_camel
 
 _QUERY = re.compile(r"(https?://[^\s?]*)\?\S*", re.IGNORECASE)
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9._-]{1,62}(/|$)")
+_REPOSITORIES = {
+    "hf": (re.compile(r"hf://[\w.-]+/[\w.-]+", re.ASCII), "hf://ORG/NAME"),
+    "oci": (
+        re.compile(r"oci://[\w.-]+(?::\d+)?/[a-z0-9]+(?:[._/-]+[a-z0-9]+)*", re.ASCII),
+        "oci://HOST/REPOSITORY",
+    ),
+}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -37,6 +45,21 @@ def _of_32_bits(value: int) -> int:
     return value
 
 
+def check_bucket(uri: str) -> str:
+    """Raises ValueError: `s3://` without a bucket that S3 would take."""
+    if uri.startswith("s3://") and not _BUCKET.match(uri):
+        raise ValueError(f"{without_signature(uri)[:200]!r}: give s3://BUCKET/PREFIX")
+    return uri
+
+
+def check_result(uri: str) -> str:
+    """Raises ValueError: a repository that nothing can be published to, or with a tag: versions are ours to number."""
+    for scheme, (form, wanted) in _REPOSITORIES.items():
+        if uri.startswith(f"{scheme}://") and not form.fullmatch(uri):
+            raise ValueError(f"{uri[:200]!r}: give {wanted}, without a tag or revision")
+    return uri
+
+
 def _of_schemes(*schemes: str) -> AfterValidator:
     def check(uri: str) -> str:
         found = _SCHEME.match(uri)
@@ -59,8 +82,10 @@ Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,12}(\.[0-9]{1,9})
 # A path stands for itself; each kind of place has the schemes that can be read from it, or written to.
 DataUri = Annotated[Text, _of_schemes("file", "s3", "http", "https", "hf")]
 ModelUri = Annotated[Text, _of_schemes("file", "s3", "hf")]
-StoreUri = Annotated[Text, _of_schemes("file", "s3")]
-ResultUri = Annotated[Text, _of_schemes("file", "s3", "hf", "oci")]
+StoreUri = Annotated[Text, _of_schemes("file", "s3"), AfterValidator(check_bucket)]
+ResultUri = Annotated[
+    Text, _of_schemes("file", "s3", "hf", "oci"), AfterValidator(check_bucket), AfterValidator(check_result)
+]
 WebUri = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=4096)]
 # The job's name becomes the names of Kubernetes objects; KubeRay appends to it.
 JobName = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=47)]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from aim_trainer.errors import StoreError
+from aim_trainer.job.fields import check_result
 from aim_trainer.places.open import open_place
 from aim_trainer.places.patience import PATIENCE_S
 from aim_trainer.publish.versions import Destination
 
 from .in_place import InPlace
-
-_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)", re.ASCII)
-_OCI = re.compile(r"oci://([\w.-]+(?::\d+)?/[a-z0-9]+(?:[._/-]+[a-z0-9]+)*)", re.ASCII)
-
 
 #: For a place that is looked at before hours of training: told in seconds.
 _LOOKS_S = 10.0
@@ -37,30 +33,24 @@ def open_destination(registry: str | None, own: Path, patience_s: float = PATIEN
     """
     if registry is None:
         return InPlace(open_place(str(own)))
-    if registry.startswith("hf://"):
+    try:
+        check_result(registry)
+    except ValueError as problem:
+        raise _refused(registry, str(problem)) from None
+    scheme, _, name = registry.partition("://")
+    if scheme == "hf":
         from .hub import Hub
 
-        return Hub(_named(_HUB, registry, "hf://ORG/NAME"))
-    if registry.startswith("oci://"):
+        return Hub(name)
+    if scheme == "oci":
         from .oci import Oci
 
-        return Oci(_named(_OCI, registry, "oci://HOST/REPOSITORY"))
-    if registry.startswith(("http://", "https://")):
-        raise _refused(registry, "nothing can be published over HTTP", "a directory, s3://, hf:// or oci://")
+        return Oci(name)
+    if scheme in ("http", "https"):
+        raise _refused(registry, "nothing can be published over HTTP: give a directory, s3://, hf:// or oci://")
     return InPlace(open_place(registry, patience_s))
 
 
-def _named(form: re.Pattern[str], registry: str, wanted: str) -> str:
-    found = form.fullmatch(registry)
-    if found is None:
-        raise _refused(registry, "not a name that can be published to", f"{wanted}, without a tag or revision")
-    return found[1]
-
-
-def _refused(registry: str, why: str, give: str) -> StoreError:
-    return StoreError(
-        f"spec.output.registry: {registry!r}: {why}",
-        field="spec.output.registry",
-        value=registry,
-        remedy=f"give {give}",
-    )
+def _refused(registry: str, why: str) -> StoreError:
+    field = "spec.output.registry"
+    return StoreError(f"{field}: {why}", field=field, value=registry, remedy="name another place")
