@@ -210,6 +210,9 @@ def test_what_is_not_begun(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     nothing = asked("resume", tmp_path / "none")
     assert nothing.exit_code == 3
     assert "no run is there; begin one: aim-trainer run JOB" in nothing.output
+    assert asked("pause", "/dev/null").output == (
+        "/dev/null: Not a directory; name the directory of a run, as who may write there\n"
+    )
     (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "assistent", "content": "Hi"}]}\n')
     bad = asked("run", job, "--directory", tmp_path / "run")
     assert bad.exit_code == 2

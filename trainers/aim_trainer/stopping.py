@@ -99,7 +99,10 @@ def pause(run: RunDirectory, patience_s: float) -> bool:
     """
     if not _is_driven(run):
         return False
-    run.stop.touch()
+    try:
+        run.stop.touch()
+    except OSError as error:
+        raise _no_run(run, error) from error
     until = time.monotonic() + patience_s
     while _is_driven(run):
         if time.monotonic() >= until:
@@ -118,7 +121,16 @@ def _is_driven(run: RunDirectory) -> bool:
         lock = os.open(run.lock, os.O_RDWR)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise _no_run(run, error) from error
     try:
         return not taken(lock)
     finally:
         os.close(lock)
+
+
+def _no_run(run: RunDirectory, error: OSError) -> StoreError:
+    why = f"{run.root}: {error.strerror}"
+    return StoreError(
+        why, field="run", value=str(run.root), remedy="name the directory of a run, as who may write there"
+    )
