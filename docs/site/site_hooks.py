@@ -3,6 +3,7 @@
 * README.md is the first page, CONTRIBUTING.md and CHANGELOG.md are pages, too; links to them are turned accordingly.
 * A link to a file of the repository that is no page leads to the repository (``DOCS_SOURCE``, the address of a folder
   of it: ``https://HOST/OWNER/NAME/blob/main``); where that is not told, its text stands alone. It must exist.
+* No page fetches anything from another host: the site works behind a closed network.
 * A list may follow a line of text at once: Python-Markdown wants a blank line between; and one within
   another may stand two blanks further in, where it wants four.
 * ``\\|`` in a code span of a table is a pipe: Python-Markdown keeps the backslash.
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 #: File of the repository → page of the site.
 BROUGHT_IN = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 _LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s]+)\)")
+_FETCHED = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=["'](?:https?:)?//[^"'>]*""")
 _CODE = re.compile(r"`[^`]+`")
 _ITEM = re.compile(r"([*-]|\d+\.) ")
 _INNER_ITEM = re.compile(r"^  [*-] ")
@@ -38,6 +40,13 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Called for each page, as it is written."""
     return "\n".join(_lines(markdown, written_at(page.file.src_uri), page.file.src_uri))
+
+
+def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
+    """Called for each page, as it is built. Raises PluginError: it would fetch from elsewhere."""
+    if found := _FETCHED.search(output):
+        raise PluginError(f"{page.file.src_uri}: fetches from another host: {found[0]}")
+    return output
 
 
 def written_at(page: str) -> PurePosixPath:

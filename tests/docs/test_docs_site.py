@@ -79,6 +79,16 @@ def pages_of(nav: Any) -> Iterator[str]:
             yield from pages_of(part)
 
 
+@pytest.mark.parametrize("html", ['<script src="https://cdn.example/a.js">', "<link rel=icon href='//cdn.example/i'>"])
+def test_a_page_that_fetches_from_elsewhere_ends_the_build(html: str) -> None:
+    page: Any = SimpleNamespace(file=SimpleNamespace(src_uri="x.md"))
+    nothing: Any = None
+    with pytest.raises(site_hooks.PluginError, match=r"x\.md: fetches from another host"):
+        site_hooks.on_post_page(f"<p>{html}</p>", page=page, config=nothing)
+    ours = '<script src="a.js"></script> <a href="https://kserve.github.io">KServe</a>'
+    assert site_hooks.on_post_page(ours, page=page, config=nothing) == ours
+
+
 def test_every_page_is_in_the_navigation_once() -> None:
     assert sorted(pages_of(CONFIG["nav"])) == sorted(PAGES)
 
