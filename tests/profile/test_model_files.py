@@ -114,6 +114,8 @@ def test_a_directory_gives_exact_bytes_and_the_same_count_as_the_formula(tiny: P
     counted = load_model(tiny)
     assert (counted.total_params, counted.linear_params) == (values, facts.linear_params)
     assert facts.total_params == values
+    # The embedding is read by the row, with files or without.
+    assert facts.active_params == counted.active_params == values - (TINY["vocab_size"] - 1) * TINY["hidden_size"]
 
 
 def test_llama_8b_from_its_files_equals_the_catalogue(tmp_path: Path):

@@ -26,6 +26,8 @@ from aim_profile.units import GIB
 from published_configs import require_configs
 
 COUNTS = Path(__file__).parent / "published_counts.csv"
+# Small models of families that the published ones do not have, counted in the same way.
+FAMILIES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "family_counts.json").read_text())
 # Their configurations leave out how many heads the sliding layers have.
 REFUSED = {"stepfun-ai--Step-3.7-Flash", "stepfun-ai--Step-3.7-Flash-FP8"}
 PACKAGE = "PyPI aiconfigurator-core 0.12.0 model_configs/"
@@ -172,6 +174,29 @@ def test_the_catalogue_says_what_the_configurations_say(read: dict[str, ModelFac
         if facts.confidence == "documented":
             assert (facts.native_precision, facts.native_bytes) == (theirs.native_precision, theirs.native_bytes), name
     assert held >= 40
+
+
+@pytest.mark.parametrize("case", FAMILIES, ids=[case["config"]["model_type"] for case in FAMILIES])
+def test_a_small_model_of_a_family_counts_as_its_own_class_does(case: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(case["config"]))
+    facts = load_model(tmp_path)
+    assert facts.sizable
+    assert facts.total_params == case["parameters"]
+
+
+def test_gemma_3_is_counted_with_its_image_tower_and_its_classes_defaults(tmp_path: Path) -> None:
+    vision = {
+        "hidden_size": 1152,
+        "image_size": 896,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+    }
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    config = {"model_type": "gemma3", "text_config": text, "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    # As published on the hub for google/gemma-3-4b-it.
+    assert load_model(tmp_path).total_params == 4_300_079_472
 
 
 # What a family needs, left out or odd: refused with the field's name, never a stack trace or a guess.

@@ -24,7 +24,10 @@ _GEMMA3 = {
     "max_position_embeddings": 131072,
 }
 _DEFAULTS: dict[str, dict[str, int]] = {"gemma3": _GEMMA3, "gemma3_text": _GEMMA3}
-_TIED_BY_DEFAULT = {"gemma", "gemma2", "gemma3", "gemma3_text", "cohere", "cohere2"}
+_TIED_BY_DEFAULT = {
+    *("gemma", "gemma2", "gemma3", "gemma3_text", "gemma4", "gemma4_text", "cohere", "cohere2"),
+    *("starcoder2", "ernie4_5", "ernie4_5_moe"),
+}
 # Families whose layers are all alike unless the config says otherwise.
 _UNIFORM = {
     *("llama", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "cohere", "granite", "olmo2", "smollm3"),
@@ -94,11 +97,6 @@ class Config(NamedTuple):
             if isinstance(part.get("tie_word_embeddings"), bool):
                 return bool(part["tie_word_embeddings"])
         return self.architecture in _TIED_BY_DEFAULT
-
-    @property
-    def has_vision(self) -> bool:
-        """Whether an image or audio tower stands beside the text model."""
-        return any(self.whole.get(f"{part}_config") is not None for part in ("vision", "audio"))
 
     @property
     def countable(self) -> bool:

@@ -46,7 +46,7 @@ def read_decoder(config: Config) -> Decoder | None:
         held.append(small("lm_head", vocabulary * hidden))
     for layer in range(layouts.layer_count(config)):
         held.extend(layer_modules(model, layer))
-    held.append(small("model.norm", hidden))
+    held.append(small("model.norm", 2 * hidden if family.plain_bias else hidden))
     held.extend(_extras(config))
     return Decoder(family.attention(config), tuple(held), _prediction(model))
 
@@ -140,7 +140,18 @@ _DEEPSEEK_V4 = Family(
     at="layers",
     parts=NUMBERED,
 )
+_AS_LISTED = Family(attention=layouts.as_listed)
 FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(("granite", "phi3"), _AS_LISTED),
+    "olmo2": _AS_LISTED._replace(qk_norm="width"),
+    "olmo3": Family(qk_norm="width"),
+    "starcoder2": _AS_LISTED._replace(plain_bias=True, norms=4),
+    "cohere2": _AS_LISTED._replace(norms=1),
+    "qwen2_moe": _AS_LISTED._replace(qkv_bias=True, output_bias=False, shared="shared_expert", shared_gate=True),
+    "qwen3_next": _QWEN3_5._replace(shared_gate=True),
+    "glm4_moe": Family(qk_norm="head", output_bias=False, router_bias=True, predicts="full"),
+    "ernie4_5": Family(),
+    "ernie4_5_moe": Family(router_bias=True),
     "deepseek_v3": _DEEPSEEK,
     "kimi_k2": _DEEPSEEK,
     "kimi_k25": _DEEPSEEK,

@@ -24,8 +24,9 @@ class Family(NamedTuple):
 
     attention: its groups of layers; each: of what kind a layer is, for `mixer` and `feed`, which give the modules of a
     layer; predicts: of what kind a layer that predicts a further token is, None: not established; qk_norm: over each
-    head or over all of them; gate: on attention's output, from a second half of the query; output_bias: attention_bias
-    is of its output too; norms: of the hidden width, a layer; at: where layers stand; moe: where experts do; parts:
+    head or over all of them; gate: on attention's output, from a second half of the query; qkv_bias: whether it has
+    one anyway; output_bias: attention_bias is of its output too; plain_bias: a feed-forward part without a gate, biases
+    everywhere, norms too; norms: of the hidden width, a layer; at: where layers stand; moe: where experts do; parts:
     their matrices; router_bias: a value an expert beside the router.
     """
 
@@ -36,7 +37,9 @@ class Family(NamedTuple):
     feed: Callable[[Walk, int, str], Iterator[Module]] | None = None
     qk_norm: Literal["", "head", "width"] = ""
     gate: bool = False
+    qkv_bias: bool = False
     output_bias: bool = True
+    plain_bias: bool = False
     sinks: bool = False
     norms: int = 2
     at: str = "model.layers"
@@ -64,12 +67,17 @@ class Walk(NamedTuple):
 
 def routed_experts(config: Config) -> Routed | None:
     """The mixture of experts under any of the names the families use, None for a dense model."""
-    counts = (config.integer(key) for key in ("num_local_experts", "n_routed_experts", "num_experts"))
+    counts = (
+        config.integer(key) for key in ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
+    )
     if not (count := next((found for found in counts if found), None)):
         return None
-    per_token = (config.integer(key) for key in ("num_experts_per_tok", "num_experts_per_token", "top_k_experts"))
+    per_token = (
+        config.integer(key) for key in ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_k")
+    )
     ffn = config.integer("moe_intermediate_size") or config.required("intermediate_size")
-    shared = (config.integer("n_shared_experts") or config.integer("num_shared_experts") or 0) * ffn
+    shares = (config.integer(key) for key in ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"))
+    shared = next((found for found in shares if found), 0) * ffn
     for key in ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "shared_intermediate_size"):
         if config.integer(key) is not None:
             shared = config.integer(key) or 0
@@ -99,17 +107,20 @@ def projections(model: Walk, at: str, dims: tuple[int, int, int, int]) -> Iterat
     (heads, keys, width, value), family = dims, model.family
     query = heads * width * (2 if family.gate else 1)
     yield from modules.grouped_query(at, model.hidden, query, keys * width, keys * value, heads * value)
-    if model.config.text.get("attention_bias") is True:
+    biased = model.config.text.get("attention_bias") is True or family.plain_bias
+    if biased or family.qkv_bias:
         yield small(f"{at}.qkv_bias", query + keys * (width + value))
-        yield small(f"{at}.o_bias", model.hidden if family.output_bias else 0)
-    if family.qk_norm:
+    yield small(f"{at}.o_bias", model.hidden if biased and family.output_bias else 0)
+    if family.qk_norm and model.config.text.get("use_qk_norm") is not False:
         yield small(f"{at}.qk_norm", 2 * width if family.qk_norm == "head" else (heads + keys) * width)
 
 
 def feed_forward(model: Walk, layer: int, at: str) -> Iterator[Module]:
     if model.moe is None or not model.sparse[layer]:
         ffn = model.config.integer("dense_intermediate_size") or model.config.required("intermediate_size")
-        yield from modules.gated(f"{at}.mlp", model.hidden, ffn)
+        feed = modules.plain if model.family.plain_bias else modules.gated
+        yield from feed(f"{at}.mlp", model.hidden, ffn)
+        yield small(f"{at}.mlp.bias", ffn + model.hidden if model.family.plain_bias else 0)
     else:
         yield from experts(model, model.moe, f"{at}.{model.family.moe}")
 

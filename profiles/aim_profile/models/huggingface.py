@@ -72,7 +72,8 @@ def config_facts(config: Config) -> dict[str, Any]:
 
 
 def _facts(config: Config, stated: Quantization | None, tensors: list[Tensor]) -> dict[str, Any]:
-    shape, counted, missing = _described(config)
+    # Files say themselves what an image tower weighs.
+    shape, counted, missing = _described(config, 0 if tensors else tower_parameters(config))
     if not tensors and shape is not None and counted is None:
         missing = (*missing, "the weights' size: no safetensors files beside config.json")
     weights = _measured(stated, tensors) if tensors else _computed(config, counted, stated)
@@ -125,14 +126,13 @@ class _Counted(NamedTuple):
     prediction: int | None = 0
 
 
-def _described(config: Config) -> tuple[Shape | None, _Counted | None, tuple[str, ...]]:
+def _described(config: Config, tower: int | None) -> tuple[Shape | None, _Counted | None, tuple[str, ...]]:
     """The dimensions and the parameters, each None where it is not established, and what is missing."""
     decoder = read_decoder(config)
     if decoder is None:
-        shape, missing = _shape(config)
-        countable = shape is not None and config.countable and not config.has_vision
+        shape, missing = _shape(config, vision_params=tower or 0)
+        countable = shape is not None and config.countable and tower is not None
         return shape, _of_shape(config, shape) if shape and countable else None, missing
-    tower = tower_parameters(config)
     shape = _checked_shape(
         config,
         decoder.attention,
@@ -218,7 +218,7 @@ def _split(tensors: list[Tensor]) -> Parameters:
     return Parameters(linear, other)
 
 
-def _shape(config: Config) -> tuple[Shape | None, tuple[str, ...]]:
+def _shape(config: Config, **more: int) -> tuple[Shape | None, tuple[str, ...]]:
     """The dimensions of a family counted from them alone, or None and what is missing."""
     wanted = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "num_hidden_layers")
     if absent := [key for key in wanted if config.integer(key) is None]:
@@ -226,7 +226,7 @@ def _shape(config: Config) -> tuple[Shape | None, tuple[str, ...]]:
     groups, why = attention_groups(config)
     if why:
         return None, (why,)
-    return _checked_shape(config, groups, experts(config)), ()
+    return _checked_shape(config, groups, experts(config), **more), ()
 
 
 def _checked_shape(config: Config, groups: tuple[Attention, ...], moe: Experts | None, **more: int) -> Shape:

@@ -12,7 +12,7 @@ from typing import Any
 
 from aim_profile.errors import ModelError
 
-from .config_fields import Config
+from .config_fields import Config, attention_groups
 from .facts import Attention, State
 
 # Layers are looked at one by one; no decoder has nearly so many.
@@ -75,7 +75,7 @@ def sparse_layers(config: Config) -> list[bool]:
         return [kind == "sparse" for kind in kinds]
     if isinstance(config.text.get("moe_layer_freq"), list):
         return [bool(each) for each in listed(config, "moe_layer_freq", count) or ()]
-    dense = config.integer("first_k_dense_replace") or 0
+    dense = config.integer("first_k_dense_replace") or config.integer("moe_layer_start_index") or 0
     if isinstance(only := config.text.get("mlp_only_layers"), list) and only:
         return [layer not in only for layer in range(count)]
     return [layer >= dense for layer in range(count)]
@@ -111,6 +111,14 @@ def indexed_layers(config: Config) -> list[bool]:
         return [layer >= len(pattern) or pattern[layer] != "S" for layer in range(count)]
     offset = config.integer("index_skip_topk_offset")
     return [max(layer - (2 if offset is None else offset) + 1, 0) % every == 0 for layer in range(count)]
+
+
+def as_listed(config: Config) -> tuple[Attention, ...]:
+    """Families told apart by config_fields: alike, or sliding by a pattern or a switch."""
+    groups, why = attention_groups(config)
+    if why:
+        raise ModelError(f"{config.file}: {why}", field="layer_types")
+    return groups
 
 
 def full_or_window(config: Config) -> tuple[Attention, ...]:
