@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,17 @@ def test_a_policy_of_the_cluster_is_mounted_and_not_taken_from_under_a_service(k
         kubernetes.kubectl("delete", "guardrailpolicy", "ours")
     apply(kubernetes, service("by-policy"))
     kubernetes.kubectl("delete", "guardrailpolicy", "ours")
+
+
+def test_the_service_of_the_install_page_is_completed_and_guarded(kubernetes: Cluster) -> None:
+    page = (ROOT / "docs/install.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    predictor = apply(kubernetes, yaml.safe_load(shown))["spec"]["predictor"]
+    assert [each["name"] for each in predictor["containers"]] == ["transformer-container"]
+    assert predictor["model"]["resources"]["limits"]["amd.com/cpx_nps4"] == "1"
+    (columns,) = re.findall(r"custom-columns=\S+", page)
+    nodes = kubernetes.kubectl("get", "nodes", "-o", *shlex.split(columns))
+    assert nodes.split() == ["NAME", "CPX", "n1", "64"]
 
 
 def test_a_policy_that_no_guardrail_could_read_is_refused(kubernetes: Cluster) -> None:
