@@ -96,6 +96,9 @@ class Loads:
         self._evidenced = evidenced
         self._without = Evidenced()
         self._most_cards = most_whole_cards(fleet)
+        self._held: dict[tuple[object, ...], list[_Candidate]] = {}
+        self._good: dict[tuple[int, str], tuple[str, ...]] = {}
+        self._selected: dict[tuple[tuple[str, str], ...], tuple[DeviceMode, ...]] = {}
 
     def resolve(self, workloads: Workloads) -> tuple[Workloads, tuple[DerivedReplicas, ...]]:
         """The workloads with replicas in place of loads, and how each came about.
@@ -116,7 +119,7 @@ class Loads:
         try:
             model = load_model(workload.model or "")
             wanted = _Wanted(workload, load, model, served_precision(model, workload.precision))
-            holding = list(self._candidates(wanted, self._evidenced))
+            holding = self._holding(wanted)
         except AimProfileError as problem:
             raise _of(workload, problem.field, problem.problem, problem.value, problem.remedy) from problem
         context = wanted.said_context or load.context
@@ -149,15 +152,30 @@ class Loads:
                 wanted.workload, "slo", "no device of the fleet keeps it, not for a single request", remedy=remedy
             )
         chosen = min(kept, key=lambda each: each.cost(wanted.load))
-        as_good = dict.fromkeys(each.device for each in kept if each is chosen or self._as_good(wanted, each, chosen))
-        return chosen, tuple(as_good)
+        # Workloads that ask the same share what holds them.
+        key = (id(holding), chosen.device)
+        if key not in self._good:
+            good = (each.device for each in kept if each is chosen or self._as_good(wanted, each, chosen))
+            self._good[key] = tuple(dict.fromkeys(good))
+        return chosen, self._good[key]
 
     def _as_good(self, wanted: _Wanted, other: _Candidate, chosen: _Candidate) -> bool:
         """Whether it serves as much with no more sequences at once than the replicas will be given."""
         assert chosen.served is not None
         asked = wanted.asked(other.mode, other.tp)._replace(most_sequences=chosen.served.sequences)
-        found = self._evidenced.capacity(asked)
+        found = self._evidenced.capacity(asked, only_cautious=True)
         return found is not None and other._replace(capacity=found).per_replica >= chosen.per_replica
+
+    def _holding(self, wanted: _Wanted) -> list[_Candidate]:
+        """The candidates, computed once for workloads whose requests and promises are the same."""
+        workload, load = wanted.workload, wanted.load
+        key = (
+            *(wanted.model, wanted.precision, load.prompt_tokens, load.answer_tokens, workload.slo, workload.tp),
+            *(workload.kv_dtype, wanted.said_context, workload.devices, tuple(sorted(workload.node_selector.items()))),
+        )
+        if key not in self._held:
+            self._held[key] = list(self._candidates(wanted, self._evidenced))
+        return self._held[key]
 
     def _candidates(self, wanted: _Wanted, evidenced: Evidenced) -> Iterator[_Candidate]:
         """Every kind of device of the fleet that holds it: a partition by itself, the fewest whole cards together."""
@@ -166,7 +184,7 @@ class Loads:
             together = [n for n in _WHOLE_CARDS if n <= self._most_cards[mode.accelerator]]
             for tp in (given,) if given else together if mode.partitions == 1 else (1,):
                 try:
-                    found = evidenced.capacity(wanted.asked(mode, tp))
+                    found = evidenced.capacity(wanted.asked(mode, tp), only_cautious=True)
                 except SizingError as problem:
                     if problem.field != "tp" or given is not None:
                         raise
@@ -176,17 +194,23 @@ class Loads:
                     break
 
     def _modes(self, wanted: _Wanted) -> Iterator[DeviceMode]:
+        """Those it may run in."""
         workload = wanted.workload
-        found: dict[DeviceMode, None] = {}
-        for node in self._fleet.nodes:
-            if not node.is_cpu and workload.node_selector.items() <= dict(node.labels).items():
-                for card in node.cards:
-                    found |= dict.fromkeys(card.allowed(self._options.tier, node.switchable))
-        for mode in found:
+        for mode in self._modes_of(tuple(sorted(workload.node_selector.items()))):
             named = not workload.devices or f"{mode.accelerator} {mode.label}" in workload.devices
             formats = by_name(mode.accelerator).matrix_formats
             if named and (wanted.precision != "fp8" or any(name.startswith("fp8") for name in formats)):
                 yield mode
+
+    def _modes_of(self, selector: tuple[tuple[str, str], ...]) -> tuple[DeviceMode, ...]:
+        """Those of the nodes with these labels. Nodes that came from one entry share their cards."""
+        if selector not in self._selected:
+            nodes = [node for node in self._fleet.nodes if not node.is_cpu and set(selector) <= set(node.labels)]
+            alike = {(id(node.cards), node.switchable): node for node in nodes}.values()
+            cards = {card: node.switchable for node in alike for card in node.cards}
+            allowed = (card.allowed(self._options.tier, switchable) for card, switchable in cards.items())
+            self._selected[selector] = tuple(dict.fromkeys(mode for modes in allowed for mode in modes))
+        return self._selected[selector]
 
     def _derived(self, wanted: _Wanted, chosen: _Candidate, served: Served) -> DerivedReplicas:
         return DerivedReplicas(

@@ -12,7 +12,7 @@ from aim_profile.gpus.catalog import by_name
 from aim_profile.gpus.modes import DeviceMode
 from aim_profile.models.facts import ModelFacts, Precision
 from aim_profile.sizing.asked import Promise, RequestShape
-from aim_profile.sizing.capacity import Capacity, Engine, Served, bound_at, bounded, estimated, latency_range
+from aim_profile.sizing.capacity import Capacity, Engine, Served, bound_at, bounded, cautious, estimated, latency_range
 from aim_profile.sizing.constants import Constants
 from aim_profile.sizing.fit import STEP_TOKENS, fit, make_request
 from aim_profile.sizing.kv_cache import KvDtype
@@ -48,15 +48,15 @@ class Evidenced:
         self._measurements = tuple(measurements)
         self._fitted: dict[tuple[str, str, str, str], Constants | SizingError] = {}
 
-    def capacity(self, asked: Asked) -> Capacity | None:
-        """How much it serves; None where it does not fit the device.
+    def capacity(self, asked: Asked, *, only_cautious: bool = False) -> Capacity | None:
+        """How much it serves; None where it does not fit the device. only_cautious: of a range only that end, quicker.
 
         Raises SizingError for facts that are missing: of the model, or the bandwidth of the device.
         """
         sequences = min(_memory_sequences(asked), asked.most_sequences or sys.maxsize)
         if not sequences:
             return None
-        return self._measured(asked, sequences) or self._calculated(asked, _engine(asked, sequences))
+        return self._measured(asked, sequences) or self._calculated(asked, _engine(asked, sequences), only_cautious)
 
     def curve(self, asked: Asked, levels: int) -> list[tuple[Served | None, Served]]:
         """What it serves with more and more sequences at once, whatever was promised: cautious end and other end.
@@ -75,7 +75,7 @@ class Evidenced:
             return [(None, bound_at(engine, sequences)) for sequences in steps]
         return [latency_range(engine, nearest[1], sequences) for sequences in steps]
 
-    def _calculated(self, asked: Asked, engine: Engine) -> Capacity:
+    def _calculated(self, asked: Asked, engine: Engine, only_cautious: bool) -> Capacity:
         if asked.tp > 1:
             return bounded(engine, asked.promise, ("what devices together say to each other was never measured",))
         nearest, passed_over = self._nearest(asked, engine.speeds)
@@ -84,7 +84,8 @@ class Evidenced:
             missing = f"there is no evidence of {gfx}, the class of {asked.mode.accelerator}"
             return bounded(engine, asked.promise, passed_over or (missing,))
         observation, constants = nearest
-        found = estimated(engine, asked.promise, constants, (observation.label,))
+        answer = cautious if only_cautious else estimated
+        found = answer(engine, asked.promise, constants, (observation.label,))
         return found._replace(notes=(*found.notes, *passed_over))
 
     def _points(self, asked: Asked) -> list[tuple[Point, str]]:
@@ -193,7 +194,7 @@ def _kept(point: Point, promise: Promise) -> bool:
     """By the 95th of a hundred requests: who measured has more than means."""
     assert point.ttft_ms is not None
     assert point.itl_ms is not None
-    return promise.kept(point.ttft_ms.p95, point.itl_ms.p95)
+    return promise.taken(point.ttft_ms.p95, point.itl_ms.p95) <= 1
 
 
 def _served(point: Point) -> Served:

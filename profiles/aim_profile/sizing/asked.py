@@ -27,6 +27,7 @@ class Promise(BaseModel):
     ttft_ms: float | None = Field(default=None, gt=0, le=3_600_000)
     itl_ms: float | None = Field(default=None, gt=0, le=3_600_000)
 
-    def kept(self, ttft_ms: float, itl_ms: float) -> bool:
-        """Whether those latencies keep it."""
-        return ttft_ms <= (self.ttft_ms or ttft_ms) and itl_ms <= (self.itl_ms or itl_ms)
+    def taken(self, ttft_ms: float, itl_ms: float) -> float:
+        """How much of it those latencies take, of the one that takes more: at most 1 keeps it."""
+        pairs = ((ttft_ms, self.ttft_ms), (itl_ms, self.itl_ms))
+        return max((found / promised for found, promised in pairs if promised is not None), default=0.0)

@@ -61,6 +61,12 @@ class Engine(NamedTuple):
     memory_sequences: int
 
 
+def cautious(engine: Engine, promise: Promise, constants: Constants, evidence: tuple[str, ...]) -> Capacity:
+    """The cautious end of `estimated` alone, which is what is planned by."""
+    low = most_within(lambda sequences: _estimate_at(engine, constants, sequences, "most"), promise, engine)
+    return Capacity("estimate", low, low, engine.memory_sequences, (), evidence)
+
+
 def estimated(engine: Engine, promise: Promise, constants: Constants, evidence: tuple[str, ...]) -> Capacity:
     """The range of what it serves within the promise, by constants fitted on that evidence."""
 
@@ -86,16 +92,26 @@ def latency_range(engine: Engine, constants: Constants, sequences: float) -> tup
 
 
 def most_within(at: Callable[[int], Served], promise: Promise, engine: Engine) -> Served | None:
-    """At the most sequences that keep the promise, None where one does not. Both latencies rise with sequences."""
-    low, high = 0, engine.memory_sequences
-    found: Served | None = None
-    while low < high:
-        middle = (low + high + 1) // 2
-        served = at(middle)
-        if promise.kept(served.ttft_ms, served.itl_ms):
-            low, found = middle, served
+    """At the most sequences that keep the promise, None where one does not. Both latencies rise with sequences.
+
+    Latencies are nearly straight lines: a few guesses along one find it, and every third halves what is left.
+    """
+    most, least = at(engine.memory_sequences), at(1)
+    if promise.taken(most.ttft_ms, most.itl_ms) <= 1:
+        return most
+    if promise.taken(least.ttft_ms, least.itl_ms) > 1:
+        return None
+    (low, found), (high, beyond), turn = (1, least), (engine.memory_sequences, most), 0
+    while high - low > 1:
+        turn += 1
+        under, over = (promise.taken(each.ttft_ms, each.itl_ms) for each in (found, beyond))
+        share = 0.5 if turn % 3 == 0 else (1 - under) / (over - under)
+        middle = min(high - 1, max(low + 1, low + int(share * (high - low))))
+        tried = at(middle)
+        if promise.taken(tried.ttft_ms, tried.itl_ms) <= 1:
+            low, found = middle, tried
         else:
-            high = middle - 1
+            high, beyond = middle, tried
     return found
 
 
