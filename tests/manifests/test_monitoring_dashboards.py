@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 import yaml
+from prometheus_client import start_http_server
 from typer.testing import CliRunner
 
 from aim_kserve.identity import keys
@@ -27,6 +28,8 @@ from aim_trainer.metrics.records import Evaluation, Saved, Step
 from fake_predictor import FakePredictor
 from guarded import ask, orders
 from manifest_files import MANIFESTS
+from operator_metrics import OperatorMetrics
+from ports import free_ports
 from real_prometheus import Prometheus, is_installed, target
 from scripted_guardrail import CHAT, serving
 from served import Served
@@ -105,6 +108,12 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         stack.callback(run.close)
         exporter = stack.enter_context(started_exporter(folder))
         pod = {"namespace": "llm", "pod": "p-0", "node": "node-1"}
+        operator, (operator_port,) = OperatorMetrics(), free_ports(1)
+        served, answering = start_http_server(operator_port, "127.0.0.1", operator.registry)
+        stack.callback(lambda: (served.shutdown(), served.server_close(), answering.join()))
+        operator.of("aim_operator_leads").set(1)
+        operator.of("aim_partition_switch_seconds", "SPX/NPS1", "CPX/NPS4", "Verifying").observe(3)
+        operator.of("aim_operator_guardrail_policy_pods", "llm", "ours", "current").set(2)
         (folder / "key").write_text(scraper)
         prometheus = Prometheus(
             folder,
@@ -113,12 +122,18 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
                 target("aim-guardrail", f"127.0.0.1:{guarded.server.http_port}", {**pod, "pod": "g-0"}),
                 target("aim-trainer", f"127.0.0.1:{run.port}", {**pod, "pod": "t-0"}),
                 target("aim-exporter", exporter, {"namespace": "monitoring"}, honor_labels=True),
+                target("aim-operator", f"127.0.0.1:{operator_port}", {"namespace": "aim-system"}, honor_labels=True),
             ],
         )
         stack.callback(prometheus.close)
         http = stack.enter_context(httpx.Client(timeout=30))
         steps = iter(range(1, 10_000))
-        fed = lambda: feed(http, (runtime, caller, eager), guarded.server, (run, next(steps)))  # noqa: E731
+        reviews = operator.of("aim_operator_admission_reviews_total", "validate", "allowed")
+
+        def fed() -> None:
+            reviews.inc()
+            feed(http, (runtime, caller, eager), guarded.server, (run, next(steps)))
+
         yield Fleet(prometheus, fed, runtime, {"authorization": f"Bearer {caller}"})
 
 

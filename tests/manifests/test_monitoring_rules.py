@@ -97,6 +97,7 @@ POD = {"namespace": "llm", "pod": "p-0", "instance": "10.0.0.1:8080", "job": "mo
 MODEL = {**POD, "model_name": "chat", "engine": "vllm"}
 CLASS = {**POD, "model_name": "chat", "class": "high"}
 NODE = {"node": "n0", "job": "monitoring/aim-exporter", "instance": "10.0.0.2:9402"}
+OPERATOR = {"namespace": "llm", "job": "aim-operator"}
 Series = dict[str, str]
 
 
@@ -146,6 +147,10 @@ HEALTHY: Series = {
     series("aim_trainer_checkpoint_age_seconds", POD): "600x120",
     series("aim_plan_differences", NODE): "0x120",
     series("aim_node_source_ok", NODE, source="plan"): "1x120",
+    series("aim_operator_leads", OPERATOR, pod="o-0"): "1x120",
+    series("aim_operator_leads", OPERATOR, pod="o-1"): "0x120",
+    series("aim_operator_admission_reviews_total", OPERATOR, webhook="validate", outcome="denied"): "0+1x120",
+    series("aim_operator_guardrail_policy_pods", OPERATOR, policy="p", state="current"): "3x120",
 }
 
 
@@ -156,6 +161,7 @@ class Case(NamedTuple):
     labels: Mapping[str, str]
 
 
+_JOB = {"job": "aim-operator"}
 _CHAT = {"namespace": "llm", "model_name": "chat"}
 _SLOW = {"0.1": "0+600x59 35500+100x60", "1": "0+600x120", "+Inf": "0+600x120"}
 
@@ -230,6 +236,15 @@ CASES: dict[str, Case] = {
     "AimNodeUnreadable": Case(
         {series("aim_node_source_ok", NODE, source="plan"): "1x59 0x60"}, {**NODE, "source": "plan"}
     ),
+    "AimOperatorLeaderless": Case({series("aim_operator_leads", OPERATOR, pod="o-0"): "1x59 0x60"}, _JOB),
+    "AimAdmissionFails": Case(
+        {series("aim_operator_admission_reviews_total", OPERATOR, webhook="validate", outcome="failed"): "_x59 0+1x60"},
+        {**_JOB, "webhook": "validate"},
+    ),
+    "AimPolicyStale": Case(
+        {series("aim_operator_guardrail_policy_pods", OPERATOR, policy="p", state="stale"): "0x59 2x60"},
+        {**OPERATOR, "policy": "p", "state": "stale"},
+    ),
 }
 
 
@@ -245,7 +260,9 @@ def promtool(*arguments: str | Path) -> str:
 
 def of_case(name: str, text: str) -> str:
     """The same labels in a namespace and on a node of the case's own."""
-    return text.replace('namespace="llm"', f'namespace="{name}"').replace('node="n0"', f'node="{name}"')
+    for key, value in (("namespace", "llm"), ("node", "n0"), ("job", "aim-operator")):
+        text = text.replace(f'{key}="{value}"', f'{key}="{name}"')
+    return text
 
 
 def unit_tests(folder: Path, tests: Sequence[Any], rules: Path = FOLDER / "aim.rules") -> Path:
@@ -287,7 +304,7 @@ def test_the_page_has_each_alert_with_its_meaning_and_remedy() -> None:
 def test_rules_and_dashboards_ask_for_what_the_servers_have() -> None:
     """Families are those of the metrics page, which tests hold against the servers; series of ours are recorded."""
     known = set(re.findall(r"`((?:aim|guardrail)_\w+)`", METRICS.read_text()))
-    histograms = {f"{name}_bucket" for name in known}
+    histograms = {f"{name}_{part}" for name in known for part in ("bucket", "sum", "count")}
     asked = {rule.expr for group in groups() for rule in group.rules}
     asked |= {
         target["expr"]

@@ -259,3 +259,34 @@ FLEET = Group(
         ),
     ],
 )
+
+#: Of the operator.
+OPERATOR = Group(
+    "aim-operator",
+    [
+        Alert(
+            "AimOperatorLeaderless",
+            "warning",
+            "5m",
+            "max by (job) (aim_operator_leads) == 0",
+            "No replica of the operator leads: plans, policies and jobs are not kept.",
+            "kubectl -n aim-system get lease aim-operator, and the log of each replica.",
+        ),
+        Alert(
+            "AimAdmissionFails",
+            "critical",
+            "5m",
+            'sum by (job, webhook) (rate(aim_operator_admission_reviews_total{outcome="failed"}[5m])) > 0',
+            "The operator's webhook {{ $labels.webhook }} cannot ask the cluster: no service is made or changed.",
+            "Its log says what it was refused: its role (manifests/operator), or an API server that does not answer.",
+        ),
+        Alert(
+            "AimPolicyStale",
+            "warning",
+            "15m",
+            'aim_operator_guardrail_policy_pods{state="stale"} > 0',
+            "{{ $value }} pods in {{ $labels.namespace }} run an older version of policy {{ $labels.policy }}.",
+            "kubectl describe guardrailpolicy names them; the log of each says why it did not take the new one.",
+        ),
+    ],
+)

@@ -98,6 +98,18 @@ def _tenants() -> list[Panel]:
     ]
 
 
+def _operator() -> list[Panel]:
+    took, by = "aim_partition_switch_seconds", "sum by (from, to, phase)"
+    reviews = "sum by (webhook, outcome) (rate(aim_operator_admission_reviews_total"
+    pods = "sum by (namespace, policy, state) (aim_operator_guardrail_policy_pods"
+    return [
+        _number("Replicas that lead", "sum(aim_operator_leads)"),
+        _rows("Switches: mean seconds in each phase", f"{by} ({took}_sum) / {by} ({took}_count)"),
+        _lines("Services looked at", f"{reviews}[{_RATE}]))", "{{webhook}} {{outcome}}", "reqps"),
+        _lines("Pods by the version of their policy", f"{pods}{{{_HERE}}})", "{{namespace}}/{{policy}} {{state}}"),
+    ]
+
+
 FLEET = Board(
     "aim-fleet",
     "AIM: fleet and partitions",
@@ -154,6 +166,7 @@ FLEET = Board(
         ),
         ("Cost", _costs()),
         ("Cost by tenant", _tenants()),
+        ("Operator", _operator()),
     ],
 )
 

@@ -32,6 +32,7 @@ def groups() -> tuple[Group, ...]:
         alerts.GUARDRAIL,
         alerts.TRAINING,
         alerts.FLEET,
+        alerts.OPERATOR,
     )
 
 

@@ -48,7 +48,8 @@ def operator_monitor() -> Object:
         "spec": {
             "namespaceSelector": {"any": True},
             "selector": {"matchLabels": {NAME_LABEL: _OPERATOR}},
-            "endpoints": [{"port": "metrics", "path": "/metrics", "interval": "15s"}],
+            # It tells of other namespaces than its own.
+            "endpoints": [{"port": "metrics", "path": "/metrics", "interval": "15s", "honorLabels": True}],
         },
     }
 
