@@ -70,7 +70,7 @@ class Leadership:
             async with asyncio.timeout(self._settings.renew_deadline_s):
                 return await self._tried()
         except TROUBLE as error:
-            logger.warning("the lease %s cannot be had: %s", LEASE, error)
+            logger.warning("the lease %s cannot be had: %r", LEASE, error)
             return False
 
     async def _tried(self) -> bool:

@@ -31,13 +31,14 @@ from .cluster import (
     Object,
 )
 from .finetuning.controller import register_reports
+from .notes import DEFAULTS, GUARDRAIL
 from .operator import Operator
 from .policies import webhook as policies
 
 logger = logging.getLogger("aim.operator.webhooks")
 
 #: What the webhooks note; other notes under status.aim.amd.com/ are none of their business.
-_OWN = (defaults.NOTED, guardrail.INJECTED)
+_OWN = (DEFAULTS, GUARDRAIL)
 
 _KIND = (INFERENCE_SERVICES.api_version.partition("/")[0], "v1beta1", INFERENCE_SERVICES.plural)
 

@@ -126,6 +126,10 @@ class GpuNodes:
         seen = self.object(node.name)
         tainted = _TAINT in [{key: taint.get(key) for key in _TAINT} for taint in seen["spec"].get("taints") or ()]
         pods = self._pods(node)
+        for pod in [pod for pod in pods if "deletionTimestamp" in pod["metadata"]]:
+            # Its kubelet has ended it: until then an API server keeps it.
+            self._delete(pod)
+            pods.remove(pod)
         if tainted:
             for pod in [pod for pod in pods if not _tolerates(pod)]:
                 self._delete(pod)
@@ -141,7 +145,8 @@ class GpuNodes:
 
     def _delete(self, pod: dict[str, Any]) -> None:
         metadata = pod["metadata"]
-        self.kubernetes.delete(f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}")
+        path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+        self.kubernetes.delete(f"{path}?gracePeriodSeconds=0")
 
     def _daemon(self, node: GpuNode, name: str, stays: bool, holds: bool, tainted: bool, pods: list[Any]) -> None:
         """One pod of the DaemonSet, where it may run."""

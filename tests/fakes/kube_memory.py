@@ -76,8 +76,10 @@ class Memory:
         return copy.deepcopy(now)
 
     def delete(self, path: str) -> None:
-        self.read(path)
-        del self._objects[path]
+        """How long it may take (`?gracePeriodSeconds=`) is nothing here: it is gone."""
+        name = path.partition("?")[0]
+        self.read(name)
+        del self._objects[name]
 
     def _storms(self) -> bool:
         self.conflicts -= self.conflicts > 0

@@ -25,10 +25,14 @@ WEBHOOKS = "/apis/admissionregistration.k8s.io/v1"
 
 
 class Operator:
-    """A running operator. Its log is in `log`, its audit in `audit`."""
+    """A running operator. Its log is in `log`, its audit in `audit`; reports: the URL that pods of jobs tell."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path, audit: Path) -> None:
-        self.process, self.url, self.log, self.audit = process, url, log, audit
+    def __init__(
+        self, process: subprocess.Popen[bytes], ports: tuple[int, int, int], log: Path, audit: Path, authority: Path
+    ) -> None:
+        http_port, self.webhook_port, report_port = ports
+        self.process, self.log, self.audit, self.authority = process, log, audit, authority
+        self.url, self.reports = f"http://127.0.0.1:{http_port}", f"https://127.0.0.1:{report_port}"
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(f"{self.url}{path}")
@@ -44,28 +48,40 @@ class Operator:
 
 @contextmanager
 def operator(
-    kubernetes: Cluster, folder: Path, *arguments: str, name: str = "operator", webhooks: bool = True
+    kubernetes: Cluster,
+    folder: Path,
+    *arguments: str,
+    name: str = "operator",
+    webhooks: bool = True,
+    kubeconfig: Path | None = None,
 ) -> Iterator[Operator]:
-    """Started, its webhooks registered and its controllers at work (unless another leads). Ended either way."""
-    http_port, webhook_port = free_ports(2)
+    """Started, its webhooks registered and its controllers at work (unless another leads). Ended either way.
+
+    kubeconfig: of an account that may not register webhooks, as in a cluster: then that is its caller's to do.
+    """
+    http_port, webhook_port, report_port = free_ports(3)
     log, audit = folder / f"{name}.log", folder / f"{name}-audit.jsonl"
     # What an API server on another machine calls this one; the double is on this one.
     host = os.environ.get("WEBHOOK_HOST", "127.0.0.1")
     flags = ["--host", "0.0.0.0", "--http-port", str(http_port), "--identity", name, "--audit-log", str(audit)]
     flags += ["--lease-duration", "3", "--renew-deadline", "2", "--retry-period", "0.2", "--namespace", "aim-system"]
     if webhooks:
-        flags += ["--certificates", str(certificates(folder / "certificates", host)), "--webhook-host", host]
-        flags += ["--webhook-port", str(webhook_port)]
+        flags += ["--certificates", str(certificates(folder / "certificates", host))]
+        flags += ["--webhook-port", str(webhook_port), "--report-port", str(report_port)]
+        flags += ["--report-url", f"https://{host}:{report_port}", *([] if kubeconfig else ["--webhook-host", host])]
     if not kubernetes.exists("/api/v1/namespaces/aim-system"):
         kubernetes.create("/api/v1/namespaces", {"metadata": {"name": "aim-system"}})
     command = [sys.executable, "-W", "error::DeprecationWarning", "-m", "aim_operator", *flags, *arguments]
     with log.open("wb") as told:
-        process = subprocess.Popen(command, env=kubernetes.environment, stdout=told, stderr=subprocess.STDOUT)
+        account = {"KUBECONFIG": str(kubeconfig)} if kubeconfig else {}
+        environment = kubernetes.environment | account
+        process = subprocess.Popen(command, env=environment, stdout=told, stderr=subprocess.STDOUT)
     try:
-        if webhooks:
+        if webhooks and not kubeconfig:
             for kind in ("validatingwebhookconfigurations", "mutatingwebhookconfigurations"):
                 kubernetes.wait_for(f"{WEBHOOKS}/{kind}", "aim-operator.aim.amd.com", lambda it: it.get("webhooks"))
-        yield Operator(process, f"http://127.0.0.1:{http_port}", log, audit)
+        ports = http_port, webhook_port, report_port
+        yield Operator(process, ports, log, audit, folder / "certificates/ca.crt")
     finally:
         process.kill()
         process.wait()

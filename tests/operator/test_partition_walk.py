@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from aim_operator.notes import NOTES
 from aim_operator.partitions.hands import Place
 from aim_operator.partitions.metrics import Switches
 from aim_operator.partitions.reconcile import Reconciler
@@ -463,7 +464,8 @@ def test_where_each_service_is_stands_in_the_plan_and_on_the_service(world: Worl
     assert "annotations" not in world.kubernetes.read(f"{KSERVE}/chat")["metadata"], "KServe would restart its pods"
     assert "serviceAnnotationDisallowedList" in world.status()["message"]
     keys = [f"status.aim.amd.com/{name}" for name in TEAM]
-    config = {"inferenceService": json.dumps({"serviceAnnotationDisallowedList": keys})}
+    assert all(note in world.status()["message"] for note in NOTES)
+    config = {"inferenceService": json.dumps({"serviceAnnotationDisallowedList": NOTES})}
     path = "/api/v1/namespaces/kserve/configmaps"
     world.kubernetes.create(path, {"metadata": {"name": "inferenceservice-config"}, "data": config})
     world.step()

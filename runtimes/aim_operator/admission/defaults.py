@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from aim_operator.notes import DEFAULTS
 from aim_profile.errors import AimProfileError, UnknownModelError
 from aim_profile.gpus.catalog import PartitionMode, by_name
 from aim_profile.kubernetes.kserve import Service as Rendered
@@ -27,8 +28,6 @@ from .fit import denied, wanted
 from .nodes import Devices
 from .service import Object, Service
 
-#: What was filled in, as JSON.
-NOTED = "status.aim.amd.com/defaults"
 #: Of a rendered service, what a hand-written one gets. Its scale and its name are its own.
 _FILLED = ("affinity", "deploymentStrategy", "terminationGracePeriodSeconds", "automountServiceAccountToken")
 _MERGED = ("labels", "nodeSelector")
@@ -38,7 +37,7 @@ _FILLED_OF_MODEL = ("args", "env", "resources")
 def taken_out(body: Object) -> Object:
     """The service without what was filled in before and nobody has changed since."""
     done = copy.deepcopy(body)
-    noted = (done["metadata"].get("annotations") or {}).pop(NOTED, None)
+    noted = (done["metadata"].get("annotations") or {}).pop(DEFAULTS, None)
     if noted is not None:
         _take_out(done, json.loads(noted))
     return done
@@ -61,7 +60,7 @@ def fill(service: Service, devices: Devices) -> Object:
         raise denied(error) from None
     done = _completed(service.body, rendered)
     if added := _added(service.body, done):
-        done["metadata"]["annotations"][NOTED] = json.dumps(added, sort_keys=True)
+        done["metadata"]["annotations"][DEFAULTS] = json.dumps(added, sort_keys=True)
     return done
 
 

@@ -14,6 +14,7 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from aim_operator.notes import GUARDRAIL
 from aim_operator.policies.text import config_map_of
 from aim_profile.kubernetes.serving_runtime import PODINFO_MOUNT, PODINFO_VOLUME, RESTRICTED, image_of, probes
 
@@ -21,8 +22,6 @@ from .annotated import POLICY, RULES
 from .denied import Denied
 from .service import PREDICTOR, TRANSFORMER, Object, Service
 
-#: Says that the guardrail is ours to take out again.
-INJECTED = "status.aim.amd.com/guardrail"
 _HTTP, _GRPC = 8090, 8091
 _FLAGS = (f"--http_port={_HTTP}", f"--grpc_port={_GRPC}")
 _PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -47,7 +46,7 @@ def place(body: Object, policies: Collection[str], image: str = "") -> Object:
     predictor.setdefault("containers", []).append(_container(done, told, policies, image))
     volumes = predictor.setdefault("volumes", [])
     volumes += [each for each in _volumes(told, policies) if each["name"] not in {own["name"] for own in volumes}]
-    done["metadata"].setdefault("annotations", {})[INJECTED] = "injected"
+    done["metadata"].setdefault("annotations", {})[GUARDRAIL] = "injected"
     return done
 
 
@@ -123,7 +122,7 @@ def _on_port(probe: Mapping[str, Any]) -> Object:
 def taken_out(body: Object) -> Object:
     """The service without the guardrail that was injected before."""
     body = copy.deepcopy(body)
-    if (body["metadata"].get("annotations") or {}).pop(INJECTED, None) is None:
+    if (body["metadata"].get("annotations") or {}).pop(GUARDRAIL, None) is None:
         return body
     predictor = body["spec"]["predictor"]
     predictor["containers"] = [each for each in predictor.get("containers", ()) if each.get("name") != TRANSFORMER]

@@ -28,6 +28,8 @@ _CLUSTER: Sequence[tuple[str, Sequence[str], Sequence[str]]] = (
         ("guardrailpolicies/status", "partitionplans/status", "finetuningjobs/status"),
         ("get", "update", "patch"),
     ),
+    # What they own cannot outlive them (blockOwnerDeletion), which OpenShift lets only those say who may do this.
+    (_GROUP, ("guardrailpolicies/finalizers", "finetuningjobs/finalizers"), ("update",)),
     ("", ("configmaps",), ("get", "list", "create", "update", "patch")),
     ("", ("pods",), _KEEP),
     ("", ("events",), ("list", "create", "patch")),

@@ -14,14 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aim_operator.cluster import CONFIG_MAPS, INFERENCE_SERVICES, PODS, Cluster
+from aim_operator.notes import NOTES, PLACES
 from aim_profile.kubernetes.plan_objects import service_names
 from aim_profile.plans.plan import Placement, Plan
 
 from .claims import device_of
 from .status import NodeStatus, PlaceStatus
 
-PREFIX = "status.aim.amd.com/"
-ANNOTATIONS = tuple(PREFIX + name for name in ("node", "card", "partition"))
 _KSERVE = ("kserve", "inferenceservice-config", "inferenceService", "serviceAnnotationDisallowedList")
 _SERVICE = "serving.kserve.io/inferenceservice"
 _LONGEST = 1024
@@ -147,7 +146,7 @@ async def _not_annotated(cluster: Cluster, wanted: bool) -> str:
         kept = set(json.loads(((config or {}).get("data") or {}).get(key) or "{}").get(field) or ())
     except (ValueError, AttributeError, TypeError):
         kept = set()
-    missing = [each for each in ANNOTATIONS if each not in kept]
+    missing = [each for each in NOTES if each not in kept]
     if not missing:
         return ""
     return (
@@ -158,7 +157,7 @@ async def _not_annotated(cluster: Cluster, wanted: bool) -> str:
 
 async def _annotate(cluster: Cluster, service: Mapping[str, Any], places: Sequence[PlaceStatus]) -> None:
     values = [",".join(getattr(place, name) or "?" for place in places) for name in ("node", "card", "partition")]
-    wanted = dict(zip(ANNOTATIONS, values, strict=True))
+    wanted = dict(zip(PLACES, values, strict=True))
     now = service["metadata"].get("annotations") or {}
     if places and any(now.get(key) != value for key, value in wanted.items()):
         metadata = service["metadata"]
