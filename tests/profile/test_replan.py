@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from aim_profile.cli.app import app
 from aim_profile.plans.fleet import Fleet, parse_fleet
 from aim_profile.plans.make import make_plan
-from aim_profile.plans.plan import Plan, PlanOptions, dump_plan, parse_plan
+from aim_profile.plans.plan import Plan, PlanError, PlanOptions, dump_plan, parse_plan
 from aim_profile.plans.replan import Replanned, replan
 from aim_profile.plans.settled import in_the_modes_of
 from aim_profile.plans.workload import Workload, Workloads, parse_workloads, workloads_of
@@ -256,3 +256,39 @@ def test_the_command_prints_what_changes_and_why(tmp_path: Path):
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_partitions_are_put_together_only_where_nothing_else_is_left():
+    fleet = "nodes: [{name: n, gpu: MI300X, cards: 1, compute_partition: CPX, deployment: sr-iov}, %s]"
+    whole = "{name: w, gpu: MI300X, cards: 1, compute_partition: SPX, deployment: sr-iov}"
+    asked = ("{name: a, model: Qwen/Qwen3-32B, precision: bf16, priority: high}",)
+    plan = make_plan(parse_fleet(fleet % whole), work(*asked), BRIEF)
+    assert [run.mode for run in plan.placements] == ["SPX/NPS1"]
+    more = again(fleet % whole, plan, *asked, asked[0].replace("name: a", "name: b"))
+    assert [(run.id, run.mode, run.tp > 1) for run in more.plan.placements] == [
+        ("a/0", "SPX/NPS1", False),
+        ("b/0", "CPX/NPS4", True),
+    ]
+    assert more.local is True
+
+
+def test_a_plan_of_other_nodes_is_refused():
+    plan = make_plan(parse_fleet(TWO_NODES), work("{name: a, memory: 20GiB}"), BRIEF)
+    with pytest.raises(PlanError, match="the fleet has no n-0") as problem:
+        again(TWO_NODES.replace("name: n", "name: other"), plan, "{name: a, memory: 20GiB}")
+    assert problem.value.field == "previous"
+
+
+def test_what_only_planning_refuses_is_said_with_its_line(tmp_path: Path):
+    (tmp_path / "f.yaml").write_text(TWO_NODES, encoding="utf-8")
+    asked = tmp_path / "w.yaml"
+    for text, line, words in (
+        ("- {name: b, memory: 5GiB}\n- name: a\n  model: Qwen/Qwen3-4B\n  tp: 3", 5, "tensor parallel 3"),
+        ("- name: a\n  memory: 5GiB\n  pinned:\n    node: nowhere", 5, "nowhere"),
+        ("- name: a\n  model: Qwen/Qwen3-4B\n  fallback:\n  - {context: 99}\n  - {tp: 3}", 6, "fallback[1]: Qwen"),
+    ):
+        asked.write_text(f"workloads:\n{text}\n", encoding="utf-8")
+        refused = run("plan", tmp_path / "f.yaml", asked)
+        assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+        assert refused.stderr.startswith(f"aim-profile: {asked}:{line}: workload a: ")
+        assert words in refused.stderr

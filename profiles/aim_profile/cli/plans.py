@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from os.path import isdir, isfile
 from pathlib import Path
+from typing import Any
 
 from aim_profile.errors import AimProfileError
 from aim_profile.files.kinds import looks_like
@@ -19,7 +20,7 @@ from aim_profile.kubernetes.kueue import cluster_queue_of
 from aim_profile.kubernetes.plan_objects import config_map_of, partition_plan_of, services_of
 from aim_profile.kubernetes.target import Target
 from aim_profile.nodes.read import read_node
-from aim_profile.plans.day import has_windows, plan_day
+from aim_profile.plans.day import DayPlan, has_windows, plan_day
 from aim_profile.plans.fleet import Fleet, fleet_of, load_fleet
 from aim_profile.plans.make import make_plan
 from aim_profile.plans.plan import (
@@ -34,9 +35,9 @@ from aim_profile.plans.plan import (
     plan_of,
 )
 from aim_profile.plans.replan import Replanned, replan
-from aim_profile.plans.workload import Workloads, load_workloads
+from aim_profile.plans.workload import WorkloadError, Workloads, load_workloads, with_line, workloads_from
 from aim_profile.serving.derive import Wanted
-from aim_profile.serving.evidence import Measurement, Subject
+from aim_profile.serving.evidence import Subject
 from aim_profile.serving.evidence_files import Evidence, read_evidence
 from aim_profile.serving.files import profile_of
 
@@ -68,20 +69,15 @@ def plan(
     """Plan, print, draw. Exit 1 where a replica has no device. at: the time of day whose plan is wanted alone."""
     known = read_evidence(evidence) if evidence else None
     _refuse_stdout(svg, out)
-    if previous is not None:
-        refuse_beside("--previous", {"current": current, "exact": options.exact or None})
-    measurements = known.measurements if known else ()
-    asked = load_workloads(workloads)
-    if has_windows(asked):
-        one_plan = {"current": current, "previous": previous, "exact": options.exact or None}
-        refuse_beside("a day of windows, each planned from the one before it,", one_plan)
-        day = plan_day(_fleet(fleet, strict), asked, options, measurements)
-        if at is None:
-            return show_day(output, day, partial(_blocks, known=known), svg=svg, out=out)
-        made, changes = day.at(at).plan, None
-    else:
-        refuse_beside("a workloads file without windows", {"at": at})
-        made, changes = _made(_fleet(fleet, strict), asked, options, current, previous, measurements)
+    files = {"current": current, "previous": previous, "exact": options.exact or None}
+    file = read_parsed(workloads, WorkloadError)
+    try:
+        found = _planned(_fleet(fleet, strict), workloads_from(file), options, files, known, at)
+    except WorkloadError as problem:
+        raise with_line(problem, file) from problem
+    if isinstance(found, DayPlan):
+        return show_day(output, found, partial(_blocks, known=known), svg=svg, out=out)
+    made, changes = found
     measured = _measured(made, known) if known else ""  # what it refuses is refused before a file is written
     written = cache(partial(dump_plan, made))
     if svg is not None:
@@ -119,19 +115,27 @@ def _blocks(made: Plan, known: Evidence | None) -> Sequence[Block]:
     )
 
 
-def _made(
+def _planned(
     fleet: Fleet,
     workloads: Workloads,
     options: PlanOptions,
-    current: Path | None,
-    previous: Path | None,
-    measurements: Sequence[Measurement],
-) -> tuple[Plan, Replanned | None]:
-    if previous is None:
-        before = load_plan(current) if current is not None else ()
-        return make_plan(fleet, workloads, options, before, measurements), None
-    changes = replan(fleet, workloads, load_plan(previous), options, measurements)
-    return changes.plan, changes
+    given: Mapping[str, Any],
+    known: Evidence | None,
+    at: str | None,
+) -> DayPlan | tuple[Plan, Replanned | None]:
+    """A day of plans, or one plan with what it changes of the one before. given: current, previous, exact."""
+    measurements = known.measurements if known else ()
+    if has_windows(workloads):
+        refuse_beside("a day of windows, each planned from the one before it,", given)
+        day = plan_day(fleet, workloads, options, measurements)
+        return day if at is None else (day.at(at).plan, None)
+    refuse_beside("a workloads file without windows", {"at": at})
+    if given["previous"] is not None:
+        refuse_beside("--previous", {"current": given["current"], "exact": given["exact"]})
+        changes = replan(fleet, workloads, load_plan(given["previous"]), options, measurements)
+        return changes.plan, changes
+    before = load_plan(given["current"]) if given["current"] is not None else ()
+    return make_plan(fleet, workloads, options, before, measurements), None
 
 
 def _since(changes: Replanned) -> Facts:

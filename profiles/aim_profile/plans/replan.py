@@ -17,13 +17,14 @@ from aim_profile.plans.search.bound import cards_bound
 from aim_profile.plans.search.build import Builder, Strategy
 from aim_profile.plans.search.fallbacks import fall_back
 from aim_profile.plans.search.intake import make_problem
+from aim_profile.plans.search.problem import with_avoided
 from aim_profile.plans.search.state import State
 from aim_profile.serving.evidence import Measurement
 
 from .compare import where
 from .fleet import Fleet
 from .make import Writer, make_plan, without_loads
-from .plan import PRIORITIES, CardPlan, Placement, Plan, PlanOptions, Totals, changes_at_start
+from .plan import PRIORITIES, CardPlan, Placement, Plan, PlanError, PlanOptions, Totals, changes_at_start
 from .refusal import explain
 from .running import same_place
 from .settled import Settled, in_the_modes_of
@@ -59,13 +60,25 @@ def replan(
 
     `previous` is taken as carried out: its cards are in the modes it planned. Nothing that is still asked for moves or
     stops, unless options.allow_eviction lets those that may be evicted make way, or its place is gone: then it is said.
-    Raises WorkloadError as make_plan does.
+    Raises WorkloadError as make_plan does, PlanError where `previous` is of other nodes altogether.
     """
     options = options or PlanOptions()
+    _refuse_others(fleet, previous)
     now = in_the_modes_of(fleet, previous)
     workloads, derived = without_loads(now, workloads, options, measurements)
     found = _replanned(now, workloads, previous, options)
     return found._replace(plan=found.plan.model_copy(update={"derived": derived})) if derived else found
+
+
+def _refuse_others(fleet: Fleet, previous: Plan) -> None:
+    here = {node.name for node in fleet.nodes}
+    if previous.cards and not any(card.node in here for card in previous.cards):
+        raise PlanError(
+            f"the previous plan is of other nodes: the fleet has no {previous.cards[0].node}",
+            field="previous",
+            value=previous.cards[0].node,
+            remedy="give the plan that was made for this fleet, or leave --previous out",
+        )
 
 
 def _replanned(now: Fleet, workloads: Workloads, previous: Plan, options: PlanOptions) -> Replanned:
@@ -132,7 +145,10 @@ def _repaired(fleet: Fleet, workloads: Workloads, previous: Plan, options: PlanO
     held = options.model_copy(update={"allow_eviction": False})
     problem = make_problem(settled.nodes, settled.workloads, held, current)
     problem = replace(problem, occupied=settled.occupied(problem.nodes))
-    state = fall_back(Builder(problem, Strategy(), {}, may_switch=True).build())
+    state = Builder(problem, Strategy(), {}, may_switch=True).build()
+    if over := [job for job in problem.jobs if job.avoided and state.count[job.index] < job.workload.replicas]:
+        state.problem = with_avoided(problem)
+    state = fall_back(state, again=bool(over))
     writer = Writer(settled.nodes, state.problem, state, held, current)
     others = writer.placements()
     standing = settled.standing(workloads, problem.nodes)

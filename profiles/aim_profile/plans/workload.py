@@ -15,6 +15,7 @@ workloads:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,7 +24,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from aim_profile.errors import AimProfileError
 from aim_profile.files.place import MisplacedError
-from aim_profile.files.read import check, check_as, parsed, read_text
+from aim_profile.files.read import Parsed, check, check_as, located, parsed, read_parsed
 from aim_profile.gpus.catalog import by_name
 from aim_profile.models.facts import Precision
 from aim_profile.sizing.fit import CONTEXT_CEILING_TOKENS
@@ -301,12 +302,28 @@ class Workloads(_Frozen):
 
 def load_workloads(file: Path) -> Workloads:
     """Workloads from a YAML (or JSON) file. Raises WorkloadError naming the file, the key and the value."""
-    return parse_workloads(read_text(file, WorkloadError), str(file))
+    return workloads_from(read_parsed(file, WorkloadError))
 
 
 def parse_workloads(text: str, named: str = "workloads") -> Workloads:
     """The same from text; `named` stands in errors for the file."""
-    return check_as(Workloads, parsed(text, named, WorkloadError), WorkloadError, "workloads file")
+    return workloads_from(parsed(text, named, WorkloadError))
+
+
+def workloads_from(file: Parsed) -> Workloads:
+    """The same from a file that was parsed already."""
+    return check_as(Workloads, file, WorkloadError, "workloads file")
+
+
+def with_line(problem: WorkloadError, file: Parsed) -> WorkloadError:
+    """What only planning could refuse, of `chat.fallback[0].tp`, with the line of the file at which that stands."""
+    name, _, keys = problem.field.partition(".")
+    found = next((at for at, each in enumerate(file.raw["workloads"]) if each.get("name") == name), None)
+    if found is None:
+        return problem
+    parts = (int(part) if part.isdecimal() else part for part in re.split(r"[.\[\]]+", keys) if part)
+    where = located(file.named, file.text, ("workloads", found, *parts))
+    return WorkloadError(f"{where}: {problem.problem}", field=problem.field, value=problem.value, remedy=problem.remedy)
 
 
 def workloads_of(workloads: Iterable[Workload]) -> Workloads:

@@ -16,14 +16,15 @@ from .state import State
 _Standing = tuple[Bin, Held]
 
 
-def fall_back(state: State) -> State:
+def fall_back(state: State, again: bool = False) -> State:
     """The same placement with more in it; in its problem each job is in the form that was taken.
 
     Urgent jobs first; each as it was asked for, should another's fallback have left it room, then in its fallbacks.
     Linear: a form for which there was no room is looked for again only after somebody gave a device back.
+    again: look once more for whoever is short, whether or not anybody has a fallback.
     """
     short = [job for job in state.problem.jobs if state.count[job.index] < job.workload.replicas]
-    if any(job.fallbacks for job in short):
+    if again or any(job.fallbacks for job in short):
         _Fallbacks(state, short).take()
     return state
 
