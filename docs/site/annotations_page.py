@@ -11,10 +11,8 @@ from aim_guardrail.settings import GuardrailSettings
 from aim_kserve.settings import ANNOTATION_PREFIX, ServerSettings, annotation_of
 from aim_operator import admission
 from aim_operator.admission.annotated import POLICY, RULES
-from aim_operator.admission.defaults import NOTED
-from aim_operator.admission.guardrail import INJECTED
 from aim_operator.finetuning.objects import DIGEST, GENERATION, JOB_LABEL
-from aim_operator.partitions.places import ANNOTATIONS as PLACES
+from aim_operator.notes import DEFAULTS, GUARDRAIL, PLACES
 from aim_operator.partitions.seen import HELD_BY, WAS_CORDONED
 from aim_profile.kubernetes.isolation import ENTRY
 from aim_runtime.settings import RuntimeSettings
@@ -35,9 +33,9 @@ def read_by_processes() -> str:
 
 def written_by_the_operator() -> str:
     rows = [
-        (f"`{NOTED}`", "InferenceService", "what was filled in, as JSON; made anew at each change"),
+        (f"`{DEFAULTS}`", "InferenceService", "what was filled in, as JSON; made anew at each change"),
         (
-            f"`{INJECTED}`",
+            f"`{GUARDRAIL}`",
             "InferenceService",
             "`injected`: the guardrail's container is the operator's to take out again",
         ),
