@@ -424,3 +424,15 @@ def test_a_table_of_a_solver_is_nothing_but_json() -> None:
     words = ["capacity", NEMO, "--gpu", "MI355X", "--precision", "fp8", "-o", "json"]
     done = subprocess.run([sys.executable, "-m", "aim_profile", *words], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["modes"][0]["basis"] == "estimate"
+
+
+def test_a_profile_speaks_by_the_evidence_it_carries(tmp_path: Path, evidence: Path) -> None:
+    profile, bare = tmp_path / "profile.yaml", tmp_path / "bare.yaml"
+    export = ["export", f"{LLAMA}/vllm-mi300x-cpx-nps4-bf16-tp1-latency", "--out"]
+    assert CliRunner().invoke(app, [*export, str(bare)]).exit_code == 0
+    assert CliRunner().invoke(app, [*export, str(profile), "--evidence", str(evidence)]).exit_code == 0
+    words = (LLAMA, "--gpu", "MI300X", "--partition", "CPX/NPS4", "--itl-ms", "50", "--evidence")
+    assert ask(*words, str(profile)) == ask(*words, str(evidence))
+    refused = CliRunner().invoke(app, ["capacity", *words, str(bare)])
+    assert refused.exit_code == 2
+    assert "carries no evidence" in refused.output

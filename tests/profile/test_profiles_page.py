@@ -29,7 +29,7 @@ def sessions(page: str) -> Iterator[tuple[str, list[str]]]:
             yield command, lines
 
 
-@pytest.mark.parametrize(("page", "commands"), [("profiles.md", 11), ("capacity.md", 2)])
+@pytest.mark.parametrize(("page", "commands"), [("profiles.md", 13), ("capacity.md", 2)])
 def test_every_command_prints_what_the_page_says(
     page: str, commands: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

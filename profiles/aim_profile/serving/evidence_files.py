@@ -1,8 +1,8 @@
 """Evidence as files: what `aim-runtime measure` wrote, looked for in a directory, and which profiles it speaks for.
 
-A file holds `measurements: […]`, which may stand under `evidence:` of a profile as it is. A directory may hold the
-evidence of a whole fleet: what is of other hardware is passed over and said. A file that somebody names must be of the
-profile it is named for.
+A file holds `measurements: […]`, which may stand under `evidence:` of a profile as it is; a profile that carries some
+is read too. A directory may hold the evidence of a whole fleet: what is of other hardware is passed over and said. A
+file that somebody names must be of the profile it is named for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from aim_profile.files.read import check_as, read_parsed
 from aim_profile.files.write import dump, without_empty
 
 from .evidence import Measurement, Mismatch, Subject
+from .files import profile_of
 from .profile import Profile, ProfileError
 
 _MOST_FILES = 10_000
@@ -93,8 +94,14 @@ def read_evidence(path: Path) -> Evidence:
             raise ProfileError(f"{path}: no evidence in it", field="evidence", value=str(path), remedy=writes)
         once = {measurement.model_dump_json(): measurement for measurement in found}  # the same as YAML and as JSON
         return Evidence(path, False, tuple(once.values()))
-    file = check_as(EvidenceFile, read_parsed(path, ProfileError), ProfileError, "evidence file")
-    return Evidence(path, True, file.measurements)
+    file = read_parsed(path, ProfileError)
+    if looks_like(file.raw) != "profile":
+        return Evidence(path, True, check_as(EvidenceFile, file, ProfileError, "evidence file").measurements)
+    carried = profile_of(file).evidence.measurements
+    if not carried:
+        remedy = "`aim-profile export … --evidence FILE` writes one that does"
+        raise ProfileError(f"{path}: the profile carries no evidence", field="evidence", value=str(path), remedy=remedy)
+    return Evidence(path, True, carried)
 
 
 def as_text(measurements: Iterable[Measurement]) -> str:
@@ -112,6 +119,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _in_directory(file: Path) -> tuple[Measurement, ...]:
     parsed = read_parsed(file, ProfileError)
+    if looks_like(parsed.raw) == "profile":
+        return profile_of(parsed).evidence.measurements
     if looks_like(parsed.raw) != "evidence file":
         return ()
     return check_as(EvidenceFile, parsed, ProfileError, "evidence file").measurements
