@@ -6,6 +6,7 @@ What differs between the engines is a command's words; the Dockerfiles, and what
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import subprocess
@@ -151,6 +152,7 @@ def epoch() -> int:
     return int(_of_the_commit("%ct") or 0)
 
 
+@functools.cache
 def _of_the_commit(what: str) -> str:
     command = ["git", "log", "-1", f"--format={what}"]
     asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from image_build import ROOT, Build, epoch, revision
 from image_calls import call_guardrail, call_operator, call_runtime, call_trainer, import_all
-from image_install import SBOM_TOOL, normalized
+from image_install import SBOM_TOOL, normalized, requirements
 from image_store import Container, Failed, Store, check
 
 WORK = ROOT / ".run/images"
@@ -99,10 +99,9 @@ def torch_base(store: Store) -> None:
 
 def wheels(name: str) -> None:
     """What an image is installed from, as the lock pins it: fetched, and compiled, where it is not there yet."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    optional = project["project"]["optional-dependencies"]
-    wanted = sorted({each for extra in EXTRAS[name].split(",") for each in optional[extra]})
-    wanted += [*project["project"]["dependencies"], *project["build-system"]["requires"], SBOM_TOOL, _FOR_ITS_PYTHON]
+    pyproject = ROOT / "pyproject.toml"
+    build_system = tomllib.loads(pyproject.read_text(encoding="utf-8"))["build-system"]
+    wanted = [*requirements(EXTRAS[name].split(","), pyproject), *build_system["requires"], SBOM_TOOL, _FOR_ITS_PYTHON]
     stamp = WHEELS / f"{name}.made-of"
     made_of = hashlib.sha256("\n".join([*wanted, LOCK.read_text(encoding="utf-8")]).encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == made_of:

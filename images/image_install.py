@@ -8,25 +8,28 @@ where it does not meet the project's own bounds pip puts another release beside 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 import venv
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 # pip's own copy: pip is in every base, packaging itself may not be.
 from pip._vendor.packaging.requirements import Requirement
 
 TARGET = Path("/opt/aim")
-LOCK = Path("requirements.lock")
+PYPROJECT, LOCK = Path("pyproject.toml"), Path("requirements.lock")
 WHEELS = Path("/wheels")  # what the build was given as wheels; empty otherwise
 #: Reads the CycloneDX document out of the finished environment; not part of it.
 SBOM_TOOL = "cyclonedx-bom"
-#: What a package asks for and ours never load, 400 MB of a guardrail (aim_kserve/kserve.py, detectors/presidio.py);
-#: and what does not load beside a torch for CPUs.
+#: What a package asks for and ours never load (aim_kserve/kserve.py, detectors/presidio.py): 420 MB of a guardrail. And
+#: what does not load beside a torch for CPUs. None of it is installed.
 UNUSED: Mapping[str, frozenset[str]] = {
     "kserve": frozenset(("grpcio-tools", "kubernetes", "pandas")),
     "presidio-analyzer": frozenset(("spacy",)),
@@ -47,8 +50,13 @@ def main() -> None:
     if asked.apt:
         apt_install(asked.apt.split())
     constraints = not_in_the_base(LOCK.read_text(encoding="utf-8").splitlines(), base)
-    install(environment(TARGET), [f".[{asked.extras}]"], constraints)
-    prune(TARGET, asked.extras.split(","))
+    python, wanted = environment(TARGET), requirements(asked.extras.split(","))
+    found = resolved(python, wanted, constraints)
+    requires = {normalized(each.name): each.requires or [] for each in distributions()}
+    requires |= {name: each.get("requires_dist", []) for name, each in found.items()}
+    kept = needed(wanted, requires) & found.keys()
+    pins = [f"{name}=={found[name]['version']}" for name in sorted(kept)]
+    install(python, [".", *pins], constraints, "--no-deps")
     write_sbom(TARGET, TARGET / "sbom.cdx.json", constraints)
 
 
@@ -101,33 +109,38 @@ def install(python: Path, wanted: Sequence[str], constraints: Sequence[str], *op
         run(python, "-m", "pip", "install", *options, "--find-links", str(WHEELS), "--constraint", file.name, *wanted)
 
 
-def prune(target: Path, extras: Sequence[str]) -> None:
-    """Takes out what only UNUSED asked for."""
-    (packages,) = target.glob("lib/python*/site-packages")
-    there = {normalized(each.name): each.requires or [] for each in distributions(path=[str(packages)])}
-    base = {normalized(each.name): each.requires or [] for each in distributions()}
-    if gone := sorted(there.keys() - needed("aim-kserve", extras, base | there)):
-        run(target / "bin/python", "-m", "pip", "uninstall", "--yes", "--quiet", *gone)
+def requirements(extras: Sequence[str], pyproject: Path = PYPROJECT) -> list[str]:
+    """What pyproject.toml asks for with these extras."""
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    return [*project["dependencies"], *(each for extra in extras for each in project["optional-dependencies"][extra])]
 
 
-def needed(project: str, extras: Sequence[str], requires: Mapping[str, Sequence[str]]) -> set[str]:
-    """What the project with these extras asks for, and that asks for, and so on, but for UNUSED.
+def resolved(python: Path, wanted: Sequence[str], constraints: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The metadata of what pip would install, by name; nothing is installed."""
+    with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
+        install(python, wanted, constraints, "--quiet", "--dry-run", "--report", file.name)
+        report = json.load(file)
+    return {normalized(each["metadata"]["name"]): each["metadata"] for each in report["install"]}
+
+
+def needed(wanted: Sequence[str], requires: Mapping[str, Sequence[str]]) -> set[str]:
+    """The names of what is wanted, what that asks for, and so on, but for UNUSED.
 
     requires: by a distribution's name, what its metadata says it requires.
     """
     reached: set[tuple[str, str]] = set()
-    ahead = [(project, extra) for extra in ("", *extras)]
+    ahead = [("", "")]
     while ahead:
         at = name, extra = ahead.pop()
         if at in reached:
             continue
         reached.add(at)
-        for asked in map(Requirement, requires.get(name, ())):
-            wanted = normalized(asked.name)
+        for asked in map(Requirement, requires.get(name, ()) if name else wanted):
+            its = normalized(asked.name)
             applies = asked.marker is None or asked.marker.evaluate({"extra": extra})
-            if applies and wanted not in UNUSED.get(name, ()):
-                ahead += [(wanted, each) for each in ("", *asked.extras)]
-    return {name for name, _ in reached}
+            if applies and its not in UNUSED.get(name, ()):
+                ahead += [(its, each) for each in ("", *asked.extras)]
+    return {name for name, _ in reached} - {""}
 
 
 def write_sbom(target: Path, path: Path, constraints: Sequence[str]) -> None:
@@ -142,7 +155,7 @@ def write_sbom(target: Path, path: Path, constraints: Sequence[str]) -> None:
             "1.6",
             "--output-reproducible",
             "--pyproject",
-            "pyproject.toml",
+            str(PYPROJECT),
         )
         run(tool / "bin/cyclonedx-py", "environment", *how, "--output-file", str(path), str(target / "bin/python"))
 
