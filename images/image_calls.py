@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import yaml
 
+from guardrail_values import github_pat
 from image_build import ROOT
 from image_store import Container, Process, check
 from kube_double.cluster import Cluster, cluster
@@ -23,8 +25,8 @@ READY_S = 300
 #: terminationGracePeriodSeconds of what the manifests hold.
 GRACE_S, TRAINER_GRACE_S = 60, 600
 _MOUNTED_MODEL = {MODEL: "/mnt/models"}
-# AWS's documented example key: a secret that is nobody's.
-_SECRET = "My key is AKIAIOSFODNN7EXAMPLE and wJalrXUtnFEMI/K7MDENG/bPxRfiCYzEXAMPLEKEY, what does it open?"
+# Made up, valid to the checksum: the examples of documentation are known, and let pass.
+_SECRET = f"My token is {github_pat(Random(7))}, what does it open?"
 _POLICIES = "/apis/aim.amd.com/v1alpha1/namespaces/default/guardrailpolicies"
 _POLICY = {
     "apiVersion": "aim.amd.com/v1alpha1",
