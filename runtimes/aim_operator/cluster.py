@@ -93,8 +93,8 @@ class Cluster:
         try:
             found = self._client.list(_class(resource), labels=labels, fields=fields, **where)
             return [dict(each) async for each in found]
-        except ApiError as error:
-            if error.status.code == 404:
+        except httpx2.HTTPStatusError as error:
+            if error.response.status_code == 404:
                 return []
             raise
 
@@ -180,10 +180,11 @@ def _of(body: Object) -> dict[str, str]:
 
 
 async def _or_none(asked: Awaitable[Any]) -> Object | None:
+    """A kind that the server does not know is a page it does not have: that is no ApiError."""
     try:
         found = await asked
-    except ApiError as error:
-        if error.status.code == 404:
+    except httpx2.HTTPStatusError as error:
+        if error.response.status_code == 404:
             return None
         raise
     return None if found is None else dict(found)

@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from aim_operator.cluster import Cluster as Api
+from aim_operator.cluster import Resource
 from kube_double.cluster import Cluster, KubectlFailed
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -168,6 +170,18 @@ def test_a_finalizer_holds_an_object_until_it_is_gone(kubernetes: Cluster) -> No
     assert kubernetes.exists(f"{MAPS}/m")
     kubernetes.patch(f"{MAPS}/m", {"metadata": {"finalizers": None}})
     kubernetes.wait_gone(MAPS, "m")
+
+
+@pytest.mark.cluster
+async def test_a_kind_that_nobody_defined_has_no_objects(kubernetes: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server says so without a Status, which the operator's client takes for an error of another kind."""
+    monkeypatch.setenv("KUBECONFIG", str(kubernetes.kubeconfig))
+    assert not kubernetes.exists(f"{JUGS}/one")
+    unknown = Resource("test.example/v1", "Jug", "jugs")
+    async with Api() as api:
+        assert await api.list(unknown) == []
+        assert await api.get(unknown, "one", "default") is None
+        await api.delete(unknown, "one", "default")
 
 
 def test_what_is_owned_goes_with_its_owner(kubernetes: Cluster) -> None:

@@ -25,6 +25,7 @@ A real server instead (`pytest -m cluster`): kube_double/real.py.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import subprocess
@@ -56,10 +57,15 @@ class Cluster:
     """One API, with kubectl beside it. url: plain HTTP, of the double or of `kubectl proxy`."""
 
     def __init__(
-        self, url: str, kubeconfig: Path, server: Server | None = None, loop: asyncio.AbstractEventLoop | None = None
+        self,
+        url: str,
+        kubeconfig: Path,
+        server: Server | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+        restart: Callable[[], None] | None = None,
     ) -> None:
         self.url, self.kubeconfig = url, kubeconfig
-        self._server, self._loop = server, loop
+        self._server, self._loop, self._restart = server, loop, restart
         self._http = httpx.Client(base_url=url, timeout=_PATIENCE_S)
 
     @property
@@ -67,6 +73,11 @@ class Cluster:
         if self._server is None:
             raise AssertionError("a real server has no faults to inject: leave the marker `cluster` off this test")
         return self._server
+
+    @property
+    def collects(self) -> bool:
+        """Whether what is owned goes with its owner: beside a real server alone there is nobody to see to it."""
+        return self._server is not None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -163,7 +174,35 @@ class Cluster:
 
     def expire_watches(self) -> None:
         """Every watch is told 410 and must list anew."""
-        self._in_loop(self.double.store.forget_log)
+        if self._restart is not None:
+            self._restart()
+        else:
+            self._in_loop(self.double.store.forget_log)
+
+    @contextmanager
+    def contended(self, *paths: str) -> Iterator[None]:
+        """Others write these objects: updates of what was read before meet 409. The double refuses some of each."""
+        if self._server is not None:
+            for path in paths:
+                self._server.faults.conflicts(path.split("/")[-2], 3)
+            yield
+            return
+        stop = threading.Event()
+        writer = threading.Thread(target=self._write_on, args=(paths, stop))
+        writer.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            writer.join()
+
+    def _write_on(self, paths: tuple[str, ...], stop: threading.Event) -> None:
+        with httpx.Client(base_url=self.url, headers={"content-type": "application/merge-patch+json"}) as other:
+            for number in itertools.count():
+                if stop.wait(0.2):
+                    return
+                noted = {"metadata": {"annotations": {"test.example/written": str(number)}}}
+                other.patch(paths[number % len(paths)], content=json.dumps(noted))
 
     def close_watches(self) -> None:
         """Every watch ends, as if its time were up."""
@@ -186,8 +225,8 @@ def _holds(found: Object, condition: str) -> bool:
 def cluster(folder: Path) -> Iterator[Cluster]:
     """A real server where KUBEBUILDER_ASSETS names one, else the double. folder: for files of its own."""
     if assets := os.environ.get("KUBEBUILDER_ASSETS"):
-        with real_server(Path(assets), folder) as (url, kubeconfig):
-            found = Cluster(url, kubeconfig)
+        with real_server(Path(assets), folder) as server:
+            found = Cluster(server.url, server.kubeconfig, restart=server.restart)
             try:
                 yield found
             finally:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .refusal import Refusal
+from .refusal import NoSuchPath, Refusal
 from .structural import problems
 
 #: group/version: plural:Kind, with * where it belongs to no namespace, / where its status is a resource of its own.
@@ -69,7 +69,7 @@ class Kinds:
     def get(self, group_version: str, plural: str) -> Kind:
         found = self._kinds.get((group_version, plural))
         if found is None:
-            raise Refusal(404, "NotFound", "the server could not find the requested resource")
+            raise NoSuchPath
         return found
 
     def define(self, crd: dict[str, Any]) -> None:

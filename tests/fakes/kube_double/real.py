@@ -13,9 +13,10 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import yaml
@@ -28,9 +29,18 @@ from ports import free_ports
 _PATIENCE_S = 120
 
 
+class RealServer(NamedTuple):
+    """url: plain HTTP to it (kubectl proxy); kubeconfig: of its administrator; restart: it ends and is there again, and
+    remembers no change: who watches from before is told 410."""
+
+    url: str
+    kubeconfig: Path
+    restart: Callable[[], None]
+
+
 @contextmanager
-def real_server(assets: Path, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Plain HTTP to it (kubectl proxy), and a kubeconfig of its administrator."""
+def real_server(assets: Path, folder: Path) -> Iterator[RealServer]:
+    """Both programs, ready, and ended."""
     client, peer, secure = free_ports(3)
     etcd = [
         str(assets / "etcd"),
@@ -40,10 +50,17 @@ def real_server(assets: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     ]
     with ExitStack() as ended:
         ended.enter_context(_running(etcd, folder / "etcd.log"))
-        ended.enter_context(_running(_api_server(assets, folder, client, secure), folder / "kube-apiserver.log"))
+        command = _api_server(assets, folder, client, secure)
+        runs = ended.enter_context(ExitStack())
+
+        def start() -> None:
+            runs.close()
+            runs.enter_context(_running(command, folder / "kube-apiserver.log"))
+            _wait_ready(f"https://127.0.0.1:{secure}/readyz")
+
+        start()
         kubeconfig = _kubeconfig(folder, secure)
-        _wait_ready(f"https://127.0.0.1:{secure}/readyz")
-        yield ended.enter_context(_proxy(kubeconfig)), kubeconfig
+        yield RealServer(ended.enter_context(_proxy(kubeconfig)), kubeconfig, start)
 
 
 def _api_server(assets: Path, folder: Path, etcd: int, secure: int) -> list[str]:
@@ -84,7 +101,7 @@ def _kubeconfig(folder: Path, port: int) -> Path:
 
 @contextmanager
 def _running(command: list[str], log: Path) -> Iterator[None]:
-    with log.open("wb") as told:
+    with log.open("ab") as told:
         process = subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT)
     try:
         yield

@@ -38,3 +38,7 @@ def conflict(plural: str, name: str) -> Refusal:
         f'Operation cannot be fulfilled on {plural} "{name}": the object has been modified; please apply your changes '
         "to the latest version and try again",
     )
+
+
+class NoSuchPath(Exception):
+    """Of a kind that nobody defined: a server answers in plain words, not with a Status."""

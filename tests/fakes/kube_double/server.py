@@ -15,7 +15,7 @@ from .admission import Asked, admitted
 from .discovery import discovered
 from .faults import Faults
 from .kinds import Kind
-from .refusal import Refusal, not_found
+from .refusal import NoSuchPath, Refusal, not_found
 from .selectors import by_query
 from .store import Change, Expired, Key, Object, Store
 from .tables import as_table
@@ -56,6 +56,8 @@ class Server:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         try:
             return await self._served(request)
+        except NoSuchPath:
+            return web.Response(text="404 page not found\n", status=404)
         except Refusal as refusal:
             return _json(refusal.status(), refusal.code)
 
