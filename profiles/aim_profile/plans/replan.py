@@ -82,10 +82,11 @@ def _refuse_others(fleet: Fleet, previous: Plan) -> None:
 
 
 def _replanned(now: Fleet, workloads: Workloads, previous: Plan, options: PlanOptions) -> Replanned:
-    plan, final = _repaired(now, workloads, previous, options)
+    settled = Settled(now, workloads, previous, options)
+    plan, final = _repaired(now, workloads, previous, options, settled)
     new = _newly_without(plan, previous)
     if not new:
-        return _compared(plan, previous, now, local=True, why="everything else has its place as before")
+        return _compared(plan, previous, now, settled, why="everything else has its place as before")
     why = f"a local repair left {_some(new)} without a device"
     if final:
         why += ", and without moving what runs nothing else can be tried"
@@ -93,8 +94,10 @@ def _replanned(now: Fleet, workloads: Workloads, previous: Plan, options: PlanOp
         whole = make_plan(now, workloads, options, previous)
         better = _placed(whole) > _placed(plan)
         why += f", so the whole planner looked: it {'placed more' if better else 'found no better'}"
-        plan, final = (whole, False) if better else (plan, True)
-    return _compared(plan, previous, now, local=final, why=why + _from_scratch(now, workloads, options, plan))
+        if better:
+            why += _from_scratch(now, workloads, options, whole)
+            return _compared(whole, previous, now, None, why=why)
+    return _compared(plan, previous, now, settled, why=why + _from_scratch(now, workloads, options, plan))
 
 
 def _from_scratch(fleet: Fleet, workloads: Workloads, options: PlanOptions, plan: Plan) -> str:
@@ -134,13 +137,14 @@ def _newly_without(plan: Plan, previous: Plan) -> list[str]:
 # --- the local repair -----------------------------------------------------------------------------------------------
 
 
-def _repaired(fleet: Fleet, workloads: Workloads, previous: Plan, options: PlanOptions) -> tuple[Plan, bool]:
+def _repaired(
+    fleet: Fleet, workloads: Workloads, previous: Plan, options: PlanOptions, settled: Settled
+) -> tuple[Plan, bool]:
     """What `previous` placed stays; the rest gets what is free, empty nodes are switched for it where that helps.
 
     With whether that is all there is to try: nothing may move, no node is empty, and nothing that was placed just now
     could have been placed elsewhere.
     """
-    settled = Settled(fleet, workloads, previous, options)
     current = tuple(run for run in previous.placements if run.workload not in settled.placements)
     held = options.model_copy(update={"allow_eviction": False})
     problem = make_problem(settled.nodes, settled.workloads, held, current)
@@ -151,7 +155,8 @@ def _repaired(fleet: Fleet, workloads: Workloads, previous: Plan, options: PlanO
     state = fall_back(state, again=bool(over))
     writer = Writer(settled.nodes, state.problem, state, held, current)
     others = writer.placements()
-    standing = settled.standing(workloads, problem.nodes)
+    short = any(state.count[job.index] < job.workload.replicas for job in problem.jobs)
+    standing = settled.standing(workloads, problem.nodes) if short else Counter()
     placements = _merged(workloads, settled.placements, others)
     empty = any(node.labels and not state.touched[node.number] for node in problem.nodes)
     final = not (options.allow_eviction or empty or any(not run.running for run in others))
@@ -183,11 +188,11 @@ def _merged(
 
 def _kept(run: Placement, reasons: dict[str, str]) -> Placement:
     """The same, running. reasons: what was made of each before; plans repeat few."""
-    if run.running and run.reason in reasons.values():
-        return run
     if run.reason not in reasons:
         parts = [part for part in run.reason.split("; ") if not part.startswith("after switching") and part != _RUNS]
         reasons[run.reason] = "; ".join([*parts, _RUNS])
+    if run.running and run.reason == reasons[run.reason]:
+        return run
     return run.model_copy(update={"running": True, "reason": reasons[run.reason]})
 
 
@@ -230,43 +235,47 @@ def _totals(
 # --- what is different ----------------------------------------------------------------------------------------------
 
 
-def _compared(plan: Plan, previous: Plan, fleet: Fleet, *, local: bool, why: str) -> Replanned:
-    before = {run.id: run for run in previous.placements}
-    after = {run.id: run for run in plan.placements}
+def _compared(plan: Plan, previous: Plan, fleet: Fleet, settled: Settled | None, why: str) -> Replanned:
+    """settled: who was not even looked at; None where the whole planner made the plan."""
+    same = settled.placements if settled else {}
+    before = {run.id: run for run in previous.placements if run.workload not in same}
+    after = {run.id: run for run in plan.placements if run.workload not in same}
     both = [(run, after[name]) for name, run in before.items() if name in after]
-    whole = None if local else plan
-    moved = {new.id: _why_moved(old, new, fleet, whole) for old, new in both if not same_place(old, new)}
+    why_moved = _Why(fleet, None if settled else plan)
+    moved = {new.id: why_moved.of(old, new) for old, new in both if not same_place(old, new)}
     anew = ((new.id, changes_at_start(old, new)) for old, new in both if new.id not in moved)
-    changed = {name: ", ".join(what) for name, what in anew if what}
     return Replanned(
         plan=plan,
-        stays=len(both) - len(moved),
+        stays=len(previous.placements) - len(before) + len(both) - len(moved),
         started=tuple(name for name in after if name not in before),
         stopped=tuple(name for name in before if name not in after),
         moved=moved,
-        changed=changed,
-        local=local,
+        changed={name: ", ".join(what) for name, what in anew if what},
+        local=settled is not None,
         why=why,
     )
 
 
-def _why_moved(old: Placement, new: Placement, fleet: Fleet, whole: Plan | None) -> str:
-    return f"{where(old)} → {where(new)}: {_reason(old, new, fleet, whole)}"
+class _Why:
+    """Why a replica moves. whole: the plan of the whole planner, who alone takes a place from somebody."""
 
+    def __init__(self, fleet: Fleet, whole: Plan | None) -> None:
+        self.modes = {node.name: {card.index: card.current for card in node.cards} for node in fleet.nodes}
+        self.by_device = whole.by_device if whole else {}
 
-def _reason(old: Placement, new: Placement, fleet: Fleet, whole: Plan | None) -> str:
-    """whole: the whole planner's, who alone takes a place from somebody."""
-    node = next((node for node in fleet.nodes if node.name == old.node), None)
-    if node is None:
-        return f"{old.node} is gone"
-    here = {card.index: card for card in node.cards}
-    if lost := [card for card in old.cards if card not in here or here[card].current != old.mode]:
-        return f"{old.node} card {lost[0]} is gone, or not in {old.mode}"
-    if old.need_gib != new.need_gib or old.tp != new.tp:
-        return f"it takes {new.tp} x {new.need_gib} GiB now, not {old.tp} x {old.need_gib}"
-    by_device = whole.by_device if whole else {}
-    holders = {run.id for device in old.devices for run in by_device.get((old.node, *device), ())}
-    return f"it makes way for {_some(sorted(holders))}" if holders else "it may not stand there any more"
+    def of(self, old: Placement, new: Placement) -> str:
+        return f"{where(old)} → {where(new)}: {self._reason(old, new)}"
+
+    def _reason(self, old: Placement, new: Placement) -> str:
+        modes = self.modes.get(old.node)
+        if modes is None:
+            return f"{old.node} is gone"
+        if lost := [card for card in old.cards if modes.get(card) != old.mode]:
+            return f"{old.node} card {lost[0]} is gone, or not in {old.mode}"
+        if old.need_gib != new.need_gib or old.tp != new.tp:
+            return f"it takes {new.tp} x {new.need_gib} GiB now, not {old.tp} x {old.need_gib}"
+        holders = {run.id for device in old.devices for run in self.by_device.get((old.node, *device), ())}
+        return f"it makes way for {_some(sorted(holders))}" if holders else "it may not stand there any more"
 
 
 def _some(names: list[str]) -> str:
