@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +141,9 @@ def _row(each: ModeCapacity, priced: bool, wanted: float | None) -> tuple[str, .
         blank = ("-",) * (6 + priced + 2 * (wanted is not None))
         return (each.mode.label, each.mode.standing(each.tp), "0", *blank, "memory", "does not fit")
     spans = (
-        _span(found, each.requests_per_s),
-        _span(found, each.tokens_per_s),
-        _span(found, lambda served: float(served.sequences) if served else 0.0),
+        _span(found, each.requests_per_s, "at most "),
+        _span(found, each.tokens_per_s, "at most "),
+        _span(found, lambda served: served.sequences if served else 0),
         str(found.memory_sequences),
         _span(found, lambda served: served.itl_ms if served else None),
         _span(found, lambda served: served.ttft_ms if served else None),
@@ -155,14 +155,16 @@ def _row(each: ModeCapacity, priced: bool, wanted: float | None) -> tuple[str, .
     return (each.mode.label, each.mode.standing(each.tp), engines, *spans, *money, *planned, limit, MARKS[found.basis])
 
 
-def _span(found: Capacity, of: Any) -> str:
-    """`3.1 to 7.9`, `at most 12` of a bound, one figure where it was measured."""
+def _span(found: Capacity, of: Callable[[Served | None], float | None], bound: str = "") -> str:
+    """`3.1 to 7.9`, one figure where it was measured; `bound` stands before that of a bound."""
     low, high = of(found.low), of(found.high)
+    if high is None:
+        return "-"
     if found.basis == "bound":
-        return "-" if high is None else f"at most {_figure(high)}" if of.__name__ != "<lambda>" else _figure(high)
-    if found.basis == "measured" or low == high:
-        return "-" if high is None else _figure(high)
-    return f"{'-' if low is None else _figure(low)} to {'-' if high is None else _figure(high)}"
+        return f"{bound}{_figure(high)}"
+    if low is None or low == high:
+        return _figure(high) if low is not None else f"- to {_figure(high)}"
+    return f"{_figure(low)} to {_figure(high)}"
 
 
 def _figure(value: float) -> str:

@@ -58,6 +58,7 @@ class ModeCapacity(NamedTuple):
 
     @property
     def engines_per_card(self) -> float:
+        """A fraction, where an engine takes several cards."""
         return self.mode.partitions / self.tp
 
     def requests_per_s(self, served: Served | None) -> float:
