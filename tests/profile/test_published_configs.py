@@ -216,6 +216,9 @@ def test_gemma_3_is_counted_with_its_image_tower_and_its_classes_defaults(tmp_pa
         ("nvidia--Nemotron-H-56B-Base-8K", {"hybrid_override_pattern": "M"}, "hybrid_override_pattern"),
         ("nvidia--Nemotron-H-56B-Base-8K", {"hybrid_override_pattern": "Q" * 118}, "unknown blocks Q"),
         ("nvidia--Llama-3_3-Nemotron-Super-49B-v1", {"block_configs": [{}] * 80}, "block_configs"),
+        ("nvidia--Llama-3_3-Nemotron-Super-49B-v1", {"block_configs": None}, "block_configs"),
+        ("google--gemma-4-26B-A4B", {"num_kv_shared_layers": 2**40}, "num_kv_shared_layers"),
+        ("openai--gpt-oss-20b", {"layer_types": ["linear_attention"] * 24}, "linear attention: state is None"),
         ("nvidia--Gemma-4-31B-IT-NVFP4", {"vision_config": {"hidden_size": 1}}, "num_attention_heads"),
     ],
 )

@@ -201,7 +201,7 @@ def latent_attention(config: Config) -> Mla | None:
         rope_dim=config.required("qk_rope_head_dim"),
         nope_dim=config.required("qk_nope_head_dim"),
         value_dim=config.required("v_head_dim"),
-        query_rank=config.integer("q_lora_rank"),
+        query_rank=config.integer("q_lora_rank") or None,
     )
 
 

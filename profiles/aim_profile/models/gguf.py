@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from aim_profile.errors import ModelError
 
 from .facts import Attention, Experts, Mla, ModelFacts, Shape, what_is_impossible
+from .parameters import Parameters, active_parameters, expert_parameters
 
 # ggml type id → (name, values per block, bytes per block); ggml.h and gguf constants.
 _TYPES = {
@@ -111,6 +112,8 @@ def read_gguf(file: Path) -> ModelFacts:
         total_params=total,
         linear_params=linear,
         other_params=total - linear,
+        expert_params=expert_parameters(shape) if shape else None,
+        active_params=active_parameters(Parameters(linear, total - linear), shape) if shape else None,
         file_bytes=by_type.total(),
         bytes_by_dtype=tuple(sorted(by_type.items())),
         from_files=True,

@@ -128,7 +128,10 @@ class _Counted(NamedTuple):
 
 def _described(config: Config, tower: int | None) -> tuple[Shape | None, _Counted | None, tuple[str, ...]]:
     """The dimensions and the parameters, each None where it is not established, and what is missing."""
-    decoder = read_decoder(config)
+    try:
+        decoder = read_decoder(config)
+    except ValidationError as problem:
+        raise _impossible(config, problem) from problem
     if decoder is None:
         shape, missing = _shape(config, vision_params=tower or 0)
         countable = shape is not None and config.countable and tower is not None
@@ -246,9 +249,11 @@ def _checked_shape(config: Config, groups: tuple[Attention, ...], moe: Experts |
             **more,
         )
     except (ValidationError, ZeroDivisionError) as problem:
-        raise ModelError(
-            f"{config.file}: impossible dimensions: {what_is_impossible(problem)}", field=str(config.file)
-        ) from problem
+        raise _impossible(config, problem) from problem
+
+
+def _impossible(config: Config, problem: ValidationError | ZeroDivisionError) -> ModelError:
+    return ModelError(f"{config.file}: impossible dimensions: {what_is_impossible(problem)}", field=str(config.file))
 
 
 def _read_json(file: Path) -> Any:

@@ -76,9 +76,12 @@ def sparse_layers(config: Config) -> list[bool]:
     if isinstance(config.text.get("moe_layer_freq"), list):
         return [bool(each) for each in listed(config, "moe_layer_freq", count) or ()]
     dense = config.integer("first_k_dense_replace") or config.integer("moe_layer_start_index") or 0
-    if isinstance(only := config.text.get("mlp_only_layers"), list) and only:
-        return [layer not in only for layer in range(count)]
-    return [layer >= dense for layer in range(count)]
+    without = _numbers(config.text.get("mlp_only_layers"))
+    return [layer >= dense and layer not in without for layer in range(count)]
+
+
+def _numbers(found: object) -> frozenset[int]:
+    return frozenset(each for each in found if isinstance(each, int)) if isinstance(found, list) else frozenset()
 
 
 def kinds(config: Config) -> list[str]:
@@ -87,8 +90,8 @@ def kinds(config: Config) -> list[str]:
     if (pattern := listed(config, "hybrid_layer_pattern", count)) is not None:
         return ["sliding" if each else "full" for each in pattern]
     if isinstance(linear := config.text.get("linear_attn_config"), dict):
-        full = linear.get("full_attn_layers")
-        return ["full" if isinstance(full, list) and layer + 1 in full else "linear" for layer in range(count)]
+        full = _numbers(linear.get("full_attn_layers"))
+        return ["full" if layer + 1 in full else "linear" for layer in range(count)]
     if (types := listed(config, "layer_types", count)) is None:
         every = config.integer("full_attention_interval") or 1
         return ["linear" if (layer + 1) % every else "full" for layer in range(count)]
@@ -136,8 +139,7 @@ def indexed_latent(config: Config) -> tuple[Attention, ...]:
 
 def gemma4(config: Config) -> tuple[Attention, ...]:
     """Full layers have their own heads; the last layers read an earlier layer's cache."""
-    shared = config.integer("num_kv_shared_layers") or 0
-    own = kinds(config)
+    own, shared = kinds(config), shared_layers(config)
     own = [*own[: len(own) - shared], *["shared"] * shared]
 
     def one(kind: Any) -> Attention:
@@ -147,6 +149,14 @@ def gemma4(config: Config) -> tuple[Attention, ...]:
         return Attention(kind="full", layers=1, kv_heads=heads, key_dim=width, value_dim=width)
 
     return _counted(own, one)
+
+
+def shared_layers(config: Config) -> int:
+    """How many of the last layers read an earlier layer's cache. Raises ModelError for more than there are."""
+    shared, count = config.integer("num_kv_shared_layers") or 0, layer_count(config)
+    if shared >= count:
+        raise ModelError(f"{config.file}: num_kv_shared_layers is {shared} of {count}", field="num_kv_shared_layers")
+    return shared
 
 
 def gemma4_full_heads(config: Config) -> tuple[int, int]:
@@ -253,7 +263,8 @@ def searched(config: Config) -> tuple[Attention, ...]:
 def searched_blocks(config: Config) -> list[tuple[int, int]]:
     """Key-value heads and inner width of each layer of a Nemotron that a search has pruned, 0 where it has none."""
     heads, hidden = config.required("num_attention_heads"), config.required("hidden_size")
-    blocks = listed(config, "block_configs", layer_count(config)) or []
+    if (blocks := listed(config, "block_configs", layer_count(config))) is None:
+        raise ModelError(f"{config.file}: block_configs is missing", field="block_configs")
     return [(_searched_heads(config, heads, block), _searched_width(config, hidden, block)) for block in blocks]
 
 
@@ -268,7 +279,7 @@ def _searched_part(config: Config, block: object, name: str) -> dict[str, Any] |
 
 def _searched_heads(config: Config, heads: int, block: object) -> int:
     part = _searched_part(config, block, "attention")
-    return heads // config.whole_number(part, "n_heads_in_group") if part is not None else 0
+    return max(1, heads // config.whole_number(part, "n_heads_in_group")) if part is not None else 0
 
 
 def _searched_width(config: Config, hidden: int, block: object) -> int:

@@ -33,7 +33,7 @@ def gemma4_attention(model: Walk, layer: int, at: str) -> Iterator[Module]:
     full = model.each[layer] == "full"
     if full:
         keys, width = layouts.gemma4_full_heads(config)
-    own = layer < layouts.layer_count(config) - (config.integer("num_kv_shared_layers") or 0)
+    own = layer < layouts.layer_count(config) - layouts.shared_layers(config)
     once = full and config.text.get("attention_k_eq_v") is True
     key, value = (keys * width if own else 0), (keys * width if own and not once else 0)
     yield from modules.grouped_query(f"{at}.self_attn", model.hidden, heads * width, key, value, heads * width)
@@ -43,7 +43,7 @@ def gemma4_attention(model: Walk, layer: int, at: str) -> Iterator[Module]:
 def gemma4_feed(model: Walk, layer: int, at: str) -> Iterator[Module]:
     """A dense part in every layer, and experts beside it; inputs of each layer's own where the model has them."""
     config, hidden = model.config, model.hidden
-    shared = config.integer("num_kv_shared_layers") or 0
+    shared = layouts.shared_layers(config)
     wide = config.text.get("use_double_wide_mlp") is True and layer >= layouts.layer_count(config) - shared > 0
     yield from modules.gated(f"{at}.mlp", hidden, config.required("intermediate_size") * (2 if wide else 1))
     yield small(f"{at}.layer_scalar", 1)
