@@ -72,6 +72,27 @@ def test_a_torn_model_is_refused_in_one_line(tiny: Tiny, tmp_path: Path) -> None
     assert "\n" not in str(problem.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "holds", "told"),
+    [
+        ("config.json", {"hidden_size": "a"}, "expected int, got str"),
+        ("config.json", {"vocab_size": 10}, "ignore_mismatched_sizes"),
+        ("model.safetensors", "", "header too small"),
+        ("tokenizer.json", "{}", "added_tokens"),
+    ],
+)
+def test_whatever_a_damaged_model_makes_of_the_libraries_is_told_in_one_line(
+    tiny: Tiny, tmp_path: Path, file: str, holds: str | dict[str, object], told: str
+) -> None:
+    shutil.copytree(tiny("llama"), tmp_path / "model")
+    damaged = tmp_path / "model" / file
+    changed = json.dumps(json.loads(damaged.read_bytes()) | holds) if isinstance(holds, dict) else holds
+    damaged.write_text(changed)
+    with pytest.raises(JobError, match=rf"^spec.baseModel.modelId: .*{told}.*; look at its files, or") as problem:
+        load(tiny_job(tmp_path / "model"))
+    assert "\n" not in str(problem.value)
+
+
 def test_target_modules_that_match_nothing_name_those_there_are(tiny: Tiny) -> None:
     told = r"loraTargetModules: 'query' is no linear module of this model; there are down_proj, .*v_proj; all-linear"
     with pytest.raises(JobError, match=told):

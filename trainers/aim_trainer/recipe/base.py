@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from aim_trainer.errors import JobError
+from aim_trainer.errors import JobError, TrainerError
 from aim_trainer.job.job import BaseModel_
 
 from .fetched import fetched
@@ -107,8 +108,15 @@ def said_of(model: BaseModel_) -> Iterator[None]:
     """transformers' complaints about a model as ours: one line that names the field. Raises JobError."""
     try:
         yield
+    except (TrainerError, MemoryError, torch.OutOfMemoryError):
+        raise
     except (OSError, ValueError) as problem:
         raise _refused(model, " ".join(str(problem).split())[:500]) from problem
+    except Exception as problem:
+        # transformers, safetensors and tokenizers trust these files: they raise whatever comes of one that is not what
+        # they think, a bare Exception, too.
+        told = " ".join(str(problem).replace(";", ",").split())[:500] or type(problem).__name__
+        raise _refused(model, f"{told}; look at its files, or fetch the model anew") from problem
 
 
 def _refused(model: BaseModel_, why: str) -> JobError:
