@@ -10,7 +10,7 @@ import huggingface_hub.constants
 import pytest
 
 from aim_trainer.errors import StoreError
-from aim_trainer.publish.destinations.open import check_destination, open_destination
+from aim_trainer.publish.destinations.open import open_destination
 from aim_trainer.publish.versions import Version, publish_files
 from fake_hub import FakeHub
 
@@ -68,19 +68,21 @@ def test_a_hub_that_refuses_is_named(hub: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"hf://org/support-bot: the hub answers 403; set HF_TOKEN"):
         published(tmp_path / "1", README="one")
     assert hub.tags == {}
-    with pytest.raises(StoreError, match=r"^spec\.output\.registry: hf://org/support-bot: the hub answers 403"):
-        check_destination(REPOSITORY)
+    with pytest.raises(StoreError, match=r"^hf://org/support-bot: the hub answers 403"):
+        open_destination(REPOSITORY, tmp_path).check()
     assert len(hub.created) == 1  # by publishing alone
 
 
-def test_a_hub_is_looked_at_before_there_is_anything_to_publish(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_destination(REPOSITORY)
+def test_a_hub_is_looked_at_before_there_is_anything_to_publish(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_destination(REPOSITORY, tmp_path).check()
     hub.missing = True
-    check_destination(REPOSITORY)
+    open_destination(REPOSITORY, tmp_path).check()
     with pytest.raises(StoreError, match="HF_TOKEN is of somebody, org, not of others; set HF_TOKEN"):
-        check_destination("hf://others/bot")
+        open_destination("hf://others/bot", tmp_path).check()
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/nowhere")
     with pytest.raises(StoreError, match="hf://org/support-bot: no token; set HF_TOKEN"):
-        check_destination(REPOSITORY)
+        open_destination(REPOSITORY, tmp_path).check()
     assert hub.created == []

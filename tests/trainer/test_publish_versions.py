@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -15,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aim_trainer.errors import StoreError
+from aim_trainer.job.job import FineTuningJob
 from aim_trainer.places.open import open_place
-from aim_trainer.publish.destinations import open as destinations
+from aim_trainer.publish.beforehand import check_places
 from aim_trainer.publish.destinations.in_place import InPlace
-from aim_trainer.publish.destinations.open import check_destination, open_destination
+from aim_trainer.publish.destinations.open import open_destination
 from aim_trainer.publish.versions import Version, commit_of, name_of, number_of, publish_files
 from asked_runtime import ROOT, SERVING
 from docker_registry import Registry
@@ -57,6 +59,15 @@ def published(uri: str, folder: Path) -> Version:
     return publish_files(folder, open_destination(uri, folder))
 
 
+def publishing(registry: str) -> FineTuningJob:
+    """A job whose registry that is, whatever it says."""
+    raw: dict[str, Any] = {"metadata": {"name": "bot"}, "spec": {"dataset": {"source": "chat.jsonl"}}}
+    raw["spec"] |= {"baseModel": {"modelId": "org/model"}, "output": {}}
+    job = FineTuningJob.model_validate(raw | {"apiVersion": "aim.amd.com/v1alpha1", "kind": "FineTuningJob"})
+    output = job.spec.output.model_copy(update={"registry": registry})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"output": output})})
+
+
 def test_each_content_is_a_version_and_the_same_content_is_the_same_one(place: str, tmp_path: Path) -> None:
     one = files(tmp_path / "one", README="one", gguf__model="weights")
     other = files(tmp_path / "other", README="other")
@@ -71,10 +82,10 @@ def test_each_content_is_a_version_and_the_same_content_is_the_same_one(place: s
 
 
 def test_a_place_is_looked_at_and_left_as_it_was(place: str, tmp_path: Path) -> None:
-    check_destination(place)
+    check_places(publishing(place))
     one = files(tmp_path / "one", README="one")
     first = published(place, one)
-    check_destination(place)
+    check_places(publishing(place))
     assert open_destination(place, one).published() == {1: first.digest}
     assert published(place, files(tmp_path / "two", README="two")).name == "v2"
 
@@ -205,7 +216,7 @@ def test_a_registry_that_wants_a_password_says_so(tmp_path: Path, monkeypatch: p
         with pytest.raises(
             StoreError, match=r"^spec\.output\.registry: oci://.*wants credentials; log in: docker"
         ) as told:
-            check_destination(f"oci://{host}/bot")
+            check_places(publishing(f"oci://{host}/bot"))
         assert (told.value.field, told.value.value) == ("spec.output.registry", f"oci://{host}/bot")
 
 
@@ -221,7 +232,7 @@ def test_a_registry_that_wants_a_password_says_so(tmp_path: Path, monkeypatch: p
 )
 def test_a_place_that_cannot_be_published_to_is_told_by_its_field(registry: str, why: str) -> None:
     with pytest.raises(StoreError, match=rf"^spec\.output\.registry: .*{why}") as told:
-        check_destination(registry)
+        check_places(publishing(registry))
     assert (told.value.field, told.value.value) == ("spec.output.registry", registry)
     assert told.value.remedy
 
@@ -229,13 +240,12 @@ def test_a_place_that_cannot_be_published_to_is_told_by_its_field(registry: str,
 def test_s3_without_that_bucket_or_away_is_told_in_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int
 ) -> None:
-    monkeypatch.setattr(destinations, "_LOOKS_S", 0.1)
     for name, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(
         StoreError, match=r"^spec\.output\.registry: s3://bucket/bot.*: cannot be reached .*AWS_ENDPOINT_URL"
     ):
-        check_destination("s3://bucket/bot")
+        check_places(publishing("s3://bucket/bot"), 0.1)
 
 
 @pytest.mark.parametrize(

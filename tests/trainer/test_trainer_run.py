@@ -185,19 +185,33 @@ def test_bad_regression_prompts_stop_a_run_before_it_begins(tiny: Callable[[str]
     assert f"{prompts}: 1 regression prompts" in asked("validate", job).output
 
 
-def test_a_registry_that_takes_nothing_stops_a_run_before_it_begins(
-    tiny: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ({"output": {"registry": "/dev/null/models"}}, "spec.output.registry: /dev/null/models"),
+        ({"checkpoints": {"uri": "/dev/null/kept"}}, "spec.checkpoints.uri: /dev/null/kept"),
+        ({"output": {"guardrailPolicy": "/none.yaml"}}, "/none.yaml: no such file"),
+    ],
+)
+def test_a_place_that_takes_nothing_stops_a_run_before_it_begins(
+    tiny: Callable[[str], Path], tmp_path: Path, spec: dict[str, object], told: str
 ) -> None:
-    job = job_file(tmp_path, tiny("llama"), output={"registry": "/dev/null/models"})
-    for verb in (("run", "--no-ray"), ("run", "--ray"), ("validate", "--registry")):
+    job = job_file(tmp_path, tiny("llama"), **spec)
+    for verb in (("run", "--no-ray"), ("run", "--ray"), ("validate", "--places")):
         where = ("--directory", tmp_path / "run") if verb[0] == "run" else ()
         refused = asked(*verb, job, *where)
         assert refused.exit_code == 3
-        assert "spec.output.registry: /dev/null/models" in refused.output
+        assert told in refused.output
     assert not (tmp_path / "run").exists()
-    place = f"spec.output.registry={tmp_path}/models"
-    assert f"{tmp_path}/models: can be published to\n" in asked("validate", "--registry", job, "--set", place).output
-    assert "models" not in asked("validate", job).output
+    assert asked("validate", job).exit_code == 0
+
+
+def test_places_that_can_be_written_to_are_named(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    checkpoints, models = tmp_path / "checkpoints", tmp_path / "models"
+    job = job_file(tmp_path, tiny("llama"), checkpoints={"uri": str(checkpoints)}, output={"registry": str(models)})
+    named = asked("validate", "--places", job).output
+    assert f"{checkpoints}: can be written to\n{models}: can be written to\n" in named
+    assert not [path for place in (checkpoints, models) for path in place.rglob("*") if path.is_file()]
 
 
 def test_what_is_not_begun(tiny: Callable[[str], Path], tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from aim_trainer.job.read import as_yaml, read_job
 from aim_trainer.metrics import sinks
 from aim_trainer.metrics.records import Note
 from aim_trainer.places.directory import local_errors
-from aim_trainer.publish.destinations.open import check_destination
+from aim_trainer.places.patience import PATIENCE_S
+from aim_trainer.publish.beforehand import LOOKS_S, check_places
 from aim_trainer.publish.publish import publish
 from aim_trainer.recipe.base import read_tokenizer
 from aim_trainer.report.write import write_report
@@ -43,8 +44,7 @@ def run(job: FineTuningJob, directory: RunDirectory, *, ray: bool) -> int:
     _refuse_suspended(job)
     runner.check(job, ray=ray)
     prompts_of(job)  # what is wrong in them is told before hours of training
-    if job.spec.output.registry is not None:  # so is what is wrong where they end
-        check_destination(job.spec.output.registry)
+    check_places(job, PATIENCE_S if directory.job.is_file() else LOOKS_S)  # so are places that cannot be written to
     with local_errors(directory.root), alone(directory), stopping(directory.stop) as stop:
         _begin(job, directory)
         try:

@@ -89,8 +89,11 @@ def validate(
     job: JobArgument,
     overrides: SetOption = None,
     data: Annotated[bool, typer.Option("--data/--no-data", help="Read every row as well.")] = True,
-    registry: Annotated[
-        bool, typer.Option("--registry/--no-registry", help="Look whether output.registry can be published to as well.")
+    places: Annotated[
+        bool,
+        typer.Option(
+            "--places/--no-places", help="Look whether checkpoints.uri and output.registry can be written to."
+        ),
     ] = False,
 ) -> None:
     """Say whether a job can be run, and name each row that cannot be trained on: neither torch nor Ray is needed."""
@@ -100,7 +103,7 @@ def validate(
         read = read_job(job, overrides or ())
         from . import validate as verb
 
-        found = [*(verb.sources(read) if data else ()), *(verb.registry(read) if registry else ())]
+        found = [*(verb.sources(read) if data else ()), *(verb.places(read) if places else ())]
     typer.echo("\n".join([f"{job}: {read.metadata.name} is valid", *found]))
 
 

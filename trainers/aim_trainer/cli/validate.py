@@ -6,7 +6,7 @@ from aim_trainer.data.problems import named
 from aim_trainer.data.survey import check
 from aim_trainer.evaluate.regressions import read_regressions
 from aim_trainer.job.job import FineTuningJob
-from aim_trainer.publish.destinations.open import check_destination
+from aim_trainer.publish.beforehand import check_places
 
 
 def sources(job: FineTuningJob) -> list[str]:
@@ -22,10 +22,6 @@ def sources(job: FineTuningJob) -> list[str]:
     return lines
 
 
-def registry(job: FineTuningJob) -> list[str]:
-    """A line for the place that the job publishes to. Raises StoreError where it could not now."""
-    place = job.spec.output.registry
-    if place is None:
-        return ["spec.output.registry: unset, the run's own directory"]
-    check_destination(place)
-    return [f"{place}: can be published to"]
+def places(job: FineTuningJob) -> list[str]:
+    """A line for each place that the job writes to. Raises StoreError where it could not now; JobError."""
+    return [f"{place}: can be written to" for place in check_places(job)]

@@ -13,7 +13,12 @@ _FIELD = "spec.output.guardrailPolicy"
 
 
 def write_policy(uri: str, into: Path) -> None:
-    """Copies it. Raises JobError: not a mapping with a version; StoreError: cannot be read.
+    """Copies it. Raises as `read_policy`."""
+    (into / FILE).write_bytes(read_policy(uri))
+
+
+def read_policy(uri: str) -> bytes:
+    """Raises JobError: not a mapping with a version; StoreError: cannot be read.
 
     What its rules mean is the guardrail's to say: `aim-guardrail policy` does.
     """
@@ -26,7 +31,7 @@ def write_policy(uri: str, into: Path) -> None:
     raw = parsed(text, uri, JobError).raw
     if not isinstance(raw, dict) or not isinstance(raw.get("version"), int):
         raise _refused(uri, "not a policy: a mapping with a version")
-    (into / FILE).write_bytes(data)
+    return data
 
 
 def _refused(uri: str, why: str) -> JobError:

@@ -12,19 +12,6 @@ from aim_trainer.publish.versions import Destination
 
 from .in_place import InPlace
 
-#: For a place that is looked at before hours of training: told in seconds.
-_LOOKS_S = 10.0
-
-
-def check_destination(registry: str) -> None:
-    """Whether versions could be published there now. Raises StoreError: away, refused, read-only, or no such place."""
-    try:
-        open_destination(registry, Path(), _LOOKS_S).check()
-    except StoreError as problem:
-        named = "spec.output.registry"
-        why = problem.problem if problem.field == named else f"{named}: {problem.problem}"
-        raise StoreError(why, field=named, value=registry, remedy=problem.remedy) from problem
-
 
 def open_destination(registry: str | None, own: Path, patience_s: float = PATIENCE_S) -> Destination:
     """A path, file://, s3://BUCKET/PREFIX, hf://ORG/NAME or oci://HOST/REPOSITORY; None: the directory `own`.
