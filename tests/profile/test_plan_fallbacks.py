@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from aim_profile.cli.picture import draw, summary
@@ -180,7 +180,7 @@ def jobs_with_fallbacks(draw: st.DrawFn) -> list[Workload]:
     return found
 
 
-@settings(SLOW, max_examples=EXAMPLES)
+@settings(SLOW, max_examples=EXAMPLES, phases=[Phase.generate])
 @given(fleets(), jobs_with_fallbacks(), OPTIONS)
 def test_nobody_pays_for_a_fallback(nodes: Nodes, asked: list[Workload], options: PlanOptions):
     fleet = fleet_yaml(nodes)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
@@ -200,7 +200,7 @@ def windowed(draw: st.DrawFn) -> list[Workload]:
     ]  # fmt: skip
 
 
-@settings(SLOW, max_examples=EXAMPLES)
+@settings(SLOW, max_examples=EXAMPLES, phases=[Phase.generate])
 @given(fleets(), windowed(), OPTIONS)
 def test_each_part_keeps_every_rule_and_moves_nobody_without_need(
     nodes: Nodes, asked: list[Workload], options: PlanOptions

@@ -272,6 +272,15 @@ def test_partitions_are_put_together_only_where_nothing_else_is_left():
     assert more.local is True
 
 
+def test_who_is_pinned_to_a_card_that_somebody_keeps_has_no_device():
+    one = "nodes: [{name: n, gpu: MI300X, cards: 2, compute_partition: SPX}]"
+    first, pinned = "{name: a, memory: 150GiB}", "{name: p, memory: 150GiB, pinned: {node: n, card: 0}}"
+    plan = make_plan(parse_fleet(one), work(first), BRIEF)
+    found = again(one, plan, first, pinned)
+    assert places(found.plan) == places(plan)
+    assert found.plan.unplaced[0].reason == "pinned to n card 0, where nothing that holds it is free"
+
+
 def test_a_plan_of_other_nodes_is_refused():
     plan = make_plan(parse_fleet(TWO_NODES), work("{name: a, memory: 20GiB}"), BRIEF)
     with pytest.raises(PlanError, match="the fleet has no n-0") as problem:

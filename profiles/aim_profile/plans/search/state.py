@@ -255,7 +255,10 @@ class State:
 
     def _can_free(self, bin_: Bin, slot: int) -> bool:
         """Whether nobody is bound to that slot: who stands there can take another."""
-        return not any(slot in held.slots and (held.fixed or held.shared) for held in bin_.held)
+        if slot not in bin_.taken:
+            return True
+        here = [held for held in bin_.held if slot in held.slots]  # none: it is occupied
+        return bool(here) and not any(held.fixed or held.shared for held in here)
 
     def allows(self, job: Job, bin_: Bin, shared: Shared | None = None) -> bool:
         """Whether the job's affinities and spread allow one more replica there."""
