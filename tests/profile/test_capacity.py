@@ -293,8 +293,9 @@ def test_figures_of_unknown_hardware_speak_for_nothing(tmp_path: Path) -> None:
     body["hardware"] = {"told_by": "unknown"}
     file = tmp_path / "evidence.yaml"
     file.write_text(yaml.safe_dump({"measurements": [body]}), encoding="utf-8")
-    found = ask(LLAMA, "--gpu", "MI300X", "--itl-ms", "50", "--evidence", str(file))
-    assert found["modes"][0]["marked"] == "bound, not an estimate"
+    words = (LLAMA, "--gpu", "MI300X", "--itl-ms", "50", "--evidence", str(file))
+    assert ask(*words)["modes"][0]["marked"] == "bound, not an estimate"
+    assert "nothing in it speaks for MI300X" in CliRunner().invoke(app, ["capacity", *words]).stderr
 
 
 def test_a_promise_that_no_device_keeps_is_an_answer() -> None:

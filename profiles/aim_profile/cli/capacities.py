@@ -15,7 +15,7 @@ from aim_profile.sizing.capacity import MARKS, Capacity, Served
 from aim_profile.sizing.recorded import RecordedLoad
 
 from .mode_capacity import ModeCapacity, Question, of_mode
-from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, show, write_out
+from .output import DOES_NOT_FIT, FITS, Facts, Output, Table, print_note, show, write_out
 
 _M = 1_000_000
 
@@ -40,6 +40,8 @@ def capacity(
     known: Sequence[Measurement] = read_evidence(evidence).measurements if evidence else ()
     evidenced = Evidenced(known)
     found = [of_mode(question, accelerator, mode, tp, evidenced, table) for mode in modes]
+    if evidence and not any(each.capacity and each.capacity.ours for each in found):
+        print_note(f"{evidence}: nothing in it speaks for {accelerator.name}, nor for another {accelerator.gfx}")
     if svg is not None:
         from .capacity_picture import draw
 

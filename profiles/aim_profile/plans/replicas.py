@@ -228,7 +228,7 @@ class Loads:
 
     def _otherwise(self, wanted: _Wanted, chosen: _Candidate) -> str:
         """What it would be without evidence of ours, where that decided."""
-        if all(evidence.startswith("published") for evidence in chosen.capacity.evidence):
+        if not chosen.capacity.ours:
             return ""
         others = [each for each in self._candidates(wanted, self._without) if each.capacity.basis != "bound"]
         kept = [each for each in others if each.served is not None]

@@ -51,6 +51,11 @@ class Capacity(NamedTuple):
     evidence: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def ours(self) -> bool:
+        """Whether it rests on figures of ours, not on a vendor's nor on physics alone."""
+        return any(not label.startswith("published") for label in self.evidence)
+
 
 class Engine(NamedTuple):
     """One engine's work on its devices, and how many sequences their memory holds."""
