@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -45,6 +45,7 @@ FILES: dict[str, tuple[str, Reader, str, str, str]] = {
     "AIM profile": (write(PROFILE, "aim"), read, "gpu_count", "gpu_counts", "x"),
     "unified profile": (write(PROFILE, "unified", by_id(LLAMA)), read, "variant_id", "variant_ids", "[]"),
 }
+UNCOMMON = ("<<: {a: 1}", "? [a]\n: 1", "a: =", "a: &x [1]\nb: *x", "!!str 1", "--- 1\n--- 2", "a: 2020-13-45")
 EVERY_FILE = pytest.mark.parametrize(("good", "reader", "key", "misspelt", "wrong"), FILES.values(), ids=FILES)
 
 
@@ -247,3 +248,32 @@ def test_a_file_without_an_end_is_refused_as_too_large(monkeypatch: pytest.Monke
     monkeypatch.setattr(reading, "_MAX_FILE_BYTES", 1000)
     with pytest.raises(AimProfileError, match="/dev/zero: larger than"):
         reading.read_text(Path("/dev/zero"), AimProfileError)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a: [1, 01, 0x1F, 1_000, 1e3, .inf, ~, yes, 2020-01-01]\nb:\n- |\n  x\n- 'no'", *UNCOMMON]
+)
+def test_a_file_means_what_pyyaml_makes_of_it(text: str):
+    try:
+        wanted = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        with pytest.raises(AimProfileError, match="not YAML"):
+            parse_yaml(text, "f.yaml", AimProfileError)
+    else:
+        assert repr(parse_yaml(text, "f.yaml", AimProfileError)) == repr(wanted)
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=4)
+
+
+@settings(max_examples=40)
+@given(st.recursive(VALUES, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=4), inner), max_leaves=6))
+def test_json_and_yaml_of_the_same_values_are_read_alike(value: object):
+    for text in (json.dumps({"a": value}, ensure_ascii=False), yaml.safe_dump({"a": value}, allow_unicode=True)):
+        assert parse_yaml(text, "f.yaml", AimProfileError) == {"a": value}
+
+
+def test_json_that_says_a_thing_twice_or_no_number_is_read_as_yaml():
+    with pytest.raises(AimProfileError, match=r"f\.yaml:2: b: given twice, first in line 1"):
+        parse_yaml('{"b": 1,\n"b": 2}', "f.yaml", AimProfileError)
+    assert parse_yaml('{"a": NaN, "b": 1e999}', "f.yaml", AimProfileError) == {"a": "NaN", "b": "1e999"}

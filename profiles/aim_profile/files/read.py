@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import date
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -76,8 +77,10 @@ def read_text(file: Path, error: type[AimProfileError]) -> str:
 def parse_yaml(text: str, named: str, error: type[AimProfileError]) -> Any:
     """Plain values of YAML text. Raises `error` with file and line: not YAML, a key twice, too deep, too much of it."""
     try:
-        check_shape(text, _LOADER)
-        return yaml.load(text, Loader=_LOADER)
+        if (values := _of_json(text)) is not None:
+            return values
+        built = check_shape(text, _LOADER)
+        return built.value if built.common else yaml.load(text, Loader=_LOADER)
     except ShapeError as problem:
         raise error(f"{named}:{problem.line}: {problem}", field=problem.field) from problem
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
@@ -85,6 +88,33 @@ def parse_yaml(text: str, named: str, error: type[AimProfileError]) -> Any:
         where = f"{named}:{mark.line + 1}" if mark else named
         why = " ".join(str(getattr(problem, "problem", None) or problem).split())
         raise error(f"{where}: not YAML: {why}", field=named) from problem
+
+
+def _of_json(text: str) -> Any:
+    """The values of JSON that says each thing once, by a parser made for it; None: YAML's says what is wrong."""
+    if not text.lstrip().startswith(("{", "[")) or "\\ud" in text or "\\uD" in text:
+        return None
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    if not isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(text)
 
 
 def check_as(model: type[Checked], file: Parsed, error: type[AimProfileError], kind: Kind) -> Checked:

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from .values import Values
+
 MAX_DEPTH = 64
 #: Values a file may stand for once its aliases are followed.
 MAX_VALUES = 20_000_000
@@ -35,13 +37,17 @@ class _Collection:
         self.values = 1
 
 
-def check_shape(text: str, loader: Any) -> None:
-    """Raises ShapeError for a key given twice, an alias of what holds it, or more depth or values than any file of
-    ours has; yaml.YAMLError for what is not YAML.
+def check_shape(text: str, loader: Any) -> Values:
+    """The text's values, where they are common.
+
+    Raises ShapeError for a key given twice, an alias of what holds it, or more depth or values than any file of ours
+    has; yaml.YAMLError for what is not YAML.
     """
     open_: list[_Collection] = []
     sizes: dict[str, int] = {}
+    values = Values()
     for event in yaml.parse(text, Loader=loader):
+        values.take(event)
         line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.CollectionStartEvent):
             if len(open_) == MAX_DEPTH:
@@ -61,6 +67,7 @@ def check_shape(text: str, loader: Any) -> None:
             if any(item.anchor == event.anchor for item in open_):
                 raise ShapeError(line, f"*{event.anchor}", f"*{event.anchor} stands inside what it names")
             _count(open_, line, sizes.get(str(event.anchor), 1))
+    return values
 
 
 def _key(open_: list[_Collection], value: str, line: int) -> None:
