@@ -39,6 +39,7 @@ SOAK_RELOADS ?= 100
 SOAK_STREAMS ?= 200
 SOAK_FLEETS ?= 200
 SOAK_PLANS ?= 200
+SOAK_LOADED ?= 10
 
 BIN := .venv/bin
 VLLM_BIN := .venv-vllm/bin
@@ -84,7 +85,7 @@ help: ## what there is
 	@echo "            TEST_WORKERS=$(TEST_WORKERS) PYTEST_ARGS BENCH_ARGS HARDWARE_ARGS REPORT_DIR=$(REPORT_DIR)"
 	@echo "            SOAK_REQUESTS=$(SOAK_REQUESTS) SOAK_KILLS=$(SOAK_KILLS) SOAK_STORM=$(SOAK_STORM) SOAK_ROUNDS=$(SOAK_ROUNDS)"
 	@echo "            SOAK_LIMIT_REQUESTS=$(SOAK_LIMIT_REQUESTS) SOAK_VALUES=$(SOAK_VALUES) SOAK_RELOADS=$(SOAK_RELOADS)"
-	@echo "            SOAK_STREAMS=$(SOAK_STREAMS) SOAK_FLEETS=$(SOAK_FLEETS) SOAK_PLANS=$(SOAK_PLANS)"
+	@echo "            SOAK_STREAMS=$(SOAK_STREAMS) SOAK_FLEETS=$(SOAK_FLEETS) SOAK_PLANS=$(SOAK_PLANS) SOAK_LOADED=$(SOAK_LOADED)"
 
 run: $(BIN)/.serving $(MODEL) ## chat through the guardrail to a real model on this machine, no GPU needed
 	@exec $(LOCAL) run
@@ -192,6 +193,7 @@ soak: $(BIN)/.dev $(MODEL) ## what the tests do shortly, long: engines and fetch
 	SOAK_STREAMS=$(SOAK_STREAMS) $(BIN)/python -m pytest -q -s tests/e2e/test_breakage.py $(PYTEST_ARGS)
 	SOAK_FLEETS=$(SOAK_FLEETS) $(BIN)/python -m pytest -q -s tests/profile/test_plan_exact.py $(PYTEST_ARGS)
 	SOAK_PLANS=$(SOAK_PLANS) $(BIN)/python -m pytest -q tests/profile/test_replan.py tests/profile/test_plan_fallbacks.py tests/profile/test_plan_windows.py $(PYTEST_ARGS)
+	SOAK_LOADED=$(SOAK_LOADED) $(BIN)/python -m pytest -q -s tests/profile/test_planner_at_load.py $(PYTEST_ARGS)
 	$(BIN)/python bench/qos_soak.py --rounds $(SOAK_ROUNDS)
 	@if [ -e $(TRAINER_BIN)/.installed ]; then SOAK_TRAINER_KILLS=$(SOAK_TRAINER_KILLS) $(TRAINER_BIN)/python -m pytest -q -s \
 	  tests/trainer/test_trainer_{kills,crashes,ray}.py -k "random_moments or any_change or whoever or s3" $(TRAINER_PYTEST_ARGS); \

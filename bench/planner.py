@@ -2,14 +2,16 @@
 
 Fleets: `as found` (every node already in a mode that suits), `switching` (all in SPX, most must change), and
 `crowded` (more asked than fits). Then the command as people run it, up to 30,000 workloads in one file: its CPU beside
-that of planning and of parsing the YAML alone. On small fleets the heuristic is compared with CP-SAT in the same run,
-where OR-Tools is installed. Usage: ``python bench/planner.py [--quick] [--json FILE]``.
+that of planning and of parsing the YAML alone. *Loaded* fleets: what is placed of what the totals allow, and the CPU of
+planning up to 100,000 workloads with the largest memory of the process. On small fleets the heuristic is compared with
+CP-SAT in the same run, where OR-Tools is installed. Usage: ``python bench/planner.py [--quick] [--json FILE]``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import resource
 import statistics
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +30,19 @@ from aim_profile.files.read import parse_yaml
 from aim_profile.files.write import dump
 from aim_profile.plans.fleet import Fleet, parse_fleet
 from aim_profile.plans.make import make_plan
-from aim_profile.plans.plan import Plan, PlanOptions
+from aim_profile.plans.plan import PRIORITIES, Plan, PlanOptions
 from aim_profile.plans.replan import replan
+from aim_profile.plans.search.aggregate import aim
+from aim_profile.plans.search.intake import make_problem
+from aim_profile.plans.search.problem import with_avoided
 from aim_profile.plans.workload import Workload, Workloads, load_workloads, workloads_of
 
+SOURCES = [str(Path(__file__).resolve().parents[1] / name) for name in ("profiles", "tests/fakes")]
 SIZES = (100, 300, 1_000, 3_000, 10_000)
 COMMAND_SIZES = (1_000, 10_000, 30_000)
+# workloads, cards, seeds
+LOADED = ((1_000, 192, 10), (10_000, 2_000, 3))
+LARGEST = ((1_000, 192), (10_000, 2_000), (100_000, 20_000))
 T = TypeVar("T")
 MODELS = (
     # id, precision: from what fits one CPX partition to what wants a whole card
@@ -190,6 +200,66 @@ def table(rows: list[dict[str, object]]) -> None:
         print(f"{row['case']:10}" + "".join(f"{row[name]!s:>14}" for name in columns) + f"{each:>14.0f}")
 
 
+def measure_loaded(count: int, cards: int, seed: int) -> dict[str, object]:
+    """A loaded fleet: replicas placed by level (high serving, high filling, medium …) beside what totals allow."""
+    from loaded_fleets import loaded
+
+    here, asked = loaded(count, cards, seed)
+    aimed = aim(with_avoided(make_problem(here, asked, PlanOptions())))
+    cpu_s, plan = _cpu(lambda: make_plan(here, asked))
+    placed = Counter((run.priority, run.kind == "serve") for run in plan.placements)
+    reached = [placed[priority, serves] for priority in PRIORITIES for serves in (True, False)]
+    bound = [-number for number in aimed.placed] if aimed else []
+    return {
+        "workloads": count,
+        "cards": cards,
+        "seed": seed,
+        "placed": sum(reached),
+        "bound": sum(bound),
+        "first_four": reached[:4] == bound[:4],
+        "low": f"{sum(reached[4:])} of {sum(bound[4:])}",
+        "cpu_seconds": round(cpu_s, 2),
+    }
+
+
+def measure_largest(count: int, cards: int) -> dict[str, object]:
+    """Files to plan in a process of its own: CPU of reading and of planning, and the most memory it took."""
+    code = (
+        "import json, resource, sys, time; sys.path[:0] = sys.argv[3:]\n"
+        "from pathlib import Path\n"
+        "from aim_profile.plans.fleet import load_fleet\n"
+        "from aim_profile.plans.make import make_plan\n"
+        "from aim_profile.plans.workload import load_workloads\n"
+        "begun = time.process_time(); fleet, asked = load_fleet(Path(sys.argv[1])), load_workloads(Path(sys.argv[2]))\n"
+        "read = time.process_time(); placed = len(make_plan(fleet, asked).placements); done = time.process_time()\n"
+        "memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "print(json.dumps({'placed': placed, 'read_s': round(read - begun, 2), 'plan_s': round(done - read, 2),"
+        " 'memory_mib': memory}))"
+    )
+    from loaded_fleets import loaded_texts
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("fleet.json", "workloads.json")]
+        for file, text in zip(files, loaded_texts(count, cards, 1), strict=True):
+            file.write_text(text, encoding="utf-8")
+        command = [sys.executable, "-c", code, *map(str, files), *SOURCES]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    return {"workloads": count, "cards": cards, **json.loads(answer)}
+
+
+def growth(rows: list[dict[str, object]]) -> float:
+    """The exponent by which planning grows from the second largest to the largest: 1 is linear."""
+    (small, large) = ((int(str(row["workloads"])), float(str(row["plan_s"]))) for row in rows[-2:])
+    return round(math.log(large[1] / small[1]) / math.log(large[0] / small[0]), 2)
+
+
+def plain_table(title: str, rows: list[dict[str, object]]) -> None:
+    print(f"\n{title}")
+    print("".join(f"{name:>14}" for name in rows[0]))
+    for row in rows:
+        print("".join(f"{value!s:>14}" for value in row.values()))
+
+
 def compare_with_exact(instances: int) -> dict[str, object] | None:
     """Small fleets: the heuristic beside CP-SAT, both objective values and times."""
     try:
@@ -226,6 +296,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
+    sys.path[:0] = SOURCES
     sizes = SIZES[:3] if options.quick else SIZES
     measure("as found", 100, 1)  # catalogue files are read once
     rows = [measure(case, size, 1 if options.quick else 3) for case in CASES for size in sizes]
@@ -237,12 +308,18 @@ def main() -> None:
             measure_command(size, Path(folder)) for size in (COMMAND_SIZES[:1] if options.quick else COMMAND_SIZES)
         ]
     command_table(command)
+    sizes_loaded = ((LOADED[0][0], LOADED[0][1], 1),) if options.quick else LOADED
+    crowded = [measure_loaded(count, cards, seed) for count, cards, most in sizes_loaded for seed in range(1, most + 1)]
+    plain_table("loaded fleets: placed of what the totals allow", crowded)
+    largest = [measure_largest(count, cards) for count, cards in (LARGEST[:2] if options.quick else LARGEST)]
+    plain_table("loaded fleets, from files, each in a process of its own", largest)
+    print(f"growth exponent of planning: {growth(largest)}")
     peer = compare_with_exact(3 if options.quick else 10)
     if peer is not None:
         print(f"CP-SAT: {peer}")
-    options.json.write_text(
-        json.dumps({"sizes": rows, "replan": again, "command": command, "cp_sat": peer}, indent=2) + "\n"
-    )
+    measured = {"sizes": rows, "command": command, "loaded": crowded, "largest": largest, "growth": growth(largest)}
+    measured |= {"replan": again, "cp_sat": peer}
+    options.json.write_text(json.dumps(measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":

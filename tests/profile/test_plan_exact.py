@@ -1,6 +1,6 @@
-"""The heuristic beside CP-SAT on random small fleets: at most 1 % over the optimum, level by level.
+"""The heuristic beside CP-SAT on random small fleets: the optimum, but that a few may take more cards.
 
-50 fleets and 2 % as a test; ``make soak`` plans ``SOAK_FLEETS``.
+20 fleets as a test, of which one may take more cards; ``make soak`` plans ``SOAK_FLEETS``, of which 1 % may.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from aim_profile.plans.workload import Workload, Workloads, parse_workloads, wor
 
 cp_model = pytest.importorskip("ortools.sat.python.cp_model", reason="OR-Tools is the extra `exact`")
 
-FLEETS = int(os.environ.get("SOAK_FLEETS", "50"))
-ALLOWED = 0.01 if FLEETS >= 200 else 0.02  # of replicas, cards and changes; a few fleets say less
+FLEETS = int(os.environ.get("SOAK_FLEETS", "20"))
+WORSE = max(1, FLEETS // 100)
 EFFORT = 10_000
 MODELS = (
     ("Qwen/Qwen3-4B", "bf16"),
@@ -72,9 +72,8 @@ def _wishes(chance: random.Random, at: int) -> dict[str, object]:
     return asked
 
 
-def test_the_heuristic_is_within_one_percent_of_the_optimum():
-    """Each level is compared on the fleets where the levels before it are equal; few may differ earlier."""
-    placed = best_placed = changes = best_changes = cards = best_cards = proven = alike = 0
+def test_the_heuristic_is_the_optimum_and_seldom_takes_a_card_more():
+    worse, proven = [], 0
     for seed in range(FLEETS):
         fleet, workloads, options = instance(seed)
         problem = make_problem(fleet, workloads, PlanOptions.model_validate(options))
@@ -84,19 +83,11 @@ def test_the_heuristic_is_within_one_percent_of_the_optimum():
         best = _score(plan, problem)
         proven += plan.totals.proven
         assert best <= fast, f"fleet {seed}: the optimum is worse than the heuristic"
-        placed, best_placed = placed - sum(fast[:6]), best_placed - sum(best[:6])
-        if fast[:6] == best[:6]:
-            alike += 1
-            changes, best_changes = changes + sum(fast[6:9]), best_changes + sum(best[6:9])
-            cards, best_cards = cards + fast[9], best_cards + best[9]
-    figures = f"placed {placed} of {best_placed}; alike {alike} of {FLEETS}: cards {cards} for {best_cards}, "
-    figures += f"changes {changes} for {best_changes}; {proven} proven"
-    print(figures)
-    assert proven >= 0.97 * FLEETS, figures
-    assert placed >= (1 - ALLOWED) * best_placed, figures
-    assert alike >= 0.95 * FLEETS, figures
-    assert cards <= (1 + ALLOWED) * best_cards, figures
-    assert changes <= (1 + ALLOWED) * best_changes, figures
+        assert fast[:-1] == best[:-1], f"fleet {seed}: {fast} for {best}"
+        worse += [f"fleet {seed}: {fast[-1]} cards for {best[-1]}"] if fast != best else []
+    print(f"{len(worse)} of {FLEETS} take more cards, {proven} proven", *worse, sep="; ")
+    assert proven >= 0.97 * FLEETS
+    assert len(worse) <= WORSE, worse
 
 
 def _score(plan: Plan, problem: Problem) -> tuple[int, ...]:

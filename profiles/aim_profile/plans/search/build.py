@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import NamedTuple
 
-from .aggregate import Aim, PoolKey, class_of, pool_of
+from .aggregate import Aim, PoolKey
 from .bins import Bin, Found, Held, slot_of, switching
 from .problem import LEVELS, Job, Modes, PlanNode, Problem, Running
 from .state import State
@@ -128,12 +128,14 @@ class Builder:
         self.state = onto or State(problem, modes, strategy.fraction_first, chance)
         self.left = [0 if onto else job.workload.replicas for job in problem.jobs]
         self.running: dict[int, list[Running]] = {}
-        self.named = aim.named if aim else frozenset()
+        self.terms = aim.terms if aim else None
         self.shares = {key: dict(shares) for key, shares in aim.shares.items()} if aim else {}
 
     def build(self) -> State:
         self._keep_running()
-        if self.strategy.lenient:
+        if self.terms is not None:
+            self._place_meant()
+        elif self.strategy.lenient:
             for job in sorted(self.problem.jobs, key=lambda job: (job.own_level, job.rank, job.index)):
                 if job.pin is not None and not job.affinity:
                     self._place_special(job)
@@ -200,11 +202,8 @@ class Builder:
             # What cares where it stands is a shape of its own.
             shapes.setdefault(-1 - job.index if job.constrained else job.shape, []).append(job)
         ordered = sorted(shapes.values(), key=lambda same: self._turn(same[0]))
-        for same in ordered if self.shares else ():
-            if same[0].constrained:
-                self._place_special(same[0])
-            else:
-                self._fill_meant(same)
+        for same in ordered if self.terms else ():
+            self._fill_meant(same)
         for _ in range(1 + any(job.affinity for job in jobs)):
             for same in ordered:
                 if same[0].constrained:
@@ -245,7 +244,7 @@ class Builder:
 
     def _meant(self, job: Job) -> Found | None:
         """The best place in the pools it is meant for, while they want more of it."""
-        for (kind, node), number in self.shares.get(class_of(job, self.named), {}).items() if self.shares else ():
+        for (kind, node), number in self._shares(job).items():
             if number > 0:
                 option = {kind: job.options[kind]}
                 found = self.state.find_on(job, (node,), option) if node >= 0 else self.state.find(job, option)
@@ -255,8 +254,8 @@ class Builder:
 
     def _place(self, job: Job, found: Found, running: Running | None = None) -> Held:
         self.left[job.index] -= 1
-        if self.shares and (shares := self.shares.get(class_of(job, self.named))):
-            pool = self._pool(found)
+        if (shares := self._shares(job)) and self.terms:
+            pool = self.terms.pool_of(found.bin.kind.number, found.bin.node)
             shares[pool] = shares.get(pool, 0) - 1
         return self.state.place(job, found, running)
 
@@ -277,20 +276,30 @@ class Builder:
             self.state.remove(found.bin, held)
         return False
 
+    def _place_meant(self) -> None:
+        """What cares where it stands goes there first, whatever its level: the aim keeps room for all it says."""
+        picky = [job for job in self.problem.jobs if job.constrained or job.rank < 0]
+        for job in sorted(picky, key=lambda job: (job.rank, job.pin is None, job.own_level, job.index)):
+            self._fill_meant([job])
+
     def _fill_meant(self, same: list[Job]) -> None:
         """Place what the aim says of jobs of one shape, where it says."""
         last: Found | None = None
         for job in same:
             while self.left[job.index]:
                 again = self._still_best(job, last)
-                wanted = again and self.shares[class_of(job, self.named)].get(self._pool(again), 0) > 0
-                last = again if wanted else self._meant(job)
+                last = again if again and self._wants(job, again) else self._meant(job)
                 if last is None:
                     return
                 self._place(job, last)
 
-    def _pool(self, found: Found) -> PoolKey:
-        return pool_of(found.bin.kind.number, found.bin.node, self.named)
+    def _shares(self, job: Job) -> dict[PoolKey, int]:
+        """How many more of its class each pool wants."""
+        return self.shares.get(self.terms.class_of(job), {}) if self.terms else {}
+
+    def _wants(self, job: Job, found: Found) -> bool:
+        assert self.terms is not None
+        return self._shares(job).get(self.terms.pool_of(found.bin.kind.number, found.bin.node), 0) > 0
 
     def _fill(self, shapes: list[list[Job]]) -> None:
         """Place all that fits. Jobs of one shape fit alike: the first failure ends the shape."""
@@ -304,7 +313,7 @@ class Builder:
 
     def _still_best(self, job: Job, last: Found | None) -> Found | None:
         """The bin the last replica of this shape took, while there is room: it got fuller, so none is better."""
-        if last is None or job.limit is not None or self.strategy.seed:
+        if last is None or job.limit is not None or self.strategy.seed or job.constrained:
             return None
         return last if last.bin.free >= job.options[last.bin.kind.number].devices else None
 

@@ -227,7 +227,8 @@ class _Model:
                 taken += open_
                 pinned.append(open_)
             if pinned:
-                self.program.add(sum(pinned) <= 1)
+                card = cards[number if self.problem.kinds[kind].whole else 0]
+                self.program.add(sum(pinned) <= self._in_kind(node, card, kind))
         self.program.add(taken <= per_card * sum(self._in_kind(node, at, kind) for at in cards))
 
     def _shared_device(self, node: int, site: int, kind: int, number: int, sharing: list[Job]) -> Any:

@@ -35,16 +35,17 @@ def solve(problem: Problem) -> State:
     """
     cost = problem.replicas + sum(len(node.cards) for node in problem.nodes) + 1
     tries = max(1, problem.effort // cost)
-    aimed = aim(problem)
-    wide = with_avoided(problem) if any(job.avoided for job in problem.jobs) else None
-    wider = aim(wide) if wide and aimed and sum(aimed.placed) < _placeable(problem) else None
-    if wide and aimed and wider and wider.placed > aimed.placed:
-        best, left = _constructed(wide, wider, tries)
-        return _settled(improve(wide, best, left))
+    wide = with_avoided(problem) if any(job.avoided for job in problem.jobs) else problem
+    aimed = aim(wide)
+    if aimed and aimed.unproven:
+        best, left = _constructed(wide, aimed, tries)
+        return _settled(best if aimed.reached(best) else improve(wide, best, left))
     best, left = _constructed(problem, aimed, tries)
-    if sum(best.placed) == _placeable(problem) or not wide:
+    if aimed and aimed.reached(best):
+        return best
+    if sum(best.placed) == _placeable(problem) or wide is problem:
         return improve(problem, best, left)
-    found, left = _constructed(wide, wider or aimed, max(1, left))
+    found, left = _constructed(wide, aimed, max(1, left))
     return _settled(improve(wide, min(found, best, key=State.score), left))
 
 
@@ -61,7 +62,7 @@ def _constructed(problem: Problem, aimed: Aim | None, tries: int) -> tuple[State
     lenient_only = not _leniency_matters(problem)
     best: State | None = None
     for strategy, (start, meant) in product(_STRATEGIES, starts):
-        if best is not None and is_best(best):
+        if best is not None and (is_best(best) or (aimed and aimed.reached(best))):
             break
         # The strict strategy always gets its turn where it matters: a pin never outranks a priority.
         if (tries > 0 or strategy == _STRATEGIES[1]) and (strategy.lenient or not lenient_only):

@@ -23,9 +23,13 @@ Terms = Mapping[int, float]
 
 
 class Program:
-    """Variables, rows over them, and (in `solve`) objectives. Variables are named by their number."""
+    """Variables, rows over them, and (in `solve`) objectives. Variables are named by their number.
 
-    def __init__(self) -> None:
+    small: no variable is harder than others, so that `solve` finds all at once.
+    """
+
+    def __init__(self, *, small: bool = False) -> None:
+        self._small = small
         self._upper: list[float] = []
         self._hard: list[bool] = []
         self._rows: list[tuple[float, Terms, float]] = []
@@ -51,8 +55,8 @@ class Program:
         answer was found within the bounds. Every objective has whole factors.
         """
         answer = self._in_turn(self._solver(), objectives)
-        if answer is None:
-            return None
+        if answer is None or self._small:
+            return None if answer is None else [round(value) for value in answer]
         fixed = {at: round(answer[at]) for at, hard in enumerate(self._hard) if hard}
         whole = self._in_turn(self._solver(fixed), objectives)
         return None if whole is None else [round(value) for value in whole]
@@ -66,7 +70,7 @@ class Program:
             answer = found
             columns = np.fromiter(terms, dtype=np.int32, count=len(terms))
             factors = np.fromiter(terms.values(), dtype=np.float64, count=len(terms))
-            reached = ceil(sum(factor * answer[at] for at, factor in terms.items()) - 1e-6)
+            reached = ceil(_value(terms, answer) - 1e-6)
             solver.addRow(-INFINITY, reached, len(terms), columns, factors)
         return answer
 
@@ -78,7 +82,7 @@ class Program:
             "mip_max_nodes": _MOST_NODES,
             "simplex_iteration_limit": _MOST_ITERATIONS,
             "mip_rel_gap": 0.0,
-            "mip_abs_gap": 0.99,  # objectives are whole numbers
+            "mip_abs_gap": 0.3,  # objectives are whole numbers, or nearly: a fraction of a replica is none
         }
         for name, value in options.items():
             solver.setOptionValue(name, value)
@@ -94,7 +98,7 @@ class Program:
         model.col_cost_ = np.zeros(columns)
         model.col_lower_ = np.array([given.get(at, 0) for at in range(columns)], dtype=np.float64)
         model.col_upper_ = np.array([given.get(at, most) for at, most in enumerate(self._upper)], dtype=np.float64)
-        model.integrality_ = [_TYPES[fixed is not None or hard] for hard in self._hard]
+        model.integrality_ = [_TYPES[self._small or fixed is not None or hard] for hard in self._hard]
         model.row_lower_ = np.array([low for low, _, _ in self._rows], dtype=np.float64)
         model.row_upper_ = np.array([high for _, _, high in self._rows], dtype=np.float64)
         model.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
@@ -111,10 +115,15 @@ def _least(solver: Solver, terms: Terms, columns: int, known: list[float] | None
     for at, factor in terms.items():
         costs[at] = factor
     solver.changeColsCost(columns, np.arange(columns, dtype=np.int32), costs)
-    if known is not None:
-        solver.setSolution(columns, np.arange(columns, dtype=np.int32), np.array(known, dtype=np.float64))
+    solver.clearSolver()  # a start from the answer before may end with it, though a better one is reported
     solver.run()
     solution = solver.getSolution()
     if not solution.value_valid or solver.getInfo().primal_solution_status != highspy.kSolutionStatusFeasible:
         return known
-    return list(solution.col_value)
+    found = list(solution.col_value)
+    # Where the search ended at its bound, what was known may be better.
+    return found if known is None or _value(terms, found) <= _value(terms, known) else known
+
+
+def _value(terms: Terms, answer: list[float]) -> float:
+    return sum(factor * answer[at] for at, factor in terms.items())
