@@ -91,9 +91,7 @@ def plan_day(
 
 
 def _parts(workloads: Workloads) -> Sequence[Window]:
-    """Parts of the day; neighbours in which the same run are one."""
-    windows = {window_of(each.window) for each in workloads.workloads if each.window}
-    return parts_of_day(windows)
+    return parts_of_day({window_of(each.window) for each in workloads.workloads if each.window})
 
 
 def _active(workloads: Workloads, part: Window) -> Workloads:
