@@ -101,8 +101,8 @@ def _work(run: Run, rank: int, workers: int, meeting: str) -> None:
 
 
 def search_that_dies(job: FineTuningJob, root: Path, environment: Mapping[str, str], at: int) -> int | None:
-    """A search in a process that kills itself when it is to choose its `at`-th trial, once Tune has written down all
-    before it. Its exit code.
+    """A search in a process that kills itself once its `at`-th trial is chosen and Tune has written that down. Its
+    exit code.
     """
     process = forked(_search, job, root, environment, at)
     process.start()
@@ -111,26 +111,22 @@ def search_that_dies(job: FineTuningJob, root: Path, environment: Mapping[str, s
 
 
 def _search(job: FineTuningJob, root: Path, environment: Mapping[str, str], at: int) -> None:
-    os.environ.update(environment, TUNE_GLOBAL_CHECKPOINT_S="0")
-    from aim_trainer.search import tuner
+    os.environ.update(environment)
+    from ray.tune.execution.tune_controller import TuneController
+
     from aim_trainer.search.search import search
 
-    suggest, chosen = tuner._WithinBudget.suggest, list[str]()
+    write_down = TuneController.checkpoint
 
-    def dies(self: tuner._WithinBudget, trial: str) -> Any:
-        if len(chosen) == at - 1:
-            while not all(_told(root, each) for each in chosen):
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGKILL)
-        chosen.append(trial)
-        return suggest(self, trial)
+    def dies(self: Any, *given: Any, **named: Any) -> None:
+        if len(self.get_trials()) < at:
+            write_down(self, *given, **named)
+            return
+        write_down(self, force=True, wait=True)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    tuner._WithinBudget.suggest = dies  # type: ignore[method-assign]
+    TuneController.checkpoint = dies
     search(job, RunDirectory(root))
-
-
-def _told(root: Path, trial: str) -> bool:
-    return any(trial in state.read_text() for state in root.glob("ray/tune/experiment_state-*.json"))
 
 
 class Struck(NamedTuple):

@@ -19,6 +19,7 @@ from aim_trainer.search.results import Found
 from aim_trainer.search.search import search
 from aim_trainer.search.trial import Given, prepared, run_trial, trial_job
 from aim_trainer.worker import work
+from killed_runs import search_that_dies
 from ray_session import Cluster
 from tiny_models import conversations, tokenizer
 from tiny_runs import tiny_job
@@ -49,14 +50,23 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def done(
     tiny: Callable[[str], Path], rows: Path, ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Found, Path]]:
-    """Four trials, one after the other; by this seed a good rate twice, a bad one, and a length that fits no row."""
+    """Four trials, one after the other; by this seed a good rate twice, a bad one, and a length that fits no row. The
+    search is killed after the first, and goes on.
+    """
     import ray
 
     root = tmp_path_factory.mktemp("search") / "found"
+    job = searching(tiny("llama"), rows, algorithm="random", seed=4)
+    # A Ray of this process's own has left another mode.
+    given = {"RAY_ADDRESS": ray_cluster.address, "RAY_AUTH_MODE": "disabled"}
+    assert search_that_dies(job, root, given, at=2) == -9
+    kept = "".join(state.read_text() for state in root.glob("ray/tune/experiment_state-*.json"))
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_ADDRESS", ray_cluster.address)
-        environment.setenv("RAY_AUTH_MODE", "disabled")  # a Ray of this process's own has left another
-        yield search(searching(tiny("llama"), rows, algorithm="random", seed=4), RunDirectory(root)), root
+        for name, value in given.items():
+            environment.setenv(name, value)
+        found = search(job, RunDirectory(root))
+        assert any(trial.name in kept for trial in found.trials)  # it was gone on with, not begun anew
+        yield found, root
         ray.shutdown()
 
 
