@@ -100,7 +100,8 @@ class GpuNodes:
             try:
                 self._look(node)
             except (httpx.HTTPStatusError, ApiError) as refused:
-                if refused.response.status_code not in (404, 409):  # gone, or changed, since it was looked at
+                # Gone, or changed, since it was looked at; 500: kubectl's proxy, of a server that is started anew.
+                if refused.response.status_code not in (404, 409, 500):
                     raise
 
     @contextmanager

@@ -102,7 +102,9 @@ def test_a_plan_and_a_job_go_on_where_a_killed_operator_left_them(kubernetes: Cl
         node.silent = False
         kubernetes.patch(f"{JOBS}/bot/status", {"status": {"trainerStatus": TOLD}})
         kubernetes.patch(f"{RAY_JOBS}/bot/status", {"status": {"jobDeploymentStatus": "Retrying", "failed": 1}})
-        with operator(kubernetes, tmp_path, name="second", webhooks=False):
+        # Long enough for a real server to be started anew in the middle of it.
+        patient = () if kubernetes.collects else ("--lease-duration", "30", "--renew-deadline", "29")
+        with operator(kubernetes, tmp_path, *patient, name="second", webhooks=False):
             goes_on(kubernetes, nodes, node)
             is_told_of_paused_and_deleted(kubernetes)
             is_edited_and_deleted(kubernetes)

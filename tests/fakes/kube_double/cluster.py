@@ -143,34 +143,37 @@ class Cluster:
     def wait_for(self, path: str, name: str, holds: Callable[[Object], bool]) -> Object:
         """The object of the collection at `path` once it is as asked for. Raises AssertionError: it never was."""
         seen: Object | None = None
-        for what, seen in self._changes(path, name):
-            if what != "DELETED" and holds(seen):
+        for seen in self._states(path, name):
+            if seen is not None and holds(seen):
                 return seen
         raise AssertionError(f"{path}/{name} never came to be so; it is {json.dumps(seen, indent=1)}")
 
     def wait_gone(self, path: str, name: str) -> None:
         """Returns once no such object is there."""
-        if not self.exists(f"{path}/{name}"):
-            return
-        for what, _ in self._changes(path, name):
-            if what == "DELETED":
-                return
-            if not self.exists(f"{path}/{name}"):
+        for seen in self._states(path, name):
+            if seen is None:
                 return
         raise AssertionError(f"{path}/{name} is still there")
 
-    def _changes(self, path: str, name: str) -> Iterator[tuple[str, Object]]:
-        """What is there, then each change, for as long as a test waits. A watch that ends is begun anew, as clients do:
-        a real server ends them with 410, and with 504 where its cache is behind its storage."""
+    def _states(self, path: str, name: str) -> Iterator[Object | None]:
+        """What it is and becomes, for as long as a test waits; None: it is not there.
+
+        Listed, then watched from there, and anew where a watch ends, as clients do: one that names no version has to
+        wait until a server's cache is as new as its storage, which an old etcd does not tell while others are written.
+        """
         until = time.monotonic() + _PATIENCE_S
+        picked = {"fieldSelector": f"metadata.name={name}"}
         while (left := until - time.monotonic()) > 0:
-            query = {"watch": "1", "fieldSelector": f"metadata.name={name}", "timeoutSeconds": str(int(left) + 1)}
+            listed = self.read(path, **picked)
+            yield next(iter(listed["items"]), None)
+            query = {**picked, "watch": "1", "timeoutSeconds": str(int(left) + 1)}
+            query["resourceVersion"] = listed["metadata"]["resourceVersion"]
             with self._http.stream("GET", path, params=query) as response:
                 for line in response.iter_lines():
                     told = json.loads(line)
                     if told["type"] == "ERROR":
                         break
-                    yield told["type"], told["object"]
+                    yield None if told["type"] == "DELETED" else told["object"]
 
     def expire_watches(self) -> None:
         """Every watch is told 410 and must list anew."""

@@ -1,7 +1,7 @@
 """A real API server for the tests marked `cluster`: etcd and kube-apiserver, as Kubernetes' envtest has them.
 
-    export KUBEBUILDER_ASSETS=$(setup-envtest use -p path 1.34)
-    pytest -m cluster tests/operator
+    export KUBEBUILDER_ASSETS=$(setup-envtest use -p path 1.35)
+    pytest -m cluster tests/operator tests/manifests
 
 A server of its own for each test or file, gone with it. There is no controller beside it: nothing collects what is
 owned, schedules or runs; tests that need one are not marked. A cluster of yours (kind) is nothing for these tests: they
