@@ -35,7 +35,7 @@ def charts() -> list[Object]:
 def dry_run(kubernetes: Cluster, objects: list[Object]) -> list[str]:
     """A line for each, as kubectl says it. Raises KubectlFailed."""
     listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
-    flags = ["--server-side", "--dry-run=server", "--validate=strict", "-f", "-"]
+    flags = ["--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-"]
     return kubernetes.kubectl("apply", *flags, stdin=listed).splitlines()
 
 
