@@ -42,7 +42,7 @@ def test_a_cluster_gets_as_many_objects_as_this() -> None:
         "LimitRange": 1,
         "LocalQueue": 1,
         "Namespace": 1,
-        "NetworkPolicy": 8,
+        "NetworkPolicy": 9,
         "PodDisruptionBudget": 3,
         "ResourceClaimTemplate": 121,
         "ResourceQuota": 1,

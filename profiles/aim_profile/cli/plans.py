@@ -71,8 +71,9 @@ def plan(
     _refuse_stdout(svg, out)
     files = {"current": current, "previous": previous, "exact": options.exact or None}
     file = read_parsed(workloads, WorkloadError)
+    there, asked = _fleet(fleet, strict), workloads_from(file)
     try:
-        found = _planned(_fleet(fleet, strict), workloads_from(file), options, files, known, at)
+        found = _planned(there, asked, options, files, known, at)
     except WorkloadError as problem:
         raise with_line(problem, file) from problem
     if isinstance(found, DayPlan):
