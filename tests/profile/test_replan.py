@@ -53,6 +53,16 @@ def test_one_workload_more_moves_nobody():
     assert [card.was for card in found.plan.cards] == [card.mode for card in plan.cards]
 
 
+def test_a_card_more_beside_cards_in_several_modes_moves_nobody():
+    options = BRIEF.model_copy(update={"allow_mixed_compute": True})
+    fleet = "nodes: [{{name: n, gpu: MI355X, cards: {}, compute_partition: SPX}}]"
+    asked = ("{name: a, memory: 120GiB, priority: high}", "{name: b, memory: 60GiB, replicas: 4, priority: high}")
+    plan = make_plan(parse_fleet(fleet.format(2)), work(*asked), options)
+    assert sorted(card.mode or "" for card in plan.cards) == ["DPX/NPS2", "QPX/NPS2"]
+    found = again(fleet.format(3), plan, *asked, "{name: c, memory: 120GiB, replicas: 2}", options=options)
+    assert (found.moved, found.started) == ({}, ("c/0", "c/1"))
+
+
 def test_planning_again_for_the_same_is_the_same():
     asked = ("{name: a, memory: 20GiB, replicas: 9}", "{name: b, memory: 150GiB}", "{name: c, memory: 900GiB}")
     plan = make_plan(parse_fleet(TWO_NODES), work(*asked), BRIEF)

@@ -181,12 +181,12 @@ def _is_as_asked(run: Placement, workload: Workload) -> bool:
 
 def in_the_modes_of(fleet: Fleet, plan: Plan) -> Fleet:
     """The fleet as it is once that plan was carried out: each card in the mode that the plan gave it, and one that the
-    plan does not know in the mode of its node, where that has but one.
+    plan does not know in the one that most cards of its node have: cards in several memory modes would be of no use.
     """
     planned = {(card.node, card.card): (card.gpu, card.mode) for card in plan.cards}
-    only: dict[str, set[tuple[str, str | None]]] = {}
+    usual: dict[str, Counter[tuple[str, str | None]]] = {}
     for known_card in plan.cards:
-        only.setdefault(known_card.node, set()).add((known_card.gpu, known_card.mode))
+        usual.setdefault(known_card.node, Counter())[known_card.gpu, known_card.mode] += 1
     modes_of: dict[tuple[object, ...], int] = {}
     known: dict[int, int] = {}
     made: dict[object, tuple[FleetCard, ...]] = {}
@@ -196,7 +196,7 @@ def in_the_modes_of(fleet: Fleet, plan: Plan) -> Fleet:
         for card in node.cards:
             if id(card.modes) not in known:
                 known[id(card.modes)] = modes_of.setdefault(_value(card), len(modes_of))
-            gpu, mode = planned.get((node.name, card.index)) or _single(only.get(node.name, set()))
+            gpu, mode = planned.get((node.name, card.index)) or _most(usual.get(node.name, Counter()))
             current = mode if gpu == node.gpu and mode and card.mode(mode) else card.current
             cards.append((card.index, current, card.hive, card.device_mib, known[id(card.modes)]))
         # Nodes that are alike share their cards: the planner looks at them once.
@@ -207,8 +207,9 @@ def in_the_modes_of(fleet: Fleet, plan: Plan) -> Fleet:
     return replace(fleet, nodes=tuple(nodes))
 
 
-def _single(modes: set[tuple[str, str | None]]) -> tuple[str, str | None]:
-    return next(iter(modes)) if len(modes) == 1 else ("", None)
+def _most(modes: Counter[tuple[str, str | None]]) -> tuple[str, str | None]:
+    """The first of the most frequent."""
+    return next((mode for mode, _ in modes.most_common(1)), ("", None))
 
 
 def _value(card: FleetCard) -> tuple[object, ...]:
