@@ -123,9 +123,12 @@ def the_node_is_killed(run_in: Callable[..., Run], _: Cluster, root: Path, momen
         time.sleep(moment_s)
         assert process.pid is not None
         (raylet,) = of_ray(psutil.Process(process.pid), "raylet/raylet")
+        workers = of_ray(psutil.Process(process.pid), "RayTrainWorker")
         raylet.kill()
         process.join(120)
         assert process.exitcode is not None
+    _, left = psutil.wait_procs(workers, 60)  # they take a while to see it, and write their steps till then
+    assert left == []
     if process.exitcode == 0:
         return run.losses()
     before = run.committed()[-1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,6 +37,9 @@ _HERE = ("localhost", "127.0.0.1", "[::1]")
 #: Without oras' own attempts: two minutes of pauses, for a missing password, too.
 _DO_REQUEST = inspect.unwrap(Registry.do_request)
 _ANSWERS_WITHIN_S = (10, 30)  # its connection, its answer
+#: Before each attempt. While another publisher writes what is asked for, docker-registry answers 500, or 400 to a
+#: manifest that names it.
+_PAUSES_S = (0.0, 0.1, 0.2, 0.4, 0.8)
 _GONE = (requests.exceptions.RequestException, OSError)
 
 
@@ -175,8 +179,15 @@ class Oci:
         accepted: tuple[int, ...] = (200,),
     ) -> requests.Response:
         url = path if path.startswith("http") else f"{self._base}/{path}"
-        with self._errors():
-            answer: requests.Response = _DO_REQUEST(self._registry, url, method, data=data, headers=dict(headers or {}))
+        streamed = data is not None and not isinstance(data, bytes)
+        for pause_s in (0.0,) if streamed else _PAUSES_S:
+            time.sleep(pause_s)
+            with self._errors():
+                answer: requests.Response = _DO_REQUEST(
+                    self._registry, url, method, data=data, headers=dict(headers or {})
+                )
+            if answer.status_code in (*accepted, 401, 403):
+                break
         if answer.status_code not in accepted:
             where = f"oci://{self._location}"
             why = f"{where}: {method} {path.partition('?')[0]} was answered {answer.status_code}"
