@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from aim_profile.files.trace import TracedRequest
 from aim_profile.gpus.catalog import by_name
 from aim_profile.models.load import by_id
 from aim_profile.serving.capacity import Asked, Evidenced
-from aim_profile.serving.observations import Observation, of_vendors
+from aim_profile.serving.observations import Observation, Row, of_vendors
 from aim_profile.sizing.asked import Promise, RequestShape
-from aim_profile.sizing.capacity import Engine, latency_range
+from aim_profile.sizing.capacity import Engine, Served, latency_range
 from aim_profile.sizing.constants import Constants, Observed
 from aim_profile.sizing.recorded import recorded_load
 from aim_profile.sizing.work import speeds_of, work_of
@@ -51,6 +52,14 @@ def constants(seen: Observation) -> Constants:
     return Constants(seen.observed(), seen.speeds)
 
 
+def ranges(seen: Observation, known: Constants) -> Iterator[tuple[Row, tuple[Served, Served]]]:
+    """Each row of a table, and what these constants expect of it: the slow end, and the quick one."""
+    assert seen.speeds is not None
+    for row in seen.rows:
+        engine = Engine(work_of(seen.model, seen.precision, row.shape), seen.speeds, row.shape, 10_000)
+        yield row, latency_range(engine, known, row.sequences)
+
+
 def test_the_published_tables_are_there_whole_with_whose_they_are() -> None:
     spx, dpx = observations()
     assert (len(spx.rows), len(dpx.rows)) == (10, 10)  # nine levels of load and one stream
@@ -63,11 +72,7 @@ def test_the_published_tables_are_there_whole_with_whose_they_are() -> None:
 
 def test_constants_of_the_published_whole_card_predict_every_row_of_its_halves() -> None:
     spx, dpx = observations()
-    known = constants(spx)
-    assert dpx.speeds is not None
-    for row in dpx.rows:
-        engine = Engine(work_of(dpx.model, dpx.precision, row.shape), dpx.speeds, row.shape, 10_000)
-        slow, quick = latency_range(engine, known, row.sequences)
+    for row, (slow, quick) in ranges(dpx, constants(spx)):
         assert quick.itl_ms <= row.itl_ms <= slow.itl_ms
         assert slow.itl_ms / quick.itl_ms <= 3
         assert slow.tokens_per_s <= row.sequences / row.itl_ms * 1000 <= quick.tokens_per_s
@@ -78,11 +83,7 @@ def test_constants_of_the_published_whole_card_predict_every_row_of_its_halves()
 
 def test_constants_of_the_halves_hold_the_whole_card_too() -> None:
     spx, dpx = observations()
-    known = constants(dpx)
-    assert spx.speeds is not None
-    for row in spx.rows:
-        engine = Engine(work_of(spx.model, spx.precision, row.shape), spx.speeds, row.shape, 10_000)
-        slow, quick = latency_range(engine, known, row.sequences)
+    for row, (slow, quick) in ranges(spx, constants(dpx)):
         assert quick.itl_ms <= row.itl_ms <= slow.itl_ms
 
 
