@@ -61,6 +61,18 @@ class Run:
             assert together(_work, [(self, rank, workers, f"file://{meeting}/here") for rank in range(workers)])
         return self.losses()
 
+    def paused(self, process: BaseProcess, patience_s: float) -> int:
+        """The step at whose end SIGTERM leaves it, before its last: that one is saved."""
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(patience_s)
+        assert process.exitcode == 143
+        step = max(self.losses())
+        assert self.job.spec.hyperparameters.max_steps is not None
+        assert step < self.job.spec.hyperparameters.max_steps
+        assert self.committed()[-1] == step
+        return step
+
     def losses(self) -> dict[int, tuple[str, str]]:
         """Step → (loss, gradient norm), to the last bit."""
         steps = [told.record for told in read_records(self.directory.metrics) if isinstance(told.record, Step)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -93,13 +92,7 @@ def test_sigterm_ends_the_step_and_saves_it(
     run = run_in(tmp_path)
     with run.begun() as process:
         wait_until(lambda: len(run.losses()) >= EVERY + 1, process)
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGTERM)
-        process.join(60)
-        assert process.exitcode == 143
-    paused = max(run.losses())
-    assert paused < STEPS
-    assert run.committed()[-1] == paused
+        paused = run.paused(process, 60)
     assert not run.directory.stop.exists()
     assert run.to_the_end() == uninterrupted
     assert run.resumed_from() == [paused]

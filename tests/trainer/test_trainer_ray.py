@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -95,13 +94,7 @@ def the_driver_is_killed(run_in: Callable[..., Run], cluster: Cluster, root: Pat
     run = run_in(root, 2, ray=True, environment=address(cluster))
     with run.begun() as process:
         wait_until(training(run), process)
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGTERM)
-        process.join(120)
-        assert process.exitcode == 143
-    paused = max(run.losses())
-    assert paused < STEPS
-    assert run.committed()[-1] == paused
+        paused = run.paused(process, 120)
     with run.begun() as process:
         wait_until(lambda: len(run.losses()) > paused, process)
         time.sleep(moment_s)
